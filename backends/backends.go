@@ -1,0 +1,122 @@
+// Package backends is the contract between the broker and whatever grants nodes: this
+// machine, hosts over SSH, Slurm, YARN. It holds interfaces and value types only;
+// implementations are leaves (local, fake, ...), and all.Backends lists them.
+//
+// The laws below are checked for every implementation by backendtest.Run.
+package backends
+
+import (
+	"context"
+	"io"
+
+	"launcher/wire"
+)
+
+// Capabilities are facts about a backend, as data.
+type Capabilities struct {
+	Name        string
+	Releasable  bool                                // nodes can be given back one by one
+	SharedFS    bool                                // nodes see the submitter's file system
+	MaxPerCall  int                                 // most nodes one Submit may ask for; 0 = any number
+	Cancellable bool                                // Cancel ends what runs
+	DefaultMin  func(o Options) int                 // min of a pool that names none
+	Limit       func(o Options) (n int, why string) // most nodes there can ever be; 0 = unknown
+}
+
+// Options is a pool's table as the loader read it: the keys that all pools share are
+// taken out, the rest belongs to the backend.
+type Options map[string]any
+
+// AllocState is ordered: pending < running < ended states.
+type AllocState uint8
+
+const (
+	Pending AllocState = iota
+	Running            // its agents start or run
+	Done               // ended as asked or by itself, cleanly
+	Failed             // could not start, or ended with an error
+	Lost               // the backend knows it died, or has never heard of it though it was submitted
+)
+
+func (s AllocState) Ended() bool { return s >= Done }
+
+// Request asks for nodes of a pool.
+type Request struct {
+	Token     string // the caller's, journalled before the call: Submit with a known token returns what it made
+	Cluster   string
+	Pool      string
+	Options   Options
+	Nodes     []wire.NodeID // names for the nodes asked for; len = how many
+	Epochs    []wire.Epoch  // their epochs
+	Join      Join
+	Home      string // LAUNCHER_HOME on this machine
+	Binary    string // the launcher binary on this machine
+	Resources *wire.Resources
+	Labels    map[string]string
+	Share     string
+	Grace     int64
+	Memory    string // [objects] memory
+	Spill     string
+}
+
+// Join is how an agent gets into the cluster. Key is secret: it travels by stdin or a
+// 0600 file, never on a command line, in an environment or in a script.
+type Join struct {
+	Addrs []string // where the head listens, best first
+	CA    []byte   // PEM of the cluster's CA certificate
+	Key   []byte
+}
+
+// Alloc is what a Submit made: one local agent, one job in a queue. Handle is opaque,
+// serialisable and enough for another process to find it again.
+type Alloc struct {
+	Token  string
+	Handle []byte
+	Nodes  []wire.NodeID
+}
+
+// Status is the state of an allocation. Why is the backend's own reason, in a line.
+type Status struct {
+	State AllocState
+	Why   string
+	// DeadNodes lists nodes of a running allocation that the backend knows to be dead.
+	DeadNodes []wire.NodeID
+	Deadline  int64 // unix seconds when it ends; 0 = never or unknown
+}
+
+// Backend grants nodes. All methods may be called concurrently, honour ctx, and return
+// errors of package errs whose Kind says whether to try again (errs.Retryable).
+//
+// Laws:
+//   - Submit with a token that has been submitted before returns the same allocations
+//     and starts nothing.
+//   - Submit either returns allocations covering every node of the request, or an error
+//     and leaves nothing running that Status by token would not find.
+//   - Status of an unknown handle is Lost, never an error. States never go backwards.
+//   - Cancel is idempotent; after it, Status reaches an ended state within its bound and
+//     no process of the allocation is left.
+//   - Allocs made by one process are found by another through Find and their handles.
+type Backend interface {
+	Capabilities() Capabilities
+	// Check validates a pool's own keys without touching anything: every fault at once.
+	Check(o Options) []Fault
+	Submit(ctx context.Context, r Request) ([]Alloc, error)
+	// Find looks submissions up by token, for a caller that died between Submit and
+	// writing down what it returned. A token that is not there is absent in the answer.
+	Find(ctx context.Context, cluster string, tokens []string) (map[string][]Alloc, error)
+	// Status is one call for many allocations; the answer has one entry per handle, in order.
+	Status(ctx context.Context, handles [][]byte) ([]Status, error)
+	Cancel(ctx context.Context, handles [][]byte) error
+	// DryRun writes exactly what Submit would send or start, secrets shown as their place.
+	DryRun(r Request, w io.Writer) error
+	Close() error
+}
+
+// Fault is one thing wrong with a pool's options: Key, what is wrong, what is allowed.
+type Fault struct{ Key, Msg string }
+
+// Watcher is implemented by backends that learn of ends without being asked. Watch sends
+// a handle whenever its Status should be asked again, until ctx ends.
+type Watcher interface {
+	Watch(ctx context.Context, handles [][]byte, changed chan<- int) error
+}

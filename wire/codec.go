@@ -1,0 +1,51 @@
+package wire
+
+import (
+	"reflect"
+
+	"github.com/ugorji/go/codec"
+
+	"launcher/internal/errs"
+)
+
+// handle encodes structs as arrays, strings as msgpack str and []byte as bin, and
+// refuses to build deep or unbounded values out of hostile input.
+var handle = func() *codec.MsgpackHandle {
+	h := &codec.MsgpackHandle{WriteExt: true}
+	h.StructToArray = true
+	h.RawToString = true
+	h.MapType = reflect.TypeFor[map[string]any]()
+	h.MaxDepth = 64
+	h.MaxInitLen = 4096
+	h.Canonical = true // maps in key order, so that journals and vectors are reproducible
+	return h
+}()
+
+// Marshal encodes a message.
+func Marshal(v any) []byte {
+	var b []byte
+	if err := codec.NewEncoderBytes(&b, handle).Encode(v); err != nil {
+		// Only types that msgpack cannot hold (channels, functions) get here.
+		panic("wire: cannot encode " + reflect.TypeOf(v).String() + ": " + err.Error())
+	}
+	return b
+}
+
+// Unmarshal decodes into v, a pointer. Fields that the sender did not know stay zero;
+// fields that we do not know are skipped. Bytes left over are an error.
+func Unmarshal(b []byte, v any) (err error) {
+	defer func() {
+		// The decoder panics on a few kinds of malformed input; that is the sender's fault.
+		if r := recover(); r != nil {
+			err = errs.New(errs.Corrupt, "malformed message for %T: %v", v, r)
+		}
+	}()
+	d := codec.NewDecoderBytes(b, handle)
+	if err := d.Decode(v); err != nil {
+		return errs.Wrap(errs.Corrupt, err, "malformed message for %T", v)
+	}
+	if n := d.NumBytesRead(); n != len(b) {
+		return errs.New(errs.Corrupt, "%d bytes after the message for %T", len(b)-n, v)
+	}
+	return nil
+}
