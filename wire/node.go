@@ -1,0 +1,85 @@
+package wire
+
+// NodeConfig is what a backend gives a node's first process (`launcher node`) on its
+// standard input, msgpack: everything the node needs to join, secrets included. It is
+// never written to disk; the supervisor keeps it in memory for the agents it starts.
+type NodeConfig struct {
+	Cluster      string
+	Node         NodeID
+	Epoch        Epoch
+	Pool         string
+	Token        string   // the submission's
+	Addrs        []string // of the head, best first
+	CA           []byte   // PEM
+	JoinKey      []byte   // one use; void after joining
+	Dir          string   // the node's directory: agent.sock, spool/, agent.log
+	CacheDir     string   // shared by the user's nodes on this machine: cache/
+	CPUs         []int    // cores this agent may use; nil = all that affinity and cgroups allow
+	Memory       int64    // bytes this agent may hand out; 0 = what detection finds
+	Resources    *Resources
+	Labels       map[string]string
+	Share        string
+	Grace        int64
+	ObjectMemory string // [objects] memory, for example "30%"
+	Spill        string
+	Deadline     int64
+	Ports        string // "20000-20100" or ""
+	Interface    string
+	CertLife     int64 // lifetime of certificates, nanoseconds; 0 = 24 h
+}
+
+// HeadConfig is clusters/NAME/head.config (msgpack, 0600), written by `up` and by Update.
+type HeadConfig struct {
+	Name         string
+	Dir          string // the cluster's state directory
+	Home         string
+	Binary       string
+	SpecPath     string
+	SpecText     string
+	Pools        []Pool
+	Grace        int64
+	Ports        string
+	Interface    string
+	ObjectMemory string
+	Spill        string
+	CertLife     int64
+}
+
+// Stream kinds of a session: the first two bytes of every stream.
+const (
+	StreamControl uint16 = 1 // agent <-> head: the messages of agent.go; one per session
+	StreamRequest uint16 = 2 // command or SDK -> head (or agent, which relays): client.go
+	StreamLogs    uint16 = 3 // agent -> head: LogBatch, answered by LogAck
+	StreamRing    uint16 = 4 // agent -> agent: RingOpen, then a collective's traffic
+)
+
+// Messages of the log stream.
+const (
+	MsgLogBatch uint16 = 0x0501
+	MsgLogAck   uint16 = 0x0502
+	MsgRingOpen uint16 = 0x0503
+)
+
+// LogBatch is a stretch of a node's spool of one job: whole log frames, zstd-compressed.
+// From and To are offsets in the spool; the head refuses a gap and ignores what it has.
+type LogBatch struct {
+	Job      JobID
+	Node     NodeID
+	Epoch    Epoch
+	From, To int64
+	Zstd     []byte
+}
+
+// LogAck: the record has the spool of Job up to To.
+type LogAck struct {
+	Job JobID
+	To  int64
+}
+
+// RingOpen opens the stream that a node sends its part of a gang's collectives on, to
+// the next node of the ring.
+type RingOpen struct {
+	Gang Try
+	From NodeID
+	Lane uint32 // 0 .. lanes-1, when several connections carry one ring
+}
