@@ -1,0 +1,43 @@
+# Sourced by the acceptance scripts: verdict lines, and running things as the two plain
+# users (root only sets up). Each script prints `PASS|FAIL|SKIP point evidence`.
+set -uo pipefail
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+cd "$ROOT" || exit 1
+pass() { printf 'PASS %s %s\n' "$1" "$(tr '\n' ' ' <<<"${2:-}" | cut -c1-300)"; }
+fail() { printf 'FAIL %s %s\n' "$1" "$(tr '\n' ' ' <<<"${2:-}" | cut -c1-600)"; }
+skip() { printf 'SKIP %s %s\n' "$1" "${2:-}"; }
+# check POINT EVIDENCE CONDITION...: PASS when the condition command succeeds.
+check() { local p=$1 e=$2; shift 2; if "$@"; then pass "$p" "$e"; else fail "$p" "$e"; fi; }
+now_ms() { date +%s%3N; }
+is_root() { [ "$(id -u)" = 0 ]; }
+t1() { "$ROOT/scripts/as-user" env LAUNCHER_HOME="$LAUNCHER_HOME" PATH="$ROOT/.build:$PATH" "$@"; }
+t2() { AS_USER=launcher-t2 "$ROOT/scripts/as-user" env LAUNCHER_HOME="$LAUNCHER_HOME" PATH="$ROOT/.build:$PATH" "$@"; }
+# eventually SECONDS COMMAND...: polls until it succeeds.
+eventually() { local end=$((SECONDS + $1)); shift; until "$@"; do ((SECONDS < end)) || return 1; read -rt 0.05 <> <(:) || true; done; }
+# gotest POINT PACKAGE REGEXP: a point that Go tests show; they must run, and as the plain user.
+gotest() {
+	local out n
+	out=$(go test -exec "$ROOT/scripts/as-user" -count=1 -v -timeout 300s "$2" -run "$3" 2>&1)
+	local rc=$?
+	n=$(grep -cE '^--- PASS' <<<"$out")
+	if [ $rc = 0 ] && [ "$n" -gt 0 ] && ! grep -qE '^\s*--- SKIP' <<<"$out"; then
+		pass "$1" "$n tests of $2 ($3), $(grep -E '^ok' <<<"$out" | awk '{print $3}' | tail -1)"
+	else
+		fail "$1" "$2 $3: $(grep -E -- '--- (FAIL|SKIP)|^FAIL|panic|no test' <<<"$out" | head -5)"
+	fi
+}
+WORK=$(mktemp -d /tmp/accept.XXXXXX)
+chmod 755 "$WORK"
+export LAUNCHER_HOME=$WORK/home
+if is_root; then chown launcher-t1 "$WORK"; fi
+unset LAUNCHER_CLUSTER LAUNCHER_SOCKET
+# markers of processes of this run: everything launcher starts carries LAUNCHER_HOME or lies below it
+ours() { { grep -lzs -F "$WORK" /proc/[0-9]*/environ /proc/[0-9]*/cmdline 2>/dev/null || true; } | cut -d/ -f3 | sort -un | while read -r p; do
+	exe=$(readlink "/proc/$p/exe" 2>/dev/null) || continue
+	case $exe in *launcher*) echo "$p" ;; *) tr '\0' '\n' <"/proc/$p/environ" 2>/dev/null | grep -q '^LAUNCHER_TASK_ID=' && echo "$p" ;; esac; done; }
+cleanup() {
+	t1 launcher down --all >/dev/null 2>&1 || true
+	for p in $(ours); do kill -9 "$p" 2>/dev/null; done
+	rm -rf "$WORK"
+}
+trap cleanup EXIT
