@@ -21,8 +21,11 @@ func Scan(f io.ReaderAt, base, size int64, first uint64, fn func(seq uint64, pay
 		if err != nil {
 			return end, next, err
 		}
-		if rec == nil || binary.LittleEndian.Uint64(rec[12:]) != next {
+		if rec == nil {
 			return end, next, r.damage(end, next)
+		}
+		if seq := binary.LittleEndian.Uint64(rec[12:]); seq != next {
+			return end, next, errs.New(errs.Corrupt, "damaged at offset %d: record %d stands where record %d should", end, seq, next)
 		}
 		if fn != nil {
 			if err := fn(next, rec[Header:len(rec):len(rec)]); err != nil {
