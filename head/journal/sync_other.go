@@ -1,0 +1,5 @@
+//go:build !linux
+
+package journal
+
+func dataSync(f file) error { return f.Sync() }

@@ -1,0 +1,150 @@
+package journal
+
+import (
+	"time"
+
+	"launcher/internal/errs"
+)
+
+// maxWrite bounds what is written at once, so that those who wait for the first records
+// of a long queue do not wait for all of it.
+const maxWrite = 4 << 20
+
+// write is the writer: it ends when quit is closed or the journal failed.
+func (j *Journal) write() {
+	defer close(j.done)
+	defer func() { _ = j.seg.f.Close() }()
+	retry := time.NewTimer(0)
+	<-retry.C
+	for {
+		batch, rotate := j.take()
+		if len(batch) == 0 && !rotate {
+			select {
+			case <-j.wake:
+				continue
+			case <-j.quit:
+				j.fail(errClosed())
+				return
+			}
+		}
+		err := j.commit(batch, rotate)
+		if errs.Is(err, errs.Fenced) {
+			j.opts.Log.Error("journal: replaced", "err", err)
+			j.fail(err)
+			return
+		}
+		j.settle(batch, rotate, err)
+		if err == nil {
+			continue
+		}
+		retry.Reset(j.opts.RetryEvery)
+		select {
+		case <-retry.C:
+		case <-j.quit:
+			j.fail(err)
+			return
+		}
+	}
+}
+
+// take gives what is to be written next. It stays pending until settle.
+func (j *Journal) take() (batch [][]byte, rotate bool) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	size, n := 0, 0
+	for n < len(j.pending) && (n == 0 || size+len(j.pending[n]) <= maxWrite) {
+		size += len(j.pending[n])
+		n++
+	}
+	return j.pending[:n:n], j.rotate
+}
+
+// commit makes batch safe. After an error none of it is in the journal, unless the disk
+// cannot even be made shorter: then the next commit begins with that.
+func (j *Journal) commit(batch [][]byte, rotate bool) error {
+	if rotate || j.seg.log.End() >= j.opts.SegmentSize {
+		if err := j.nextSegment(); err != nil {
+			return err
+		}
+	}
+	if len(batch) > 0 {
+		end, next := j.seg.log.End(), j.seg.log.Next()
+		if _, err := j.seg.log.Append(batch...); err != nil {
+			return classify(err, "cannot write the journal %s", j.seg.path)
+		}
+		if err := dataSync(j.seg.f); err != nil {
+			_ = j.seg.log.Undo(end, next) // tried again by the next Append
+			return classify(err, "cannot write the journal %s", j.seg.path)
+		}
+		if err := j.fenced(); err != nil {
+			// Not known to be ours: it may not be counted, nor be there twice.
+			_ = j.seg.log.Undo(end, next)
+			return err
+		}
+	}
+	return nil
+}
+
+// nextSegment begins a new segment, unless the present one is empty.
+func (j *Journal) nextSegment() error {
+	if j.seg.log.Next() == j.seg.first {
+		return nil
+	}
+	if err := j.fenced(); err != nil {
+		return err
+	}
+	s, err := j.newSegment(j.seg.log.Next())
+	if err != nil {
+		return err
+	}
+	_ = j.seg.f.Close() // all of it is safe
+	j.seg = s
+	return nil
+}
+
+// settle notes how writing batch went.
+func (j *Journal) settle(batch [][]byte, rotate bool, err error) {
+	j.mu.Lock()
+	was := j.stalled
+	j.stalled = err
+	if err == nil {
+		clear(j.pending[:len(batch)])
+		j.pending = j.pending[len(batch):]
+		if len(j.pending) == 0 {
+			j.pending = nil
+		}
+		j.safe += uint64(len(batch))
+		if rotate {
+			j.rotate = false
+		}
+		if len(batch) > 0 {
+			close(j.changed)
+			j.changed = make(chan struct{})
+		}
+	}
+	j.moved.Broadcast()
+	j.mu.Unlock()
+	switch {
+	case err != nil && was == nil:
+		j.opts.Log.Error("journal: cannot write, trying again", "err", err)
+	case err == nil && was != nil:
+		j.opts.Log.Info("journal: writing again")
+	}
+	if (err == nil) != (was == nil) && j.opts.OnStall != nil {
+		j.opts.OnStall(err)
+	}
+}
+
+// fail ends the journal's use.
+func (j *Journal) fail(err error) {
+	j.mu.Lock()
+	fenced := j.failed == nil && errs.Is(err, errs.Fenced)
+	j.failed = err
+	j.moved.Broadcast()
+	close(j.changed)
+	j.changed = make(chan struct{})
+	j.mu.Unlock()
+	if fenced && j.opts.OnStall != nil {
+		j.opts.OnStall(err)
+	}
+}
