@@ -150,6 +150,8 @@ type Stop struct {
 	Tries  []Try
 	Reason Reason
 	Grace  int64
+	Rank   int32  // ReasonPeer: the rank at fault, as in GangGone
+	Cause  string // ReasonPeer: what the other ranks are told, as in GangGone
 }
 
 // Reserve asks an agent to keep room for Count ranks of a gang. The agent answers
