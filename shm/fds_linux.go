@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"runtime"
 
 	"golang.org/x/sys/unix"
 
@@ -25,9 +26,14 @@ func SendFDs(conn *net.UnixConn, b []byte, files ...*os.File) error {
 	if len(files) > 0 {
 		fds := make([]int, len(files))
 		for i, f := range files {
-			fds[i] = int(f.Fd())
+			fd, err := fdOf(f)
+			if err != nil {
+				return errs.Wrap(errs.Invalid, err, "passing descriptor %d", i)
+			}
+			fds[i] = fd
 		}
 		oob = unix.UnixRights(fds...)
+		defer runtime.KeepAlive(files)
 	}
 	n, _, err := conn.WriteMsgUnix(b, oob, nil)
 	if err == nil && n < len(b) {
@@ -39,12 +45,27 @@ func SendFDs(conn *net.UnixConn, b []byte, files ...*os.File) error {
 	return nil
 }
 
+// fdOf is the number of f's descriptor. Unlike f.Fd it leaves the blocking mode alone,
+// which all holders of the descriptor share.
+func fdOf(f *os.File) (int, error) {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return -1, err
+	}
+	fd := -1
+	err = raw.Control(func(n uintptr) { fd = int(n) })
+	return fd, err
+}
+
 // RecvFDs reads up to len(b) bytes and the descriptors that came with them. At the end
 // of the stream it gives io.EOF. Descriptors are close-on-exec and belong to the caller
 // also when an error is returned beside them; names label them (for messages only).
 func RecvFDs(conn *net.UnixConn, b []byte) (n int, files []*os.File, err error) {
 	oob := make([]byte, unix.CmsgSpace(MaxFDs*4))
 	n, oobn, flags, _, err := conn.ReadMsgUnix(b, oob)
+	if errors.Is(err, io.EOF) {
+		return 0, nil, io.EOF
+	}
 	if err != nil {
 		return n, nil, err
 	}

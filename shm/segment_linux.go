@@ -29,6 +29,11 @@ func Create(name string, size int) (*Segment, error) {
 	if err != nil {
 		return nil, err
 	}
+	if room := Room(); int64(size) > room {
+		f.Close()
+		return nil, errs.New(errs.Exhausted, "shared segment %q of %d bytes: only %d bytes of memory are left to this process", name, size, room).
+			Hint("lower [objects] memory, or give the node more memory")
+	}
 	if err := reserve(f, int64(size)); err != nil {
 		f.Close()
 		return nil, errs.Wrap(errs.Exhausted, err, "shared segment %q of %d bytes", name, size).
