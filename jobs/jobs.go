@@ -63,3 +63,19 @@ type Advice struct {
 	Leave wire.LeaveReason
 	Stop  []uint32 // other tasks to be told to leave (pruned)
 }
+
+// Optional interfaces. A machine implements what fits it.
+
+// Ranger is implemented by machines whose tasks are all known from the start and need
+// nothing of their own beyond the spec (run, array): the core takes the index ranges
+// once, keeps them as ranges, and never calls Next.
+type Ranger interface{ Ranges() []wire.Range }
+
+// Forgetful is implemented by machines whose Report changes nothing that Snapshot or a
+// later verdict would show, so that the core need not journal reports.
+type Forgetful interface{ Forgetful() }
+
+// Tabler is implemented by machines with a table of trials. The machine fills Metric,
+// Maximize, Units and of each trial what it knows (Params, Metric, Best, Step, Pruned);
+// the core fills in the job, states, exit codes and times.
+type Tabler interface{ Table() wire.TrialTable }
