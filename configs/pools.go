@@ -1,0 +1,278 @@
+package configs
+
+import (
+	"regexp"
+	"strings"
+	"time"
+
+	"launcher/wire"
+)
+
+// backendKeys reads the keys that belong to one backend and gives the most nodes there
+// can be (0 = unknown), the default of min, and of max.
+type backendKeys func(t *table, dir string) (limit, defMin, defMax int)
+
+// backendsKnown is the schema of every backend of the design, built or not.
+var backendsKnown = map[string]backendKeys{
+	"local": localKeys,
+	"ssh":   sshKeys,
+	"slurm": slurmKeys,
+	"yarn":  yarnKeys,
+}
+
+// commonKeys are taken out of a pool's table; the rest are its backend's options.
+var commonKeys = []string{"name", "backend", "min", "max", "idle", "hold", "total", "until", "max_jobs",
+	"setup", "env", "python", "container", "resources", "labels", "share"}
+
+func readPools(t *table, dir string) []Pool {
+	tables := t.tables("pool")
+	if len(tables) == 0 && !t.bad["pool"] {
+		t.fault("pool", `missing; a cluster needs at least one [[pool]], such as one with backend = "local"`)
+	}
+	seen := map[string]int{}
+	var out []Pool
+	for _, pt := range tables {
+		p := readPool(pt, dir)
+		if first, dup := seen[p.Name]; dup && p.Name != "" {
+			pt.fault("name", "%q is the name of the pool in line %d too; each pool needs its own", p.Name, first)
+		} else {
+			seen[p.Name] = pt.line
+		}
+		out = append(out, p)
+	}
+	return out
+}
+
+func readPool(t *table, dir string) Pool {
+	p := Pool{Line: t.line, Options: map[string]any{}}
+	p.Name = t.str("name", "")
+	if !t.has("name") {
+		t.fault("name", `missing; give each pool a name, such as "local"`)
+	} else if !t.bad["name"] && !poolRE.MatchString(p.Name) {
+		t.fault("name", "%q cannot be the name of a pool; give 1 to 32 letters, digits, '_' or '-', first and last a letter or digit", p.Name)
+	}
+	known := []string{"local", "ssh", "slurm", "yarn"}
+	p.Backend = t.oneOf("backend", "", known...)
+	if !t.has("backend") {
+		t.fault("backend", "missing; give one of %s", strings.Join(known, ", "))
+	}
+	keys := backendsKnown[p.Backend]
+
+	limit, defMin, defMax := 0, 0, 0
+	if keys != nil {
+		limit, defMin, defMax = keys(t, dir)
+	}
+	p.Min = int(t.integer("min", int64(defMin), 0, 100_000))
+	if !t.has("min") && t.has("max") {
+		if m := t.obj.m["max"]; m != nil {
+			if v, ok := m.val.(int64); ok && v > 0 && int(v) < p.Min {
+				p.Min = int(v)
+			}
+		}
+	}
+	p.Max = int(t.integer("max", int64(defMax), 1, 100_000))
+	if !t.bad["min"] && !t.bad["max"] {
+		switch {
+		case p.Max > 0 && p.Min > p.Max:
+			t.fault("min", "%d is more than max, %d; give at most max", p.Min, p.Max)
+		case limit > 0 && t.has("max") && p.Max > limit:
+			t.fault("max", "%d is more than the %d nodes this pool has; give at most that", p.Max, limit)
+		}
+	}
+	p.Idle = t.duration("idle", 0, time.Second, 365*24*time.Hour)
+	p.Hold = t.boolean("hold", false)
+	p.Total = t.duration("total", 0, time.Minute, 10*365*24*time.Hour)
+	p.Until = t.str("until", "")
+	if p.Until != "" && !untilRE.MatchString(p.Until) {
+		t.fault("until", `%q is not a time; give "06:00" or "2026-12-31 06:00"`, p.Until)
+	}
+	p.MaxJobs = int(t.integer("max_jobs", 0, 1, 100_000))
+	p.Setup = t.strings("setup", 0)
+	p.Env = t.environment("env")
+	if p.Python = t.str("python", ""); strings.Contains(p.Python, "/") {
+		p.Python = resolve(dir, p.Python)
+	} else if t.has("python") && !t.bad["python"] && p.Python == "" {
+		t.fault("python", `"" is no interpreter; give a path or a name such as "python3.11", or leave the key out`)
+	}
+	p.Container = t.str("container", "")
+	if scheme, _, ok := strings.Cut(p.Container, "://"); p.Container != "" && (!ok || !containers[scheme]) {
+		t.fault("container", `%q is not a container; give apptainer://IMAGE, enroot://IMAGE or podman://IMAGE`, p.Container)
+	}
+	if rt := t.table("resources"); rt.present {
+		r := rt.resources(wire.Resources{})
+		p.Resources = &r
+		rt.done()
+	}
+	names, values := t.pairs("labels", `a table of strings, such as { fabric = "ib" }`, resourceRE.MatchString)
+	for i, k := range names {
+		if p.Labels == nil {
+			p.Labels = map[string]string{}
+		}
+		p.Labels[k] = values[i]
+	}
+	p.Share = t.oneOf("share", "yield", "yield", "ignore")
+	if keys == nil { // whose keys the others are, nobody knows
+		t.known = append(t.known, t.obj.keys...)
+	}
+	t.done()
+
+	common := map[string]bool{}
+	for _, k := range commonKeys {
+		common[k] = true
+	}
+	for _, k := range t.obj.keys {
+		if !common[k] {
+			p.Options[k] = t.obj.m[k].plain()
+		}
+	}
+	return p
+}
+
+var (
+	untilRE    = regexp.MustCompile(`^([0-9]{4}-[0-9]{2}-[0-9]{2}[ T])?([01][0-9]|2[0-3]):[0-5][0-9]$`)
+	containers = map[string]bool{"apptainer": true, "enroot": true, "podman": true}
+)
+
+// environment reads { NAME = "value" } into KEY=VALUE, in the order of the file.
+func (t *table) environment(key string) []string {
+	names, values := t.pairs(key, `a table of strings, such as { NCCL_DEBUG = "WARN" }`, envRE.MatchString)
+	var out []string
+	for i, k := range names {
+		if strings.HasPrefix(k, "LAUNCHER_") {
+			t.faultAt(t.obj.m[key].line, key+"."+k, "names that begin with LAUNCHER_ are launcher's own; choose another")
+			continue
+		}
+		out = append(out, k+"="+values[i])
+	}
+	return out
+}
+
+func localKeys(t *table, _ string) (limit, defMin, defMax int) {
+	n := int(t.integer("nodes", 1, 1, 1024))
+	return n, n, n
+}
+
+var userRE = regexp.MustCompile(`^[A-Za-z0-9._][A-Za-z0-9._-]*$`)
+
+func sshKeys(t *table, _ string) (limit, defMin, defMax int) {
+	if !t.has("hosts") {
+		t.fault("hosts", `missing; list the machines, such as ["gpu[01-04]"]`)
+	}
+	hosts := map[string]bool{}
+	for i, h := range t.strings("hosts", 1) {
+		line := t.obj.m["hosts"].val.([]*node)[min(i, len(t.obj.m["hosts"].val.([]*node))-1)].line
+		names, err := ExpandHosts(h)
+		if err != nil {
+			t.faultAt(line, "hosts", "%s", err)
+		}
+		for _, n := range names {
+			if hosts[n] {
+				t.faultAt(line, "hosts", "%q is in the list twice", n)
+			}
+			hosts[n] = true
+		}
+	}
+	if u := t.str("user", ""); u != "" && !userRE.MatchString(u) {
+		t.fault("user", "%q cannot be a user name", u)
+	}
+	t.integer("port", 22, 1, 65535)
+	t.str("identity", "")
+	for _, hop := range strings.Split(t.str("jump", ""), ",") {
+		if hop != "" && !hostRE.MatchString(strings.TrimSpace(hop)) {
+			t.fault("jump", "%q is not a host; give [user@]host[:port], several with commas between", hop)
+		}
+	}
+	t.str("known_hosts", "")
+	t.str("ssh_config", "")
+	t.oneOf("transport", "go", "go", "system")
+	t.str("directory", "")
+	return len(hosts), min(1, len(hosts)), len(hosts)
+}
+
+var gresRE = regexp.MustCompile(`^[A-Za-z0-9_]+(:[A-Za-z0-9_.-]+)?(:[0-9]+)?(,[A-Za-z0-9_]+(:[A-Za-z0-9_.-]+)?(:[0-9]+)?)*$`)
+
+func slurmKeys(t *table, _ string) (limit, defMin, defMax int) {
+	t.str("partition", "")
+	t.str("account", "")
+	t.str("qos", "")
+	if n := t.get("time"); n != nil {
+		if list, ok := n.val.([]*node); ok {
+			slurmTimes(t, list)
+		} else {
+			t.duration("time", 0, time.Minute, 365*24*time.Hour)
+		}
+	}
+	t.integer("nodes_per_job", 0, 1, 100_000)
+	t.integer("cpus", 0, 1, 100_000)
+	t.size("memory", 0)
+	if g := t.str("gres", ""); g != "" && !gresRE.MatchString(g) {
+		t.fault("gres", `%q is not a gres; give NAME[:TYPE][:COUNT], such as "gpu:a100:8"`, g)
+	}
+	t.integer("gpus_per_node", 0, 0, 1024)
+	if t.has("gres") && t.has("gpus_per_node") && strings.Contains(t.str("gres", ""), "gpu") {
+		t.fault("gpus_per_node", "gres asks for GPUs already; give one of the two")
+	}
+	t.str("constraint", "")
+	t.boolean("exclusive", false)
+	t.str("reservation", "")
+	t.boolean("overlap", false)
+	for _, a := range t.strings("args", 0) {
+		if !strings.HasPrefix(a, "-") || strings.ContainsAny(a, "\n\r") {
+			t.fault("args", `%q is not one option; give each as sbatch takes it, such as "--mail-type=END"`, a)
+		}
+	}
+	return 0, 0, 0
+}
+
+func slurmTimes(t *table, list []*node) {
+	if len(list) != 2 {
+		t.fault("time", `%d values; give one time or the least and the most, such as ["1h", "8h"]`, len(list))
+		return
+	}
+	var d [2]time.Duration
+	for i, n := range list {
+		s, ok := n.val.(string)
+		if !ok {
+			t.want("time", n, `durations in quotes, such as ["1h", "8h"]`)
+			return
+		}
+		v, err := ParseDuration(s)
+		if err != nil {
+			t.fault("time", "%s", err)
+			return
+		}
+		if d[i] = v; v < time.Minute {
+			t.fault("time", "%q is out of bounds; give at least 1m", s)
+			return
+		}
+	}
+	if d[0] > d[1] {
+		t.fault("time", "the first, %s, is more than the second, %s; give the least first", showDuration(d[0]), showDuration(d[1]))
+	}
+}
+
+func yarnKeys(t *table, _ string) (limit, defMin, defMax int) {
+	rm, conf := t.str("resourcemanager", ""), t.str("hadoop_conf", "")
+	if rm != "" && conf != "" {
+		t.fault("resourcemanager", "hadoop_conf names it already; give one of the two")
+	}
+	if rm != "" && !hostRE.MatchString(rm) {
+		t.fault("resourcemanager", `%q is not an address; give host:port, such as "rm1:8032"`, rm)
+	}
+	t.str("queue", "")
+	t.size("memory", 0)
+	t.integer("vcores", 0, 1, 100_000)
+	t.integer("gpus", 0, 0, 1024)
+	t.str("node_label", "")
+	t.str("user", "")
+	if (t.str("principal", "") == "") != (t.str("keytab", "") == "") {
+		key := "principal"
+		if t.has("keytab") {
+			key = "keytab"
+		}
+		t.fault(key, "principal and keytab belong together; give both or neither")
+	}
+	t.oneOf("am", "cluster", "cluster", "client")
+	t.str("staging", "")
+	return 0, 0, 0
+}
