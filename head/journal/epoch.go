@@ -40,7 +40,7 @@ func claim(dir string) (uint64, error) {
 		if err != nil {
 			return 0, err
 		}
-		n, mine, err := claimNumber(dir, old+1)
+		n, mine, err := claimNumber(dir, max(old, newestSegment(dir))+1)
 		if err != nil {
 			return 0, err
 		}
@@ -61,6 +61,17 @@ func claim(dir string) (uint64, error) {
 		return n, nil
 	}
 	return 0, errs.New(errs.Unavailable, "%s: too many writers claim the journal at once", dir)
+}
+
+// newestSegment is the highest epoch of a segment in dir, in case the epoch file was lost.
+func newestSegment(dir string) (epoch uint64) {
+	names, _ := filepath.Glob(filepath.Join(dir, "seg-*"))
+	for _, name := range names {
+		if n, ok := parseSegment(filepath.Base(name)); ok {
+			epoch = max(epoch, n.epoch)
+		}
+	}
+	return epoch
 }
 
 // claimNumber creates a claim file with the first number from n on that nobody has.

@@ -8,10 +8,11 @@
 //	seg-SEQ.EPOCH     records from number SEQ on, by writer EPOCH (package reclog)
 //	snap-SEQ          the state after record SEQ
 //
-// Each Open is a new writer with a higher epoch and a segment of its own. A segment of
-// an older epoch counts only up to where that of a newer one begins; so what a replaced
-// writer still writes is never read, and before it tells anyone that a record is safe it
-// looks at the epoch file once more, finds itself replaced, and fails (errs.Fenced).
+// Each Open is a new writer with a higher epoch. It moves the records of the last segment
+// into one of its own, less a torn tail. A segment of an older epoch counts only up to
+// where that of a newer one begins; so what a replaced writer still writes is never read,
+// and before it tells anyone that a record is safe it looks at the epoch file once more,
+// finds itself replaced, and fails (errs.Fenced).
 //
 // Appends are gathered while the disk is busy and made safe together by one fdatasync
 // (group commit). Nothing waits for company: an append to an idle journal is written at
@@ -105,10 +106,11 @@ func open(dir string, opts Options, create func(string) (file, error)) (*Journal
 	if err != nil {
 		return nil, nil, err
 	}
-	rec, stale, err := recoverDir(dir, true)
+	was, err := find(dir)
 	if err != nil {
 		return nil, nil, err
 	}
+	rec := &was.Recovered
 	if rec.CutFile != "" {
 		opts.Log.Warn("journal: torn tail cut off", "file", rec.CutFile, "bytes", rec.Cut)
 	}
@@ -118,11 +120,13 @@ func open(dir string, opts Options, create func(string) (file, error)) (*Journal
 		next: rec.Last() + 1, safe: rec.Last(),
 	}
 	j.moved = sync.NewCond(&j.mu)
-	if j.seg, err = j.newSegment(j.next); err != nil {
+	// The last segment is the one that a writer which does not yet know that it is
+	// replaced may still change, so its records move into a segment of our own.
+	if j.seg, err = j.newSegment(was.tail, rec.Records[was.tail-rec.SnapshotSeq-1:]); err != nil {
 		return nil, nil, err
 	}
-	for _, name := range stale {
-		_ = os.Remove(filepath.Join(dir, name)) // they are never read again either way
+	for _, name := range was.stale {
+		_ = os.Remove(filepath.Join(dir, name)) // never read again either way
 	}
 	go j.write()
 	return j, rec, nil

@@ -16,8 +16,18 @@ import (
 // Load reads the journal in dir and changes nothing: it is for looking at the journal of
 // a cluster that is down.
 func Load(dir string) (*Recovered, error) {
-	rec, _, err := recoverDir(dir, false)
-	return rec, err
+	f, err := find(dir)
+	if err != nil {
+		return nil, err
+	}
+	return &f.Recovered, nil
+}
+
+// found is what is in a journal's directory.
+type found struct {
+	Recovered
+	tail  uint64   // first number of the last segment's records
+	stale []string // files that no reader needs once the last segment has been rewritten
 }
 
 // span is a segment and the first number that is not its own any more.
@@ -28,18 +38,26 @@ type span struct {
 
 const noLimit = ^uint64(0)
 
-// recoverDir reads the newest snapshot and the records after it. stale names the files
-// that no reader will need again. With cut it cuts a torn tail off and makes what it
-// read safe, for a writer that goes on behind it.
-func recoverDir(dir string, cut bool) (rec *Recovered, stale []string, err error) {
+// find reads the newest snapshot and the records after it. A writer that is being
+// replaced may prune meanwhile: then it looks again.
+func find(dir string) (f *found, err error) {
+	for range 5 {
+		if f, err = findOnce(dir); err == nil || !errors.Is(err, fs.ErrNotExist) {
+			return f, err
+		}
+	}
+	return nil, err
+}
+
+func findOnce(dir string) (*found, error) {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		if errors.Is(err, fs.ErrNotExist) {
-			return nil, nil, errs.Wrap(errs.NotFound, err, "no journal")
+			return nil, errs.Wrap(errs.NotFound, err, "no journal")
 		}
-		return nil, nil, classify(err, "cannot read the journal")
+		return nil, classify(err, "cannot read the journal")
 	}
-	rec = &Recovered{}
+	f := &found{}
 	var segs []segName
 	var snaps []uint64
 	for _, e := range entries {
@@ -47,105 +65,94 @@ func recoverDir(dir string, cut bool) (rec *Recovered, stale []string, err error
 			segs = append(segs, n)
 		} else if seq, ok := parseSnapshot(e.Name()); ok {
 			snaps = append(snaps, seq)
-		} else if cut && strings.HasPrefix(e.Name(), "snap-") && strings.HasSuffix(e.Name(), ".tmp") {
-			stale = append(stale, e.Name())
+		} else if strings.HasSuffix(e.Name(), ".tmp") {
+			f.stale = append(f.stale, e.Name())
 		}
 	}
 	for _, s := range segs {
-		rec.Epoch = max(rec.Epoch, s.epoch)
+		f.Epoch = max(f.Epoch, s.epoch)
 	}
 	slices.Sort(snaps)
 	if n := len(snaps); n > 0 {
-		rec.SnapshotSeq = snaps[n-1]
-		if rec.Snapshot, err = readSnapshot(dir, rec.SnapshotSeq); err != nil {
-			return nil, nil, err
+		f.SnapshotSeq = snaps[n-1]
+		if f.Snapshot, err = readSnapshot(dir, f.SnapshotSeq); err != nil {
+			return nil, err
 		}
 		for _, s := range snaps[:n-1] {
-			stale = append(stale, snapshotName(s))
+			f.stale = append(f.stale, snapshotName(s))
 		}
 	}
-	spans, dead := chain(segs, rec.SnapshotSeq)
-	stale = append(stale, dead...)
-	next := rec.SnapshotSeq + 1
+	spans, dead := chain(segs, f.SnapshotSeq)
+	f.stale = append(f.stale, dead...)
+	f.tail = f.SnapshotSeq + 1
 	for i, s := range spans {
-		if s.first > next {
-			return nil, nil, errs.New(errs.Corrupt, "%s: the journal has a gap: record %d is in no segment, the next segment is %s", dir, next, s.name)
+		if s.first > f.Last()+1 {
+			return nil, errs.New(errs.Corrupt, "%s: the journal has a gap: record %d is in no segment, the next segment is %s", dir, f.Last()+1, s.name)
 		}
-		if next, err = readSegment(dir, s, i == len(spans)-1, cut, next, rec); err != nil {
-			return nil, nil, err
+		if i == len(spans)-1 {
+			f.tail = max(f.tail, s.first)
+			f.stale = append(f.stale, s.name)
+		}
+		if err := f.read(dir, s, i == len(spans)-1); err != nil {
+			return nil, err
 		}
 	}
-	return rec, stale, nil
+	return f, nil
 }
 
-// chain puts the segments in order and gives each its limit: where a segment of a newer
-// epoch, or the next of its own, begins. dead are those with nothing left of them, and
-// those whose records are all in the snapshot of record snap.
+// chain puts the segments in order and gives each its limit, where the next begins. dead
+// are those of which nothing counts: a newer epoch began before them or where they do,
+// or their records are all in the snapshot of record snap.
 func chain(segs []segName, snap uint64) (spans []span, dead []string) {
 	slices.SortFunc(segs, func(a, b segName) int {
 		return cmp.Or(cmp.Compare(a.first, b.first), cmp.Compare(a.epoch, b.epoch))
 	})
-	limit, epoch := uint64(noLimit), uint64(0)
-	for _, s := range slices.Backward(segs) {
-		// What a newer epoch wrote before here cuts everything of an older one off.
-		if s.epoch < epoch || s.first >= limit || limit <= snap+1 {
+	var live []segName
+	for _, s := range segs {
+		if n := len(live); n > 0 && s.epoch < live[n-1].epoch {
 			dead = append(dead, s.name)
-			if s.epoch < epoch {
-				continue
-			}
+		} else {
+			live = append(live, s)
+		}
+	}
+	for i, s := range live {
+		limit := uint64(noLimit)
+		if i+1 < len(live) {
+			limit = live[i+1].first
+		}
+		if limit <= max(s.first, snap+1) {
+			dead = append(dead, s.name)
 		} else {
 			spans = append(spans, span{s, limit})
 		}
-		limit, epoch = min(limit, s.first), s.epoch
 	}
-	slices.Reverse(spans)
 	return spans, dead
 }
 
-// readSegment appends the records of s from next on to rec and gives the next number.
-// Only the last segment may end in a torn tail.
-func readSegment(dir string, s span, last, cut bool, next uint64, rec *Recovered) (uint64, error) {
-	flag := os.O_RDONLY
-	if cut && last {
-		flag = os.O_RDWR
-	}
-	f, err := os.OpenFile(filepath.Join(dir, s.name), flag, 0)
+// read appends the records of s that are not there yet. Only the last segment may end in
+// a torn tail.
+func (r *found) read(dir string, s span, last bool) error {
+	f, err := os.Open(filepath.Join(dir, s.name))
 	if err != nil {
-		return 0, classify(err, "cannot read the journal")
+		return classify(err, "cannot read the journal")
 	}
 	defer f.Close()
-	end, size, at, err := scanSegment(f, s, func(seq uint64, p []byte) error {
-		if seq >= next {
-			rec.Records = append(rec.Records, slices.Clone(p))
+	end, size, next, err := scanSegment(f, s, func(seq uint64, p []byte) error {
+		if seq > r.Last() {
+			r.Records = append(r.Records, slices.Clone(p))
 		}
 		return nil
 	})
-	if err != nil {
-		return 0, err
+	switch {
+	case err != nil:
+		return err
+	case last && end < size:
+		r.Cut, r.CutFile = size-end, f.Name()
+	case !last && next < s.limit:
+		return errs.New(errs.Corrupt, "%s: damaged at offset %d: record %d is not readable, though record %d follows in the next segment",
+			f.Name(), end, next, s.limit)
 	}
-	next = max(next, at)
-	if !last {
-		if at < s.limit {
-			return 0, errs.New(errs.Corrupt, "%s: damaged at offset %d: record %d is not readable, though record %d follows in the next segment",
-				f.Name(), end, at, s.limit)
-		}
-		return next, nil
-	}
-	if end < size {
-		rec.Cut, rec.CutFile = size-end, f.Name()
-	}
-	if cut {
-		if end < size {
-			if err := f.Truncate(end); err != nil {
-				return 0, classify(err, "cannot cut the torn tail of %s off", f.Name())
-			}
-		}
-		// Its records may be in the page cache only; from now on they count.
-		if err := dataSync(f); err != nil {
-			return 0, classify(err, "cannot make %s safe", f.Name())
-		}
-	}
-	return next, nil
+	return nil
 }
 
 var errLimit = errors.New("the segment's limit")

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"hash/crc32"
+	"io"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -71,30 +72,42 @@ func createFile(path string) (file, error) {
 	return os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 }
 
-// newSegment creates the segment of records from first on. After an error nothing of it
-// is left.
-func (j *Journal) newSegment(first uint64) (s *segment, err error) {
-	s = &segment{path: filepath.Join(j.dir, segmentName(first, j.epoch)), first: first}
-	if s.f, err = j.open(s.path); err != nil {
+// newSegment begins the segment of records from first on, with records in it. It gets
+// its name only when it is safe, so that it replaces an older one all at once. After an
+// error nothing of it is left.
+func (j *Journal) newSegment(first uint64, records [][]byte) (_ *segment, err error) {
+	s := &segment{path: filepath.Join(j.dir, segmentName(first, j.epoch)), first: first}
+	tmp := s.path + ".tmp"
+	if s.f, err = j.open(tmp); err != nil {
 		return nil, classify(err, "cannot begin a journal segment")
 	}
 	defer func() {
 		if err != nil {
 			_ = s.f.Close()
-			_ = os.Remove(s.path)
+			_ = os.Remove(tmp)
 		}
 	}()
-	if _, err = s.f.WriteAt(segmentHeader(j.epoch, first), 0); err == nil {
+	if _, err = s.f.WriteAt(segmentHeader(j.epoch, first), 0); err != nil {
+		return nil, classify(err, "cannot begin a journal segment")
+	}
+	if s.log, err = reclog.Open(s.f, segHeader, first, nil); err != nil {
+		return nil, err
+	}
+	for len(records) > 0 && err == nil {
+		n := len(fitting(records))
+		_, err = s.log.Append(records[:n]...)
+		records = records[n:]
+	}
+	if err == nil {
 		err = dataSync(s.f)
+	}
+	if err == nil {
+		err = os.Rename(tmp, s.path)
 	}
 	if err != nil {
 		return nil, classify(err, "cannot begin a journal segment")
 	}
-	if err = syncDir(j.dir); err != nil {
-		return nil, err
-	}
-	s.log, err = reclog.Open(s.f, segHeader, first, nil)
-	return s, err
+	return s, syncDir(j.dir)
 }
 
 func segmentHeader(epoch, first uint64) []byte {
@@ -106,19 +119,18 @@ func segmentHeader(epoch, first uint64) []byte {
 	return append(b, 0, 0, 0, 0)
 }
 
-// checkHeader says whether f begins as a segment with the name n does. torn: it is
-// shorter than a header.
+// checkHeader says whether f begins as a segment with the name n does. torn: it holds no
+// more than a header that never became safe.
 func checkHeader(f *os.File, n segName) (torn bool, err error) {
 	var b [segHeader]byte
 	k, err := f.ReadAt(b[:], 0)
-	if k < segHeader {
-		st, err2 := f.Stat()
-		if err2 == nil && st.Size() < segHeader {
-			return true, nil
-		}
+	if err != nil && err != io.EOF {
 		return false, classify(err, "cannot read the journal segment %s", f.Name())
 	}
-	if string(b[:]) != string(segmentHeader(n.epoch, n.first)) {
+	if k < segHeader || string(b[:]) != string(segmentHeader(n.epoch, n.first)) {
+		if st, err := f.Stat(); err == nil && st.Size() <= segHeader {
+			return true, nil
+		}
 		return false, errs.New(errs.Corrupt, "%s: damaged at offset 0: not the header of this journal segment", f.Name())
 	}
 	return false, nil

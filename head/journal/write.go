@@ -51,12 +51,17 @@ func (j *Journal) write() {
 func (j *Journal) take() (batch [][]byte, rotate bool) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
+	return fitting(j.pending), j.rotate
+}
+
+// fitting is how many of records, at least one if there is one, go into one write.
+func fitting(records [][]byte) [][]byte {
 	size, n := 0, 0
-	for n < len(j.pending) && (n == 0 || size+len(j.pending[n]) <= maxWrite) {
-		size += len(j.pending[n])
+	for n < len(records) && (n == 0 || size+len(records[n]) <= maxWrite) {
+		size += len(records[n])
 		n++
 	}
-	return j.pending[:n:n], j.rotate
+	return records[:n:n]
 }
 
 // commit makes batch safe. After an error none of it is in the journal, unless the disk
@@ -77,7 +82,7 @@ func (j *Journal) commit(batch [][]byte, rotate bool) error {
 			return classify(err, "cannot write the journal %s", j.seg.path)
 		}
 		if err := j.fenced(); err != nil {
-			// Not known to be ours: it may not be counted, nor be there twice.
+			// If the file could only not be looked at, it is tried again: not twice in the file.
 			_ = j.seg.log.Undo(end, next)
 			return err
 		}
@@ -93,7 +98,7 @@ func (j *Journal) nextSegment() error {
 	if err := j.fenced(); err != nil {
 		return err
 	}
-	s, err := j.newSegment(j.seg.log.Next())
+	s, err := j.newSegment(j.seg.log.Next(), nil)
 	if err != nil {
 		return err
 	}

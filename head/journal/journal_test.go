@@ -1,0 +1,638 @@
+package journal
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"launcher/internal/errs"
+)
+
+func bounded(t testing.TB) context.Context {
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+func mustOpen(t testing.TB, dir string, o Options) (*Journal, *Recovered) {
+	t.Helper()
+	j, rec, err := Open(dir, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return j, rec
+}
+
+func mustClose(t testing.TB, j *Journal) {
+	t.Helper()
+	if err := j.Close(bounded(t)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// val is record seq, of varying length.
+func val(seq uint64) []byte {
+	return append(fmt.Appendf(nil, "record %d ", seq), bytes.Repeat([]byte{byte(seq)}, int(seq*7%50))...)
+}
+
+// fill appends records up to last and waits for them.
+func fill(t testing.TB, j *Journal, last uint64) {
+	t.Helper()
+	for j.Safe() < last {
+		from := j.Safe() + 1
+		var batch [][]byte
+		for s := from; s <= min(last, from+2); s++ {
+			batch = append(batch, val(s))
+		}
+		seq, err := j.Append(batch...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := j.Wait(bounded(t), seq); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// check says what is wrong with rec if it is not exactly records 1 to last.
+func check(rec *Recovered, last uint64) error {
+	if rec.Last() != last {
+		return fmt.Errorf("recovered up to record %d, want %d", rec.Last(), last)
+	}
+	return checkPrefix(rec)
+}
+
+func checkPrefix(rec *Recovered) error {
+	if rec.SnapshotSeq > 0 && string(rec.Snapshot) != fmt.Sprint("state ", rec.SnapshotSeq) {
+		return fmt.Errorf("snapshot %d is %q", rec.SnapshotSeq, rec.Snapshot)
+	}
+	for i, r := range rec.Records {
+		if seq := rec.SnapshotSeq + 1 + uint64(i); !bytes.Equal(r, val(seq)) {
+			return fmt.Errorf("record %d is %q", seq, r)
+		}
+	}
+	return nil
+}
+
+func TestReopen(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "journal")
+	var epoch uint64
+	for life := range uint64(5) {
+		j, rec := mustOpen(t, dir, Options{SegmentSize: 600})
+		if err := check(rec, life*40); err != nil {
+			t.Fatal(err)
+		}
+		if j.Epoch() <= epoch || (life > 0 && rec.Epoch != epoch) {
+			t.Fatalf("epoch %d after %d (recovered %d)", j.Epoch(), epoch, rec.Epoch)
+		}
+		epoch = j.Epoch()
+		fill(t, j, life*40+40)
+		mustClose(t, j)
+		if _, err := j.Append([]byte("x")); err == nil {
+			t.Fatal("appended to a closed journal")
+		}
+	}
+	rec, err := Load(dir)
+	if err == nil {
+		err = check(rec, 200)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestSnapshotRemovesSegments(t *testing.T) {
+	dir := t.TempDir()
+	j, _ := mustOpen(t, dir, Options{SegmentSize: 500})
+	fill(t, j, 100)
+	if err := j.Snapshot(101, nil); !errs.Is(err, errs.Internal) {
+		t.Errorf("snapshot of the future: %v", err)
+	}
+	if err := j.Snapshot(90, []byte("state 90")); err != nil {
+		t.Fatal(err)
+	}
+	fill(t, j, 150)
+	if err := j.Snapshot(150, []byte("state 150")); err != nil {
+		t.Fatal(err)
+	}
+	fill(t, j, 160)
+	if state, seq, err := j.Newest(); err != nil || seq != 150 || string(state) != "state 150" {
+		t.Errorf("newest: %q %d %v", state, seq, err)
+	}
+	if _, err := j.ReadFrom(10, nil); !errs.Is(err, errs.NotFound) {
+		t.Errorf("reading what is gone: %v", err)
+	}
+	mustClose(t, j)
+	names, _ := os.ReadDir(dir)
+	if len(names) > 6 {
+		t.Errorf("%d files are left: %v", len(names), names)
+	}
+	j, rec := mustOpen(t, dir, Options{})
+	if err := check(rec, 160); err != nil || rec.SnapshotSeq != 150 {
+		t.Fatalf("snapshot %d, %v", rec.SnapshotSeq, err)
+	}
+	mustClose(t, j)
+}
+
+func TestReadFrom(t *testing.T) {
+	dir := t.TempDir()
+	j, _ := mustOpen(t, dir, Options{SegmentSize: 400})
+	fill(t, j, 60)
+	next := uint64(1)
+	read := func() {
+		t.Helper()
+		var err error
+		next, err = j.ReadFrom(next, func(seq uint64, r []byte) error {
+			if !bytes.Equal(r, val(seq)) {
+				return fmt.Errorf("record %d is %q", seq, r)
+			}
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	read()
+	if next != 61 {
+		t.Fatalf("next is %d", next)
+	}
+	more := j.Changed()
+	fill(t, j, 61)
+	<-more
+	if read(); next != 62 {
+		t.Fatalf("next is %d", next)
+	}
+	mustClose(t, j)
+}
+
+func TestGroupCommit(t *testing.T) {
+	var syncs int
+	var mu sync.Mutex
+	j, _, err := open(t.TempDir(), Options{}, func(path string) (file, error) {
+		f, err := createFile(path)
+		return &faulty{file: f, sync: func() error { mu.Lock(); syncs++; mu.Unlock(); time.Sleep(2 * time.Millisecond); return nil }}, err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	for range 50 {
+		wg.Go(func() {
+			for range 10 {
+				seq, err := j.Append([]byte("x"))
+				if err == nil {
+					err = j.Wait(bounded(t), seq)
+				}
+				if err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	mustClose(t, j)
+	if syncs > 250 {
+		t.Errorf("500 appends by 50 callers took %d syncs", syncs)
+	}
+}
+
+// TestTruncatedAnywhere is the promise about torn tails: whatever length the last
+// segment has, a prefix is replayed, all that fits and nothing else.
+func TestTruncatedAnywhere(t *testing.T) {
+	dir, name, b := sample(t, 20, Options{})
+	for cut := 0; cut <= len(b); cut++ {
+		rec := reopenWith(t, dir, name, b[:cut])
+		whole := uint64(0)
+		for end := segHeader; whole < 20; whole++ {
+			if end += 20 + len(val(whole+1)); end > cut {
+				break
+			}
+		}
+		if err := check(rec, whole); err != nil {
+			t.Fatalf("cut at %d: %v", cut, err)
+		}
+	}
+}
+
+func TestTruncatedBig(t *testing.T) {
+	const last = 8000
+	dir, name, b := sample(t, last, Options{SegmentSize: 128 << 10})
+	rnd := rand.New(rand.NewPCG(1, 2))
+	first, _ := parseSegment(name)
+	for range 200 {
+		cut := rnd.IntN(len(b) + 1)
+		rec := reopenWith(t, dir, name, b[:cut])
+		if err := checkPrefix(rec); err != nil {
+			t.Fatalf("cut at %d: %v", cut, err)
+		}
+		size := segHeader
+		for s := first.first; s <= rec.Last(); s++ {
+			size += 20 + len(val(s))
+		}
+		if rec.Last()+1 < first.first || (cut >= segHeader && (size > cut || (rec.Last() < last && size+20+len(val(rec.Last()+1)) <= cut))) {
+			t.Fatalf("cut at %d: recovered up to %d, which is %d bytes", cut, rec.Last(), size)
+		}
+	}
+}
+
+// sample makes a journal of so many records and gives the last segment that has any.
+func sample(t *testing.T, last uint64, o Options) (dir, name string, b []byte) {
+	t.Helper()
+	dir = t.TempDir()
+	j, _ := mustOpen(t, dir, o)
+	for s := uint64(1); s <= last; s++ {
+		if _, err := j.Append(val(s)); err != nil {
+			t.Fatal(err)
+		}
+		if s%(last/10) == 0 {
+			if err := j.Sync(bounded(t)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	mustClose(t, j)
+	segs, _ := filepath.Glob(filepath.Join(dir, "seg-*"))
+	slices.Sort(segs)
+	path := segs[len(segs)-1]
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return dir, filepath.Base(path), b
+}
+
+// reopenWith opens a copy of the journal in which segment name holds b, and checks that
+// writing and opening once more go on from there.
+func reopenWith(t *testing.T, dir, name string, b []byte) *Recovered {
+	t.Helper()
+	cp := copyDir(t, dir)
+	defer os.RemoveAll(cp)
+	if err := os.WriteFile(filepath.Join(cp, name), b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	j, rec := mustOpen(t, cp, Options{})
+	seq, err := j.Append([]byte("after"))
+	if err == nil {
+		err = j.Wait(bounded(t), seq)
+	}
+	if err != nil || seq != rec.Last()+1 {
+		t.Fatalf("append after recovery: %d, %v", seq, err)
+	}
+	mustClose(t, j)
+	again, err := Load(cp)
+	if err != nil || again.Last() != seq || string(again.Records[len(again.Records)-1]) != "after" || again.Cut != 0 {
+		t.Fatalf("opened again: %v", err)
+	}
+	return rec
+}
+
+func copyDir(t *testing.T, dir string) string {
+	t.Helper()
+	cp, err := os.MkdirTemp(t.TempDir(), "copy")
+	if err == nil {
+		err = os.CopyFS(cp, os.DirFS(dir))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return cp
+}
+
+// TestDamage: damage before the end names file and offset; nothing is skipped.
+func TestDamage(t *testing.T) {
+	dir := t.TempDir()
+	j, _ := mustOpen(t, dir, Options{SegmentSize: 700})
+	fill(t, j, 60)
+	mustClose(t, j)
+	segs, _ := filepath.Glob(filepath.Join(dir, "seg-*"))
+	slices.Sort(segs)
+	if len(segs) < 3 {
+		t.Fatalf("%d segments", len(segs))
+	}
+	for k, path := range segs {
+		b, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := 0; i < len(b); i += 3 {
+			bad := slices.Clone(b)
+			bad[i] ^= 0x10
+			if err := os.WriteFile(path, bad, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			rec, err := Load(dir)
+			switch {
+			case err != nil && (!errs.Is(err, errs.Corrupt) || !strings.Contains(err.Error(), path) || !strings.Contains(err.Error(), "offset")):
+				t.Fatalf("flip at %d of %s: %v", i, path, err)
+			case err == nil && k < len(segs)-1:
+				t.Fatalf("flip at %d of %s, which is not the last, was not noticed", i, path)
+			case err == nil:
+				if err := checkPrefix(rec); err != nil {
+					t.Fatalf("flip at %d of %s: %v", i, path, err)
+				}
+			}
+		}
+		if err := os.WriteFile(path, b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Remove(segs[1]); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Load(dir); !errs.Is(err, errs.Corrupt) || !strings.Contains(err.Error(), segs[0]) {
+		t.Errorf("a missing segment: %v", err)
+	}
+	if err := os.Remove(segs[0]); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Load(dir); !errs.Is(err, errs.Corrupt) || !strings.Contains(err.Error(), "gap") {
+		t.Errorf("the first segment missing: %v", err)
+	}
+}
+
+func TestDamagedSnapshotAndEpoch(t *testing.T) {
+	dir := t.TempDir()
+	j, _ := mustOpen(t, dir, Options{})
+	fill(t, j, 5)
+	if err := j.Snapshot(5, []byte("state 5")); err != nil {
+		t.Fatal(err)
+	}
+	mustClose(t, j)
+	path := filepath.Join(dir, snapshotName(5))
+	b, _ := os.ReadFile(path)
+	b[len(b)-1] ^= 1
+	if err := os.WriteFile(path, b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Load(dir); !errs.Is(err, errs.Corrupt) || !strings.Contains(err.Error(), path) {
+		t.Error(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, epochFile), []byte("?"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := Open(dir, Options{}); !errs.Is(err, errs.Corrupt) {
+		t.Error(err)
+	}
+}
+
+// TestFenced: once a newer writer has opened, the older one's appends fail, what it
+// wrote is never read, and it can do the journal no harm.
+func TestFenced(t *testing.T) {
+	dir := t.TempDir()
+	var stalls []error
+	old, _ := mustOpen(t, dir, Options{OnStall: func(err error) { stalls = append(stalls, err) }})
+	fill(t, old, 10)
+	new, rec := mustOpen(t, dir, Options{})
+	if err := check(rec, 10); err != nil {
+		t.Fatal(err)
+	}
+	seq, err := old.Append([]byte("from the grave"))
+	if err == nil {
+		err = old.Wait(bounded(t), seq)
+	}
+	if !errs.Is(err, errs.Fenced) {
+		t.Fatalf("append of the older writer: %v", err)
+	}
+	if _, err := old.Append([]byte("x")); !errs.Is(err, errs.Fenced) {
+		t.Fatal(err)
+	}
+	if err := old.Snapshot(10, []byte("state 10")); !errs.Is(err, errs.Fenced) {
+		t.Fatal(err)
+	}
+	if err := old.Close(bounded(t)); !errs.Is(err, errs.Fenced) && err != nil {
+		t.Fatal(err)
+	}
+	if len(stalls) != 1 || !errs.Is(stalls[0], errs.Fenced) {
+		t.Errorf("told %v", stalls)
+	}
+	fill(t, new, 20)
+	mustClose(t, new)
+	got, err := Load(dir)
+	if err == nil {
+		err = check(got, 20)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestManyWritersClaim(t *testing.T) {
+	dir := t.TempDir()
+	var mu sync.Mutex
+	var js []*Journal
+	var wg sync.WaitGroup
+	for range 8 {
+		wg.Go(func() {
+			j, _, err := Open(dir, Options{})
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			mu.Lock()
+			js = append(js, j)
+			mu.Unlock()
+		})
+	}
+	wg.Wait()
+	epochs := map[uint64]bool{}
+	var newest *Journal
+	for _, j := range js {
+		if epochs[j.Epoch()] {
+			t.Errorf("two writers with epoch %d", j.Epoch())
+		}
+		epochs[j.Epoch()] = true
+	}
+	now, _ := readEpoch(dir)
+	for _, j := range js {
+		seq, err := j.Append(val(1))
+		if err == nil {
+			err = j.Wait(bounded(t), seq)
+		}
+		if j.Epoch() == now {
+			newest = j
+		} else if !errs.Is(err, errs.Fenced) {
+			t.Errorf("writer %d, where %d is the newest: %v", j.Epoch(), now, err)
+		}
+		_ = j.Close(bounded(t))
+	}
+	if newest == nil {
+		t.Error("no writer is left")
+	}
+}
+
+// faulty is a segment file with faults.
+type faulty struct {
+	file
+	write func(p []byte) (int, error) // how many bytes are written before the error
+	sync  func() error
+}
+
+func (f *faulty) WriteAt(p []byte, off int64) (int, error) {
+	if f.write != nil {
+		if n, err := f.write(p); err != nil {
+			_, _ = f.file.WriteAt(p[:n], off)
+			return n, err
+		}
+	}
+	return f.file.WriteAt(p, off)
+}
+
+func (f *faulty) Sync() error {
+	if f.sync != nil {
+		if err := f.sync(); err != nil {
+			return err
+		}
+	}
+	return f.file.Sync()
+}
+
+// TestFaults: writes and syncs fail at random; what was appended becomes safe once, in
+// order, and meanwhile Stalled tells.
+func TestFaults(t *testing.T) {
+	dir := t.TempDir()
+	rnd := rand.New(rand.NewPCG(3, 4))
+	var mu sync.Mutex
+	failing := true
+	fault := func() error {
+		mu.Lock()
+		defer mu.Unlock()
+		if failing && rnd.IntN(3) == 0 {
+			return syscall.ENOSPC
+		}
+		return nil
+	}
+	var told []error
+	j, _, err := open(dir, Options{SegmentSize: 500, RetryEvery: time.Millisecond, OnStall: func(err error) { told = append(told, err) }},
+		func(path string) (file, error) {
+			f, err := createFile(path)
+			return &faulty{file: f, sync: fault, write: func(p []byte) (int, error) { return len(p) / 2, fault() }}, err
+		})
+	for err != nil && errs.Is(err, errs.Exhausted) {
+		j, _, err = Open(dir, Options{})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	fill(t, j, 200)
+	mu.Lock()
+	failing = false
+	mu.Unlock()
+	mustClose(t, j)
+	rec, err := Load(dir)
+	if err == nil {
+		err = check(rec, 200)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, err := range told {
+		if (err != nil) != (i%2 == 0) || (err != nil && !errs.Is(err, errs.Exhausted)) {
+			t.Fatalf("told %v", told)
+		}
+	}
+}
+
+func TestFullThenRoom(t *testing.T) {
+	dir := t.TempDir()
+	var mu sync.Mutex
+	var full error
+	told := make(chan error, 10)
+	j, _, err := open(dir, Options{RetryEvery: time.Millisecond, OnStall: func(err error) { told <- err }}, func(path string) (file, error) {
+		f, err := createFile(path)
+		return &faulty{file: f, write: func(p []byte) (int, error) { mu.Lock(); defer mu.Unlock(); return 7, full }}, err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	fill(t, j, 3)
+	mu.Lock()
+	full = syscall.ENOSPC
+	mu.Unlock()
+	seq, err := j.Append(val(4))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := <-told; !errs.Is(err, errs.Exhausted) || len(errs.HintsOf(err)) == 0 {
+		t.Fatalf("told %v", err)
+	}
+	if err := j.Stalled(); !errs.Is(err, errs.Exhausted) || !errors.Is(err, syscall.ENOSPC) {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Millisecond)
+	defer cancel()
+	if err := j.Wait(ctx, seq); !errs.Is(err, errs.Exhausted) {
+		t.Fatalf("waiting on a full disk: %v", err)
+	}
+	if rec, err := Load(dir); err != nil || check(rec, 3) != nil {
+		t.Fatalf("something half-written counts: %v", err)
+	}
+	mu.Lock()
+	full = nil
+	mu.Unlock()
+	if err := j.Wait(bounded(t), seq); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-told; err != nil || j.Stalled() != nil {
+		t.Fatalf("told %v", err)
+	}
+	mustClose(t, j)
+	if rec, err := Load(dir); err != nil || check(rec, 4) != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestWaitIsBounded(t *testing.T) {
+	j, _ := mustOpen(t, t.TempDir(), Options{})
+	defer mustClose(t, j)
+	if err := j.Wait(bounded(t), 7); !errs.Is(err, errs.Internal) {
+		t.Error(err)
+	}
+	if _, err := j.Append(make([]byte, maxRecord+1)); !errs.Is(err, errs.Invalid) {
+		t.Error(err)
+	}
+	if _, err := Load(filepath.Join(t.TempDir(), "none")); !errs.Is(err, errs.NotFound) {
+		t.Error(err)
+	}
+}
+
+func FuzzOpen(f *testing.F) {
+	dir := f.TempDir()
+	j, _ := mustOpen(f, dir, Options{})
+	fill(f, j, 8)
+	mustClose(f, j)
+	b, err := os.ReadFile(filepath.Join(dir, segmentName(1, 1)))
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(b)
+	f.Add(b[:len(b)-5])
+	f.Add([]byte{})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		dir := t.TempDir()
+		if err := os.WriteFile(filepath.Join(dir, segmentName(1, 1)), b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		j, rec, err := Open(dir, Options{})
+		if err != nil {
+			if !errs.Is(err, errs.Corrupt) {
+				t.Fatalf("unclassified: %v", err)
+			}
+			return
+		}
+		mustClose(t, j)
+		again, err := Load(dir)
+		if err != nil || again.Last() != rec.Last() || again.Cut != 0 {
+			t.Fatalf("opened again: %v", err)
+		}
+	})
+}
