@@ -1,0 +1,177 @@
+#!/usr/bin/env bash
+# The main job on this machine: a point per promise. See accept/lib.sh for the form.
+source "$(dirname "$0")/lib.sh"
+
+# jsel EXPR: evaluates a Python expression over the JSON document on stdin, as d.
+jsel() { /usr/bin/python3 -c 'import json,sys; d=json.loads(sys.stdin.read().splitlines()[-1]); print(eval(sys.argv[1], {"d": d}))' "$1" 2>/dev/null; }
+L() { t1 launcher "$@"; }
+PY=$ROOT/.venv/bin/python
+SPEC=$WORK/lab.toml
+cat >"$SPEC" <<EOF
+version = 1
+name = "lab"
+[[pool]]
+name = "local"
+backend = "local"
+nodes = 2
+python = "$PY"
+EOF
+if is_root; then chown -R launcher-t1 "$WORK"; fi
+# procs SUBCOMMAND: pids of launcher processes of this run by hidden sub-command
+procs() { for p in $(ours); do tr '\0' ' ' <"/proc/$p/cmdline" 2>/dev/null | grep -qE "launcher $1( |$)" && echo "$p"; done; }
+none_left() { [ -z "$(ours)" ]; }
+
+# ---------------------------------------------------------------- 1 repository
+folders="wire shm collectives/plan collectives/reduce collectives/transport agent/core head/core broker backends/local backends/fake backends/backendtest backends/all jobs/run jobs/train jobs/sweep configs python examples accept internal/errs internal/logx internal/clock internal/testkit internal/lint launcher docs/architecture.md docs/protocol.md CONTRIBUTING.md README.md LICENSE"
+missing=$(for f in $folders; do [ -e "$f" ] || echo "$f"; done)
+check repo.folders "missing: ${missing:-none}" test -z "$missing"
+gotest repo.rules ./internal/lint .
+missing=$(for g in help setup build test race fuzz bench lint demo check long release; do grep -qE "^$g:" Makefile || echo "$g"; done)
+check repo.make "targets missing: ${missing:-none}" test -z "$missing"
+check repo.ci ".ci/run is make test" grep -q 'make test' .ci/run
+if out=$(make -s release 2>&1) && (cd dist && sha256sum -c --quiet SHA256SUMS); then
+	static=$(for f in dist/launcher-linux-*; do readelf -l "$f" | grep -q INTERP && echo "$f is dynamic"; done)
+	check repo.release "$(ls dist | tr '\n' ' ') ${static:-static}" test -z "$static" -a -f dist/launcher-darwin-arm64
+else fail repo.release "$out"; fi
+
+# ---------------------------------------------------------------- 2 specs
+printf 'version = 1\nnmae = "x"\n[head]\nreplicas = "two"\n[[pool]]\nname = "a"\nbackend = "local"\nnodes = -1\n' >"$WORK/bad.toml"
+out=$(L up "$WORK/bad.toml" 2>&1); rc=$?
+check spec.faults "exit $rc, faults with lines: $(grep -c 'bad.toml:[0-9]*:' <<<"$out")" test $rc = 125 -a "$(grep -c 'bad.toml:[0-9]*:' <<<"$out")" -ge 3
+check spec.nothing-started "no process after a bad spec" none_left
+gotest spec.unbuilt ./configs Unbuilt
+gotest spec.samples ./configs Sample
+
+# ---------------------------------------------------------------- 3, 4 cores, simulator, journal
+gotest core.sim ./internal/sim .
+gotest core.head ./head/core .
+gotest core.agent ./agent/core .
+gotest journal.torn ./head/journal .
+gotest journal.durable ./head Durable
+
+# ---------------------------------------------------------------- 5 supervisor and agent, 6 backends, 7 security
+gotest supervisor.kills ./agent/supervisor .
+gotest agent.spool ./agent/spool .
+gotest agent.detect ./agent/detect .
+gotest backends.local ./backends/local .
+gotest backends.fake ./backends/fake .
+gotest security.join ./wire/secure .
+gotest security.session ./wire/session .
+gotest link ./broker .
+
+# ---------------------------------------------------------------- up, run
+a=$(now_ms); out=$(L up "$SPEC" 2>&1); rc=$?; b=$(now_ms)
+nodes=$(L nodes --json | jsel 'sum(n["state"]=="up" for n in d["nodes"])')
+check up.local "exit $rc in $((b - a)) ms, $nodes nodes up" test $rc = 0 -a "$nodes" = 2
+out=$(L run -- sh -c 'echo $LAUNCHER_TASK_ID' 2>&1); rc=$?
+check run.task-id "exit $rc: $out" grep -qE '^[0-9]+\.0$' <<<"$out"
+L run -- sh -c 'exit 7' >/dev/null 2>&1; rc=$?; check run.exit-code "the command's 7 comes as $rc" test $rc = 7
+L run -- /nonexistent-cmd >/dev/null 2>"$WORK/err"; rc=$?; check run.not-found "exit $rc: $(cat "$WORK/err")" test $rc = 127
+L run -- /etc/hostname >/dev/null 2>&1; rc=$?; check run.not-executable "exit $rc" test $rc = 126
+L run -- sh -c 'kill -9 $$' >/dev/null 2>&1; rc=$?; check run.killed "exit $rc" test $rc = 137
+L run --time 1s --grace 1s -- sleep 60 >/dev/null 2>&1; rc=$?; check run.time-limit "exit $rc" test $rc = 124
+out=$(L run -- sh -c 'echo out; echo err >&2' 2>/dev/null); check run.streams "stdout only: $out" test "$out" = out
+a=$(now_ms); out=$(L run --array 0-999 -- true 2>&1); rc=$?; b=$(now_ms)
+check run.array "exit $rc, 1,000 tasks in $((b - a)) ms" test $rc = 0
+printf 'a b\nc\n' >"$WORK/lines"; out=$(L run --each-line "$WORK/lines" -- sh -c 'echo "[$LAUNCHER_LINE]"' 2>/dev/null | sort | tr '\n' ' ')
+check run.each-line "$out" test "$out" = "[a b] [c] "
+L run --nodes 2 --ranks-per-node 2 -- sh -c 'echo "$RANK/$WORLD_SIZE $LOCAL_RANK/$LOCAL_WORLD_SIZE $MASTER_ADDR:$MASTER_PORT"' >"$WORK/ranks" 2>&1; rc=$?
+check run.gang "exit $rc: $(sort "$WORK/ranks" | tr '\n' ';')" test "$(grep -cE '[0-3]/4 [01]/2 .+:[0-9]+' "$WORK/ranks")" = 4
+
+# ---------------------------------------------------------------- 8, 12 collectives, training
+gotest collectives ./collectives .
+for n in 1 2 4; do
+	out=$(L train -n $n examples/digits/train.py 2>&1); rc=$?
+	obj=$(grep -oE '0\.2618[0-9]+' <<<"$out" | tail -1)
+	check "train.optimum-$n" "exit $rc, objective $obj (0.26186455)" test $rc = 0 -a "$(/usr/bin/python3 -c "print(abs(${obj:-9}-0.26186455)<1e-6)")" = True
+done
+gotest train.same-weights ./examples/digits .
+# kill -9 of a rank in the middle: same optimum, from the checkpoint
+L train -n 4 examples/digits/train.py >"$WORK/train.out" 2>&1 & tp=$!
+kill_rank() { for p in $(ours); do tr '\0' '\n' <"/proc/$p/environ" 2>/dev/null | grep -qx 'RANK=2' && tr '\0' ' ' <"/proc/$p/cmdline" | grep -q train.py && kill -9 "$p" && return 0; done; return 1; }
+eventually 20 kill_rank; killed=$?; wait $tp; rc=$?
+obj=$(grep -oE '0\.2618[0-9]+' "$WORK/train.out" | tail -1)
+check train.kill-rank "killed=$killed exit $rc objective $obj" test $killed = 0 -a $rc = 0 -a "$(/usr/bin/python3 -c "print(abs(${obj:-9}-0.26186455)<1e-6)")" = True
+# the Go program, 2 ranks
+if CGO_ENABLED=0 go build -o "$WORK/digits" ./examples/digits/go 2>"$WORK/err"; then
+	out=$(L run --nodes 2 --ranks-per-node 1 -- "$WORK/digits" 2>&1); rc=$?
+	check train.go "exit $rc $(grep -oE '0\.2618[0-9]+' <<<"$out" | tail -1)" grep -q '0\.261864' <<<"$out"
+else fail train.go "$(cat "$WORK/err")"; fi
+
+# ---------------------------------------------------------------- sweep
+out=$(L sweep examples/digits/sweep.toml 2>&1); rc=$?
+job=$(L jobs --all --json | jsel '[j["id"] for j in d["jobs"] if j["kind"]=="sweep"][-1]')
+pruned=$(L sweep show "$job" --json | jsel 'sum(t["pruned"] for t in d["trials"])'); total=$(L sweep show "$job" --json | jsel 'len(d["trials"])')
+check sweep.asha "exit $rc, $pruned of $total trials stopped early" test $rc = 0 -a "${pruned:-0}" -gt 0
+check sweep.table "$(L sweep show "$job" | tail -2)" test "$(L sweep show "$job" | wc -l)" -gt 3
+
+# ---------------------------------------------------------------- kills in an array with a ledger
+ledger() { # ledger WHOM: 1,000 tasks write start and end lines; WHOM is killed in the middle, three times
+	local f=$WORK/ledger.$1 n=0 rc p
+	: >"$f"; is_root && chown launcher-t1 "$f"
+	L run --array 0-999 -- sh -c 'echo "s $LAUNCHER_TASK_INDEX" >>'"$f"'; sleep 0.02; echo "e $LAUNCHER_TASK_INDEX" >>'"$f" >"$WORK/out.$1" 2>&1 & local rp=$!
+	for at in 100 300 600; do
+		eventually 60 eval "[ \$(wc -l <$f) -gt $at ]" || break
+		p=$(procs "$1" | head -1); [ -n "$p" ] && kill -9 "$p" && n=$((n + 1))
+	done
+	wait $rp; rc=$?
+	local starts ends
+	starts=$(grep '^s' "$f" | sort | uniq -c | awk '$1==1' | wc -l); ends=$(grep '^e' "$f" | sort | uniq -c | awk '$1==1' | wc -l)
+	check "kill.$1" "exit $rc, killed $n times, $(wc -l <"$f") lines, indices with exactly one start $starts, one end $ends" test $rc = 0 -a $n = 3 -a "$starts" = 1000 -a "$ends" = 1000 -a "$(wc -l <"$f")" = 2000
+}
+ledger head
+ledger agent
+# a supervisor: its node goes and comes back, the job ends well
+L run --array 0-199 -- sleep 0.05 >"$WORK/out" 2>&1 & rp=$!
+eventually 20 eval 'L tasks --json 2>/dev/null | grep -q running || true; [ -n "$(procs supervise)" ]'; kill -9 "$(procs supervise | head -1)"; wait $rp; rc=$?
+check kill.supervisor "exit $rc: $(tail -1 "$WORK/out")" test $rc = 0
+eventually 20 eval '[ "$(L nodes --json | jsel "sum(n[\"state\"]==\"up\" for n in d[\"nodes\"])")" = 2 ]'; check kill.supervisor-back "two nodes up again" test "$(L nodes --json | jsel 'sum(n["state"]=="up" for n in d["nodes"])')" = 2
+
+# ---------------------------------------------------------------- Ctrl-C
+L run --grace 2s -- sh -c 'trap "echo got-term; exit 3" TERM; echo up; while :; do sleep 0.1; done' >"$WORK/cc" 2>&1 & rp=$!
+eventually 10 grep -q up "$WORK/cc"; pkill -INT -P $rp -x launcher || kill -INT $rp; wait $rp; rc=$?
+check ctrl-c "exit $rc, $(tr '\n' ' ' <"$WORK/cc")" test $rc = 130 -a -n "$(grep got-term "$WORK/cc")"
+
+# ---------------------------------------------------------------- command
+bad=; for c in status nodes pools "jobs --all" "tasks 1" "why 1" version doctor; do L $c --json 2>/dev/null | jsel 'd["version"]' | grep -q 1 || bad="$bad $c"; done
+check cmd.json "no version in: ${bad:-none}" test -z "$bad"
+out=$(L up --dry-run "$SPEC" 2>&1); check cmd.dry-run "$(head -3 <<<"$out")" grep -q 'node' <<<"$out"
+out=$(L why 1 2>&1); check cmd.why "$out" test -n "$out"
+out=$(L run --cpus 4096 -- true 2>&1); rc=$?; check cmd.impossible "exit $rc: $out" grep -q error <<<"$out"
+out=$(L exec local-0 -- sh -c 'echo $LAUNCHER_NODE ok' 2>&1); check cmd.exec "$out" grep -q ok <<<"$out"
+cp "$SPEC" "$WORK/other.toml"; out=$(L up "$WORK/other.toml" 2>&1); rc=$?
+check bad.same-name "exit $rc: $out" test $rc = 125
+for part in 0 1; do # garbage on the head's port and socket
+	port=$(L status --json | jsel '__import__("json").load(open("'"$LAUNCHER_HOME"'/clusters/lab/cluster.json"))' >/dev/null; /usr/bin/python3 - "$LAUNCHER_HOME/clusters/lab/cluster.json" <<'P'
+import json, sys, re
+print(re.search(r'127\.0\.0\.1:(\d+)|:(\d+)"', open(sys.argv[1]).read()).group(0).split(":")[-1].strip('"'))
+P
+	)
+	head -c 100000 /dev/urandom | timeout 5 bash -c "cat >/dev/tcp/127.0.0.1/$port" 2>/dev/null
+done
+out=$(L run -- echo fine 2>&1); check bad.garbage "after garbage on port $port: $out" test "$out" = fine
+if is_root; then
+	out=$(t2 launcher status 2>&1); rc=$?; check bad.second-user "exit $rc: $out" test $rc = 125
+	check bad.state-mode "state directory $(stat -c %a "$LAUNCHER_HOME")" test "$(stat -c %a "$LAUNCHER_HOME")" = 700
+else skip bad.second-user "not root"; skip bad.state-mode "not root"; fi
+
+# ---------------------------------------------------------------- down, record, forget
+out=$(L down lab 2>&1); rc=$?; check down "exit $rc: $out" test $rc = 0
+check down.nothing-left "processes: $(ours | tr '\n' ' ') sockets: $(find "$WORK" -type s | tr '\n' ' ')" test -z "$(ours)$(find "$WORK" -type s)"
+out=$(L jobs --all -c lab 2>&1); check down.record "$(wc -l <<<"$out") lines of jobs with nothing up" test "$(wc -l <<<"$out")" -gt 10
+out=$(L logs 1 -c lab 2>&1); check down.logs "$out" grep -qE '^1\.0$' <<<"$out"
+out=$(L run -- true 2>&1); rc=$?; check bad.nothing-up "exit $rc: $out" test $rc = 125 -a "$(grep -c hint: <<<"$out")" -ge 1
+out=$(L run --on "$SPEC" -- echo one-shot 2>/dev/null); rc=$?; check run.on "exit $rc: $out" test $rc = 0 -a "$out" = one-shot
+check run.on-down "nothing up after it" none_left
+L forget lab >/dev/null 2>&1; check forget "the record is gone" test ! -e "$LAUNCHER_HOME/clusters/lab"
+sed "s/nodes = 2/nodes = 4000/" "$SPEC" >"$WORK/many.toml"; out=$(L up "$WORK/many.toml" 2>&1); rc=$?; check bad.too-many-nodes "exit $rc: $out" test $rc = 125
+out=$(LAUNCHER_HOME=/proc/launcher L up "$SPEC" 2>&1); rc=$?; check bad.home "exit $rc: $out" test $rc = 125
+deep=$WORK/$(printf 'd%.0s' {1..60})/$(printf 'e%.0s' {1..60}); t1 mkdir -p "$deep"
+out=$(LAUNCHER_HOME=$deep L run --on "$SPEC" -- echo deep 2>&1); check bad.deep-home "$(tail -1 <<<"$out")" grep -q deep <<<"$out"
+gotest bad.more ./launcher .
+
+# ---------------------------------------------------------------- bench
+L up "$SPEC" >/dev/null 2>&1
+out=$(L bench 2>&1); rc=$?; check bench "exit $rc: $(grep -iE 'first output|true|reduce' <<<"$out" | head -4)" test $rc = 0
+L down lab >/dev/null 2>&1
+check end.nothing-left "processes: $(ours | tr '\n' ' ')" none_left
