@@ -51,7 +51,11 @@ func claim(dir string) (uint64, error) {
 			}
 			continue
 		}
-		if err := os.Rename(mine, filepath.Join(dir, epochFile)); err != nil {
+		err = os.Rename(mine, filepath.Join(dir, epochFile))
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // a writer with a higher number swept our claim away
+		}
+		if err != nil {
 			return 0, classify(err, "cannot claim the journal")
 		}
 		if err := syncDir(dir); err != nil {
