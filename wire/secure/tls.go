@@ -104,3 +104,11 @@ func explain(err error, c *x509.Certificate, now time.Time) error {
 	}
 	return errs.Wrap(errs.Permission, err, "the other side's certificate is refused")
 }
+
+// PeerSubject is who the other side of a connection is whose certificate has been checked.
+func PeerSubject(cs tls.ConnectionState) (Subject, error) {
+	if len(cs.PeerCertificates) == 0 || len(cs.PeerCertificates[0].URIs) != 1 {
+		return Subject{}, errs.New(errs.Permission, "the other side's certificate names nobody")
+	}
+	return parseSubject(cs.PeerCertificates[0].URIs[0])
+}

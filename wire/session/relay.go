@@ -1,0 +1,62 @@
+package session
+
+import (
+	"context"
+	"io"
+
+	"launcher/internal/errs"
+)
+
+// Relay joins two streams until both directions have ended or ctx ends: what comes on one
+// goes to the other, ends and causes included. Both are closed when it returns.
+func Relay(ctx context.Context, a, b *Stream) error {
+	stop := context.AfterFunc(ctx, func() {
+		cause := errs.Wrap(errs.Unavailable, context.Cause(ctx), "the relay ended")
+		a.CloseWith(cause)
+		b.CloseWith(cause)
+	})
+	defer stop()
+	one := make(chan error, 1)
+	go func() { one <- relayHalf(a, b) }()
+	err := relayHalf(b, a)
+	if e := <-one; err == nil {
+		err = e
+	}
+	a.Close()
+	b.Close()
+	return err
+}
+
+func relayHalf(from, to *Stream) error {
+	buf := make([]byte, 32<<10)
+	done := make(chan struct{})
+	defer close(done)
+	go func() { // a reader that went away ends the writer on the other side
+		select {
+		case <-to.Unwanted():
+			from.CloseRead(to.reasonUnwanted())
+		case <-done:
+		}
+	}()
+	for {
+		n, err := from.Read(buf)
+		if n > 0 {
+			if _, werr := to.Write(buf[:n]); werr != nil {
+				return werr
+			}
+		}
+		if err == io.EOF {
+			return to.CloseWrite()
+		}
+		if err != nil {
+			to.CloseWith(err)
+			return err
+		}
+	}
+}
+
+func (st *Stream) reasonUnwanted() error {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	return st.why
+}
