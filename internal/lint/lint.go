@@ -16,6 +16,7 @@ var shared = []string{"internal/errs", "wire"}
 // arrows is the whole table. What is not here must not be imported.
 var arrows = []arrow{
 	{"wire/session", "wire/secure", "a connection is authenticated"},
+	{"wire/session", "internal/sockpath", "socket paths have a limit"},
 	{"shm", "internal/logx", "events are logged"},
 	{"collectives", "shm", "ranks of a node meet in shared memory"},
 	{"collectives", "collectives", "its own parts"},

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"launcher/internal/errs"
+	"launcher/internal/sockpath"
 	"launcher/wire/secure"
 )
 
@@ -51,17 +52,12 @@ func DialConn(ctx context.Context, conn net.Conn, cfg Config, want secure.Role) 
 }
 
 // DialUnix connects to a process of the same user at a socket. A path that was too long
-// for a socket is found through the file that ListenUnix left.
+// for a socket is found where package sockpath put it.
 func DialUnix(ctx context.Context, path string, cfg Config) (*Session, error) {
 	cfg = cfg.withDefaults()
 	ctx, cancel := context.WithTimeout(ctx, cfg.Handshake)
 	defer cancel()
-	var d net.Dialer
-	at, err := ResolveSocket(path)
-	if err != nil {
-		return nil, err
-	}
-	conn, err := d.DialContext(ctx, "unix", at)
+	conn, err := sockpath.Dial(ctx, path)
 	if err != nil {
 		return nil, dialErr(err, path)
 	}

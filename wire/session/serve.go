@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"io"
 	"net"
 	"os"
 	"sync"
@@ -29,6 +30,9 @@ func Serve(ctx context.Context, ln net.Listener, cfg Config, handle Handler) err
 	return serve(ctx, ln, cfg, handle, func(ctx context.Context, conn net.Conn) (*Session, error) {
 		c := tls.Server(conn, tc)
 		if err := c.HandshakeContext(ctx); err != nil {
+			if errors.Is(err, io.EOF) {
+				return nil, errProbe
+			}
 			return nil, errs.Wrap(errs.Corrupt, err, "no TLS handshake")
 		}
 		return greetTLS(ctx, c, cfg)
@@ -92,7 +96,7 @@ func serve(ctx context.Context, ln net.Listener, cfg Config, handle Handler, gre
 			s, err := handshake(ctx, conn, cfg, greet)
 			leave()
 			if err != nil {
-				if ctx.Err() == nil && !errors.Is(err, errServed) {
+				if ctx.Err() == nil && !errors.Is(err, errServed) && !errors.Is(err, errProbe) {
 					door.refused(conn, err)
 				}
 				return
@@ -102,8 +106,10 @@ func serve(ctx context.Context, ln net.Listener, cfg Config, handle Handler, gre
 	}
 }
 
-// errServed: the connection was for something that is done.
-var errServed = errors.New("served")
+var (
+	errServed = errors.New("served")                // the connection was for something that is done
+	errProbe  = errors.New("closed without a word") // somebody looked whether anything listens
+)
 
 // handshake makes a session of conn within its bound, or closes it.
 func handshake(ctx context.Context, conn net.Conn, cfg Config, greet greeter) (*Session, error) {
@@ -199,6 +205,9 @@ func greetUnix(ctx context.Context, conn net.Conn, cfg Config) (*Session, error)
 		}
 		return nil
 	})
+	if errors.Is(err, io.EOF) {
+		return nil, errProbe
+	}
 	if err != nil {
 		return nil, err
 	}
