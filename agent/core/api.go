@@ -85,6 +85,8 @@ type (
 	// LocalGone: the caller of a request hung up.
 	LocalGone struct{ Req uint64 }
 
+	// LogsShipped answers ShipLogs.
+	LogsShipped struct{}
 	// ResourcesChanged: other amounts, or GPUs that others took or gave back.
 	ResourcesChanged struct {
 		Total wire.Resources
@@ -201,6 +203,9 @@ type (
 		Job   wire.JobID
 		Paths []string
 	}
+	// ShipLogs: the node is about to leave; LogsShipped when the head has all output, or
+	// after Bound nanoseconds.
+	ShipLogs struct{ Bound int64 }
 	// HangUp ends the session with the head: it broke the protocol or is an older one.
 	HangUp struct{ Why string }
 	// Leave ends the agent and its supervisor; nothing of the node's work is left.
@@ -217,7 +222,7 @@ type Join struct {
 }
 
 // Record is one decision. State.Apply of all records in order gives the State.
-type Record interface{ record() }
+type Record interface{ record() byte }
 
 // Output is what a Step decided. Both slices are valid until the next Step.
 type Output struct {
@@ -238,6 +243,7 @@ func (GroupFailed) event()      {}
 func (Local) event()            {}
 func (LocalGone) event()        {}
 func (ResourcesChanged) event() {}
+func (LogsShipped) event()      {}
 func (Tick) event()             {}
 func (Flush) event()            {}
 
@@ -252,5 +258,6 @@ func (LeaveGroup) effect()        {}
 func (CloseGroup) effect()        {}
 func (LocalReply) effect()        {}
 func (DeleteCheckpoints) effect() {}
+func (ShipLogs) effect()          {}
 func (HangUp) effect()            {}
 func (Leave) effect()             {}

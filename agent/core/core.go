@@ -1,17 +1,306 @@
 package core
 
+import (
+	"launcher/internal/errs"
+	"launcher/wire"
+)
+
+const (
+	millisecond = int64(1e6)
+	second      = int64(1e9)
+
+	beatEvery = second
+	// drainWait is how long output may go on after the end of a process whose children,
+	// out of reach in a session of their own, hold its pipes.
+	drainWait = 2 * second
+	// peerDelay is how long ranks have to end by themselves when their collectives failed,
+	// before SIGTERM: long enough for a program to say what happened.
+	peerDelay = 2 * second
+	// reportWait bounds how long a report waits for the head's answer.
+	reportWait = 2 * second
+	// ackWait is how long an ending node waits for the head to take its last completions.
+	ackWait = 3 * second
+	// shipWait bounds how long it waits for the shell to ship the last output.
+	shipWait = 5 * second
+	// leaseTime: exclusive work ends when no head was heard of for so long. The head does
+	// not run it elsewhere before 30 s.
+	leaseTime = 20 * second
+	// blockAfter: a task that waits for room longer than this is not overtaken any more.
+	blockAfter   = 5 * second
+	defaultGrace = 600 * second
+)
+
 // Core is the reactor. It is not safe for concurrent use.
 type Core struct {
-	cfg Config
-	s   *State
-	out Output
+	cfg  Config
+	s    *State
+	pool *pool
+	out  Output
+	now  int64
+
+	// What follows is not kept over a restart: the head's greeting and the supervisor's
+	// list bring back what matters of it.
+	up        bool            // a session is up and the greeting is sent
+	welcome   bool            // and was answered
+	sent      uint64          // completions up to this number were sent on this session
+	started   []wire.TryState // to be told at Flush
+	reports   []*report       // not answered by the head
+	waiting   map[uint64]*report
+	repSeq    uint64
+	beatAt    int64
+	load      float64
+	memFree   int64
+	admitting bool // something changed that may let queued tries start
+	shipped   bool
+	shipAt    int64 // when ShipLogs was given, 0 = not yet
+	left      bool
+	idleAt    int64 // when an ending node had nothing left to stop
 }
 
-// New makes a reactor of a state; an empty one is NewState().
-func New(cfg Config, s *State) *Core { return &Core{cfg: cfg, s: s} }
+// New makes a reactor of a state; an empty one is NewState(). A state that was rebuilt
+// needs Recovered as its first event.
+func New(cfg Config, s *State) *Core {
+	c := &Core{cfg: cfg, s: s, waiting: map[uint64]*report{}}
+	c.pool = newPool(cfg.Hello.Total, cfg.Hello.GPUs, cfg.CPUs)
+	for _, t := range s.tries {
+		for i := range t.Ranks {
+			if !t.Ranks[i].Ended {
+				c.pool.use(t.need(), t.Ranks[i].Slot, 1)
+			}
+		}
+	}
+	return c
+}
+
+func (t *Try) need() wire.Resources { return t.job.spec.Spec.Resources }
 
 // State is what the records so far amount to. It must not be changed.
 func (c *Core) State() *State { return c.s }
 
+// Free is what can be handed out now.
+func (c *Core) Free() wire.Resources { return c.pool.available() }
+
+// Step takes one event.
+func (c *Core) Step(now int64, ev Event) Output {
+	c.now = now
+	c.out.Records, c.out.Effects = c.out.Records[:0], c.out.Effects[:0]
+	if c.s.lost == 0 && !c.up {
+		c.record(RecLost{At: now})
+	}
+	switch ev := ev.(type) {
+	case HeadUp:
+		c.hello()
+	case HeadDown:
+		c.headDown()
+	case FromHead:
+		c.fromHead(ev.Msg)
+	case Recovered:
+		c.recovered(ev.Procs)
+	case ProcStarted:
+		c.procStarted(ev)
+	case ProcFailed:
+		c.procFailed(ev)
+	case ProcExited:
+		c.procExited(ev)
+	case OutputDrained:
+		c.outputDrained(ev)
+	case RankStopped:
+		c.rankStopped(ev.Proc)
+	case GroupFailed:
+		if t := c.s.byTry[ev.Gang]; t != nil {
+			c.fault(t, ev.Rank, ev.Cause)
+		}
+	case Local:
+		c.local(ev)
+	case LocalGone:
+		if r := c.waiting[ev.Req]; r != nil {
+			delete(c.waiting, ev.Req)
+			r.req = 0
+		}
+	case ResourcesChanged:
+		c.pool.set(ev.Total, ev.GPUs)
+		c.cfg.Hello.Total, c.cfg.Hello.GPUs = ev.Total, ev.GPUs
+		c.admitting = true
+	case LogsShipped:
+		c.shipped = true
+	case Tick:
+		c.load, c.memFree = ev.Load1, ev.MemFree
+		c.timers()
+		c.flush()
+		c.beat()
+	case Flush:
+		c.flush()
+	}
+	if c.admitting {
+		c.admitting = false
+		c.admit()
+	}
+	c.ending()
+	return c.out
+}
+
+// record decides: the decision is written and true.
+func (c *Core) record(r Record) {
+	c.out.Records = append(c.out.Records, r)
+	c.s.Apply(r)
+}
+
+func (c *Core) do(e Effect) { c.out.Effects = append(c.out.Effects, e) }
+
+// tell sends a message, if the head has greeted back; what matters is told again in the
+// next greeting.
+func (c *Core) tell(typ uint16, msg any) {
+	if c.welcome {
+		c.do(ToHead{Type: typ, Msg: msg})
+	}
+}
+
+// flush tells the head what a burst of events brought.
+func (c *Core) flush() {
+	if len(c.started) > 0 {
+		c.tell(wire.MsgRunning, wire.Running{Items: c.started})
+		c.started = nil // the message keeps the old one
+	}
+	if c.welcome && c.s.seq > c.sent {
+		n := int(min(c.s.seq-c.sent, uint64(len(c.s.unacked))))
+		items := append([]wire.Ended(nil), c.s.unacked[len(c.s.unacked)-n:]...)
+		c.tell(wire.MsgDone, wire.Done{Seq: c.s.seq, Items: items})
+		c.sent = c.s.seq
+	}
+}
+
+func (c *Core) beat() {
+	if !c.welcome || c.now < c.beatAt {
+		return
+	}
+	c.beatAt = c.now + beatEvery
+	running := uint32(0)
+	for _, t := range c.s.tries {
+		if !t.reserved() {
+			running++
+		}
+	}
+	c.tell(wire.MsgBeat, wire.Beat{Free: c.pool.available(), Queued: c.s.queued(), Running: running, Load1: c.load, MemFree: c.memFree, GPUs: c.pool.gpuList()})
+}
+
+// timers does what is due by the clock.
+func (c *Core) timers() {
+	var expired []*Try
+	for _, t := range c.s.tries {
+		if t.reserved() {
+			if c.now >= t.Until {
+				expired = append(expired, t)
+			}
+			continue
+		}
+		if at := t.limit(); at != 0 && c.now >= at && t.Stop == nil {
+			c.stop(t, wire.ReasonTimeLimit, 0, t.job.spec.Spec.Grace)
+		}
+		if t.job.spec.Spec.Exclusive && t.Stop == nil && c.s.lost != 0 && c.now >= c.s.lost+leaseTime {
+			c.stop(t, wire.ReasonFenced, 0, 0)
+		}
+		c.stopDue(t)
+	}
+	for _, t := range expired {
+		c.release(t)
+	}
+	c.drainDue()
+	for _, r := range c.reports {
+		if r.req != 0 && c.now >= r.until {
+			c.answer(r)
+		}
+	}
+	if c.s.phase.Phase < Ending {
+		if c.s.lost != 0 && c.now >= c.s.lost+c.grace() {
+			c.end("no head for " + span(c.grace()) + ", which is the grace of this cluster")
+		} else if p := c.s.phase; p.Phase == Draining && p.Stop != 0 && c.now >= p.Stop {
+			c.stopAll(wire.ReasonPreempted, p.Grace)
+			c.record(RecPhase{Phase: Ending, Why: p.Why, At: c.now, Grace: p.Grace})
+		}
+	}
+}
+
+// grace is how long the node lives without a head.
+func (c *Core) grace() int64 {
+	switch {
+	case c.s.grace > 0:
+		return c.s.grace
+	case c.cfg.Grace > 0:
+		return c.cfg.Grace
+	}
+	return defaultGrace
+}
+
+// limit is when a try's time is up; 0 = never.
+func (t *Try) limit() int64 {
+	if l := t.job.spec.Spec.TimeLimit; l > 0 {
+		at := t.At
+		for i := range t.Ranks {
+			at = max(at, t.Ranks[i].Started)
+		}
+		return at + l
+	}
+	return 0
+}
+
 // Due is when the core wants its next Tick at the latest; 0 = it need not be ticked.
-func (c *Core) Due() int64 { return 0 }
+func (c *Core) Due() int64 {
+	var due int64
+	want := func(at int64) {
+		if at != 0 && (due == 0 || at < due) {
+			due = at
+		}
+	}
+	if c.welcome {
+		want(c.beatAt)
+	}
+	if c.s.lost != 0 && c.s.phase.Phase < Ending {
+		want(c.s.lost + c.grace())
+	}
+	for _, t := range c.s.tries {
+		want(t.Until)
+		if t.reserved() {
+			continue
+		}
+		if t.Stop == nil {
+			want(t.limit())
+			if t.job.spec.Spec.Exclusive && c.s.lost != 0 {
+				want(c.s.lost + leaseTime)
+			}
+		} else {
+			want(t.stopAt())
+		}
+		for i := range t.Ranks {
+			if !t.Ranks[i].Ended {
+				want(t.Ranks[i].drainBy)
+			}
+		}
+	}
+	for _, r := range c.reports {
+		if r.req != 0 {
+			want(r.until)
+		}
+	}
+	switch c.s.phase.Phase {
+	case Draining:
+		want(c.s.phase.Stop)
+	case Ending:
+		want(c.now + 100*millisecond)
+	}
+	return due
+}
+
+// span writes a duration as a user would: 90s, 10m, 24h.
+func span(ns int64) string {
+	switch {
+	case ns%(3600*second) == 0:
+		return utoa(ns/(3600*second)) + "h"
+	case ns%(60*second) == 0:
+		return utoa(ns/(60*second)) + "m"
+	case ns%second == 0:
+		return utoa(ns/second) + "s"
+	}
+	return utoa(ns/millisecond) + "ms"
+}
+
+func wireErr(e *errs.Error) *errs.Wire { return errs.ToWire(e) }

@@ -1,0 +1,171 @@
+package core
+
+import (
+	"slices"
+
+	"launcher/internal/errs"
+	"launcher/wire"
+)
+
+// report is a program's report that the head has not answered yet.
+type report struct {
+	msg   wire.Report
+	req   uint64 // who waits for the answer; 0 = nobody any more
+	until int64
+}
+
+// maxReports bounds what is kept for a head that is away or slow.
+const maxReports = 1024
+
+// local answers a request of a process of this node.
+func (c *Core) local(ev Local) {
+	t, i := c.s.rank(ev.Proc)
+	if t == nil || t.reserved() || t.Ranks[i].Ended {
+		c.do(LocalReply{Req: ev.Req, Err: notHere(ev.Proc, c.cfg.Hello.Node)})
+		return
+	}
+	switch ev.Op {
+	case OpReport:
+		c.report(t, ev)
+	case OpLeave:
+		leave, deadline := c.leave(t)
+		c.do(LocalReply{Req: ev.Req, Leave: leave, Deadline: deadline})
+	case OpParams:
+		c.do(LocalReply{Req: ev.Req, Params: t.Item.Params})
+	case OpCheckpoint:
+		c.do(LocalReply{Req: ev.Req, Checkpoint: t.Item.Checkpoint, Step: t.Item.Step})
+	case OpJoin:
+		c.join(t, i, ev)
+	default:
+		c.do(LocalReply{Req: ev.Req})
+	}
+}
+
+func (c *Core) join(t *Try, i int, ev Local) {
+	if t.Fault != nil {
+		c.do(LocalReply{Req: ev.Req, Err: wireErr(errs.New(errs.Lost, "the gang %s cannot go on: %s", t.ID, t.Fault.Cause))})
+		return
+	}
+	if !t.Ranks[i].Joined {
+		open := !t.grouped()
+		c.record(RecJoined{Proc: ev.Proc})
+		if open {
+			c.openGroup(t, false)
+		}
+	}
+	join := &Join{Gang: t.ID, Rank: ev.Proc.Rank, World: 1, LocalRank: uint32(i), LocalWorld: uint32(len(t.Ranks))}
+	if t.Gang != nil {
+		join.World = t.Gang.World
+	}
+	c.do(LocalReply{Req: ev.Req, Join: join})
+}
+
+// report passes a report on. The caller gets the head's advice, or after a while, or
+// with the head away, the last advice known.
+func (c *Core) report(t *Try, ev Local) {
+	r := &report{msg: wire.Report{Proc: ev.Proc, Step: ev.Step, Metrics: ev.Metrics, Checkpoint: ev.Checkpoint, Time: c.now}, req: ev.Req, until: c.now + reportWait}
+	if len(c.reports) >= maxReports {
+		c.trim()
+	}
+	c.reports = append(c.reports, r)
+	c.waiting[ev.Req] = r
+	if !c.welcome {
+		c.answer(r)
+		return
+	}
+	c.send(r)
+}
+
+func (c *Core) send(r *report) {
+	c.repSeq++
+	r.msg.Seq = c.repSeq
+	c.tell(wire.MsgReport, r.msg)
+}
+
+// resend gives a new session what the last one may have lost, in order.
+func (c *Core) resend() {
+	c.repSeq = 0
+	for _, r := range c.reports {
+		c.send(r)
+	}
+}
+
+// answer lets a caller go with the advice that is known now. The report itself stays
+// until the head has answered it.
+func (c *Core) answer(r *report) {
+	if r.req == 0 {
+		return
+	}
+	reply := LocalReply{Req: r.req}
+	if t := c.s.byTry[r.msg.Proc.Try]; t != nil {
+		reply.Leave, reply.Deadline = c.leave(t)
+	}
+	delete(c.waiting, r.req)
+	r.req = 0
+	c.do(reply)
+}
+
+// trim drops the oldest report, one without a checkpoint if there is one.
+func (c *Core) trim() {
+	i := max(0, slices.IndexFunc(c.reports, func(r *report) bool { return r.msg.Checkpoint == "" }))
+	c.answer(c.reports[i])
+	c.reports = slices.Delete(c.reports, i, i+1)
+}
+
+// unreport answers who still waits on behalf of a process that has ended; its reports
+// are still good.
+func (c *Core) unreport(p wire.Proc) {
+	for _, r := range c.reports {
+		if r.msg.Proc == p {
+			c.answer(r)
+		}
+	}
+}
+
+// advice is the head's word on whether a try should go on.
+func (c *Core) advice(m wire.Advice) {
+	if t := c.s.byTry[m.Try]; t != nil && (t.Leave != m.Leave || t.Deadline != m.Deadline) {
+		c.record(RecAdvice{Try: m.Try, Leave: m.Leave, Deadline: m.Deadline})
+	}
+	if m.Seq == 0 {
+		return
+	}
+	i := slices.IndexFunc(c.reports, func(r *report) bool { return r.msg.Seq == m.Seq })
+	if i >= 0 {
+		c.answer(c.reports[i])
+		c.reports = slices.Delete(c.reports, i, i+1)
+	}
+}
+
+// leave says whether a try should save and leave, and by when (unix seconds): what the
+// head advised, else what this node knows by itself.
+func (c *Core) leave(t *Try) (wire.LeaveReason, int64) {
+	switch {
+	case t.Leave != wire.LeaveNo:
+		return t.Leave, t.Deadline / second
+	case t.Stop != nil && t.Stop.Reason == wire.ReasonPruned:
+		return wire.LeavePruned, t.Stop.Kill / second
+	case t.Stop != nil:
+		return wire.LeavePreempted, t.Stop.Kill / second
+	case c.s.phase.Phase == Draining && c.s.phase.Stop != 0:
+		return wire.LeavePreempted, c.s.phase.Stop / second
+	}
+	end := c.deadline(t)
+	if end != 0 && c.now >= end-margin(t, end) {
+		return wire.LeaveDeadline, end / second
+	}
+	return wire.LeaveNo, end / second
+}
+
+// deadline is when a try ends at the latest, by its time limit or its node's; 0 = never.
+func (c *Core) deadline(t *Try) int64 {
+	end := t.limit()
+	if d := c.cfg.Hello.Deadline * second; d != 0 && (end == 0 || d < end) {
+		end = d
+	}
+	return end
+}
+
+// margin is how long before its deadline a program is told to save: a tenth of its time,
+// at most two minutes.
+func margin(t *Try, end int64) int64 { return min((end-t.At)/10, 120*second) }
