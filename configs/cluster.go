@@ -79,7 +79,10 @@ func ParseCluster(name, abs string, text []byte) (*Cluster, error) {
 		return nil, faults.asError()
 	}
 	f := &file{name: name}
-	t := f.root(root)
+	t, err := f.root(root)
+	if err != nil {
+		return nil, err
+	}
 	c := &Cluster{Path: abs, Text: string(text)}
 	t.version()
 	c.Name = t.str("name", DefaultName(abs))
@@ -94,7 +97,6 @@ func ParseCluster(name, abs string, text []byte) (*Cluster, error) {
 		head.fault("replicas", "2 survives no loss; give 1 or 3")
 	}
 	c.Grace = head.duration("grace", 10*time.Minute, time.Second, 7*24*time.Hour)
-	head.done()
 
 	objects := t.table("objects")
 	c.ObjectMemory = objects.str("memory", "30%")
@@ -124,6 +126,7 @@ func ParseCluster(name, abs string, text []byte) (*Cluster, error) {
 
 	c.Pools = readPools(t, filepath.Dir(abs))
 	checkWhere(head, c)
+	head.done()
 	t.done()
 	if err := f.faults.asError(); err != nil {
 		return nil, err

@@ -88,7 +88,10 @@ func ParseJob(name, abs string, text []byte) (*Job, error) {
 		return nil, faults.asError()
 	}
 	f, dir := &file{name: name}, filepath.Dir(abs)
-	t := f.root(root)
+	t, err := f.root(root)
+	if err != nil {
+		return nil, err
+	}
 	t.version()
 	j := &Job{Path: abs}
 	j.Kind = t.kind()
@@ -183,7 +186,7 @@ func (j *Job) common(t *table, dir string) {
 	if j.TimeLimit > 0 && j.TimeRequest > j.TimeLimit {
 		rt.fault("time_request", "%s is more than time, %s; placement cannot assume more than the limit", showDuration(j.TimeRequest), showDuration(j.TimeLimit))
 	}
-	j.Resources = rt.resources(wire.Resources{CPU: wire.Unit})
+	j.Resources = rt.resources(wire.Resources{CPU: wire.Unit}, "time", "time_request")
 	rt.done()
 }
 

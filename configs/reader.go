@@ -28,14 +28,13 @@ type table struct {
 	bad     map[string]bool // keys with a fault
 }
 
-func (f *file) root(n *node) *table {
-	t := &table{f: f, line: 1, obj: newObject(), present: true, bad: map[string]bool{}}
-	if o, ok := n.val.(*object); ok {
-		t.obj = o
-	} else {
-		f.faults = append(f.faults, Fault{File: f.name, Line: max(n.line, 1), Msg: "the file must be a table of keys and values, not " + n.typeName()})
+// root is the table that a file is.
+func (f *file) root(n *node) (*table, error) {
+	o, ok := n.val.(*object)
+	if !ok {
+		return nil, Faults{{File: f.name, Line: max(n.line, 1), Msg: "the file must be a table of keys and values, not " + n.typeName()}}.asError()
 	}
-	return t
+	return &table{f: f, line: 1, obj: o, present: true, bad: map[string]bool{}}, nil
 }
 
 func (t *table) path(key string) string {

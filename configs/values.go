@@ -272,11 +272,12 @@ func CheckName(s string) error {
 	return nil
 }
 
-// resources reads { cpu = 1, gpu = 0.5, memory = "2GiB", license = 2 }; the table t also
-// holds the keys in extra, which are read elsewhere.
+// resources reads { cpu = 1, gpu = 0.5, memory = "2GiB", license = 2 }. The keys in extra
+// are read by the caller.
 func (t *table) resources(def wire.Resources, extra ...string) wire.Resources {
 	r := def
-	for _, k := range append([]string{"cpu", "gpu", "memory"}, extra...) {
+	builtin := append([]string{"cpu", "gpu", "memory"}, extra...)
+	for _, k := range builtin {
 		t.get(k)
 	}
 	amount := func(key string, to *int64) {
@@ -298,15 +299,16 @@ func (t *table) resources(def wire.Resources, extra ...string) wire.Resources {
 		if slices.Contains(t.known, k) {
 			continue
 		}
-		known := slices.Clone(t.known)
+		if near := slices.IndexFunc(builtin, func(b string) bool { return distance(k, b) <= 1 }); near >= 0 {
+			continue // a slip of the pen, which done reports
+		}
+		t.get(k)
 		if _, isNumber := toFloat(t.obj.m[k].val); !isNumber || !resourceRE.MatchString(k) {
-			t.fault(k, "unknown key; a resource of your own is a name and a number, such as license = 2; %s", didYouMean(k, known))
-			t.get(k)
+			t.fault(k, "unknown key; a resource of your own is a name and a number, such as license = 2; the others are %s", strings.Join(builtin, ", "))
 			continue
 		}
 		var u int64
 		amount(k, &u)
-		t.get(k)
 		if r.Custom == nil {
 			r.Custom = map[string]int64{}
 		}

@@ -10,6 +10,7 @@ import (
 
 	"github.com/goccy/go-yaml/ast"
 	"github.com/goccy/go-yaml/parser"
+	"github.com/goccy/go-yaml/token"
 
 	"launcher/wire"
 )
@@ -23,7 +24,10 @@ func ParseWandb(name, abs string, text []byte) (*Job, error) {
 		return nil, faults.asError()
 	}
 	f, dir := &file{name: name, prefix: "sweep."}, filepath.Dir(abs)
-	t := f.root(root)
+	t, err := f.root(root)
+	if err != nil {
+		return nil, err
+	}
 	j := &Job{Path: abs, Kind: wire.KindSweep, Dir: dir, Resources: wire.Resources{CPU: wire.Unit}}
 	j.Name = notInNameRE.ReplaceAllString(t.str("name", strings.TrimSuffix(filepath.Base(abs), filepath.Ext(abs))), "-")
 	j.Name = strings.Trim(j.Name[:min(len(j.Name), 63)], "._-")
@@ -90,6 +94,10 @@ func yamlError(err error) (int, string) {
 	}
 	return 1, first
 }
+
+// floatRE is a number with an exponent and no point, which YAML 1.1 takes for text and
+// everybody means as a number.
+var floatRE = regexp.MustCompile(`^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$`)
 
 // converter turns the library's tree into ours, following aliases, with a bound on what
 // they may blow up to.
@@ -159,6 +167,11 @@ func (c *converter) node(n ast.Node, depth int) *node {
 		return c.node(n.Value, depth+1)
 	case *ast.StringNode:
 		out.val = n.Value
+		if n.Token.Type == token.StringType && floatRE.MatchString(n.Value) { // 1e-5, not quoted
+			if v, err := strconv.ParseFloat(n.Value, 64); err == nil {
+				out.val = v
+			}
+		}
 	case *ast.LiteralNode:
 		out.val = n.Value.Value
 	case *ast.IntegerNode:
