@@ -159,6 +159,7 @@ type LogChunk struct {
 	Time   int64
 	Offset int64 // of the next chunk in the job's log: where to go on
 	Data   []byte
+	Note   string // not output: launcher says that output was dropped or is damaged here; Data is empty
 }
 
 type Cancel struct {
