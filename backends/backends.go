@@ -8,6 +8,7 @@ package backends
 import (
 	"context"
 	"io"
+	"time"
 
 	"launcher/wire"
 )
@@ -21,6 +22,7 @@ type Capabilities struct {
 	Cancellable bool                                // Cancel ends what runs
 	DefaultMin  func(o Options) int                 // min of a pool that names none
 	Limit       func(o Options) (n int, why string) // most nodes there can ever be; 0 = unknown
+	Every       time.Duration                       // least time between two calls, for those who must not be asked often; 0 = any
 }
 
 // Options is a pool's table as the loader read it: the keys that all pools share are
@@ -119,4 +121,26 @@ type Fault struct{ Key, Msg string }
 // a handle whenever its Status should be asked again, until ctx ends.
 type Watcher interface {
 	Watch(ctx context.Context, handles [][]byte, changed chan<- int) error
+}
+
+// Bounder is implemented by backends whose bound on nodes depends on what the pool says
+// that each node has.
+type Bounder interface {
+	// Bound is Capabilities.Limit for nodes of a given size; nil = as detected.
+	Bound(o Options, per *wire.Resources) (n int, why string)
+}
+
+// As finds an optional ability of a backend, through the wrappers around it.
+func As[T any](b Backend) (T, bool) {
+	for {
+		if t, ok := b.(T); ok {
+			return t, true
+		}
+		w, ok := b.(interface{ Unwrap() Backend })
+		if !ok {
+			var none T
+			return none, false
+		}
+		b = w.Unwrap()
+	}
 }

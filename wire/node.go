@@ -83,3 +83,19 @@ type RingOpen struct {
 	From NodeID
 	Lane uint32 // 0 .. lanes-1, when several connections carry one ring
 }
+
+// ClusterFile is clusters/NAME/cluster.json, written whole by the head whenever it
+// starts or moves: what a command or a link needs to find the cluster. Paths are of the
+// machine it lies on.
+type ClusterFile struct {
+	Version     int      `json:"version"` // of this file: 1
+	Name        string   `json:"name"`
+	SpecPath    string   `json:"spec"`
+	Addrs       []string `json:"addrs"` // of the head, host:port, best first
+	Fingerprint string   `json:"ca"`    // secure.Fingerprint of ca.crt
+	Build       string   `json:"build"`
+	Host        string   `json:"host"` // where the head runs, os.Hostname there
+	PID         int      `json:"pid"`
+	Epoch       Epoch    `json:"epoch"`
+	Started     int64    `json:"started"` // of the head, unix nanoseconds
+}
