@@ -1,0 +1,161 @@
+package record
+
+import (
+	"fmt"
+	"os"
+
+	"launcher/internal/errs"
+	"launcher/wire"
+)
+
+// output gives a job's output, opened if it is not. mu must be held.
+func (w *Writer) output(job wire.JobID) (*output, error) {
+	if o := w.jobs[job]; o != nil {
+		return o, nil
+	}
+	if job == 0 {
+		return nil, errs.New(errs.Invalid, "job 0 has no output")
+	}
+	o := &output{dir: JobDir(w.dir, job), numbers: map[nodeKey]uint32{}, changed: make(chan struct{})}
+	if err := os.MkdirAll(o.dir, 0o700); err != nil {
+		return nil, diskError(err, "cannot write output of job %d", job)
+	}
+	segs, err := listSegments(o.dir)
+	if err != nil {
+		return nil, err
+	}
+	for i, n := range segs {
+		cut, err := o.load(n, i == len(segs)-1)
+		if err != nil {
+			return nil, err
+		}
+		w.total -= cut
+	}
+	w.jobs[job] = o
+	return o, nil
+}
+
+// load reads the headers of segment n; the last one is left open for appending, less a
+// torn tail: what is behind the last good block was never acknowledged.
+func (o *output) load(n int, last bool) (cut int64, err error) {
+	flag := os.O_RDONLY
+	if last {
+		flag = os.O_RDWR
+	}
+	f, err := os.OpenFile(segmentPath(o.dir, n), flag, 0)
+	if err != nil {
+		return 0, diskError(err, "cannot open output")
+	}
+	s := scanner{f: f, verify: last}
+	for {
+		b, _, err := s.next()
+		if err != nil {
+			_ = f.Close()
+			return 0, err
+		}
+		if b == nil {
+			break
+		}
+		if b.kind == kindNodes {
+			nodes, err := s.nodes(b)
+			if err != nil {
+				_ = f.Close()
+				return 0, err
+			}
+			o.nodes, o.numbers = nodes, map[nodeKey]uint32{}
+			for i, e := range nodes {
+				o.numbers[nodeKey{e.Node, e.Epoch}] = uint32(i)
+			}
+			o.at = max(o.at, b.at)
+			continue
+		}
+		if int(b.node) < len(o.nodes) {
+			o.nodes[b.node].Have = max(o.nodes[b.node].Have, b.to)
+		}
+		o.at = max(o.at, b.at+int64(b.raw))
+	}
+	o.n = n
+	if !last {
+		return 0, f.Close()
+	}
+	if err := f.Truncate(s.good); err != nil {
+		_ = f.Close()
+		return 0, diskError(err, "cannot cut the torn tail of %s off", f.Name())
+	}
+	// Its last blocks may be in the page cache only; from now on they count.
+	if err := f.Sync(); err != nil {
+		_ = f.Close()
+		return 0, diskError(err, "cannot open output")
+	}
+	o.f, o.size = f, s.good
+	return s.limit - s.good, nil
+}
+
+// outputSize is the size of a job's segments.
+func outputSize(jobDir string) (total int64, err error) {
+	segs, err := listSegments(jobDir)
+	for _, n := range segs {
+		if st, err := os.Stat(segmentPath(jobDir, n)); err == nil {
+			total += st.Size()
+		}
+	}
+	return total, err
+}
+
+// shrink drops output until the record is under its cap: of ended jobs, the oldest
+// first; then the oldest segments of the others, but never the one being written. mu
+// must be held.
+func (w *Writer) shrink(writing wire.JobID) {
+	ids, err := listJobs(w.dir)
+	if err != nil {
+		return
+	}
+	for _, ended := range []bool{true, false} {
+		for _, id := range ids {
+			if w.ended[id] != ended || id == writing && ended {
+				continue
+			}
+			w.drop(id)
+			if w.total <= w.opts.Cap {
+				return
+			}
+		}
+	}
+}
+
+// drop removes segments of a job, oldest first, until the record is under its cap. The
+// last one goes only when the job has ended. mu must be held.
+func (w *Writer) drop(id wire.JobID) {
+	dir := JobDir(w.dir, id)
+	segs, err := listSegments(dir)
+	if err != nil || len(segs) == 0 {
+		return
+	}
+	if w.ended[id] {
+		_ = w.release(id)
+	} else {
+		segs = segs[:len(segs)-1]
+	}
+	dropped := false
+	for _, n := range segs {
+		if w.total <= w.opts.Cap {
+			break
+		}
+		path := segmentPath(dir, n)
+		st, err := os.Stat(path)
+		if err != nil || os.Remove(path) != nil {
+			continue
+		}
+		w.total -= st.Size()
+		dropped = true
+	}
+	if !dropped {
+		return
+	}
+	why := fmt.Sprintf("output was dropped to keep the record under %s", wire.Bytes(w.opts.Cap))
+	w.opts.Log.Warn("record: "+why, "job", id)
+	if t, err := readTable(w.dir, id); err == nil {
+		t.Dropped = why
+		_ = writeJSON(dir+"/table.json", t)
+	}
+}

@@ -1,0 +1,360 @@
+package record
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"syscall"
+
+	"github.com/klauspost/compress/zstd"
+
+	"launcher/internal/errs"
+	"launcher/wire"
+)
+
+const (
+	// DefaultCap bounds the output that a cluster keeps.
+	DefaultCap     = 2 << 30
+	defaultSegment = 32 << 20
+)
+
+// Options of NewWriter. The zero value is good.
+type Options struct {
+	Log     *slog.Logger
+	Cap     int64 // bytes of output kept; 0 = DefaultCap
+	Segment int64 // bytes of a segment; 0 = 32 MiB
+}
+
+// Writer writes a cluster's record. There is one, in the head. Its methods may be called
+// concurrently.
+type Writer struct {
+	dir  string
+	opts Options
+	dec  *zstd.Decoder
+	enc  *zstd.Encoder
+
+	mu    sync.Mutex // guards all below, and all writing
+	jobs  map[wire.JobID]*output
+	total int64 // bytes of output of all jobs
+	ended map[wire.JobID]bool
+}
+
+// output is a job's output, open for appending.
+type output struct {
+	dir     string
+	n       int      // number of the last segment
+	f       *os.File // nil = none yet
+	size    int64    // of f
+	at      int64    // length of the job's log
+	nodes   []nodeEntry
+	numbers map[nodeKey]uint32
+	dirty   bool
+	changed chan struct{} // closed and replaced when there is more
+}
+
+type nodeKey struct {
+	node  wire.NodeID
+	epoch wire.Epoch
+}
+
+// nodeEntry is a line of the node table: what there is of a node's spool.
+type nodeEntry struct {
+	Node  wire.NodeID
+	Epoch wire.Epoch
+	Have  int64
+}
+
+// NewWriter opens the record in the cluster's directory dir for writing.
+func NewWriter(dir string, opts Options) (*Writer, error) {
+	if opts.Log == nil {
+		opts.Log = slog.New(slog.DiscardHandler)
+	}
+	if opts.Cap <= 0 {
+		opts.Cap = DefaultCap
+	}
+	if opts.Segment <= 0 {
+		opts.Segment = min(defaultSegment, max(opts.Cap/16, 1))
+	}
+	if err := os.MkdirAll(filepath.Join(dir, "jobs"), 0o700); err != nil {
+		return nil, diskError(err, "cannot make the record")
+	}
+	w := &Writer{dir: dir, opts: opts, jobs: map[wire.JobID]*output{}, ended: map[wire.JobID]bool{}}
+	var err error
+	if w.dec, err = newDecoder(); err != nil {
+		return nil, err
+	}
+	if w.enc, err = zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1), zstd.WithLowerEncoderMem(true)); err != nil {
+		return nil, errs.Wrap(errs.Internal, err, "zstd")
+	}
+	ids, err := listJobs(dir)
+	if err != nil {
+		return nil, err
+	}
+	for _, id := range ids {
+		n, err := outputSize(JobDir(dir, id))
+		if err != nil {
+			return nil, err
+		}
+		w.total += n
+		if t, err := readTable(dir, id); err == nil && t.Job.State.Terminal() {
+			w.ended[id] = true
+		}
+	}
+	return w, nil
+}
+
+func newDecoder() (*zstd.Decoder, error) {
+	d, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxMemory(maxRaw))
+	if err != nil {
+		return nil, errs.Wrap(errs.Internal, err, "zstd")
+	}
+	return d, nil
+}
+
+// Append takes a stretch of a node's spool and gives how much of that spool the record
+// has now; it is safe after the next Sync. A stretch that is there already is ignored;
+// one that begins behind what is there is refused: have says where to begin again.
+func (w *Writer) Append(b wire.LogBatch) (have int64, err error) {
+	raw, err := w.dec.DecodeAll(b.Zstd, nil)
+	if err != nil {
+		return 0, errs.Wrap(errs.Corrupt, err, "output of job %d from %s cannot be unpacked", b.Job, b.Node)
+	}
+	if int64(len(raw)) != b.To-b.From || b.From < 0 {
+		return 0, errs.New(errs.Corrupt, "output of job %d from %s: %d bytes for %d to %d", b.Job, b.Node, len(raw), b.From, b.To)
+	}
+	blk := block{kind: kindOutput, from: b.From, to: b.To}
+	if err := blk.summarize(raw); err != nil {
+		return 0, errs.Wrap(errs.Unknown, err, "output of job %d from %s", b.Job, b.Node)
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	o, err := w.output(b.Job)
+	if err != nil {
+		return 0, err
+	}
+	key := nodeKey{b.Node, b.Epoch}
+	num, known := o.numbers[key]
+	if known {
+		have = o.nodes[num].Have
+	}
+	switch {
+	case b.To <= have:
+		return have, nil
+	case b.From > have:
+		return have, errs.New(errs.Invalid, "output of job %d from %s: begins at %d, the record has %d", b.Job, b.Node, b.From, have)
+	case b.From < have:
+		raw = raw[have-b.From:]
+		blk = block{kind: kindOutput, from: have, to: b.To}
+		if err := blk.summarize(raw); err != nil {
+			return have, err
+		}
+		b.Zstd = w.enc.EncodeAll(raw, nil)
+	}
+	if len(raw) == 0 {
+		return have, nil
+	}
+	if err := w.roll(o); err != nil {
+		return have, err
+	}
+	nodes := o.nodes
+	if !known {
+		num = uint32(len(nodes))
+		nodes = append(nodes[:num:num], nodeEntry{Node: b.Node, Epoch: b.Epoch})
+	}
+	var buf []byte
+	if !known || o.size == 0 {
+		buf = appendNodes(buf, o.at, nodes)
+	}
+	blk.node, blk.at = num, o.at
+	buf = blk.append(buf, b.Zstd)
+	if err := w.write(o, buf); err != nil {
+		return have, err
+	}
+	o.nodes = nodes
+	o.numbers[key] = num
+	o.nodes[num].Have = b.To
+	o.at += int64(len(raw))
+	close(o.changed)
+	o.changed = make(chan struct{})
+	if w.total > w.opts.Cap {
+		w.shrink(b.Job)
+	}
+	return b.To, nil
+}
+
+// appendNodes appends a node table.
+func appendNodes(buf []byte, at int64, nodes []nodeEntry) []byte {
+	blk := block{kind: kindNodes, at: at}
+	return blk.append(buf, wire.Marshal(nodes))
+}
+
+// write appends buf to the last segment; after an error none of it is there.
+func (w *Writer) write(o *output, buf []byte) error {
+	if o.f == nil {
+		f, err := os.OpenFile(segmentPath(o.dir, o.n), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+		if err != nil {
+			return diskError(err, "cannot write output")
+		}
+		o.f, o.size = f, 0
+	}
+	if _, err := o.f.WriteAt(buf, o.size); err != nil {
+		_ = o.f.Truncate(o.size) // what is left behind o.size is written over
+		return diskError(err, "cannot write output to %s", o.f.Name())
+	}
+	o.size += int64(len(buf))
+	w.total += int64(len(buf))
+	o.dirty = true
+	return nil
+}
+
+// roll begins a new segment when the last one is long enough.
+func (w *Writer) roll(o *output) error {
+	if o.f == nil || o.size < w.opts.Segment {
+		return nil
+	}
+	if err := o.f.Sync(); err != nil {
+		return diskError(err, "cannot write output to %s", o.f.Name())
+	}
+	_ = o.f.Close()
+	o.f, o.size, o.dirty = nil, 0, false
+	o.n++
+	return nil
+}
+
+// Have is how much of a node's spool of a job the record has.
+func (w *Writer) Have(job wire.JobID, node wire.NodeID, epoch wire.Epoch) (int64, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	o, err := w.output(job)
+	if err != nil {
+		return 0, err
+	}
+	if num, ok := o.numbers[nodeKey{node, epoch}]; ok {
+		return o.nodes[num].Have, nil
+	}
+	return 0, nil
+}
+
+// End is the length of the job's log, and a channel that is closed when it has grown.
+func (w *Writer) End(job wire.JobID) (int64, <-chan struct{}, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	o, err := w.output(job)
+	if err != nil {
+		return 0, nil, err
+	}
+	return o.at, o.changed, nil
+}
+
+// Sync makes all output that was appended safe.
+func (w *Writer) Sync() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	var first error
+	for _, o := range w.jobs {
+		if !o.dirty {
+			continue
+		}
+		// Without the lock appends could go on, but then dirty would have to be counted.
+		if err := o.f.Sync(); err != nil {
+			if first == nil {
+				first = diskError(err, "cannot write output to %s", o.f.Name())
+			}
+			continue
+		}
+		o.dirty = false
+	}
+	return first
+}
+
+// Ended tells that a job has ended and all its output is there: its files are closed.
+// They are opened again should there be more.
+func (w *Writer) Ended(job wire.JobID) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.ended[job] = true
+	return w.release(job)
+}
+
+// release closes a job's files. mu must be held.
+func (w *Writer) release(job wire.JobID) (err error) {
+	o := w.jobs[job]
+	if o == nil {
+		return nil
+	}
+	if o.f != nil {
+		if o.dirty {
+			err = o.f.Sync()
+		}
+		_ = o.f.Close()
+	}
+	close(o.changed)
+	delete(w.jobs, job)
+	if err != nil {
+		return diskError(err, "cannot write output of job %d", job)
+	}
+	return nil
+}
+
+// Close makes all output safe and closes the files.
+func (w *Writer) Close() error {
+	err := w.Sync()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for job := range w.jobs {
+		if err2 := w.release(job); err == nil {
+			err = err2
+		}
+	}
+	w.dec.Close()
+	return err
+}
+
+// WriteTable keeps the table of a job.
+func (w *Writer) WriteTable(t Table) error {
+	t.Version = tableVersion
+	dir := JobDir(w.dir, t.Job.ID)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return diskError(err, "cannot write the record of job %d", t.Job.ID)
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if old, err := readTable(w.dir, t.Job.ID); err == nil {
+		t.Dropped = old.Dropped
+	}
+	if t.Job.State.Terminal() {
+		w.ended[t.Job.ID] = true
+	}
+	return writeJSON(filepath.Join(dir, "table.json"), t)
+}
+
+// WriteNodes keeps the list of nodes.
+func (w *Writer) WriteNodes(nodes []wire.NodeInfo) error {
+	b, err := json.Marshal(struct {
+		Version int
+		Nodes   []wire.NodeInfo
+	}{tableVersion, nodes})
+	if err != nil {
+		return errs.Wrap(errs.Internal, err, "nodes")
+	}
+	return WriteFile(filepath.Join(w.dir, "nodes.json"), append(b, '\n'))
+}
+
+func diskError(err error, format string, args ...any) error {
+	kind := errs.Unavailable
+	full := errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) || errors.Is(err, syscall.EFBIG)
+	if full {
+		kind = errs.Exhausted
+	} else if errors.Is(err, os.ErrPermission) {
+		kind = errs.Permission
+	}
+	e := errs.Wrap(kind, err, "%s", fmt.Sprintf(format, args...))
+	if full {
+		e = e.Hint("make room on that file system; output waits on the nodes meanwhile")
+	}
+	return e
+}
