@@ -94,3 +94,18 @@ func checkName(what, s string) error {
 	return errs.New(errs.Invalid, "%s %q cannot be put into a certificate", what, s).
 		Hint("allowed are letters, digits, '-', '_' and single dots inside, up to 128 characters")
 }
+
+// CleanName makes a name for a certificate out of one that comes from outside, such as a
+// host's: what is not allowed becomes '-'.
+func CleanName(s string) string {
+	b := []byte(s)
+	for i, c := range b {
+		if !(c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || c == '_') {
+			b[i] = '-'
+		}
+	}
+	if len(b) == 0 || b[0] == '-' {
+		b = append([]byte("x"), b...)
+	}
+	return string(b[:min(len(b), 128)])
+}
