@@ -285,7 +285,12 @@ func (c *Core) Due() int64 {
 	case Draining:
 		want(c.s.phase.Stop)
 	case Ending:
-		want(c.now + 100*millisecond)
+		if c.idleAt != 0 && c.shipAt == 0 {
+			want(c.idleAt + ackWait)
+		}
+	}
+	if c.shipAt != 0 && c.s.phase.Phase != Gone {
+		want(c.shipAt + shipWait)
 	}
 	return due
 }
