@@ -102,7 +102,7 @@ func (c *Core) procExited(ev ProcExited) {
 	if r.exit != nil {
 		return
 	}
-	r.exit = &ev
+	r.exit, r.byItself = &ev, t.Stop == nil
 	c.do(Signal{Proc: ev.Proc, Sig: sigKILL, Group: true})
 	if t.Gang != nil && t.Stop == nil {
 		if c.leftWell(t, ev.Code) {
@@ -177,7 +177,7 @@ func (c *Core) finish(t *Try, i int, reason wire.Reason, err *errs.Wire) {
 	x := r.exit
 	e := wire.Ended{Proc: t.proc(i), Code: x.Code, Signal: x.Signal, Reason: reason, Started: r.Started, Ended: x.At, Err: err, RSS: x.RSS, LogEnd: r.logEnd}
 	atFault := t.Fault != nil && t.Fault.Rank == int32(e.Proc.Rank)
-	if reason == wire.ReasonNone && t.Stop != nil && !(atFault && t.Stop.Reason == wire.ReasonPeer) {
+	if reason == wire.ReasonNone && t.Stop != nil && !r.byItself && !(atFault && t.Stop.Reason == wire.ReasonPeer) {
 		e.Reason = t.Stop.Reason
 		if e.Reason == wire.ReasonTimeLimit {
 			e.Code = 124

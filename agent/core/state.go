@@ -59,12 +59,13 @@ type Rank struct {
 	Ended   bool
 
 	// What follows is told again after a restart of the agent, so it is not kept.
-	exit    *ProcExited
-	drained bool
-	logEnd  int64
-	drainBy int64
-	spawned bool // the effect was given by this life of the agent
-	sent    int  // signal that was sent to end it
+	exit     *ProcExited
+	drained  bool
+	logEnd   int64
+	drainBy  int64
+	spawned  bool // the effect was given by this life of the agent
+	sent     int  // signal that was sent to end it
+	byItself bool // it ended before anyone asked it to
 }
 
 // NewState is the state of a node that has never done anything.
