@@ -57,14 +57,12 @@ func (o *output) load(n int, last bool) (cut int64, err error) {
 			break
 		}
 		if b.kind == kindNodes {
-			nodes, err := s.nodes(b)
-			if err != nil {
+			if o.nodes, err = s.nodes(b, o.nodes); err != nil {
 				_ = f.Close()
 				return 0, err
 			}
-			o.nodes, o.numbers = nodes, map[nodeKey]uint32{}
-			for i, e := range nodes {
-				o.numbers[nodeKey{e.Node, e.Epoch}] = uint32(i)
+			for i, e := range o.nodes[b.node:] {
+				o.numbers[nodeKey{e.Node, e.Epoch}] = b.node + uint32(i)
 			}
 			o.at = max(o.at, b.at)
 			continue

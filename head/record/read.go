@@ -231,7 +231,7 @@ func (l *Tail) block(b *block, emit func(wire.LogChunk) error) error {
 	}
 	l.begun = true
 	if b.kind == kindNodes {
-		nodes, err := l.scan.nodes(b)
+		nodes, err := l.scan.nodes(b, l.nodes)
 		if errs.Is(err, errs.Corrupt) {
 			return l.note(emit, "the record's table of nodes is damaged here")
 		}

@@ -21,7 +21,10 @@ type scanner struct {
 	at   int64 // offset of buf
 }
 
-const readAhead = 64 << 10
+const (
+	readAhead = 64 << 10
+	maxNodes  = 1 << 20
+)
 
 // next gives the next block and the number of bytes before it that are damaged. A nil
 // block is the end; what is behind good then is no block, and nothing good follows.
@@ -92,15 +95,21 @@ func (s *scanner) body(b *block) ([]byte, error) {
 	return body, nil
 }
 
-// nodes reads the node table b.
-func (s *scanner) nodes(b *block) ([]nodeEntry, error) {
+// nodes adds the part b of the node table to what has been read of it.
+func (s *scanner) nodes(b *block, have []nodeEntry) ([]nodeEntry, error) {
 	body, err := s.body(b)
 	if err != nil {
-		return nil, err
+		return have, err
 	}
-	var nodes []nodeEntry
-	if err := wire.Unmarshal(body, &nodes); err != nil {
-		return nil, errs.Wrap(errs.Corrupt, err, "%s: node table", s.f.Name())
+	var more []nodeEntry
+	if err := wire.Unmarshal(body, &more); err != nil {
+		return have, errs.Wrap(errs.Corrupt, err, "%s: node table", s.f.Name())
 	}
-	return nodes, nil
+	if b.node > maxNodes {
+		return have, errs.New(errs.Corrupt, "%s: node table of %d nodes", s.f.Name(), b.node)
+	}
+	for len(have) < int(b.node) {
+		have = append(have, nodeEntry{}) // a part is damaged
+	}
+	return append(have[:b.node], more...), nil
 }

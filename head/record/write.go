@@ -166,8 +166,11 @@ func (w *Writer) Append(b wire.LogBatch) (have int64, err error) {
 		nodes = append(nodes[:num:num], nodeEntry{Node: b.Node, Epoch: b.Epoch})
 	}
 	var buf []byte
-	if !known || o.size == 0 {
-		buf = appendNodes(buf, o.at, nodes)
+	switch {
+	case o.f == nil: // each segment can be read by itself
+		buf = appendNodes(buf, o.at, 0, nodes)
+	case !known:
+		buf = appendNodes(buf, o.at, num, nodes[num:])
 	}
 	blk.node, blk.at = num, o.at
 	buf = blk.append(buf, b.Zstd)
@@ -186,9 +189,9 @@ func (w *Writer) Append(b wire.LogBatch) (have int64, err error) {
 	return b.To, nil
 }
 
-// appendNodes appends a node table.
-func appendNodes(buf []byte, at int64, nodes []nodeEntry) []byte {
-	blk := block{kind: kindNodes, at: at}
+// appendNodes appends the part of a node table that begins with number first.
+func appendNodes(buf []byte, at int64, first uint32, nodes []nodeEntry) []byte {
+	blk := block{kind: kindNodes, at: at, node: first}
 	return blk.append(buf, wire.Marshal(nodes))
 }
 
