@@ -79,6 +79,8 @@ func (e *StartError) Classified() *errs.Error {
 		out.Hint("is it installed on that node and in its PATH? the pool's setup lines can add to PATH")
 	case e.Step == StepChdir:
 		out.Hint("give --workdir a directory that the node has")
+	case e.Step == StepExec && e.Errno == syscall.ENOENT:
+		out.Hint("relative paths start at the working directory; is the file there on that node?")
 	case e.Step == StepExec && e.Errno == syscall.EACCES:
 		out.Hint("chmod +x %s, or name its interpreter", e.Path)
 	case e.Step == StepExec && e.Errno == syscall.ENOEXEC:

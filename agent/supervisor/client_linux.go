@@ -37,6 +37,7 @@ type Client struct {
 	done   chan struct{}
 	owned  sync.WaitGroup
 	closed bool // by Close; not by the supervisor's death
+	once   sync.Once
 }
 
 // Connect takes over the socket that the supervisor left at AgentFD and reads what it
@@ -200,7 +201,8 @@ type Order struct {
 	Dir    string
 	CPUs   []int        // nil = all of the node's
 	Limits []proc.Limit // nil = inherited
-	// Files become descriptors 0, 1, 2, ...; nil is /dev/null. The caller keeps its own.
+	// Files become descriptors 0, 1, 2, ...; nil is /dev/null. The caller keeps its own,
+	// which are in blocking mode from then on.
 	Files []*os.File
 	// Keep is stored as by StoreFD, in one step with the start and only if it starts: the
 	// read ends of its output.
@@ -227,6 +229,7 @@ func (c *Client) Spawn(ctx context.Context, o Order) (Started, error) {
 	for _, f := range files {
 		w.Files = append(w.Files, f != nil)
 		if f != nil {
+			f.Fd() // as in os/exec: a program must not find its standard files non-blocking
 			pass = append(pass, f)
 		}
 	}
@@ -265,6 +268,9 @@ func (c *Client) Signal(ctx context.Context, p wire.Proc, sig syscall.Signal, gr
 
 // Ack lets the supervisor forget ends. Those of processes that run are ignored.
 func (c *Client) Ack(ps ...wire.Proc) error { return c.out.send(msgAck, 0, ps) }
+
+// Release is Ack, and drops what was kept with the Spawn of those processes.
+func (c *Client) Release(ps ...wire.Proc) error { return c.out.send(msgRelease, 0, ps) }
 
 // StoreFD makes the supervisor keep a descriptor, under a name that the next agent finds
 // it by; one that it has under that name is replaced. When it returns, the descriptor is
@@ -357,7 +363,9 @@ func closeAll(fds []int) {
 
 // Close ends the connection without harm to anything: for tests, and for an agent
 // that hands over to the next one. The supervisor takes it as the agent's death.
-func (c *Client) Close() {
+func (c *Client) Close() { c.once.Do(c.close) }
+
+func (c *Client) close() {
 	c.mu.Lock()
 	c.closed = true
 	c.mu.Unlock()

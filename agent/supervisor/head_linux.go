@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"launcher/agent/proc"
 	"launcher/internal/errs"
 	"launcher/internal/logx"
 )
@@ -20,6 +21,7 @@ import (
 // refused (errs.Exists). Like Main it returns only errors from before the first start.
 func HeadMain(ctx context.Context, dir string) error {
 	small()
+	proc.SealFDs()
 	runtime.LockOSThread()
 	dir, err := filepath.Abs(dir)
 	if err != nil {

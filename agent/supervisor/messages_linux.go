@@ -27,6 +27,7 @@ const (
 	msgStore                      // []string, a descriptor each
 	msgDrop                       // []string, no answer
 	msgFarewell                   // string
+	msgRelease                    // []wire.Proc, no answer
 )
 
 // Messages to the agent.

@@ -41,6 +41,7 @@ type server struct {
 
 type entry struct {
 	info   ProcInfo
+	keep   []string // names of what is stored with it
 	reaped bool
 }
 
@@ -121,7 +122,7 @@ func (s *server) handle(out *sender, m *message) error {
 			return err
 		}
 		return out.send(msgReply, m.seq, s.signal(&o))
-	case msgAck:
+	case msgAck, msgRelease:
 		var ps []wire.Proc
 		if err := wire.Unmarshal(m.body, &ps); err != nil {
 			return err
@@ -130,6 +131,9 @@ func (s *server) handle(out *sender, m *message) error {
 		for _, p := range ps {
 			if e := s.procs[p]; e != nil && e.info.Exit != nil {
 				delete(s.procs, p)
+				if m.typ == msgRelease {
+					s.drop(e.keep)
+				}
 			}
 		}
 		s.mu.Unlock()
@@ -146,12 +150,7 @@ func (s *server) handle(out *sender, m *message) error {
 			return err
 		}
 		s.mu.Lock()
-		for _, n := range names {
-			if fd, ok := s.fds[n]; ok {
-				_ = unix.Close(fd)
-				delete(s.fds, n)
-			}
-		}
+		s.drop(names)
 		s.mu.Unlock()
 	case msgFarewell:
 		var why string
@@ -166,6 +165,16 @@ func (s *server) handle(out *sender, m *message) error {
 		return errs.New(errs.Corrupt, "message type %d from the agent", m.typ)
 	}
 	return nil
+}
+
+// drop closes stored descriptors. mu is held.
+func (s *server) drop(names []string) {
+	for _, n := range names {
+		if fd, ok := s.fds[n]; ok {
+			_ = unix.Close(fd)
+			delete(s.fds, n)
+		}
+	}
 }
 
 // keep takes the message's first descriptors into the store, under names.
@@ -221,7 +230,7 @@ func (s *server) spawn(o *spawnOrder, m *message) reply {
 		}
 		return reply{Err: err.Error()}
 	}
-	e := &entry{info: ProcInfo{Proc: o.Proc, PID: pid, Started: now}}
+	e := &entry{info: ProcInfo{Proc: o.Proc, PID: pid, Started: now}, keep: o.Keep}
 	s.procs[o.Proc], s.pids[pid] = e, e
 	for i, n := range o.Keep {
 		if old, ok := s.fds[n]; ok {

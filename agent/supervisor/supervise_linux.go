@@ -47,6 +47,7 @@ func small() {
 // not return but with an error before anything was started.
 func Main(ctx context.Context) error {
 	small()
+	proc.SealFDs()
 	runtime.LockOSThread() // children die with the thread that made them
 	config, err := readConfig()
 	if err != nil {
@@ -68,7 +69,6 @@ func Main(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	unix.CloseOnExec(guardFD)
 	l := life{name: "agent", argv: []string{exe, "agent"}, env: os.Environ(), logPath: logPath(cfg.Dir),
 		grace: time.Duration(cfg.Grace), socket: socketPath(cfg.Dir)}
 	return s.run(ctx, l, os.NewFile(guardFD, "guard"))
