@@ -45,6 +45,7 @@ var arrows = []arrow{
 	{"configs", "configs", "its own parts"},
 	{"backends/all", "backends", "it is the list"},
 	{"backends", "backends", "the contract"},
+	{"backends/local", "shm/cgroup", "it divides what this process may use"},
 	{"broker", "configs", "pools come from specs"},
 	{"broker", "backends", "the contract only"},
 	{"broker", "wire/secure", "the link is a client"},
