@@ -59,6 +59,9 @@ type Request struct {
 	Grace     int64
 	Memory    string // [objects] memory
 	Spill     string
+	Ports     string // [network] ports
+	Interface string // [network] interface
+	CertLife  int64  // of certificates, nanoseconds; 0 = the default
 }
 
 // Join is how an agent gets into the cluster. Key is secret: it travels by stdin or a

@@ -1,0 +1,15 @@
+// Package all is the list of backends that this build has. Only the command imports it.
+package all
+
+import (
+	"launcher/backends"
+	"launcher/backends/local"
+)
+
+// Backends makes every backend, by the name that specs use, for the state directory home
+// ($LAUNCHER_HOME).
+func Backends(home string) map[string]backends.Backend {
+	return map[string]backends.Backend{
+		local.Name: local.New(home),
+	}
+}
