@@ -1,0 +1,390 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"launcher/internal/errs"
+	"launcher/wire"
+)
+
+// The commands of this file only look: they print tables of what the head knows, or of
+// the record of a cluster that is down.
+
+func (a *app) cmdStatus() *cobra.Command {
+	return &cobra.Command{
+		Use:   "status",
+		Short: "the cluster in short",
+		Args:  argCount(0, 0),
+		RunE: func(c *cobra.Command, _ []string) error {
+			src, err := a.source(c.Context())
+			if err != nil {
+				return err
+			}
+			defer src.Close()
+			info, err := src.info(c.Context())
+			if err != nil {
+				return err
+			}
+			if a.json {
+				a.printJSON(statusDoc(info, src.up()))
+				return nil
+			}
+			a.printStatus(info, src.up())
+			return nil
+		},
+	}
+}
+
+func statusDoc(i wire.ClusterInfo, up bool) doc {
+	state := "down"
+	if up {
+		state = "up"
+		if i.Recovering {
+			state = "recovering"
+		}
+	}
+	jobs := i.Jobs
+	if jobs == nil {
+		jobs = map[string]int{}
+	}
+	return doc{
+		"cluster": doc{"name": i.Name, "spec": i.SpecPath, "state": state, "version": i.Version, "started": stamp(i.Started),
+			"head":  doc{"pid": i.HeadPID, "host": i.HeadHost, "epoch": i.HeadEpoch},
+			"total": toJSONResources(i.Total), "free": toJSONResources(i.Free)},
+		"pools": mapAll(i.Pools, toJSONPool), "nodes": mapAll(i.Nodes, toJSONNode), "jobs": jobs,
+	}
+}
+
+func (a *app) printStatus(i wire.ClusterInfo, up bool) {
+	w := a.out
+	if !up {
+		fmt.Fprintf(w, "cluster   %s, down\nspec      %s\n", i.Name, i.SpecPath)
+		fmt.Fprintf(w, "jobs      %s\n", countsText(i.Jobs))
+		a.note("hint: `launcher up %s` brings it back; `launcher forget %s` drops its record", i.SpecPath, i.Name)
+		return
+	}
+	state := "up " + since(i.Started)
+	if i.Recovering {
+		state += ", the head has restarted and waits for its agents"
+	}
+	fmt.Fprintf(w, "cluster   %s, %s\nspec      %s\n", i.Name, state, i.SpecPath)
+	fmt.Fprintf(w, "head      %s, pid %d, version %s\n", i.HeadHost, i.HeadPID, i.Version)
+	for n, p := range i.Pools {
+		label := "pools"
+		if n > 0 {
+			label = ""
+		}
+		fmt.Fprintf(w, "%-9s %s\n", label, poolText(p))
+	}
+	fmt.Fprintf(w, "in use    %s\n", useText(i.Free, i.Total))
+	fmt.Fprintf(w, "jobs      %s\n", countsText(i.Jobs))
+}
+
+func poolText(p wire.PoolInfo) string {
+	s := fmt.Sprintf("%s (%s): %d of %s up", p.Name, p.Backend, p.Up, plural(max(p.Wanted, p.Min), "node"))
+	if p.Pending > 0 {
+		s += fmt.Sprintf(", %d coming", p.Pending)
+	}
+	if p.Failed > 0 {
+		s += fmt.Sprintf(", %d failed", p.Failed)
+	}
+	if p.Why != "" {
+		s += ": " + p.Why
+	}
+	return s
+}
+
+func useText(free, total wire.Resources) string {
+	s := share(free.CPU, total.CPU) + " cores"
+	if total.GPU > 0 {
+		s += ", " + share(free.GPU, total.GPU) + " GPUs"
+	}
+	s += ", " + wire.Bytes(total.Memory-free.Memory) + " of " + wire.Bytes(total.Memory)
+	for _, k := range slices.Sorted(maps.Keys(total.Custom)) {
+		s += ", " + share(free.Custom[k], total.Custom[k]) + " " + k
+	}
+	return s
+}
+
+func countsText(m map[string]int) string {
+	var parts []string
+	for _, s := range []wire.State{wire.StateWaiting, wire.StateRunning, wire.StateStopping, wire.StateDone, wire.StateFailed, wire.StateCancelled, wire.StateLost} {
+		if n := m[s.String()]; n > 0 {
+			parts = append(parts, fmt.Sprintf("%d %s", n, s))
+		}
+	}
+	if len(parts) == 0 {
+		return "none"
+	}
+	return strings.Join(parts, ", ")
+}
+
+func (a *app) cmdNodes() *cobra.Command {
+	return &cobra.Command{
+		Use:   "nodes",
+		Short: "the cluster's nodes",
+		Args:  argCount(0, 0),
+		RunE: func(c *cobra.Command, _ []string) error {
+			nodes, err := request[[]wire.NodeInfo](c.Context(), a, wire.MsgNodes, wire.NodesRequest{})
+			if err != nil {
+				return err
+			}
+			if a.json {
+				a.printJSON(doc{"nodes": mapAll(nodes, toJSONNode)})
+				return nil
+			}
+			rows := [][]string{{"NODE", "STATE", "HOST", "CORES", "GPUS", "MEMORY", "RUNNING", "QUEUED", "LOAD", "CLOCK", "ROUTE", "UP", "WHY"}}
+			for _, n := range nodes {
+				rows = append(rows, []string{string(n.ID), n.State, n.Host, share(n.Free.CPU, n.Total.CPU), share(n.Free.GPU, n.Total.GPU),
+					wire.Bytes(n.Total.Memory-n.Free.Memory) + "/" + wire.Bytes(n.Total.Memory), fmt.Sprint(n.Running), fmt.Sprint(n.Queued),
+					fmt.Sprintf("%.2f", n.Load1), clockText(n.Clock), n.Route, since(n.Since), n.Why})
+			}
+			a.table(rows)
+			return nil
+		},
+	}
+}
+
+// clockText shows how far a node's clock is off, when it is worth showing.
+func clockText(ns int64) string {
+	d := time.Duration(ns)
+	if d.Abs() < 10*time.Millisecond {
+		return "ok"
+	}
+	return fmt.Sprintf("%+.2fs", d.Seconds())
+}
+
+func (a *app) cmdPools() *cobra.Command {
+	return &cobra.Command{
+		Use:   "pools",
+		Short: "the cluster's pools",
+		Args:  argCount(0, 0),
+		RunE: func(c *cobra.Command, _ []string) error {
+			pools, err := request[[]wire.PoolInfo](c.Context(), a, wire.MsgPools, wire.PoolsRequest{})
+			if err != nil {
+				return err
+			}
+			if a.json {
+				a.printJSON(doc{"pools": mapAll(pools, toJSONPool)})
+				return nil
+			}
+			rows := [][]string{{"POOL", "BACKEND", "MIN", "MAX", "UP", "PENDING", "FAILED", "WHY"}}
+			for _, p := range pools {
+				most := "-"
+				if p.Max > 0 {
+					most = fmt.Sprint(p.Max)
+				}
+				rows = append(rows, []string{p.Name, p.Backend, fmt.Sprint(p.Min), most, fmt.Sprint(p.Up), fmt.Sprint(p.Pending), fmt.Sprint(p.Failed), p.Why})
+			}
+			a.table(rows)
+			return nil
+		},
+	}
+}
+
+func (a *app) cmdJobs() *cobra.Command {
+	var all bool
+	c := &cobra.Command{
+		Use:   "jobs",
+		Short: "the cluster's jobs",
+		Long:  "List the jobs that wait or run; with --all also those that have ended. Of a cluster that is down, all of them.",
+		Args:  argCount(0, 0),
+		RunE: func(c *cobra.Command, _ []string) error {
+			src, err := a.source(c.Context())
+			if err != nil {
+				return err
+			}
+			defer src.Close()
+			jobs, err := src.jobs(c.Context(), all || !src.up())
+			if err != nil {
+				return err
+			}
+			if a.json {
+				a.printJSON(doc{"jobs": mapAll(jobs, toJSONJob)})
+				return nil
+			}
+			rows := [][]string{{"JOB", "KIND", "STATE", "TASKS", "TIME", "NAME", "COMMAND"}}
+			for _, j := range jobs {
+				rows = append(rows, []string{fmt.Sprint(j.ID), string(j.Kind), stateText(j), tasksText(j), took(j.Started, j.Ended), cut(j.Name, 24), cut(shellJoin(j.Command), 60)})
+			}
+			a.table(rows)
+			if len(jobs) == 0 && !all && src.up() {
+				a.note("no job waits or runs; `launcher jobs --all` lists ended ones")
+			}
+			return nil
+		},
+	}
+	c.Flags().BoolVar(&all, "all", false, "ended jobs too")
+	return c
+}
+
+func stateText(j wire.JobInfo) string {
+	if j.State == wire.StateFailed {
+		return fmt.Sprintf("failed (%d)", j.ExitCode)
+	}
+	return j.State.String()
+}
+
+func tasksText(j wire.JobInfo) string {
+	s := fmt.Sprintf("%d/%d", j.Done+j.Failed+j.Cancelled, j.Tasks)
+	if j.Failed > 0 {
+		s += fmt.Sprintf(", %d failed", j.Failed)
+	}
+	return s
+}
+
+func (a *app) cmdTasks() *cobra.Command {
+	var failed bool
+	var states []string
+	var limit int
+	c := &cobra.Command{
+		Use:   "tasks JOB[.INDEX]",
+		Short: "the tasks of a job",
+		Args:  argCount(1, 1),
+		RunE: func(c *cobra.Command, args []string) error {
+			t, has, err := wire.ParseTask(args[0])
+			if err != nil {
+				return err
+			}
+			req := wire.TasksRequest{Job: t.Job, Limit: limit}
+			if has {
+				req.Index = &t.Index
+			}
+			if failed {
+				states = append(states, "failed", "lost")
+			}
+			for _, s := range states {
+				st, err := parseState(s)
+				if err != nil {
+					return err
+				}
+				req.States = append(req.States, st)
+			}
+			src, err := a.source(c.Context())
+			if err != nil {
+				return err
+			}
+			defer src.Close()
+			tasks, err := src.tasks(c.Context(), req)
+			if err != nil {
+				return err
+			}
+			if a.json {
+				a.printJSON(doc{"job": t.Job, "tasks": mapAll(tasks, toJSONTask)})
+				return nil
+			}
+			rows := [][]string{{"TASK", "TRY", "STATE", "NODE", "CODE", "TIME", "CAUSE"}}
+			for _, k := range tasks {
+				rows = append(rows, taskRow(k.Task.String(), k))
+				for _, r := range k.Ranks {
+					code := ""
+					if r.State.Terminal() {
+						code = fmt.Sprint(r.Code)
+					}
+					rows = append(rows, []string{fmt.Sprintf("  rank %d", r.Rank), "", r.State.String(), string(r.Node), code})
+				}
+			}
+			a.table(rows)
+			if limit > 0 && len(tasks) == limit {
+				a.note("the first %d; --limit 0 shows all", limit)
+			}
+			return nil
+		},
+	}
+	c.Flags().BoolVar(&failed, "failed", false, "only those that failed")
+	c.Flags().StringSliceVar(&states, "state", nil, "only those in these states (waiting, running, done, failed, cancelled, lost)")
+	c.Flags().IntVar(&limit, "limit", 1000, "show at most so many, 0 = all")
+	return c
+}
+
+func taskRow(name string, k wire.TaskInfo) []string {
+	code := ""
+	if k.State.Terminal() {
+		code = fmt.Sprint(k.ExitCode)
+	}
+	cause := k.Cause
+	if cause == "" {
+		cause = reasonName(k.Reason)
+	}
+	return []string{name, fmt.Sprint(k.Attempt), k.State.String(), string(k.Node), code, took(k.Started, k.Ended), cause}
+}
+
+func parseState(s string) (wire.State, error) {
+	for st := wire.StateWaiting; st <= wire.StateLost; st++ {
+		if st.String() == s {
+			return st, nil
+		}
+	}
+	return 0, errs.New(errs.Invalid, "%q is no state", s).Hint("states are waiting, running, stopping, done, failed, cancelled, lost")
+}
+
+func (a *app) cmdWhy() *cobra.Command {
+	return &cobra.Command{
+		Use:   "why JOB | JOB.INDEX | POOL",
+		Short: "what a job, task or pool waits for",
+		Args:  argCount(1, 1),
+		RunE: func(c *cobra.Command, args []string) error {
+			req := wire.Why{}
+			if t, has, err := wire.ParseTask(args[0]); err == nil {
+				req.Job = t.Job
+				if has {
+					req.Task = &t.Index
+				}
+			} else {
+				req.Pool = args[0]
+			}
+			w, err := request[wire.WhyAnswer](c.Context(), a, wire.MsgWhy, req)
+			if err != nil {
+				return err
+			}
+			if a.json {
+				a.printJSON(doc{"subject": args[0], "lines": mapAll(w.Lines, func(s string) string { return s })})
+				return nil
+			}
+			for _, l := range w.Lines {
+				fmt.Fprintln(a.out, l)
+			}
+			return nil
+		},
+	}
+}
+
+// metricsText is a report's metrics by name.
+func metricsText(m map[string]float64) string {
+	var parts []string
+	for _, k := range slices.Sorted(maps.Keys(m)) {
+		parts = append(parts, k+"="+number(m[k]))
+	}
+	return strings.Join(parts, " ")
+}
+
+// paramsText is a trial's parameters by name.
+func paramsText(m map[string]any) string {
+	var parts []string
+	for _, k := range slices.Sorted(maps.Keys(m)) {
+		var v string
+		switch x := m[k].(type) {
+		case string:
+			v = x
+		case float64:
+			v = number(x)
+		case []byte:
+			v = string(x)
+		default:
+			b, err := json.Marshal(x)
+			if err != nil {
+				b = fmt.Append(nil, x)
+			}
+			v = string(b)
+		}
+		parts = append(parts, k+"="+v)
+	}
+	return strings.Join(parts, " ")
+}

@@ -1,0 +1,263 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"launcher/configs"
+	"launcher/internal/errs"
+	"launcher/wire"
+)
+
+// upOptions are the flags of up that bringUp needs.
+type upOptions struct {
+	wait    time.Duration // 0 = defaultWait
+	yes     bool
+	replace bool
+}
+
+const defaultWait = 10 * time.Minute
+
+const upLong = `Bring a cluster up from its TOML file. Returns 0 once the minimum of every pool is in and
+every node has answered or failed; --wait bounds that (exit code 124: the cluster stays and
+goes on trying). Ctrl-C only stops watching.
+
+On a cluster that is up, the difference between the file and what runs is printed and
+applied; what would remove nodes or stop work is asked about first (--yes). After a crash
+the same command brings the cluster back from its journal, and its jobs go on.`
+
+func (a *app) cmdUp() *cobra.Command {
+	var o upOptions
+	var wait, emit string
+	var dryRun, newKeys bool
+	c := &cobra.Command{
+		Use:   "up SPEC",
+		Short: "bring a cluster up, or bring a running one in line with its file",
+		Long:  upLong,
+		Args:  argCount(1, 1),
+		RunE: func(c *cobra.Command, args []string) error {
+			switch {
+			case emit != "":
+				return later("up --emit")
+			case newKeys:
+				return later("up --accept-new-host-keys")
+			case dryRun:
+				return a.dryRun(args[0])
+			}
+			d, err := configs.ParseDuration(wait)
+			if err != nil {
+				return errs.Wrap(errs.Invalid, err, "--wait")
+			}
+			o.wait = max(d, time.Nanosecond)
+			ctx, stop := detachOnInterrupt(c.Context())
+			defer stop()
+			t, started, err := a.bringUp(ctx, args[0], o)
+			if err != nil {
+				if ctx.Err() != nil && t.name != "" {
+					a.note("launcher: detached; cluster %s goes on coming up", t.name)
+					return &exitError{code: exitCancelled, side: sideLauncher}
+				}
+				return err
+			}
+			return a.printUp(c.Context(), t, started)
+		},
+	}
+	f := c.Flags()
+	f.StringVar(&wait, "wait", "10m", "give up watching after so long, exit code 124")
+	f.BoolVar(&dryRun, "dry-run", false, "print exactly what each backend would be sent, and start nothing")
+	f.StringVar(&emit, "emit", "", "write scripts for sbatch or sh instead (not in this version)")
+	f.BoolVar(&newKeys, "accept-new-host-keys", false, "for ssh pools (not in this version)")
+	f.BoolVar(&o.yes, "yes", false, "do not ask before removing nodes or stopping work")
+	f.BoolVar(&o.replace, "replace", false, "take the name over from another spec: its cluster is brought down and its record dropped")
+	return c
+}
+
+func (a *app) printUp(ctx context.Context, t target, started bool) error {
+	c, err := dial(ctx, t)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	var i wire.ClusterInfo
+	if err := c.call(ctx, wire.MsgInfo, wire.InfoRequest{}, &i); err != nil {
+		return err
+	}
+	if a.json {
+		d := statusDoc(i, true)
+		d["started"] = started
+		a.printJSON(d)
+		return nil
+	}
+	n := 0
+	for _, p := range i.Pools {
+		n += p.Up
+	}
+	fmt.Fprintf(a.out, "cluster %s is up: %s, %s cores, %s\n", i.Name, plural(n, "node"), units(i.Total.CPU), wire.Bytes(i.Total.Memory))
+	return nil
+}
+
+// bringUp makes the cluster of a spec run and waits for the minimum of its pools. It
+// reports whether it was not up before. t is set as soon as there is a cluster.
+func (a *app) bringUp(ctx context.Context, spec string, o upOptions) (t target, started bool, err error) {
+	if o.wait == 0 {
+		o.wait = defaultWait
+	}
+	cl, err := configs.LoadCluster(spec)
+	if err != nil {
+		return t, false, err
+	}
+	if err := checkBackends(cl); err != nil {
+		return t, false, err
+	}
+	began := time.Now()
+	d, err := a.prepare(ctx, cl, o)
+	if err != nil {
+		return t, false, err
+	}
+	defer d.unlock()
+	t = d.target()
+	if t.up {
+		if err := a.update(ctx, t, cl, o); err != nil {
+			return t, false, err
+		}
+	} else {
+		if err := d.start(ctx); err != nil {
+			return t, true, err
+		}
+		started, t.up = true, true
+	}
+	d.unlock()
+	return t, started, a.awaitPools(ctx, t, began, o.wait)
+}
+
+// update brings a running cluster in line with its file.
+func (a *app) update(ctx context.Context, t target, cl *configs.Cluster, o upOptions) error {
+	c, err := dial(ctx, t)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	req := wire.Update{SpecText: cl.Text, SpecPath: cl.Path, Pools: cl.WirePools()}
+	var diff wire.UpdateAnswer
+	if err := c.call(ctx, wire.MsgUpdate, req, &diff); err != nil {
+		return err
+	}
+	if len(diff.Changes) == 0 {
+		return nil
+	}
+	a.note("cluster %s is up; the file differs from what runs:", t.name)
+	for _, l := range diff.Changes {
+		a.note("  %s", l)
+	}
+	if len(diff.Removes) > 0 || diff.Stops > 0 {
+		what := fmt.Sprintf("this removes %s and stops %s", plural(len(diff.Removes), "node"), plural(int(diff.Stops), "running task"))
+		if err := a.confirm(ctx, what, o.yes); err != nil {
+			return err
+		}
+	}
+	req.Apply = true
+	return c.call(ctx, wire.MsgUpdate, req, &diff)
+}
+
+// confirm asks before something is taken away. Without a terminal to ask on, --yes is needed.
+func (a *app) confirm(ctx context.Context, what string, yes bool) error {
+	if yes {
+		return nil
+	}
+	if !a.inTTY || !a.tty || a.json {
+		return errs.New(errs.Invalid, "%s", what).Hint("give --yes to do it")
+	}
+	a.screen.done()
+	fmt.Fprintf(a.err, "%s. Go on? [y/N] ", what)
+	line := make(chan string, 1)
+	go func() { // ends with the process: a read from a terminal cannot be called off
+		var s string
+		_, _ = fmt.Fscanln(a.in, &s)
+		line <- s
+	}()
+	select {
+	case s := <-line:
+		if s == "y" || s == "Y" || s == "yes" {
+			return nil
+		}
+	case <-ctx.Done():
+	}
+	return exitWith(exitCancelled, errs.New(errs.Cancelled, "nothing was changed"))
+}
+
+// awaitPools shows a line per pool until each has its minimum and nothing is on its way.
+func (a *app) awaitPools(ctx context.Context, t target, began time.Time, wait time.Duration) error {
+	ctx, cancel := context.WithDeadline(ctx, began.Add(wait))
+	defer cancel()
+	told := map[string]string{}
+	var c *client
+	defer func() {
+		if c != nil {
+			c.Close()
+		}
+	}()
+	pause := 5 * time.Millisecond
+	for {
+		var i wire.ClusterInfo
+		var err error
+		if c == nil {
+			c, err = dial(ctx, t)
+		}
+		if err == nil {
+			if err = c.call(ctx, wire.MsgInfo, wire.InfoRequest{}, &i); err != nil {
+				c.Close()
+				c = nil
+			}
+		}
+		switch {
+		case err == nil:
+			done := !i.Recovering
+			for _, p := range i.Pools {
+				line := poolText(p)
+				if told[p.Name] != line {
+					told[p.Name] = line
+					if a.tty || poolSettled(p) {
+						a.note("%s", line)
+					}
+				}
+				done = done && poolSettled(p)
+			}
+			if done {
+				return poolsFailed(i)
+			}
+		case ctx.Err() == nil && !errs.Retryable(err) && !errs.Is(err, errs.NotFound):
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			if ctx.Err() != context.DeadlineExceeded {
+				return ctx.Err()
+			}
+			e := errs.New(errs.Timeout, "cluster %s is not complete after %s", t.name, shortDuration(wait))
+			for _, p := range i.Pools {
+				if !poolSettled(p) {
+					e = e.Hint("pool %s", poolText(p))
+				}
+			}
+			return exitWith(exitTimeout, e.Hint("it goes on trying; `launcher status` shows how far it is, `launcher down %s` ends it", t.name))
+		case <-time.After(pause):
+			pause = min(pause*5/4, 200*time.Millisecond)
+		}
+	}
+}
+
+// poolSettled reports that a pool has its minimum and every node that was asked for has
+// answered or failed.
+func poolSettled(p wire.PoolInfo) bool { return p.Up >= p.Min && p.Pending == 0 }
+
+// poolsFailed names what failed although the minimum is in.
+func poolsFailed(i wire.ClusterInfo) error {
+	if k := slices.IndexFunc(i.Pools, func(p wire.PoolInfo) bool { return p.Up < p.Min }); k >= 0 {
+		return errs.New(errs.Unavailable, "pool %s", poolText(i.Pools[k])).Hint("`launcher why %s` has the whole story", i.Pools[k].Name)
+	}
+	return nil
+}

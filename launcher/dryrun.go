@@ -1,0 +1,84 @@
+package main
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"launcher/backends"
+	"launcher/backends/all"
+	"launcher/broker"
+	"launcher/configs"
+	"launcher/internal/errs"
+	"launcher/wire"
+)
+
+// newBroker knows every backend of this version.
+func newBroker() *broker.Broker { return broker.New(all.Backends(), nil) }
+
+// checkBackends lets each backend look at its pools' own keys, before anything is started.
+func checkBackends(cl *configs.Cluster) error {
+	b := newBroker()
+	defer b.Close()
+	var faults configs.Faults
+	for i, p := range cl.WirePools() {
+		for _, f := range b.Check(p) {
+			key := "pool"
+			if f.Key != "" {
+				key += "." + f.Key
+			}
+			faults = append(faults, configs.Fault{File: cl.Path, Line: cl.Pools[i].Line, Key: key, Msg: f.Msg})
+		}
+	}
+	if len(faults) == 0 {
+		return nil
+	}
+	return &errs.Error{Kind: errs.Invalid, Err: faults}
+}
+
+// dryRun prints what up would send to each backend.
+func (a *app) dryRun(spec string) error {
+	cl, err := configs.LoadCluster(spec)
+	if err != nil {
+		return err
+	}
+	if err := checkBackends(cl); err != nil {
+		return err
+	}
+	h, err := home()
+	if err != nil {
+		return err
+	}
+	bin, err := executable()
+	if err != nil {
+		return err
+	}
+	b := newBroker()
+	defer b.Close()
+	var pools []doc
+	for _, p := range cl.WirePools() {
+		var text strings.Builder
+		if p.Min > 0 {
+			r := backends.Request{Cluster: cl.Name, Home: h, Binary: bin, Grace: int64(cl.Grace), Memory: cl.ObjectMemory, Spill: cl.Spill,
+				Join: backends.Join{Addrs: []string{"HEAD:PORT"}, CA: []byte("(the cluster's certificate)"), Key: []byte("(a key for this submission)")}}
+			for n := range p.Min {
+				r.Nodes = append(r.Nodes, wire.NodeID(fmt.Sprintf("%s-%d", p.Name, n)))
+				r.Epochs = append(r.Epochs, 1)
+			}
+			if err := b.DryRun(p, r, &text); err != nil {
+				return err
+			}
+		}
+		pools = append(pools, doc{"name": p.Name, "backend": p.Backend, "nodes": p.Min, "sends": text.String()})
+		if !a.json {
+			fmt.Fprintf(a.out, "# pool %s, backend %s: %s\n%s", p.Name, p.Backend, plural(p.Min, "node"), text.String())
+			if p.Min == 0 {
+				fmt.Fprintln(a.out, "# nothing until work needs it")
+			}
+		}
+	}
+	if a.json {
+		a.printJSON(doc{"cluster": cl.Name, "pools": slices.Clip(pools)})
+	}
+	return nil
+}
