@@ -184,6 +184,7 @@ func (a *app) root() *cobra.Command {
 func (a *app) unknownCommand(root *cobra.Command, name string) error {
 	a.guessJSON()
 	e := errs.New(errs.Invalid, "there is no command %q", name)
+	root.SuggestionsMinimumDistance = 2
 	if s := root.SuggestionsFor(name); len(s) > 0 {
 		return e.Hint("did you mean %s?", strings.Join(quoteAll(s), " or "))
 	}

@@ -57,7 +57,6 @@ func benches() []bench {
 		{"start", "up of a local cluster to the first output of a run", benchStart},
 		{"true", "`true` as a task beside the same os/exec call in a loop", benchTrue},
 		{"idle", "memory and CPU of head, supervisors and agents with nothing to do", benchIdle},
-		{"collectives", "all-reduce by size beside memcpy", benchCollectives},
 	}
 }
 

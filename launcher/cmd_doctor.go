@@ -144,7 +144,7 @@ func (f *findings) clusters() {
 func (f *findings) spec(path, h, python string) string {
 	cl, err := configs.LoadCluster(path)
 	if err == nil {
-		err = checkBackends(cl)
+		err = checkBackends(cl, h)
 	}
 	if err != nil {
 		for l := range strings.SplitSeq(err.Error(), "\n") {

@@ -88,7 +88,8 @@ Failure, of any command:
 status    {"cluster":{"name","spec","state","version","started","head":{"pid","host","epoch"},
            "total":RES,"free":RES}, "pools":[POOL], "nodes":[NODE], "jobs":{STATE:count}}
 up        the same, and "started": whether this command started it
-down      {"cluster":NAME, "forced":bool}
+down      {"cluster":NAME, "state":"down", "record":DIR}
+up --dry-run {"cluster":NAME, "pools":[{"name","backend","nodes","sends"}]}
 jobs      {"jobs":[JOB]}                      tasks   {"job":N, "tasks":[TASK]}
 nodes     {"nodes":[NODE]}                    pools   {"pools":[POOL]}
 why       {"subject","lines":[...]}           version {"launcher","protocol","go","os","arch"}
@@ -96,7 +97,8 @@ wait      {"jobs":[JOB], "exit":{...}}        cancel  {"cancelled":[{"subject","
 submit, --detach   {"job":N}                  drain   {"node","state"}
 sweep show {"job":JOB,"metric","goal","units","trials":[TRIAL]}
 doctor    {"findings":[{"level","what","fix"}]}   forget {"forgotten":[NAME]}
-bench     {"event":"row","bench","what","value","unit","limit","ratio","target"} ..., {"event":"end"}
+bench     {"event":"row","bench","what","value","unit","limit","limit_is","ratio","target",
+           "less_is_better","met","steal"} ... then {"event":"end"}
 report, should-leave   {"leave":bool,"reason","deadline"}
 param     {"params":{...}} or {"key","value"}     checkpoint {"path","step"}
 run, train, sweep, attach, exec, logs -- one line each:

@@ -51,14 +51,13 @@ func (a *app) cmdRun() *cobra.Command {
 	fs := c.Flags()
 	fs.SetInterspersed(false)
 	f.common(fs)
-	fs.Uint32Var(&f.nodes, "nodes", 0, "run a gang on so many nodes")
-	fs.Uint32Var(&f.perNode, "ranks-per-node", 0, "ranks of the gang on each node (default 1)")
-	fs.StringVar(&f.array, "array", "", `indices to run, for example "0-99" or "0-9,20"`)
-	fs.StringVar(&f.eachLine, "each-line", "", "file with one element per line, - for standard input")
-	fs.IntVar(&f.retryFailed, "retry-failed", 0, "run a command that exits non-zero again so often; losses of nodes are free")
+	fs.Uint32Var(&f.nodes, "nodes", 0, "run a gang on `N` nodes")
+	fs.Uint32Var(&f.perNode, "ranks-per-node", 0, "`N` ranks of the gang on each node (default 1)")
+	fs.StringVar(&f.array, "array", "", "`INDICES` to run, such as 0-99 or 0-9,20")
+	fs.StringVar(&f.eachLine, "each-line", "", "`FILE` with one element per line, - for standard input")
+	fs.IntVar(&f.retryFailed, "retry-failed", 0, "run a command that exits non-zero again up to `N` times; losses of nodes are free")
 	fs.BoolVar(&f.exclusive, "exclusive-run", false, "never run in two places, not even when a node is silent")
-	fs.BoolVar(&f.asRay, "as-ray", false, "answer `import ray` (not in this version)")
-	_ = c.RegisterFlagCompletionFunc("each-line", nil)
+	fs.BoolVar(&f.asRay, "as-ray", false, "answer \"import ray\" (not in this version)")
 	return c
 }
 

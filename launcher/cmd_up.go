@@ -110,7 +110,11 @@ func (a *app) bringUp(ctx context.Context, spec string, o upOptions) (t target, 
 	if err != nil {
 		return t, false, err
 	}
-	if err := checkBackends(cl); err != nil {
+	h, err := home()
+	if err != nil {
+		return t, false, err
+	}
+	if err := checkBackends(cl, h); err != nil {
 		return t, false, err
 	}
 	began := time.Now()

@@ -14,11 +14,11 @@ import (
 )
 
 // newBroker knows every backend of this version.
-func newBroker() *broker.Broker { return broker.New(all.Backends(), nil) }
+func newBroker(home string) *broker.Broker { return broker.New(all.Backends(home), nil) }
 
 // checkBackends lets each backend look at its pools' own keys, before anything is started.
-func checkBackends(cl *configs.Cluster) error {
-	b := newBroker()
+func checkBackends(cl *configs.Cluster, h string) error {
+	b := newBroker(h)
 	defer b.Close()
 	var faults configs.Faults
 	for i, p := range cl.WirePools() {
@@ -42,18 +42,18 @@ func (a *app) dryRun(spec string) error {
 	if err != nil {
 		return err
 	}
-	if err := checkBackends(cl); err != nil {
-		return err
-	}
 	h, err := home()
 	if err != nil {
+		return err
+	}
+	if err := checkBackends(cl, h); err != nil {
 		return err
 	}
 	bin, err := executable()
 	if err != nil {
 		return err
 	}
-	b := newBroker()
+	b := newBroker(h)
 	defer b.Close()
 	var pools []doc
 	for _, p := range cl.WirePools() {

@@ -24,15 +24,15 @@ type target struct {
 	up     bool // something answers at sock
 }
 
-// record is one cluster directory under $LAUNCHER_HOME.
-type record struct {
+// clusterDir is one cluster directory under $LAUNCHER_HOME.
+type clusterDir struct {
 	name string
 	dir  string
 	up   bool
 }
 
 // records lists the clusters that have a state directory, by name.
-func records() ([]record, error) {
+func records() ([]clusterDir, error) {
 	h, err := home()
 	if err != nil {
 		return nil, err
@@ -44,13 +44,13 @@ func records() ([]record, error) {
 	if err != nil {
 		return nil, errs.Wrap(errs.Permission, err, "cannot read the state directory").Hint("$LAUNCHER_HOME is %s; set it to a directory of yours", h)
 	}
-	var out []record
+	var out []clusterDir
 	for _, e := range ents {
 		dir := filepath.Join(h, "clusters", e.Name())
 		if !e.IsDir() || strings.HasPrefix(e.Name(), ".") {
 			continue
 		}
-		out = append(out, record{e.Name(), dir, answers(dir)})
+		out = append(out, clusterDir{e.Name(), dir, answers(dir)})
 	}
 	return out, nil
 }
@@ -87,7 +87,7 @@ func named(name string) (target, error) {
 	if err != nil {
 		return target{}, err
 	}
-	i := slices.IndexFunc(recs, func(r record) bool { return r.name == name })
+	i := slices.IndexFunc(recs, func(r clusterDir) bool { return r.name == name })
 	if i < 0 {
 		e := errs.New(errs.NotFound, "there is no cluster %q", name)
 		if len(recs) > 0 {
@@ -120,7 +120,7 @@ func (a *app) pick(orRecord bool) (target, error) {
 	if err != nil {
 		return target{}, err
 	}
-	up := slices.DeleteFunc(slices.Clone(recs), func(r record) bool { return !r.up })
+	up := slices.DeleteFunc(slices.Clone(recs), func(r clusterDir) bool { return !r.up })
 	switch {
 	case len(up) == 1:
 		return named(up[0].name)
@@ -136,7 +136,7 @@ func (a *app) pick(orRecord bool) (target, error) {
 	return target{}, noneUp(recs)
 }
 
-func noneUp(recs []record) error {
+func noneUp(recs []clusterDir) error {
 	e := errs.New(errs.NotFound, "no cluster is up")
 	if len(recs) > 0 {
 		spec := "SPEC"
@@ -150,7 +150,7 @@ func noneUp(recs []record) error {
 		Hint("or do both at once: launcher run --on SPEC -- CMD...")
 }
 
-func recordNames(recs []record) []string {
+func recordNames(recs []clusterDir) []string {
 	out := make([]string, len(recs))
 	for i, r := range recs {
 		out[i] = r.name
