@@ -1,0 +1,87 @@
+package python
+
+import (
+	"context"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// TestSDK runs the Python SDK's own tests.
+func TestSDK(t *testing.T) {
+	py, err := exec.LookPath("python3")
+	if err != nil {
+		t.Skip("SKIP: there is no python3")
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, py, "-W", "error", "-m", "unittest", "discover", "-s", "tests", "-p", "test_run.py")
+	here, err := os.Getwd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd.Env = append(os.Environ(), "PYTHONPATH="+here, "PYTHONDONTWRITEBYTECODE=1")
+	out, err := cmd.CombinedOutput()
+	if err != nil || !strings.Contains(string(out), "\nOK") {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	t.Log(strings.TrimSpace(string(out)))
+}
+
+func TestEmbedded(t *testing.T) {
+	for _, name := range []string{"launcher/__init__.py", "launcher/_run.py", "launcher/_http.py", "launcher/py.typed"} {
+		if _, err := fs.Stat(Files(), name); err != nil {
+			t.Error(err)
+		}
+	}
+	// Whatever lies in the source tree is in the binary.
+	sources, err := filepath.Glob("launcher/*.py")
+	if err != nil || len(sources) == 0 {
+		t.Fatal(err, sources)
+	}
+	for _, name := range sources {
+		if _, err := fs.Stat(Files(), name); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func TestExtract(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "cache")
+	var wg sync.WaitGroup
+	for range 8 {
+		wg.Go(func() {
+			if at, err := Extract(dir); err != nil || at != filepath.Join(dir, "python-"+Hash()) {
+				t.Errorf("%s, %v", at, err)
+			}
+		})
+	}
+	wg.Wait()
+	at, _ := Extract(dir)
+	if !whole(at) {
+		t.Fatal("what was extracted is not whole")
+	}
+	for name, spoil := range map[string]func(string) error{
+		"deleted": os.Remove,
+		"changed": func(p string) error { return os.WriteFile(p, []byte("raise SystemExit"), 0o600) },
+	} {
+		if err := spoil(filepath.Join(at, "launcher", "_run.py")); err != nil {
+			t.Fatal(err)
+		}
+		if again, err := Extract(dir); err != nil || again != at || !whole(at) {
+			t.Errorf("%s: not put right: %v", name, err)
+		}
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil || len(entries) != 1 {
+		t.Errorf("left behind: %v, %v", entries, err)
+	}
+	if _, err := Extract(filepath.Join(at, "launcher", "_run.py", "x")); err == nil {
+		t.Error("extracted below a file")
+	}
+}
