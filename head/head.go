@@ -1,0 +1,64 @@
+// Package head is the shell around the head's reactor (head/core): it listens, keeps the
+// journal and the record, talks to agents and clients, and calls the broker. Decisions
+// are the core's.
+//
+// One goroutine owns the core (loop.go). Events come to it from sessions, from the
+// broker's answers and from the clock; the records a step makes are appended to the
+// journal, and its effects are performed, in order, once those records are safe
+// (release.go). What an effect does must not block: messages go into the queue of a
+// connection, calls to the broker into goroutines of their own.
+package head
+
+import (
+	"context"
+	"log/slog"
+	"os"
+	"time"
+
+	"launcher/backends"
+	"launcher/head/core"
+	"launcher/internal/clock"
+	"launcher/wire"
+)
+
+// Broker gets nodes from backends. broker.Broker is one. Calls may be concurrent.
+type Broker interface {
+	Submit(ctx context.Context, p wire.Pool, r backends.Request) ([]backends.Alloc, error)
+	Find(ctx context.Context, p wire.Pool, cluster string, tokens []string) (map[string][]backends.Alloc, error)
+	Status(ctx context.Context, p wire.Pool, handles [][]byte) ([]backends.Status, error)
+	Cancel(ctx context.Context, p wire.Pool, handles [][]byte) error
+	// Watch sends the index of a handle whenever its Status should be asked again, until
+	// ctx ends.
+	Watch(ctx context.Context, p wire.Pool, handles [][]byte, changed chan<- int) error
+}
+
+// Keeper is the head's supervisor: it holds the listeners over the head's death.
+// *supervisor.Client is one.
+type Keeper interface {
+	StoreFD(ctx context.Context, name string, f *os.File) error
+	FDs() map[string]*os.File
+	Restarts() uint32
+	Done() <-chan struct{}
+}
+
+// Options of Main.
+type Options struct {
+	Dir      string // the cluster's state directory
+	Broker   Broker
+	Machines map[wire.Kind]core.Maker
+	Keeper   Keeper       // nil = no supervisor: the head does not come back
+	Log      *slog.Logger // nil = discard
+	Version  string       // build version; "" = the binary's own
+
+	Clock   clock.Clock   // nil = the machine's
+	Ready   func()        // called once the head answers; may be nil
+	Suspect time.Duration // silence after which a node gets nothing new; 0 = 5 s
+	Lost    time.Duration // silence after which its work is run elsewhere; 0 = 15 s
+}
+
+// Main runs the head of the cluster in o.Dir until the cluster is down; that is the only
+// case of a nil error. An error of kind errs.Fenced (another head has taken over),
+// errs.Corrupt, errs.Version or errs.Permission will not get better by starting again;
+// after any other the supervisor starts the next head. head.config, ca.crt and ca.key
+// must be in o.Dir.
+func Main(ctx context.Context, o Options) error { return run(ctx, o) }

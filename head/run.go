@@ -1,0 +1,5 @@
+package head
+
+import "context"
+
+func run(ctx context.Context, o Options) error { return nil }
