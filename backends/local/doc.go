@@ -46,6 +46,8 @@ type Backend struct {
 	// killBound how long after that its processes may be seen.
 	termBound, killBound time.Duration
 
+	starting sync.Mutex // one Submit at a time
+
 	mu       sync.Mutex
 	children map[string]chan struct{} // by allocation; closed when our child's end is on disk; guarded by mu
 }

@@ -122,6 +122,10 @@ const lookEvery = 200 * time.Millisecond
 // watch calls ended for each record whose process ends, each once, until ctx ends or
 // ended says to stop.
 func watch(ctx context.Context, recs []*record, ended func(i int) bool) error {
+	return watchBy(ctx, recs, func(pid int) (int, error) { return unix.PidfdOpen(pid, 0) }, ended)
+}
+
+func watchBy(ctx context.Context, recs []*record, open func(pid int) (int, error), ended func(i int) bool) error {
 	var fds []unix.PollFd
 	var index []int
 	defer func() {
@@ -143,7 +147,7 @@ func watch(ctx context.Context, recs []*record, ended func(i int) bool) error {
 			}
 			continue
 		}
-		fd, err := unix.PidfdOpen(r.PID, 0)
+		fd, err := open(r.PID)
 		if err != nil {
 			blind = append(blind, i)
 			continue

@@ -150,6 +150,8 @@ func (b *Backend) Submit(ctx context.Context, r backends.Request) ([]backends.Al
 	if err != nil {
 		return nil, err
 	}
+	b.starting.Lock() // of two calls with one token the second must see what the first made
+	defer b.starting.Unlock()
 	dir := plans[0].rec.Dir
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, diskError(err, dir)
