@@ -128,6 +128,7 @@ func (s *Spool) adopt(name wire.Proc, pipes []*pipe) {
 			continue
 		}
 		pr.open++
+		pr.pipes = append(pr.pipes, p)
 		s.pipes[p.fd] = p
 		p.st.pipes[p] = true
 	}
@@ -156,7 +157,7 @@ func (s *Spool) pump(p *pipe) (more bool) {
 		}
 		return false
 	}
-	n, err := unix.IoctlGetInt(p.fd, unix.FIONREAD)
+	n, err := unix.IoctlGetInt(p.fd, unix.TIOCINQ)
 	if err != nil {
 		s.cfg.Log.Error("reading output", "proc", p.proc, "err", err)
 		s.finish(p)
@@ -253,7 +254,7 @@ func (s *Spool) pauseStream(st *stream, cause error) {
 func (s *Spool) retry(st *stream, now time.Time) {
 	err := error(nil)
 	for p := range st.pipes {
-		n, ierr := unix.IoctlGetInt(p.fd, unix.FIONREAD)
+		n, ierr := unix.IoctlGetInt(p.fd, unix.TIOCINQ)
 		if ierr != nil || n == 0 {
 			continue
 		}
@@ -304,25 +305,23 @@ func (s *Spool) restart(st *stream) {
 
 // giveUp drops what a process left in its pipe: its stream cannot be written.
 func (s *Spool) giveUp(p *pipe) {
-	n, _ := unix.IoctlGetInt(p.fd, unix.FIONREAD)
+	n, _ := unix.IoctlGetInt(p.fd, unix.TIOCINQ)
 	p.lost = int64(n)
 	s.finish(p)
 }
 
 // exited takes what is left in the pipes of a process that has ended.
 func (s *Spool) exited(name wire.Proc) {
-	if s.procs[name] == nil {
+	pr := s.procs[name]
+	if pr == nil {
 		s.drained(name)
 		return
 	}
-	var mine []*pipe
-	for _, p := range s.pipes {
-		if p.proc == name {
-			mine = append(mine, p)
+	for _, p := range pr.pipes {
+		if s.pipes[p.fd] != p {
+			continue
 		}
-	}
-	for _, p := range mine {
-		n, err := unix.IoctlGetInt(p.fd, unix.FIONREAD)
+		n, err := unix.IoctlGetInt(p.fd, unix.TIOCINQ)
 		if err != nil {
 			n = 0
 		}
@@ -343,7 +342,10 @@ func (s *Spool) finish(p *pipe) {
 	}
 	delete(s.pipes, p.fd)
 	delete(p.st.pipes, p)
-	p.file.Close() // takes it out of the epoll set, unless the supervisor has it too
+	// The supervisor has the pipe too, so closing alone would leave it in the epoll set,
+	// under a number that another pipe may get.
+	_ = unix.EpollCtl(s.ep, unix.EPOLL_CTL_DEL, p.fd, nil)
+	p.file.Close()
 	pr := s.procs[p.proc]
 	pr.open--
 	pr.lost += p.lost

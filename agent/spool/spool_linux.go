@@ -76,8 +76,9 @@ type pipe struct {
 }
 
 type process struct {
-	open int
-	lost int64
+	pipes []*pipe
+	open  int // of them
+	lost  int64
 }
 
 // Open takes up the spool in cfg.Dir and starts its goroutine, which Close ends.
