@@ -1,36 +1,275 @@
 package core
 
-import "launcher/wire"
+import (
+	"fmt"
+	"slices"
+
+	"launcher/internal/errs"
+	"launcher/wire"
+)
+
+const (
+	millisecond int64 = 1_000_000
+	second            = 1000 * millisecond
+)
 
 // Core is the head's reactor. It is owned by one goroutine.
 type Core struct {
 	cfg Config
 	d   *Durable
+	now int64
+	out Output
+
+	started    bool
+	recovering bool
+	unclaimed  bool // in recovery a node was lost: what nobody claims may run there
+
+	nodes  map[wire.NodeID]*node
+	order  []*node // by pool and number
+	jobs   map[wire.JobID]*job
+	queue  []*job // not over, by precedence
+	pools  map[string]*pool
+	byTok  uint64 // counts the tokens of this life
+	down   *downState
+	wait   map[uint64]*watcher
+	asked  map[uint64]bool // requests being answered, to notice a missing reply
+	dirty  map[*node]bool  // nodes whose room changed
+	full   bool            // everything is to be looked at
+	hold   *job            // the gang job that room is held for
+	ticked int64
+	looked int64 // when a Tick last had everything looked at
 }
 
 // New makes the reactor of a head that has replayed its journal into d. The first event
 // must be Start.
-func New(cfg Config, d *Durable) *Core { return &Core{cfg: cfg, d: d} }
+func New(cfg Config, d *Durable) *Core {
+	def := func(p *int64, v int64) {
+		if *p == 0 {
+			*p = v
+		}
+	}
+	def(&cfg.Suspect, 5*second)
+	def(&cfg.Lost, 15*second)
+	def(&cfg.Grace, 600*second)
+	return &Core{cfg: cfg, d: d, nodes: map[wire.NodeID]*node{}, jobs: map[wire.JobID]*job{}, pools: map[string]*pool{},
+		wait: map[uint64]*watcher{}, dirty: map[*node]bool{}}
+}
 
 // Step takes one event. now is unix nanoseconds and never goes backwards.
-func (c *Core) Step(now int64, ev Event) Output { return Output{} }
+func (c *Core) Step(now int64, ev Event) Output {
+	c.now = max(now, c.now)
+	c.out = Output{}
+	if _, ok := ev.(Start); ok != !c.started {
+		panic(fmt.Sprintf("head/core: %T at the wrong time: Start is the first event, and only that", ev))
+	}
+	switch ev := ev.(type) {
+	case Start:
+		c.start()
+	case Tick:
+		c.tick()
+	case AgentUp:
+		c.agentUp(ev)
+	case AgentMsg:
+		c.agentMsg(ev)
+	case AgentDown:
+		c.agentDown(ev)
+	case ClientReq:
+		c.client(ev)
+	case ClientGone:
+		delete(c.wait, ev.ID)
+	case Submitted:
+		c.submitted(ev)
+	case Found:
+		c.found(ev)
+	case AllocStatus:
+		c.allocStatus(ev)
+	case LogsDone:
+		c.logsDone(ev.Job)
+	}
+	c.settle()
+	return c.out
+}
+
+// settle draws the consequences of an event: who runs next, who is to be told.
+func (c *Core) settle() {
+	c.endRecovery()
+	c.schedule()
+	c.stepDown()
+	c.keepPools()
+	c.tellWatchers()
+}
+
+// record makes a fact durable: it is applied here and journalled by the shell.
+func (c *Core) record(r Record) {
+	if err := c.d.apply(r, true); err != nil {
+		// The core made a record that cannot follow what came before it. Going on would
+		// write a journal that no later head can read.
+		panic(fmt.Sprintf("head/core: %T: %v", r, err))
+	}
+	c.out.Records = append(c.out.Records, r)
+}
+
+func (c *Core) effect(e Effect) { c.out.Effects = append(c.out.Effects, e) }
+
+// send gives a message to a node; one that is not connected gets it by way of its next
+// Hello, or not at all.
+func (c *Core) send(n *node, typ uint16, msg any) {
+	if n.conn {
+		c.effect(SendAgent{Node: n.id, Epoch: n.epoch, Typ: typ, Msg: msg})
+	}
+}
+
+// start takes the next head epoch and rebuilds the soft state as far as the journal
+// knows it; the agents' Hellos give the rest.
+func (c *Core) start() {
+	c.started = true
+	first := c.d.st.Created == 0
+	c.record(RecHead{Epoch: c.d.st.Head.Epoch + 1, Cluster: c.cfg.Cluster, Nonce: c.cfg.Nonce, Version: c.cfg.Version, At: c.now})
+	if first || c.d.st.SpecText != c.cfg.SpecText || len(c.d.st.Pools) == 0 {
+		c.record(RecPools{Pools: c.cfg.Pools, SpecText: c.cfg.SpecText, SpecPath: c.cfg.SpecPath})
+	}
+	for _, id := range sortedKeys(c.d.st.Nodes) {
+		if d := c.d.st.Nodes[id]; d.State == nodeUp {
+			n := c.newNode(d)
+			n.seen = c.now
+			c.recovering = true
+		}
+	}
+	for _, id := range sortedKeys(c.d.st.Jobs) {
+		if d := c.d.st.Jobs[id]; d.State == 0 {
+			c.revive(c.newJob(d))
+		} else if !d.LogsDone {
+			c.wantLogs(d)
+		}
+	}
+	c.loadPools()
+	for _, p := range c.sortedPools() {
+		var tokens []string
+		for _, t := range sortedKeys(c.d.st.Subs) {
+			if s := c.d.st.Subs[t]; s.Pool == p.spec.Name && !s.Known {
+				tokens = append(tokens, t)
+			}
+		}
+		if len(tokens) > 0 {
+			c.effect(FindAllocs{Pool: p.spec.Name, Tokens: tokens})
+		}
+		p.query = c.now
+	}
+	if c.d.st.Down != nil {
+		c.beginDown(0)
+	}
+	c.full = true
+}
+
+// revive rebuilds what the journal knows of a job's running gangs.
+func (c *Core) revive(j *job) {
+	for _, i := range sortedKeys(j.d.Gangs) {
+		g := j.d.Gangs[i]
+		if g.Over {
+			continue
+		}
+		j.pending.dropOne(i)
+		s := &gang{index: i, attempt: g.Attempt, phase: gangRunning, nodes: g.Nodes}
+		j.gangs[i] = s
+		for k, p := range g.Nodes {
+			if n := c.nodes[p.Node]; n != nil && n.epoch == g.Epochs[k] {
+				n.parts[wire.Task{Job: j.id, Index: i}] = &part{job: j, count: int64(p.Count)}
+			}
+		}
+		if c.broken(g) {
+			s.stopping = true
+		}
+	}
+}
+
+// endRecovery lets work be handed out again once every node that was up has said Hello
+// or is lost.
+func (c *Core) endRecovery() {
+	if !c.recovering {
+		return
+	}
+	for _, n := range c.nodes {
+		if !n.greeted {
+			return
+		}
+	}
+	c.recovering, c.full = false, true
+	if c.unclaimed {
+		// A node that did not come back may run anything that nobody claims; those
+		// attempts are fenced, whether they were given out or not.
+		for _, j := range slices.Clone(c.queue) {
+			if !j.gang && j.pending.len() > 0 {
+				c.record(RecLost{Job: j.id, Ranges: j.pending.list(), Free: true, Cause: "held by a node that was lost while the head was away", At: c.now})
+				c.afterLoss(j)
+			}
+		}
+	}
+	for _, j := range slices.Clone(c.queue) {
+		c.maybeEnd(j)
+	}
+}
+
+// tick lets time pass: silence, deadlines, back-offs.
+func (c *Core) tick() {
+	c.ticked = c.now
+	c.watchNodes()
+	c.watchGangs()
+	c.watchLeaves()
+	c.watchLimbo()
+	if c.anyBackoffOver() || c.now-c.looked >= 500*millisecond {
+		c.full, c.looked = true, c.now
+	}
+}
 
 // Durable is what the records so far amount to; it must not be changed, and is only
 // valid until the next Step (encode it for a snapshot).
 func (c *Core) Durable() *Durable { return c.d }
 
 // Wake is when the core wants its next Tick, in unix nanoseconds; 0 = no need of one.
-func (c *Core) Wake() int64 { return 0 }
+func (c *Core) Wake() int64 {
+	step := second
+	if c.recovering || c.down != nil || c.hold != nil {
+		step = 50 * millisecond
+	}
+	for _, w := range c.wait {
+		if w.due {
+			step = min(step, 50*millisecond)
+		}
+	}
+	for _, p := range c.pools {
+		if p.next > c.ticked {
+			step = min(step, max(50*millisecond, p.next-c.ticked))
+		}
+	}
+	for _, j := range c.queue {
+		if len(j.leaving) > 0 || len(j.gangs) > 0 && j.reserving() || j.backoff > c.ticked {
+			step = min(step, 50*millisecond)
+		}
+		if j.d.Cancel != nil || j.pending.len() > 0 || j.live > 0 {
+			step = min(step, 500*millisecond)
+		}
+	}
+	return c.ticked + step
+}
 
 // Epoch is the head's, valid after Start.
-func (c *Core) Epoch() wire.Epoch { return 0 }
+func (c *Core) Epoch() wire.Epoch { return c.d.st.Head.Epoch }
+
+// Recovering reports whether the head still waits for agents that it knows.
+func (c *Core) Recovering() bool { return c.recovering }
 
 // Admit says whether a node may join: its name, epoch and token are of a submission
 // that has not ended.
-func (c *Core) Admit(node wire.NodeID, epoch wire.Epoch, token string) error { return nil }
-
-// Job gives a job's info, as in answers to clients.
-func (c *Core) Job(id wire.JobID) (wire.JobInfo, bool) { return wire.JobInfo{}, false }
-
-// Table gives the table of a job's trials; false when it has none.
-func (c *Core) Table(id wire.JobID) (wire.TrialTable, bool) { return wire.TrialTable{}, false }
+func (c *Core) Admit(id wire.NodeID, epoch wire.Epoch, token string) error {
+	switch d := c.d.st.Nodes[id]; {
+	case d == nil:
+		return errs.New(errs.NotFound, "node %s was never asked for in cluster %s", id, c.cfg.Cluster)
+	case c.down != nil || c.d.st.Down != nil:
+		return errs.New(errs.Fenced, "cluster %s is going down", c.cfg.Cluster)
+	case d.Epoch != epoch || d.State == nodeGone:
+		return errs.New(errs.Fenced, "node %s of epoch %d has been replaced", id, epoch)
+	case d.Token != token:
+		return errs.New(errs.Permission, "node %s does not belong to this submission", id)
+	}
+	return nil
+}

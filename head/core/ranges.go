@@ -16,17 +16,17 @@ type span[V comparable] struct {
 // rangeMap maps task indices to values and keeps equal neighbours as one span, so that
 // a million tasks with the same fate are one line. The zero value is empty.
 type rangeMap[V comparable] struct {
-	spans []span[V] // sorted, disjoint, no two adjacent ones equal
-	count int
+	Spans []span[V] // sorted, disjoint, no two adjacent ones equal
+	Count int
 }
 
 // find is the first span that ends after i.
 func (m *rangeMap[V]) find(i uint32) int {
 	// Work goes on near the end far more often than elsewhere.
-	if n := len(m.spans); n > 0 && m.spans[n-1].To <= i {
+	if n := len(m.Spans); n > 0 && m.Spans[n-1].To <= i {
 		return n
 	}
-	k, _ := slices.BinarySearchFunc(m.spans, i, func(s span[V], i uint32) int {
+	k, _ := slices.BinarySearchFunc(m.Spans, i, func(s span[V], i uint32) int {
 		if s.To <= i {
 			return -1
 		}
@@ -37,8 +37,8 @@ func (m *rangeMap[V]) find(i uint32) int {
 
 // get gives the value at i.
 func (m *rangeMap[V]) get(i uint32) (v V, ok bool) {
-	if k := m.find(i); k < len(m.spans) && m.spans[k].From <= i {
-		return m.spans[k].Val, true
+	if k := m.find(i); k < len(m.Spans) && m.Spans[k].From <= i {
+		return m.Spans[k].Val, true
 	}
 	return v, false
 }
@@ -46,7 +46,7 @@ func (m *rangeMap[V]) get(i uint32) (v V, ok bool) {
 func (m *rangeMap[V]) has(i uint32) bool { _, ok := m.get(i); return ok }
 
 // len is the number of indices that have a value.
-func (m *rangeMap[V]) len() int { return m.count }
+func (m *rangeMap[V]) len() int { return m.Count }
 
 // set gives every index of r the value v.
 func (m *rangeMap[V]) set(r wire.Range, v V) {
@@ -69,14 +69,14 @@ func (m *rangeMap[V]) edit(r wire.Range, s span[V], put bool) {
 	hi := lo
 	var mid [3]span[V]
 	out := mid[:0]
-	if lo < len(m.spans) && m.spans[lo].From < r.From {
-		out = append(out, span[V]{m.spans[lo].From, r.From, m.spans[lo].Val})
+	if lo < len(m.Spans) && m.Spans[lo].From < r.From {
+		out = append(out, span[V]{m.Spans[lo].From, r.From, m.Spans[lo].Val})
 	}
 	removed := 0
 	var tail span[V]
 	hasTail := false
-	for hi < len(m.spans) && m.spans[hi].From < r.To {
-		old := m.spans[hi]
+	for hi < len(m.Spans) && m.Spans[hi].From < r.To {
+		old := m.Spans[hi]
 		removed += int(min(old.To, r.To) - max(old.From, r.From))
 		if old.To > r.To {
 			tail, hasTail = span[V]{r.To, old.To, old.Val}, true
@@ -91,13 +91,13 @@ func (m *rangeMap[V]) edit(r wire.Range, s span[V], put bool) {
 		out = append(out, tail)
 	}
 	// Join equal neighbours, those just outside included.
-	if lo > 0 && len(out) > 0 && m.spans[lo-1].To == out[0].From && m.spans[lo-1].Val == out[0].Val {
+	if lo > 0 && len(out) > 0 && m.Spans[lo-1].To == out[0].From && m.Spans[lo-1].Val == out[0].Val {
 		lo--
-		out[0].From = m.spans[lo].From
+		out[0].From = m.Spans[lo].From
 	}
-	if hi < len(m.spans) && len(out) > 0 {
-		if l := &out[len(out)-1]; l.To == m.spans[hi].From && l.Val == m.spans[hi].Val {
-			l.To = m.spans[hi].To
+	if hi < len(m.Spans) && len(out) > 0 {
+		if l := &out[len(out)-1]; l.To == m.Spans[hi].From && l.Val == m.Spans[hi].Val {
+			l.To = m.Spans[hi].To
 			hi++
 		}
 	}
@@ -111,14 +111,14 @@ func (m *rangeMap[V]) edit(r wire.Range, s span[V], put bool) {
 		k++
 	}
 	out = out[:k]
-	m.count -= removed
-	m.spans = slices.Replace(m.spans, lo, hi, out...)
+	m.Count -= removed
+	m.Spans = slices.Replace(m.Spans, lo, hi, out...)
 }
 
 // all yields the spans in order. The map must not change meanwhile.
 func (m *rangeMap[V]) all() iter.Seq2[wire.Range, V] {
 	return func(yield func(wire.Range, V) bool) {
-		for _, s := range m.spans {
+		for _, s := range m.Spans {
 			if !yield(wire.Range{From: s.From, To: s.To}, s.Val) {
 				return
 			}
@@ -129,8 +129,8 @@ func (m *rangeMap[V]) all() iter.Seq2[wire.Range, V] {
 // within yields the parts of spans that lie in r.
 func (m *rangeMap[V]) within(r wire.Range) iter.Seq2[wire.Range, V] {
 	return func(yield func(wire.Range, V) bool) {
-		for k := m.find(r.From); k < len(m.spans) && m.spans[k].From < r.To; k++ {
-			s := m.spans[k]
+		for k := m.find(r.From); k < len(m.Spans) && m.Spans[k].From < r.To; k++ {
+			s := m.Spans[k]
 			if !yield(wire.Range{From: max(s.From, r.From), To: min(s.To, r.To)}, s.Val) {
 				return
 			}
@@ -161,8 +161,8 @@ func (s *rangeSet) add(r wire.Range) { s.set(r, struct{}{}) }
 func (s *rangeSet) addOne(i uint32)  { s.add(wire.Range{From: i, To: i + 1}) }
 func (s *rangeSet) dropOne(i uint32) { s.clear(wire.Range{From: i, To: i + 1}) }
 func (s *rangeSet) list() []wire.Range {
-	out := make([]wire.Range, 0, len(s.spans))
-	for _, p := range s.spans {
+	out := make([]wire.Range, 0, len(s.Spans))
+	for _, p := range s.Spans {
 		out = append(out, wire.Range{From: p.From, To: p.To})
 	}
 	return out
@@ -172,18 +172,18 @@ func (s *rangeSet) list() []wire.Range {
 func (s *rangeSet) take(n int) []wire.Range {
 	var out []wire.Range
 	k := 0
-	for k < len(s.spans) && n > 0 {
-		p := &s.spans[k]
+	for k < len(s.Spans) && n > 0 {
+		p := &s.Spans[k]
 		l := min(int(p.To-p.From), n)
 		out = append(out, wire.Range{From: p.From, To: p.From + uint32(l)})
 		n -= l
-		s.count -= l
+		s.Count -= l
 		p.From += uint32(l)
 		if p.From < p.To {
 			break
 		}
 		k++
 	}
-	s.spans = slices.Delete(s.spans, 0, k)
+	s.Spans = slices.Delete(s.Spans, 0, k)
 	return out
 }

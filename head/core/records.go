@@ -34,6 +34,7 @@ const (
 	kindLogsDone
 	kindDrain
 	kindDown
+	kindGangFault
 )
 
 // Record is one durable fact. Fields of records are append-only.
@@ -154,6 +155,7 @@ type EndPart struct {
 	Runs   []EndRun
 	Items  []EndItem
 	LogEnd int64
+	First  int64 // earliest start of any of them, unix nanoseconds; 0 = none started
 }
 
 // EndRun is a stretch of tasks that ended alike and need no more said.
@@ -197,6 +199,16 @@ type RecGang struct {
 	Master  string
 	Port    uint16
 	At      int64
+}
+
+// RecGangFault: why a gang could not go on, when that is known before its ranks have
+// ended. Rank -1: a node's part, which counts as a loss.
+type RecGangFault struct {
+	Job     wire.JobID
+	Index   uint32
+	Attempt wire.Attempt
+	Rank    int32
+	Cause   string
 }
 
 // RecSpawn: the machine was asked for up to Max tasks and gave Spawns.
@@ -271,6 +283,7 @@ func (RecJobEnd) recordKind() RecordKind     { return kindJobEnd }
 func (RecLogsDone) recordKind() RecordKind   { return kindLogsDone }
 func (RecDrain) recordKind() RecordKind      { return kindDrain }
 func (RecDown) recordKind() RecordKind       { return kindDown }
+func (RecGangFault) recordKind() RecordKind  { return kindGangFault }
 
 // EncodeRecord gives the journal's form: the kind, two bytes little-endian, then the
 // record in msgpack.
@@ -329,6 +342,8 @@ func DecodeRecord(b []byte) (Record, error) {
 		return decode[RecDrain](body)
 	case kindDown:
 		return decode[RecDown](body)
+	case kindGangFault:
+		return decode[RecGangFault](body)
 	}
 	return nil, errs.New(errs.Version, "the journal has a record of kind %d, which this version does not know", k).
 		Hint("it was written by a newer launcher; use that one")

@@ -1,0 +1,406 @@
+package core
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+
+	"launcher/internal/errs"
+	"launcher/wire"
+)
+
+// node is the soft state of a node that is up: who it is, what it answers for.
+type node struct {
+	id      wire.NodeID
+	epoch   wire.Epoch
+	pool    string
+	hello   wire.Hello
+	beat    wire.Beat
+	total   wire.Resources // what may be handed out
+	conn    bool
+	greeted bool // has said Hello in this life of the head
+	seen    int64
+	offset  int64 // its clock minus ours
+	since   int64
+	shares  map[wire.JobID]*share
+	parts   map[wire.Task]*part
+	known   map[wire.JobID]bool // jobs it was told of on this connection
+	rounds  map[wire.Try]int    // Reserves it has not answered yet
+	held    *job                // the gang job that its room is kept for
+	until   int64               // when that gang is expected to start; 0 = unknown
+	suspect bool
+	leaving bool // told to shut down
+	asked   int64
+	idle    int64 // since when it has nothing to do; 0 = it has
+	moved   bool  // its work has been told to leave
+}
+
+// share is what a node has of a job with single-rank tasks: queued and running.
+type share struct {
+	job     *job
+	tries   rangeSet
+	running map[uint32]int64 // those known to run, with their start
+	asked   bool             // a Withdraw is under way
+}
+
+// part is a node's part of a gang: reserved or running.
+type part struct {
+	job   *job
+	count int64
+	ok    bool // reserved
+	addr  string
+	port  uint16
+}
+
+func (c *Core) newNode(d *nodeD) *node {
+	n := &node{id: d.ID, epoch: d.Epoch, pool: d.Pool, total: d.Total, since: d.Since, seen: c.now,
+		shares: map[wire.JobID]*share{}, parts: map[wire.Task]*part{}}
+	c.nodes[d.ID] = n
+	i, _ := slices.BinarySearchFunc(c.order, n, byName)
+	c.order = slices.Insert(c.order, i, n)
+	return n
+}
+
+// byName orders local-2 before local-10.
+func byName(a, b *node) int { return compareIDs(a.id, b.id) }
+
+func compareIDs(a, b wire.NodeID) int {
+	pa, na := splitID(a)
+	pb, nb := splitID(b)
+	return cmp.Or(cmp.Compare(pa, pb), cmp.Compare(na, nb), cmp.Compare(a, b))
+}
+
+func splitID(id wire.NodeID) (string, int) {
+	k := strings.LastIndexByte(string(id), '-')
+	n, err := strconv.Atoi(string(id)[k+1:])
+	if k < 0 || err != nil {
+		return string(id), -1
+	}
+	return string(id)[:k], n
+}
+
+func (c *Core) durable(n *node) *nodeD { return c.d.st.Nodes[n.id] }
+
+// usable reports whether a node may be given new work.
+func (c *Core) usable(n *node) bool {
+	return n.conn && n.greeted && !n.suspect && !n.leaving && c.durable(n).Drain == nil
+}
+
+func (c *Core) agentUp(ev AgentUp) {
+	h := ev.Hello
+	d := c.d.st.Nodes[ev.Node]
+	if d == nil || d.Epoch != ev.Epoch || d.State == nodeGone {
+		err := errs.New(errs.Fenced, "node %s of epoch %d is not part of cluster %s any more", ev.Node, ev.Epoch, c.cfg.Cluster)
+		c.effect(DropAgent{Node: ev.Node, Epoch: ev.Epoch, Err: err})
+		return
+	}
+	if d.State != nodeUp {
+		c.record(RecNodeUp{Node: ev.Node, Epoch: ev.Epoch, Pool: d.Pool, Token: d.Token, Host: h.Host, Total: h.Total, At: c.now})
+		if p := c.pools[d.Pool]; p != nil {
+			p.failures, p.why, p.shape = 0, "", &h.Total
+		}
+	}
+	n := c.nodes[ev.Node]
+	if n == nil {
+		n = c.newNode(d)
+	}
+	n.hello, n.conn, n.greeted, n.seen, n.suspect = h, true, true, c.now, false
+	n.offset = h.Clock - c.now
+	if h.Clock == 0 {
+		n.offset = 0
+	}
+	n.beat.GPUs = h.GPUs
+	n.count()
+	n.known, n.rounds = map[wire.JobID]bool{}, map[wire.Try]int{}
+	c.done(n, h.Unacked, true)
+	drop := c.claimTries(n, h.Tries)
+	drop = append(drop, c.claimGangs(n, h.Gangs)...)
+	c.send(n, wire.MsgWelcome, wire.Welcome{Cluster: c.cfg.Cluster, HeadEpoch: c.Epoch(), Grace: c.cfg.Grace, Acked: c.durable(n).Acked, Drop: drop})
+	c.afterWelcome(n)
+	c.full = true
+}
+
+// count works out what the node may hand out: GPUs that others use are not offered.
+func (n *node) count() {
+	n.total = n.hello.Total
+	gpus := n.hello.GPUs
+	if n.beat.GPUs != nil {
+		gpus = n.beat.GPUs
+	}
+	for _, g := range gpus {
+		if g.Busy {
+			n.total.GPU = max(0, n.total.GPU-wire.Unit)
+		}
+	}
+}
+
+// claimTries takes over what the node says it has of single-rank tasks. What the head
+// thought it had and the node does not know never arrived there, and waits again under
+// the same attempt. The answer lists what the node is to drop.
+func (c *Core) claimTries(n *node, tries []wire.TryState) (drop []wire.Try) {
+	old := n.shares
+	n.shares = map[wire.JobID]*share{}
+	for _, s := range old {
+		s.job.live -= s.tries.len()
+		s.job.running -= uint32(len(s.running))
+		delete(s.job.nodes, n.id)
+	}
+	for _, t := range tries {
+		j := c.jobs[t.Try.Job]
+		i := t.Try.Index
+		if j == nil || j.gang || j.d.Done.has(i) || j.d.standing(i).Attempt != t.Try.Attempt {
+			drop = append(drop, t.Try)
+			continue
+		}
+		was := old[j.id]
+		switch {
+		case was != nil && was.tries.has(i):
+			was.tries.dropOne(i)
+		case j.pending.has(i):
+			j.pending.dropOne(i)
+		case j.limboTakes(n, i):
+		default: // another node has it
+			drop = append(drop, t.Try)
+			continue
+		}
+		s := c.share(n, j)
+		s.tries.addOne(i)
+		j.live++
+		if t.Running {
+			s.running[i] = t.Started - n.offset
+			j.running++
+		}
+	}
+	for _, s := range old {
+		if s.tries.len() == 0 {
+			continue
+		}
+		for r := range s.tries.all() {
+			s.job.requeue(r)
+		}
+		s.job.touch()
+		c.maybeEnd(s.job)
+	}
+	return drop
+}
+
+// share gives the node's share of a job, made if need be.
+func (c *Core) share(n *node, j *job) *share {
+	s := n.shares[j.id]
+	if s == nil {
+		s = &share{job: j, running: map[uint32]int64{}}
+		n.shares[j.id] = s
+		j.nodes[n.id] = n
+	}
+	n.idle = 0
+	return s
+}
+
+// afterWelcome tells a node that is back what it may have missed.
+func (c *Core) afterWelcome(n *node) {
+	for _, id := range sortedKeys(n.shares) {
+		j := n.shares[id].job
+		if j.d.Cancel != nil {
+			c.tellJob(n, j)
+			c.send(n, wire.MsgStop, wire.Stop{Job: j.id, All: true, Reason: wire.ReasonCancelled, Grace: j.grace})
+			continue
+		}
+		var tries []wire.Try
+		for _, i := range sortedKeys(j.d.Unwanted) {
+			if n.shares[id].tries.has(i) {
+				tries = append(tries, j.try(i))
+			}
+		}
+		if len(tries) > 0 {
+			c.send(n, wire.MsgStop, wire.Stop{Job: j.id, Tries: tries, Reason: wire.ReasonCancelled, Grace: j.grace})
+		}
+		for _, i := range sortedKeys(j.leaving) {
+			if l := j.leaving[i]; n.shares[id].tries.has(i) {
+				c.send(n, wire.MsgAdvice, wire.Advice{Try: j.try(i), Leave: l.why, Deadline: l.deadline})
+			}
+		}
+	}
+	if c.durable(n).Drain != nil {
+		n.leaving = false
+		c.withdrawAll(n)
+	}
+}
+
+func (c *Core) agentMsg(ev AgentMsg) {
+	n := c.nodes[ev.Node]
+	if n == nil || n.epoch != ev.Epoch || !n.conn {
+		return // of a node that was lost meanwhile
+	}
+	n.seen = c.now
+	if n.suspect {
+		n.suspect = false
+		c.touchNode(n)
+	}
+	switch m := ev.Msg.(type) {
+	case wire.Done:
+		c.done(n, m, false)
+	case wire.Running:
+		c.runningMsg(n, m)
+	case wire.Returned:
+		c.returned(n, m)
+	case wire.Reserved:
+		c.reserved(n, m)
+	case wire.GangGone:
+		c.gangGone(n, m)
+	case wire.Report:
+		c.report(n, m)
+	case wire.Beat:
+		old := n.total
+		n.beat = m
+		n.count()
+		if n.total.GPU != old.GPU {
+			c.touchNode(n)
+		}
+	case wire.Leaving:
+		if m.Dead {
+			c.nodeGone(n, true, cmp.Or(m.Why, "it left"))
+		}
+	}
+}
+
+func (c *Core) agentDown(ev AgentDown) {
+	d := c.d.st.Nodes[ev.Node]
+	if d == nil || d.Epoch != ev.Epoch {
+		return
+	}
+	n := c.nodes[ev.Node]
+	if n == nil { // lost already, or never joined
+		if ev.Proof && d.State != nodeGone {
+			c.record(RecNodeGone{Node: ev.Node, Epoch: ev.Epoch, Proof: true, Cause: ev.Cause, At: c.now})
+			c.dead(ev.Node, ev.Epoch)
+		}
+		return
+	}
+	n.conn = false
+	if ev.Proof {
+		c.nodeGone(n, true, ev.Cause)
+		return
+	}
+	if p := c.pools[n.pool]; p != nil {
+		p.query = c.now // the backend may know more
+	}
+	c.dropReservations(n)
+}
+
+// nodeGone gives a node up: with proof its processes are dead; without, it is lost, and
+// what it held is fenced.
+func (c *Core) nodeGone(n *node, proof bool, cause string) {
+	c.record(RecNodeGone{Node: n.id, Epoch: n.epoch, Proof: proof, Cause: cause, At: c.now})
+	delete(c.nodes, n.id)
+	c.order = slices.DeleteFunc(c.order, func(x *node) bool { return x == n })
+	delete(c.dirty, n)
+	if !n.greeted && !proof {
+		c.unclaimed = true
+	}
+	if n.conn {
+		n.conn = false
+		c.effect(DropAgent{Node: n.id, Epoch: n.epoch, Err: errs.New(errs.Lost, "node %s: %s", n.id, cause)})
+	}
+	for _, id := range sortedKeys(n.shares) {
+		s := n.shares[id]
+		j := s.job
+		j.live -= s.tries.len()
+		j.running -= uint32(len(s.running))
+		delete(j.nodes, n.id)
+		if s.tries.len() == 0 {
+			continue
+		}
+		if j.d.Spec.Exclusive && !proof {
+			j.limbo = append(j.limbo, limbo{node: n.id, epoch: n.epoch, tries: s.tries, until: n.seen + exclusiveLease})
+			continue
+		}
+		c.lose(j, n.id, s.tries.list(), fmt.Sprintf("node %s: %s", n.id, cause))
+	}
+	if proof {
+		c.dead(n.id, n.epoch)
+	}
+	c.dropReservations(n)
+	for _, t := range sortedTasks(n.parts) {
+		if j := c.jobs[t.Job]; j != nil {
+			c.gangChanged(j, t.Index)
+		}
+	}
+	for _, d := range c.ended() {
+		c.logsLost(d, n.id, n.epoch)
+	}
+	if c.hold != nil && n.held != nil {
+		c.dropHold()
+	}
+	c.full = true
+}
+
+// lose fences tries of a job that a node had.
+func (c *Core) lose(j *job, id wire.NodeID, ranges []wire.Range, cause string) {
+	c.record(RecLost{Job: j.id, Node: id, Ranges: ranges, Cause: cause, At: c.now})
+	for _, r := range ranges {
+		j.requeue(r)
+	}
+	c.afterLoss(j)
+}
+
+// afterLoss looks whether a job ended by what it lost.
+func (c *Core) afterLoss(j *job) {
+	j.touch()
+	if j.d.State != 0 {
+		c.jobEnded(j)
+		return
+	}
+	for _, r := range j.pending.list() {
+		for in := range j.d.Done.within(r) {
+			j.pending.clear(in)
+		}
+	}
+	c.maybeEnd(j)
+}
+
+// dead frees what waited for proof that a node's processes are gone.
+func (c *Core) dead(id wire.NodeID, epoch wire.Epoch) {
+	for _, j := range slices.Clone(c.queue) {
+		for k := 0; k < len(j.limbo); k++ {
+			if l := &j.limbo[k]; l.node == id && l.epoch == epoch {
+				l.until = c.now
+			}
+		}
+	}
+	c.watchLimbo()
+}
+
+// watchNodes looks for silence.
+func (c *Core) watchNodes() {
+	for _, n := range slices.Clone(c.order) {
+		quiet := c.now - n.seen
+		switch {
+		case quiet >= c.cfg.Lost:
+			c.nodeGone(n, false, fmt.Sprintf("silent for %d s", quiet/second))
+		case quiet >= c.cfg.Suspect && !n.suspect:
+			n.suspect = true
+			if p := c.pools[n.pool]; p != nil {
+				p.query = c.now
+			}
+		}
+		d := c.durable(n)
+		if d == nil {
+			continue
+		}
+		c.watchDrain(n, d)
+	}
+}
+
+// touchNode has the node's room looked at in this Step.
+func (c *Core) touchNode(n *node) { c.dirty[n] = true }
+
+func sortedTasks(m map[wire.Task]*part) []wire.Task {
+	out := make([]wire.Task, 0, len(m))
+	for t := range m {
+		out = append(out, t)
+	}
+	slices.SortFunc(out, func(a, b wire.Task) int { return cmp.Or(cmp.Compare(a.Job, b.Job), cmp.Compare(a.Index, b.Index)) })
+	return out
+}

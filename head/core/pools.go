@@ -1,0 +1,513 @@
+package core
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+
+	"launcher/internal/errs"
+	"launcher/wire"
+)
+
+const (
+	// A submission that failed is tried again after 1 s, 2 s, ... 60 s.
+	firstRetry = second
+	lastRetry  = 60 * second
+	// Allocations are queried so often while something is under way, and so often else.
+	queryBusy = second
+	queryIdle = 30 * second
+	// evict is after how long a lost node is ended at the backend, so that its pool can
+	// replace it: a lost node that comes back earlier is welcome.
+	evict = 30 * second
+	// leaveWithin is how long an agent has to go after Shutdown before its allocation is
+	// cancelled.
+	leaveWithin = 10 * second
+)
+
+// pool is the soft state of a pool.
+type pool struct {
+	spec     wire.Pool
+	asking   int             // submissions without an answer in this life
+	failures int             // in a row
+	next     int64           // no submission before
+	query    int64           // when to query next; 0 = not before something happens
+	flying   bool            // a query is under way
+	flyingAt int64           // since when
+	why      string          // of the newest failure
+	shape    *wire.Resources // what a node of the pool has, as far as known
+	wanted   int
+	cancel   map[string]bool // handles that were cancelled
+}
+
+// loadPools makes the pools that the journal names.
+func (c *Core) loadPools() {
+	old := c.pools
+	c.pools = map[string]*pool{}
+	for _, s := range c.d.st.Pools {
+		p := old[s.Name]
+		if p == nil {
+			p = &pool{cancel: map[string]bool{}}
+		}
+		p.spec = s
+		if s.Resources != nil {
+			p.shape = s.Resources
+		}
+		c.pools[s.Name] = p
+	}
+	for _, t := range sortedKeys(c.d.st.Subs) {
+		// A pool that an Update took away stays until its last node is given back.
+		if s := c.d.st.Subs[t]; c.pools[s.Pool] == nil {
+			p := old[s.Pool]
+			if p == nil {
+				p = &pool{cancel: map[string]bool{}}
+			}
+			p.spec.Name, p.spec.Min, p.spec.Max = s.Pool, 0, 0
+			c.pools[s.Pool] = p
+		}
+	}
+	for _, id := range sortedKeys(c.d.st.Nodes) {
+		if d := c.d.st.Nodes[id]; c.pools[d.Pool] != nil && c.pools[d.Pool].shape == nil && d.Total.CPU > 0 {
+			t := d.Total
+			c.pools[d.Pool].shape = &t
+		}
+	}
+}
+
+func (c *Core) sortedPools() (out []*pool) {
+	for _, name := range sortedKeys(c.pools) {
+		out = append(out, c.pools[name])
+	}
+	return out
+}
+
+// standing counts a pool's nodes: up, asked for and not joined, and retired by the user.
+func (c *Core) standing(p *pool) (up, pending, retired, busy int) {
+	for _, d := range c.d.st.Nodes {
+		if d.Pool != p.spec.Name {
+			continue
+		}
+		switch {
+		case d.State == nodeGone:
+			if d.Drain != nil && !d.Drain.Keep {
+				retired++
+			}
+		case d.State == nodeAsked:
+			pending++
+		case d.State == nodeUp && d.Drain == nil:
+			up++
+			if n := c.nodes[d.ID]; n != nil && n.idle == 0 {
+				busy++
+			}
+		default:
+			pending++ // lost or leaving: its place is not free yet
+		}
+	}
+	return up, pending, retired, busy
+}
+
+// keepPools asks for nodes that are missing, lets idle ones go and looks after
+// allocations.
+func (c *Core) keepPools() {
+	for _, p := range c.sortedPools() {
+		c.queryPool(p)
+		if c.recovering || c.d.st.Down != nil {
+			continue
+		}
+		up, pending, retired, busy := c.standing(p)
+		p.wanted = c.want(p, up, busy)
+		p.wanted = max(0, min(p.wanted, p.spec.Max-retired))
+		if missing := p.wanted - up - pending; missing > 0 && p.asking == 0 && c.now >= p.next {
+			c.submit(p, missing)
+		}
+		c.releaseIdle(p, up)
+	}
+}
+
+// want is how many nodes a pool should have now.
+func (c *Core) want(p *pool, up, busy int) int {
+	floor := p.spec.Min
+	need := c.demand(p)
+	if p.spec.Idle > 0 && !p.spec.Hold && need == 0 && up > 0 {
+		// With an idle time, even the first nodes go when nothing is left to do; while
+		// any is needed, or none has joined yet, min stands.
+		if busy == 0 && c.idleFor(p) >= p.spec.Idle {
+			return 0
+		}
+	}
+	return max(floor, min(p.spec.Max, up+need))
+}
+
+// idleFor is the shortest time that any node of the pool has been idle.
+func (c *Core) idleFor(p *pool) int64 {
+	d := int64(1) << 62
+	for _, n := range c.order {
+		if n.pool == p.spec.Name {
+			if n.idle == 0 {
+				return 0
+			}
+			d = min(d, c.now-n.idle)
+		}
+	}
+	return d
+}
+
+// demand is how many more nodes of the pool waiting work could use.
+func (c *Core) demand(p *pool) int {
+	if p.spec.Max <= p.spec.Min {
+		return 0
+	}
+	need := 0
+	for _, j := range c.queue {
+		s := &j.d.Spec
+		if j.d.Cancel != nil || s.Pool != "" && s.Pool != p.spec.Name || s.Node != "" {
+			continue
+		}
+		waiting := j.pending.len()
+		if waiting == 0 {
+			continue
+		}
+		if p.shape == nil {
+			need = max(need, 1)
+			continue
+		}
+		per := p.shape.Times(j.need, maxWindow)
+		if per == 0 {
+			continue
+		}
+		if j.gang {
+			if s.Nodes > 0 {
+				need += int(s.Nodes)
+				continue
+			}
+			if s.RanksPerNode > 0 {
+				per = min(per, int(s.RanksPerNode))
+			}
+			waiting = int(max(1, s.Ranks))
+		}
+		need += (waiting + per - 1) / per
+		if need >= p.spec.Max {
+			break
+		}
+	}
+	return min(need, p.spec.Max)
+}
+
+// submit journals a submission and asks the broker for it.
+func (c *Core) submit(p *pool, k int) {
+	c.byTok++
+	r := RecSubmission{Token: fmt.Sprintf("%s-%d-%d", c.d.st.Head.Nonce, c.Epoch(), c.byTok), Pool: p.spec.Name, At: c.now}
+	for i := 0; len(r.Nodes) < k && i < 1<<20; i++ {
+		id := wire.NodeID(fmt.Sprintf("%s-%d", p.spec.Name, i))
+		d := c.d.st.Nodes[id]
+		switch {
+		case d == nil:
+			r.Nodes, r.Epochs = append(r.Nodes, id), append(r.Epochs, 1)
+		case d.State == nodeGone && (d.Drain == nil || d.Drain.Keep) && !c.allocated(d):
+			r.Nodes, r.Epochs = append(r.Nodes, id), append(r.Epochs, d.Epoch+1)
+		}
+	}
+	c.record(r)
+	p.asking++
+	c.effect(SubmitNodes{Pool: p.spec.Name, Token: r.Token, Nodes: r.Nodes, Epochs: r.Epochs})
+}
+
+// allocated reports whether the backend may still have something of a node that is gone.
+func (c *Core) allocated(d *nodeD) bool {
+	s := c.d.st.Subs[d.Token]
+	if s == nil {
+		return false
+	}
+	for _, a := range s.Allocs {
+		if slices.Contains(a.Nodes, d.ID) {
+			return !a.Ended
+		}
+	}
+	return !s.Known
+}
+
+func (c *Core) submitted(ev Submitted) {
+	s := c.d.st.Subs[ev.Token]
+	if s == nil {
+		return
+	}
+	p := c.pools[s.Pool]
+	if p != nil {
+		p.asking = max(0, p.asking-1)
+		p.query = c.now + queryBusy
+	}
+	if ev.Err != nil {
+		// What it left behind, if anything, is found by its token.
+		if p != nil {
+			p.why = ev.Err.Error()
+		}
+		c.effect(FindAllocs{Pool: s.Pool, Tokens: []string{ev.Token}})
+		return
+	}
+	if !s.Known {
+		c.record(RecAllocs{Token: ev.Token, Allocs: ev.Allocs})
+	}
+}
+
+func (c *Core) found(ev Found) {
+	p := c.pools[ev.Pool]
+	if ev.Err != nil {
+		if p != nil {
+			p.why = ev.Err.Error()
+			p.query = c.now + queryBusy
+		}
+		return // asked again by queryPool
+	}
+	for _, t := range ev.Tokens {
+		s := c.d.st.Subs[t]
+		if s == nil || s.Known {
+			continue
+		}
+		if a := ev.Allocs[t]; len(a) > 0 {
+			c.record(RecAllocs{Token: t, Allocs: a})
+			if p != nil {
+				p.query = c.now
+			}
+			continue
+		}
+		c.failed(p, "")
+		why := "it was never started"
+		if p != nil && p.why != "" {
+			why = p.why
+		}
+		for i, id := range s.Nodes {
+			c.proof(id, s.Epochs[i], why)
+		}
+		c.record(RecUnsubmit{Token: t, Why: why, At: c.now})
+	}
+}
+
+// failed lets a pool wait before it asks again.
+func (c *Core) failed(p *pool, why string) {
+	if p == nil {
+		return
+	}
+	if why != "" {
+		p.why = why
+	}
+	p.next = c.now + min(firstRetry<<min(p.failures, 6), lastRetry)
+	p.failures++
+}
+
+// proof: a node is known to be dead.
+func (c *Core) proof(id wire.NodeID, epoch wire.Epoch, cause string) {
+	d := c.d.st.Nodes[id]
+	if d == nil || d.Epoch != epoch || d.State == nodeGone {
+		return
+	}
+	if n := c.nodes[id]; n != nil {
+		c.nodeGone(n, true, cause)
+		return
+	}
+	c.record(RecNodeGone{Node: id, Epoch: epoch, Proof: true, Cause: cause, At: c.now})
+	c.dead(id, epoch)
+}
+
+// queryPool asks for the state of a pool's allocations, when it is time, and ends those
+// whose nodes are done with.
+func (c *Core) queryPool(p *pool) {
+	var handles, end [][]byte
+	var unknown []string
+	busy := false
+	for _, t := range sortedKeys(c.d.st.Subs) {
+		s := c.d.st.Subs[t]
+		if s.Pool != p.spec.Name {
+			continue
+		}
+		if !s.Known {
+			unknown = append(unknown, t)
+			busy = true
+		}
+		for _, a := range s.Allocs {
+			if a.Ended {
+				continue
+			}
+			handles = append(handles, a.Handle)
+			over := true
+			for _, id := range a.Nodes {
+				d := c.d.st.Nodes[id]
+				mine := d != nil && d.Token == t
+				switch {
+				case !mine || d.State == nodeGone:
+				case d.State == nodeLost && c.now-d.Since >= evict:
+				default:
+					over = false
+				}
+				if mine && d.State != nodeUp || mine && c.nodes[id] != nil && !c.nodes[id].conn {
+					busy = true
+				}
+			}
+			if over && !p.cancel[string(a.Handle)] {
+				p.cancel[string(a.Handle)] = true
+				end = append(end, a.Handle)
+			}
+		}
+	}
+	if len(end) > 0 {
+		c.effect(CancelAllocs{Pool: p.spec.Name, Handles: end})
+		p.query, busy = c.now, true
+	}
+	if p.flying && c.now-p.flyingAt < 30*second {
+		return
+	}
+	if p.query == 0 || busy && p.query > c.now+queryBusy {
+		p.query = c.now + queryIdle
+		if busy {
+			p.query = c.now + queryBusy
+		}
+	}
+	if c.now < p.query {
+		return
+	}
+	p.query = 0
+	if p.asking == 0 && len(unknown) > 0 {
+		c.effect(FindAllocs{Pool: p.spec.Name, Tokens: unknown})
+	}
+	if len(handles) > 0 {
+		p.flying, p.flyingAt = true, c.now
+		c.effect(QueryAllocs{Pool: p.spec.Name, Handles: handles})
+	}
+}
+
+func (c *Core) allocStatus(ev AllocStatus) {
+	p := c.pools[ev.Pool]
+	if p != nil {
+		p.flying = false
+		if ev.Err != nil {
+			p.why = ev.Err.Error()
+		}
+	}
+	for _, it := range ev.Items {
+		s, a := c.findAlloc(ev.Pool, it.Handle)
+		if a == nil || a.Ended {
+			continue
+		}
+		for k, id := range s.Nodes {
+			if slices.Contains(it.DeadNodes, id) && slices.Contains(a.Nodes, id) {
+				c.proof(id, s.Epochs[k], cmp.Or(it.Why, "the backend says that it died"))
+			}
+			if n := c.nodes[id]; n != nil && n.epoch == s.Epochs[k] && it.Deadline != 0 && slices.Contains(a.Nodes, id) {
+				n.hello.Deadline = it.Deadline
+			}
+		}
+		if it.State < AllocDone {
+			if it.State == AllocPending && p != nil && it.Why != "" {
+				p.why = it.Why
+			}
+			continue
+		}
+		young := false
+		for k, id := range s.Nodes {
+			if !slices.Contains(a.Nodes, id) {
+				continue
+			}
+			if d := c.d.st.Nodes[id]; d != nil && d.Epoch == s.Epochs[k] && d.State == nodeAsked {
+				young = true
+			}
+			c.proof(id, s.Epochs[k], cmp.Or(it.Why, "its allocation ended"))
+		}
+		c.record(RecAllocEnded{Token: s.Token, Handle: it.Handle, Why: it.Why, At: c.now})
+		if p != nil {
+			delete(p.cancel, string(it.Handle))
+		}
+		if young || it.State == AllocFailed { // it never worked: wait before the next
+			c.failed(p, cmp.Or(it.Why, "a node ended before it joined"))
+		}
+	}
+}
+
+func (c *Core) findAlloc(pool string, handle []byte) (*subD, *allocD) {
+	for _, t := range sortedKeys(c.d.st.Subs) {
+		s := c.d.st.Subs[t]
+		if s.Pool != pool {
+			continue
+		}
+		for _, a := range s.Allocs {
+			if string(a.Handle) == string(handle) {
+				return s, a
+			}
+		}
+	}
+	return nil, nil
+}
+
+// releaseIdle lets nodes go that are above what is wanted and have had nothing to do.
+func (c *Core) releaseIdle(p *pool, up int) {
+	if p.spec.Idle <= 0 {
+		return
+	}
+	for _, n := range slices.Backward(c.order) {
+		if up <= p.wanted {
+			return
+		}
+		if n.pool == p.spec.Name && c.usable(n) && n.idle != 0 && n.held == nil && c.now-n.idle >= p.spec.Idle {
+			c.record(RecDrain{Node: n.id, Epoch: n.epoch, Keep: true})
+			up--
+		}
+	}
+}
+
+// watchDrain sees a draining node off: what is queued comes back, what runs is told to
+// leave, and when nothing is left so does the node. A node whose allocation ends soon
+// drains by itself.
+func (c *Core) watchDrain(n *node, d *nodeD) {
+	if end := n.hello.Deadline * second; end != 0 && d.Drain == nil && c.now >= end-2*60*second {
+		c.record(RecDrain{Node: n.id, Epoch: n.epoch, Deadline: end - 30*second, Keep: true})
+	}
+	if d.Drain == nil || !n.conn || !n.greeted {
+		return
+	}
+	if !n.moved {
+		n.moved = true
+		c.withdrawAll(n)
+		for _, id := range sortedKeys(n.shares) {
+			for _, i := range sortedKeys(n.shares[id].running) {
+				c.tellLeave(n.shares[id].job, i, wire.LeavePreempted, d.Drain.Deadline, nil)
+			}
+		}
+		for _, t := range sortedTasks(n.parts) {
+			if j := c.jobs[t.Job]; j != nil {
+				c.tellLeave(j, t.Index, wire.LeavePreempted, d.Drain.Deadline, nil)
+			}
+		}
+	}
+	if d.Drain.Deadline != 0 && c.now >= d.Drain.Deadline {
+		for _, id := range sortedKeys(n.shares) { // those not known to run were not told
+			for r := range n.shares[id].tries.all() {
+				for i := r.From; i < r.To; i++ {
+					c.tellLeave(n.shares[id].job, i, wire.LeavePreempted, d.Drain.Deadline, nil)
+				}
+			}
+		}
+	}
+	switch {
+	case len(n.shares) > 0 || len(n.parts) > 0:
+	case !n.leaving:
+		n.leaving, n.asked = true, c.now
+		c.send(n, wire.MsgShutdown, wire.Shutdown{Grace: defaultGrace, Why: "the node is drained"})
+	case c.now-n.asked >= leaveWithin:
+		c.nodeGone(n, false, "it did not leave when it was drained")
+	}
+}
+
+func (c *Core) drain(id uint64, r wire.DrainRequest) {
+	n := c.nodes[r.Node]
+	if n == nil {
+		c.fail(id, errs.New(errs.NotFound, "no node %s is up", r.Node).Hint("`launcher nodes` lists them"))
+		return
+	}
+	d := RecDrain{Node: n.id, Epoch: n.epoch, Keep: r.Simulate}
+	if r.Simulate || r.Grace > 0 {
+		d.Deadline = c.now + cmp.Or(r.Grace, defaultGrace)
+	}
+	if c.durable(n).Drain == nil {
+		c.record(d)
+	}
+	c.watchDrain(n, c.durable(n))
+	c.full = true
+	c.answer(id, struct{}{})
+}
