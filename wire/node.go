@@ -44,6 +44,7 @@ type HeadConfig struct {
 	ObjectMemory string
 	Spill        string
 	CertLife     int64
+	Gone         []Pool // removed by an Update; nodes of them may still have to be given back
 }
 
 // Stream kinds of a session: the first two bytes of every stream.
