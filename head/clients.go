@@ -1,0 +1,227 @@
+package head
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"launcher/head/core"
+	"launcher/internal/errs"
+	"launcher/wire"
+	"launcher/wire/session"
+)
+
+// request is a client's request that the core has not answered in full.
+type request struct {
+	mu      sync.Mutex
+	replies []core.Reply // guarded by mu
+	more    chan struct{}
+}
+
+// maxReplies bounds what waits for a client that does not read: of a Watch or a Down,
+// only the newest state matters.
+const maxReplies = 64
+
+// reply gives a client what the core answered.
+func (h *head) reply(e core.Reply) {
+	h.mu.Lock()
+	r := h.clients[e.ID]
+	h.mu.Unlock()
+	if r == nil {
+		return
+	}
+	r.mu.Lock()
+	if len(r.replies) >= maxReplies {
+		r.replies = r.replies[1:]
+	}
+	r.replies = append(r.replies, e)
+	r.mu.Unlock()
+	select {
+	case r.more <- struct{}{}:
+	default:
+	}
+}
+
+// ask puts a request to the core and hands each reply to got until the last one, or
+// until gone is closed.
+func (h *head) ask(ctx context.Context, req any, gone <-chan struct{}, got func(any) error) error {
+	id := h.clientID.Add(1)
+	r := &request{more: make(chan struct{}, 1)}
+	h.mu.Lock()
+	h.clients[id] = r
+	h.mu.Unlock()
+	over := false
+	defer func() {
+		h.mu.Lock()
+		delete(h.clients, id)
+		h.mu.Unlock()
+		if !over {
+			h.event(core.ClientGone{ID: id})
+		}
+	}()
+	if !h.post(item{ev: core.ClientReq{ID: id, Req: req}}) {
+		return errEnding()
+	}
+	stall := time.NewTimer(stallAfter)
+	defer stall.Stop()
+	for {
+		select {
+		case <-r.more:
+			stall.Stop()
+		case <-stall.C:
+			// Answers come in the order of the journal: with a full disk there are none.
+			if err := h.journal.Stalled(); err != nil {
+				return errs.Wrap(errs.Unknown, err, "the head cannot write its journal")
+			}
+			stall.Reset(stallAfter)
+			continue
+		case <-gone:
+			return errs.New(errs.Cancelled, "nobody waits for the answer any more")
+		case <-ctx.Done():
+			return errEnding()
+		}
+		r.mu.Lock()
+		replies := r.replies
+		r.replies = nil
+		r.mu.Unlock()
+		for _, e := range replies {
+			over = !e.More
+			if e.Err != nil {
+				return e.Err
+			}
+			if err := got(e.Resp); err != nil || over {
+				return err
+			}
+		}
+	}
+}
+
+func errEnding() error { return errs.New(errs.Unavailable, "the head is ending") }
+
+// requestBound is how long a client may take to say what it wants.
+const requestBound = 30 * time.Second
+
+// serveRequest serves one request of a command or an SDK.
+func (h *head) serveRequest(ctx context.Context, st *session.Stream) {
+	defer st.Close()
+	_ = st.SetReadDeadline(time.Now().Add(requestBound))
+	typ, body, err := st.ReadMsg()
+	if err != nil {
+		return
+	}
+	_ = st.SetReadDeadline(time.Time{})
+	req, err := decodeRequest(typ, body)
+	if err == nil {
+		err = h.answer(ctx, st, req)
+	}
+	if err != nil {
+		_ = st.WriteErr(err)
+	}
+	_ = st.CloseWrite()
+}
+
+func (h *head) answer(ctx context.Context, st *session.Stream, req any) error {
+	switch req.(type) {
+	case wire.LogsRequest:
+		return h.serveLogs(ctx, st, req.(wire.LogsRequest))
+	case wire.Submit, wire.DrainRequest, wire.Update:
+		// New work must be written down; nothing is promised that cannot be.
+		if err := h.journal.Stalled(); err != nil {
+			return errs.Wrap(errs.Unknown, err, "the head takes no new work: it cannot write its journal")
+		}
+	}
+	return h.ask(ctx, req, st.Unwanted(), func(v any) error {
+		_ = st.SetWriteDeadline(time.Now().Add(writeBound))
+		return st.WriteMsg(wire.MsgOK, v)
+	})
+}
+
+// decodeRequest gives the struct of a request.
+func decodeRequest(typ uint16, body []byte) (any, error) {
+	switch typ {
+	case wire.MsgInfo:
+		return decode[wire.InfoRequest](body)
+	case wire.MsgSubmit:
+		return decode[wire.Submit](body)
+	case wire.MsgJobs:
+		return decode[wire.JobsRequest](body)
+	case wire.MsgWatch:
+		return decode[wire.Watch](body)
+	case wire.MsgTasks:
+		return decode[wire.TasksRequest](body)
+	case wire.MsgLogs:
+		return decode[wire.LogsRequest](body)
+	case wire.MsgCancel:
+		return decode[wire.Cancel](body)
+	case wire.MsgNodes:
+		return decode[wire.NodesRequest](body)
+	case wire.MsgPools:
+		return decode[wire.PoolsRequest](body)
+	case wire.MsgWhy:
+		return decode[wire.Why](body)
+	case wire.MsgDrain:
+		return decode[wire.DrainRequest](body)
+	case wire.MsgDown:
+		return decode[wire.Down](body)
+	case wire.MsgTrials:
+		return decode[wire.TrialsRequest](body)
+	case wire.MsgUpdate:
+		return decode[wire.Update](body)
+	}
+	return nil, errs.New(errs.Version, "this head does not know requests of type %#x", typ).Hint("bring the cluster up again with this version of launcher")
+}
+
+// serveLogs sends a job's output out of the record.
+func (h *head) serveLogs(ctx context.Context, st *session.Stream, q wire.LogsRequest) error {
+	info, ok := h.job(q.Job)
+	if !ok {
+		return errs.New(errs.NotFound, "there is no job %d", q.Job).Hint("`launcher jobs --all` lists them")
+	}
+	r, err := h.logs.reader()
+	if err != nil {
+		return err
+	}
+	tail, err := r.Tail(q)
+	if err != nil {
+		return err
+	}
+	defer tail.Close()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stop := context.AfterFunc(st.Session().Context(), cancel)
+	defer stop()
+	for {
+		bell := h.bell(q.Job)
+		if info, ok = h.job(q.Job); !ok {
+			return errEnding()
+		}
+		over := info.State.Terminal() && info.LogsDone
+		var grown <-chan struct{}
+		if q.Follow && !over {
+			if grown, err = h.logs.grown(q.Job); err != nil {
+				return err
+			}
+		}
+		err := tail.Read(ctx, func(c wire.LogChunk) error {
+			_ = st.SetWriteDeadline(time.Time{}) // a pager may stop reading for as long as it likes
+			return st.WriteMsg(wire.MsgOK, c)
+		})
+		if err != nil || over || !q.Follow {
+			return err
+		}
+		select {
+		case <-grown:
+		case <-bell:
+		case <-st.Unwanted():
+			return nil
+		case <-ctx.Done():
+			return errEnding()
+		}
+	}
+}
+
+// job gives a job's info; false when there is none, or the head ends.
+func (h *head) job(id wire.JobID) (info wire.JobInfo, ok bool) {
+	h.do(func(c *core.Core) { info, ok = c.Job(id) })
+	return info, ok
+}

@@ -1,0 +1,158 @@
+package head
+
+import (
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/sha256"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"launcher/head/core"
+	"launcher/head/record"
+	"launcher/internal/errs"
+	"launcher/wire"
+	"launcher/wire/reclog"
+	"launcher/wire/secure"
+)
+
+const (
+	secretFile = "join.secret"
+	joinsFile  = "joins"
+)
+
+// joiner lets nodes join. The key of a submission is made of its token and a secret of
+// the cluster, so that a head that is restarted knows it; which nodes have used theirs
+// is in a small log of its own, written before the node gets its certificate.
+type joiner struct {
+	h      *head
+	secret []byte
+
+	mu   sync.Mutex
+	f    *os.File         // guarded by mu
+	log  *reclog.Log      // guarded by mu; nil until load
+	used map[joinKey]bool // guarded by mu
+}
+
+// joinKey is one use of a join key.
+type joinKey struct {
+	Token string
+	Node  wire.NodeID
+	Epoch wire.Epoch
+}
+
+// newJoiner reads the cluster's secret, or makes it.
+func newJoiner(h *head) (*joiner, error) {
+	path := filepath.Join(h.dir, secretFile)
+	b, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		b = make([]byte, 32)
+		rand.Read(b) // never fails
+		err = record.WriteFile(path, b)
+	}
+	if err != nil {
+		return nil, errs.Wrap(errs.Unknown, err, "the secret that join keys are made of")
+	}
+	if len(b) != 32 {
+		return nil, errs.New(errs.Corrupt, "%s has %d bytes, it should have 32", path, len(b))
+	}
+	return &joiner{h: h, secret: b, used: map[joinKey]bool{}}, nil
+}
+
+// key is the join key of a submission.
+func (j *joiner) key(token string) []byte {
+	m := hmac.New(sha256.New, j.secret)
+	m.Write([]byte("launcher join key\x00"))
+	m.Write([]byte(token))
+	return m.Sum(nil)
+}
+
+// load reads which keys have been used, and forgets those that are void anyway.
+func (j *joiner) load(h *head) error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	path := filepath.Join(h.dir, joinsFile)
+	var all []joinKey
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return errs.Wrap(errs.Permission, err, "the log of joins")
+	}
+	_, err = reclog.Open(f, 0, 1, func(_ uint64, b []byte) error {
+		var k joinKey
+		if err := wire.Unmarshal(b, &k); err != nil {
+			return err
+		}
+		all = append(all, k)
+		return nil
+	})
+	_ = f.Close()
+	if err != nil {
+		return errs.Wrap(errs.Unknown, err, "%s", path)
+	}
+	h.do(func(c *core.Core) {
+		for _, k := range all {
+			if c.Admit(k.Node, k.Epoch, k.Token) == nil {
+				j.used[k] = true
+			}
+		}
+	})
+	var b []byte
+	n := uint64(0)
+	for k := range j.used {
+		n++
+		b = reclog.AppendRecord(b, int64(len(b)), 0, n, wire.Marshal(k))
+	}
+	if err := record.WriteFile(path, b); err != nil {
+		return err
+	}
+	if j.f, err = os.OpenFile(path, os.O_RDWR, 0o600); err == nil {
+		j.log, err = reclog.Open(j.f, 0, 1, nil)
+	}
+	if err != nil {
+		return errs.Wrap(errs.Unknown, err, "the log of joins")
+	}
+	return nil
+}
+
+func (j *joiner) close() {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.f != nil {
+		_ = j.f.Close()
+		j.f, j.log = nil, nil
+	}
+}
+
+// Admit lets a node join, once. It is called by the session layer.
+func (j *joiner) Admit(r secure.JoinRequest) error {
+	// One answer for a wrong key and for a submission there never was.
+	if !secure.SameKey(r.Key, j.key(r.Token)) {
+		return errs.New(errs.Permission, "the join key is not right")
+	}
+	k := joinKey{Token: r.Token, Node: wire.NodeID(r.Node), Epoch: wire.Epoch(r.Epoch)}
+	err := errEnding()
+	j.h.do(func(c *core.Core) { err = c.Admit(k.Node, k.Epoch, k.Token) })
+	if err != nil {
+		return err
+	}
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	switch {
+	case j.log == nil:
+		return errs.New(errs.Unavailable, "the head is not ready yet")
+	case j.used[k]:
+		return errs.New(errs.Fenced, "node %s has joined already: a join key is for one use per node", r.Node)
+	}
+	end, next := j.log.End(), j.log.Next()
+	if _, err := j.log.Append(wire.Marshal(k)); err != nil {
+		return errs.Wrap(errs.Unavailable, err, "the head cannot write down that node %s joins", r.Node)
+	}
+	if err := j.f.Sync(); err != nil {
+		_ = j.log.Undo(end, next)
+		return errs.Wrap(errs.Unavailable, err, "the head cannot write down that node %s joins", r.Node)
+	}
+	j.used[k] = true
+	return nil
+}

@@ -1,0 +1,245 @@
+package head
+
+import (
+	"context"
+	"io"
+	"sync"
+	"time"
+
+	"launcher/head/core"
+	"launcher/head/record"
+	"launcher/internal/errs"
+	"launcher/wire"
+	"launcher/wire/session"
+)
+
+const (
+	// ackEvery is how long output waits to be made safe together with other output. A
+	// lost node loses at most what was not acknowledged, 2 s of it.
+	ackEvery = 300 * time.Millisecond
+	// fullRetry is how often output is tried again on a full or failing disk.
+	fullRetry = time.Second
+	ackBound  = 2 * time.Second
+)
+
+// logKeeper takes output from agents into the record and acknowledges it once it is
+// safe.
+type logKeeper struct {
+	h    *head
+	w    *record.Writer
+	kick chan struct{}
+
+	mu     sync.Mutex
+	acks   []ackDue                      // guarded by mu
+	wanted map[wire.JobID][]core.LogPart // guarded by mu
+	known  map[wire.JobID]bool           // jobs that exist; guarded by mu
+}
+
+type ackDue struct {
+	st *session.Stream
+	wire.LogAck
+}
+
+func newLogKeeper(h *head) *logKeeper {
+	return &logKeeper{h: h, w: h.record, kick: make(chan struct{}, 1), wanted: map[wire.JobID][]core.LogPart{}, known: map[wire.JobID]bool{}}
+}
+
+func (l *logKeeper) poke() {
+	select {
+	case l.kick <- struct{}{}:
+	default:
+	}
+}
+
+func (l *logKeeper) reader() (*record.Reader, error) { return record.Open(l.h.dir) }
+
+// grown gives a channel that is closed when the job's output has grown.
+func (l *logKeeper) grown(job wire.JobID) (<-chan struct{}, error) {
+	_, more, err := l.w.End(job)
+	return more, err
+}
+
+// exists says whether there is such a job.
+func (l *logKeeper) exists(job wire.JobID) bool {
+	l.mu.Lock()
+	ok := l.known[job]
+	l.mu.Unlock()
+	if ok {
+		return true
+	}
+	if _, ok = l.h.job(job); ok {
+		l.mu.Lock()
+		l.known[job] = true
+		l.mu.Unlock()
+	}
+	return ok
+}
+
+// serve takes the batches of one agent's log stream. A batch that begins behind what the
+// record has is answered with where to begin again.
+func (l *logKeeper) serve(ctx context.Context, s *session.Session, st *session.Stream) {
+	defer st.Close()
+	for {
+		typ, body, err := st.ReadMsg()
+		if err == io.EOF {
+			return
+		}
+		if err != nil {
+			return
+		}
+		if typ != wire.MsgLogBatch {
+			continue
+		}
+		var b wire.LogBatch
+		err = wire.Unmarshal(body, &b)
+		if err == nil && string(b.Node) != s.Peer().Name {
+			err = errs.New(errs.Permission, "node %s sends output of node %s", s.Peer().Name, b.Node)
+		}
+		if err == nil && !l.exists(b.Job) {
+			// Of a job that was forgotten: the agent may forget it too.
+			if ctx.Err() != nil {
+				return
+			}
+			l.ack(st, b.Job, b.To)
+			continue
+		}
+		var have int64
+		if err == nil {
+			have, err = l.take(ctx, b)
+		}
+		if err != nil && !errs.Is(err, errs.Invalid) {
+			l.h.log.Warn("output refused", "node", s.Peer().Name, "job", b.Job, "err", err)
+			_ = st.WriteErr(err)
+			return
+		}
+		l.ack(st, b.Job, have)
+	}
+}
+
+// take appends a batch, trying again for as long as the disk is at fault: the agent
+// keeps its output meanwhile, and is held up by not being read.
+func (l *logKeeper) take(ctx context.Context, b wire.LogBatch) (int64, error) {
+	for said := false; ; {
+		have, err := l.w.Append(b)
+		if err == nil || errs.Is(err, errs.Invalid) || errs.Is(err, errs.Corrupt) {
+			return have, err
+		}
+		if !said {
+			l.h.log.Error("output cannot be written, trying again", "job", b.Job, "node", b.Node, "err", err)
+			said = true
+		}
+		select {
+		case <-time.After(fullRetry):
+		case <-ctx.Done():
+			return have, errEnding()
+		}
+	}
+}
+
+func (l *logKeeper) ack(st *session.Stream, job wire.JobID, to int64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for i := range l.acks {
+		if a := &l.acks[i]; a.st == st && a.Job == job {
+			a.To = to
+			return
+		}
+	}
+	l.acks = append(l.acks, ackDue{st, wire.LogAck{Job: job, To: to}})
+	l.poke()
+}
+
+// want notes that a job is over once the record has all parts.
+func (l *logKeeper) want(job wire.JobID, parts []core.LogPart) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.wanted[job] = parts
+	l.poke()
+}
+
+// run makes output safe and acknowledges it until ctx ends.
+func (l *logKeeper) run(ctx context.Context) {
+	pause := time.NewTimer(0)
+	<-pause.C
+	for {
+		select {
+		case <-l.kick:
+		case <-ctx.Done():
+			return
+		}
+		wait := ackEvery
+		l.mu.Lock()
+		if len(l.wanted) > 0 {
+			wait = ackEvery / 10 // somebody waits for the end
+		}
+		l.mu.Unlock()
+		for {
+			pause.Reset(wait)
+			select {
+			case <-pause.C:
+			case <-ctx.Done():
+				return
+			}
+			err := l.sync(ctx)
+			if err == nil {
+				break
+			}
+			l.h.log.Error("output cannot be made safe, trying again", "err", err)
+			wait = fullRetry
+		}
+	}
+}
+
+// sync makes what was taken safe, acknowledges it, and tells the core which jobs are
+// complete.
+func (l *logKeeper) sync(ctx context.Context) error {
+	l.mu.Lock()
+	acks := l.acks
+	l.acks = nil
+	l.mu.Unlock()
+	if err := l.w.Sync(); err != nil {
+		l.mu.Lock()
+		l.acks = append(acks, l.acks...)
+		l.mu.Unlock()
+		return err
+	}
+	for _, a := range acks {
+		_ = a.st.SetWriteDeadline(time.Now().Add(ackBound))
+		if err := a.st.WriteMsg(wire.MsgLogAck, a.LogAck); err != nil {
+			_ = a.st.CloseWith(err) // the agent opens another and sends again
+		}
+	}
+	return l.complete()
+}
+
+// complete tells the core of jobs whose output is all there. What is dirty again by now
+// is so behind what was wanted.
+func (l *logKeeper) complete() error {
+	l.mu.Lock()
+	jobs := make(map[wire.JobID][]core.LogPart, len(l.wanted))
+	for job, parts := range l.wanted {
+		jobs[job] = parts
+	}
+	l.mu.Unlock()
+next:
+	for job, parts := range jobs {
+		for _, p := range parts {
+			have, err := l.w.Safe(job, p.Node, p.Epoch)
+			if err != nil {
+				return err
+			}
+			if have < p.End {
+				continue next
+			}
+		}
+		if err := l.w.Ended(job); err != nil {
+			return err
+		}
+		l.mu.Lock()
+		delete(l.wanted, job)
+		delete(l.known, job)
+		l.mu.Unlock()
+		l.h.event(core.LogsDone{Job: job})
+	}
+	return nil
+}
