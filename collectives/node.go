@@ -201,6 +201,18 @@ func (n *Node) Err() error {
 	return n.m.ended()
 }
 
+// Sent is how many bytes this node has sent on each lane, headers included.
+func (n *Node) Sent() []int64 {
+	if n.ring == nil {
+		return nil
+	}
+	out := make([]int64, len(n.ring.out))
+	for i, l := range n.ring.out {
+		out[i] = l.Sent()
+	}
+	return out
+}
+
 // Accept takes a connection that another node of the group dialled. It takes conn over,
 // also when it gives an error.
 func (n *Node) Accept(conn net.Conn, from wire.NodeID, lane uint32) error {

@@ -385,7 +385,7 @@ func (c *Comm) gather(call plan.Call, out, in unsafe.Pointer) error {
 	from, mine := c.part(call, c.rank)
 	move(out, from, in, 0, mine)
 	off := c.offset(in, mine)
-	if off == 0 {
+	if off == 0 && mine > 0 {
 		off = c.offset(unsafe.Add(out, from), mine)
 	}
 	chunk := int(c.m.h.round)
