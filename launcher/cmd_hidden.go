@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"fmt"
 	"log/slog"
 	"os"
 	"os/signal"
@@ -12,7 +11,6 @@ import (
 
 	"launcher/agent/supervisor"
 	"launcher/broker"
-	"launcher/internal/errs"
 	"launcher/internal/logx"
 )
 
@@ -25,7 +23,7 @@ func (a *app) hiddenCommands() []*cobra.Command {
 		_ = c.MarkFlagRequired("dir")
 		return c
 	}
-	return []*cobra.Command{
+	return append(a.nodeCommands(),
 		a.process("node", "a node's first process: guard of its supervisor", func(ctx context.Context) error {
 			return supervisor.GuardMain(ctx, a.in)
 		}),
@@ -38,7 +36,7 @@ func (a *app) hiddenCommands() []*cobra.Command {
 			defer stop()
 			return broker.LinkMain(ctx, broker.LinkOptions{Dir: dir, Ready: a.out, Log: logx.New(os.Stderr, slog.LevelInfo).With("part", "link")})
 		})),
-	}
+	)
 }
 
 // process makes a hidden command. Its errors go to standard error, which is its log.
@@ -46,10 +44,4 @@ func (a *app) process(name, short string, run func(context.Context) error) *cobr
 	return &cobra.Command{Use: name, Short: short, Hidden: true, Args: cobra.NoArgs, RunE: func(c *cobra.Command, _ []string) error {
 		return run(c.Context())
 	}}
-}
-
-// fatal ends a process of a cluster that must not be started again.
-func fatal(err error) error {
-	fmt.Fprint(os.Stderr, errs.Lines(err))
-	return &exitError{code: supervisor.ExitFatal, side: sideLauncher}
 }

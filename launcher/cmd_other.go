@@ -104,7 +104,8 @@ param     {"params":{...}} or {"key","value"}     checkpoint {"path","step"}
 run, train, sweep, attach, exec, logs -- one line each:
   {"event":"submitted","job":N}
   {"event":"output","task","attempt","rank","node","stream":"stdout|stderr","time","offset","data"}
-     bytes that are not UTF-8 come as "base64" instead of "data"
+     bytes that are not UTF-8 come as "base64" instead of "data"; "note" in place of data
+     says that output was dropped or is damaged there
   {"event":"trials", ... as sweep show}
   {"event":"ended","job":JOB,"exit":{"code","side"}}
 

@@ -13,7 +13,7 @@ With --array or --each-line the command runs once per element, as many at a time
 cluster has room for. An element has LAUNCHER_TASK_INDEX; with --each-line also its line
 in LAUNCHER_LINE and in place of {} in the command. Lines of different elements never
 mix. The exit code of an array is 0 when every element ended well, else that of the
-failed element with the lowest index; "launcher tasks JOB --failed" lists them all.
+first element to fail; "launcher tasks JOB --failed" lists them all.
 
 With --nodes and --ranks-per-node the command runs as a gang: all ranks at once, with
 torchrun's variables; when one fails the others are stopped.

@@ -211,6 +211,10 @@ func (v *view) emit(stream uint8, b []byte) error {
 
 // output takes a piece of the job's output.
 func (v *view) output(c wire.LogChunk) error {
+	if c.Note != "" && !v.a.json {
+		v.a.note("launcher: %s", c.Note)
+		return nil
+	}
 	switch {
 	case v.a.json:
 		v.a.printJSON(chunkDoc(c))
@@ -226,6 +230,10 @@ func (v *view) output(c wire.LogChunk) error {
 func chunkDoc(c wire.LogChunk) doc {
 	d := doc{"event": "output", "task": c.Proc.Task.String(), "attempt": c.Proc.Attempt, "rank": c.Proc.Rank,
 		"node": c.Node, "stream": streamName(c.Stream), "time": stamp(c.Time), "offset": c.Offset}
+	if c.Note != "" {
+		d["note"] = c.Note
+		return d
+	}
 	if utf8.Valid(c.Data) {
 		d["data"] = string(c.Data)
 	} else {

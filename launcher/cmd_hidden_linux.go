@@ -1,0 +1,68 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"launcher/agent/supervisor"
+	"launcher/backends/all"
+	"launcher/broker"
+	"launcher/head"
+	"launcher/head/core"
+	"launcher/internal/errs"
+	"launcher/internal/logx"
+	"launcher/jobs/run"
+	"launcher/jobs/sweep"
+	"launcher/jobs/train"
+	"launcher/wire"
+)
+
+// machines makes the state machine of each kind of job.
+func machines() map[wire.Kind]core.Maker {
+	return map[wire.Kind]core.Maker{wire.KindRun: run.New, wire.KindArray: run.New, wire.KindTrain: train.New, wire.KindSweep: sweep.New}
+}
+
+// nodeCommands are the processes that run on Linux only.
+func (a *app) nodeCommands() []*cobra.Command {
+	var dir string
+	h := a.process("head", "a cluster's head", func(ctx context.Context) error { return a.headMain(ctx, dir) })
+	h.Flags().StringVar(&dir, "dir", "", "state directory of the cluster")
+	_ = h.MarkFlagRequired("dir")
+	return []*cobra.Command{h}
+}
+
+// headMain runs the head of the cluster in dir, below its supervisor.
+func (a *app) headMain(ctx context.Context, dir string) error {
+	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, os.Interrupt)
+	defer stop()
+	log := logx.New(os.Stderr, slog.LevelInfo).With("part", "head")
+	hc, err := readHeadConfig(dir)
+	if err != nil {
+		return fatal(err)
+	}
+	keeper, err := supervisor.Connect(ctx)
+	if err != nil {
+		return fatal(err)
+	}
+	defer keeper.Close()
+	b := broker.New(all.Backends(hc.Home), log)
+	defer b.Close()
+	err = head.Main(ctx, head.Options{Dir: dir, Broker: b, Machines: machines(), Keeper: keeper, Log: log})
+	switch errs.KindOf(err) {
+	case errs.Fenced, errs.Corrupt, errs.Version, errs.Permission:
+		return fatal(err)
+	}
+	return err
+}
+
+// fatal ends a process of a cluster that must not be started again.
+func fatal(err error) error {
+	fmt.Fprint(os.Stderr, errs.Lines(err))
+	return &exitError{code: supervisor.ExitFatal, side: sideLauncher}
+}

@@ -1,0 +1,127 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"launcher/internal/testkit"
+)
+
+// ledger runs an array of n tasks, each of which notes its start and its end in one file,
+// and calls disturb while it runs. Every index must have started once and ended once.
+func ledger(t *testing.T, h *testkit.Home, n int, disturb func(progress func() int)) {
+	t.Helper()
+	name := "ledger"
+	_ = os.Remove(filepath.Join(h.Work, name))
+	// One write of a short line with O_APPEND is atomic: the ledger itself loses nothing.
+	script := fmt.Sprintf(`echo "start $LAUNCHER_TASK_INDEX $LAUNCHER_ATTEMPT" >> %s; sleep 0.01; echo "end $LAUNCHER_TASK_INDEX $LAUNCHER_ATTEMPT" >> %s; echo task $LAUNCHER_TASK_INDEX`, name, name)
+	r := h.Start("run", "--cpus", "1", "--array", fmt.Sprintf("0-%d", n-1), "--", "sh", "-c", script)
+	progress := func() int { return strings.Count(h.Read(name), "end ") }
+	disturb(progress)
+	res := r.Wait()
+	if res.Code != 0 {
+		t.Fatalf("the array: %s", testkit.Result{Out: fmt.Sprintf("%d bytes", len(res.Out)), Err: res.Err, Code: res.Code})
+	}
+	starts, ends := map[string]int{}, map[string]int{}
+	for l := range strings.Lines(h.Read(name)) {
+		f := strings.Fields(l)
+		if len(f) != 3 {
+			t.Errorf("a torn line: %q", l)
+			continue
+		}
+		if f[0] == "start" {
+			starts[f[1]]++
+		} else {
+			ends[f[1]]++
+		}
+	}
+	out := map[string]int{}
+	for l := range strings.Lines(res.Out) {
+		out[strings.TrimSpace(strings.TrimPrefix(l, "task "))]++
+	}
+	for i := range n {
+		k := fmt.Sprint(i)
+		if starts[k] != 1 || ends[k] != 1 {
+			t.Errorf("index %d: %d starts, %d ends", i, starts[k], ends[k])
+		}
+		if out[k] != 1 {
+			t.Errorf("index %d: its output came %d times", i, out[k])
+		}
+	}
+}
+
+// waitFor waits until the array has got so far.
+func waitFor(t *testing.T, progress func() int, n int) {
+	t.Helper()
+	testkit.Eventually(t, 60*time.Second, func() string {
+		if k := progress(); k < n {
+			return fmt.Sprintf("%d of %d tasks", k, n)
+		}
+		return ""
+	})
+}
+
+func kill(t *testing.T, h *testkit.Home, kind string) {
+	t.Helper()
+	pids := h.PIDs(kind)
+	if len(pids) == 0 {
+		t.Fatalf("no %s to kill", kind)
+	}
+	if err := syscall.Kill(pids[0], syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestKillInArray(t *testing.T) {
+	h := lab(t)
+	n := 1000
+	t.Run("head", func(t *testing.T) {
+		ledger(t, h, n, func(progress func() int) {
+			waitFor(t, progress, n/3)
+			kill(t, h, "head")
+		})
+	})
+	t.Run("agent", func(t *testing.T) {
+		ledger(t, h, n, func(progress func() int) {
+			waitFor(t, progress, n/3)
+			kill(t, h, "agent")
+		})
+	})
+	t.Run("both, again and again", func(t *testing.T) {
+		ledger(t, h, n, func(progress func() int) {
+			for k := 1; k <= 4; k++ {
+				waitFor(t, progress, k*n/6)
+				kill(t, h, "agent")
+				kill(t, h, "head")
+			}
+		})
+	})
+}
+
+// TestKillNode: with a node and everything below it dead, its tasks are run again
+// elsewhere, and none is lost.
+func TestKillNode(t *testing.T) {
+	h := lab(t)
+	const n = 200
+	r := h.Start("run", "--array", fmt.Sprintf("0-%d", n-1), "--", "sh", "-c", "sleep 0.02; echo done $LAUNCHER_TASK_INDEX")
+	testkit.Eventually(t, 30*time.Second, func() string {
+		if strings.Count(r.Out(), "\n") < n/4 {
+			return r.Out()
+		}
+		return ""
+	})
+	kill(t, h, "supervise")
+	res := r.Wait()
+	seen := map[string]bool{}
+	for l := range strings.Lines(res.Out) {
+		seen[strings.TrimSpace(l)] = true
+	}
+	if res.Code != 0 || len(seen) != n {
+		t.Errorf("%d of %d tasks came to their end: exit code %d\n%s", len(seen), n, res.Code, res.Err)
+	}
+}
