@@ -144,19 +144,24 @@ func (c *Core) done(n *node, m wire.Done, hello bool) {
 	}
 	rec := RecEnds{Node: n.id, Epoch: n.epoch, Seq: m.Seq, At: c.now}
 	at := map[wire.JobID]int{}
+	ok := make([]bool, len(items))
 	for k := range items {
 		id := items[k].Proc.Job
-		p, ok := at[id]
-		if !ok {
+		j := c.jobs[id]
+		ok[k] = j != nil && c.accepts(n, j, items[k].Proc)
+		p, known := at[id]
+		if !known {
 			p = len(rec.Parts)
 			at[id] = p
 			rec.Parts = append(rec.Parts, EndPart{Job: id})
 		}
-		c.addEnd(&rec.Parts[p], n, &items[k])
+		c.addEnd(&rec.Parts[p], n, &items[k], ok[k])
 	}
 	c.record(rec)
 	for k := range items {
-		c.ended1(n, &items[k])
+		if ok[k] {
+			c.ended1(n, &items[k])
+		}
 	}
 	for _, p := range rec.Parts {
 		if j := c.jobs[p.Job]; j != nil {
@@ -173,7 +178,7 @@ func (c *Core) done(n *node, m wire.Done, hello bool) {
 
 // addEnd puts one end into its part of the record: as part of a run when there is
 // nothing more to remember of it.
-func (c *Core) addEnd(p *EndPart, n *node, e *wire.Ended) {
+func (c *Core) addEnd(p *EndPart, n *node, e *wire.Ended, ok bool) {
 	p.LogEnd = max(p.LogEnd, e.LogEnd)
 	start := e.Started
 	if start != 0 {
@@ -183,7 +188,10 @@ func (c *Core) addEnd(p *EndPart, n *node, e *wire.Ended) {
 		}
 	}
 	j := c.jobs[e.Proc.Job]
-	if j != nil && !j.gang && e.Reason == wire.ReasonNone {
+	if !ok {
+		return // of an attempt that was replaced: only its output counts
+	}
+	if !j.gang && e.Reason == wire.ReasonNone {
 		if total, _ := j.d.total(); total > detailJob && (e.Code == 0 || len(j.d.Details) >= maxDetails) {
 			i := e.Proc.Index
 			if k := len(p.Runs) - 1; k >= 0 && p.Runs[k].To == i && p.Runs[k].Attempt == e.Proc.Attempt && p.Runs[k].Code == e.Code {
@@ -201,7 +209,33 @@ func (c *Core) addEnd(p *EndPart, n *node, e *wire.Ended) {
 	p.Items = append(p.Items, it)
 }
 
-// ended1 follows one end in the soft state, after its record was applied.
+// accepts reports whether an end may be counted: the node has that attempt, or, after a
+// restart of the head, nobody has claimed it yet.
+func (c *Core) accepts(n *node, j *job, p wire.Proc) bool {
+	if j.gang {
+		g := j.d.Gangs[p.Index]
+		if g == nil || g.Over || g.Attempt != p.Attempt {
+			return false
+		}
+		for k, x := range g.Nodes {
+			if p.Rank >= x.First && p.Rank < x.First+x.Count {
+				return x.Node == n.id && g.Epochs[k] == n.epoch
+			}
+		}
+		return false
+	}
+	if j.d.Done.has(p.Index) || j.d.standing(p.Index).Attempt != p.Attempt {
+		return false
+	}
+	s := n.shares[j.id]
+	return s != nil && s.tries.has(p.Index) || j.pending.has(p.Index) || j.inLimbo(n, p.Index)
+}
+
+func (j *job) inLimbo(n *node, i uint32) bool {
+	return slices.ContainsFunc(j.limbo, func(l limbo) bool { return l.node == n.id && l.epoch == n.epoch && l.tries.has(i) })
+}
+
+// ended1 follows one end that counts in the soft state, after its record was applied.
 func (c *Core) ended1(n *node, e *wire.Ended) {
 	j, i := c.jobs[e.Proc.Job], e.Proc.Index
 	if j == nil {
@@ -213,10 +247,11 @@ func (c *Core) ended1(n *node, e *wire.Ended) {
 	}
 	s := n.shares[j.id]
 	if s == nil || !s.tries.has(i) {
+		if j.pending.has(i) || j.limboTakes(n, i) {
+			j.pending.dropOne(i)
+			j.requeue(one(i))
+		}
 		return
-	}
-	if !j.d.Done.has(i) && j.d.standing(i).Attempt == e.Proc.Attempt {
-		return // an older attempt's end; the newest is still there
 	}
 	c.unshare(n, s, i)
 	if e.Started != 0 && e.Reason == wire.ReasonNone {

@@ -114,10 +114,13 @@ func (c *Core) agentUp(ev AgentUp) {
 	n.beat.GPUs = h.GPUs
 	n.count()
 	n.known, n.rounds = map[wire.JobID]bool{}, map[wire.Try]int{}
+	first := len(c.out.Effects)
 	c.done(n, h.Unacked, true)
 	drop := c.claimTries(n, h.Tries)
 	drop = append(drop, c.claimGangs(n, h.Gangs)...)
-	c.send(n, wire.MsgWelcome, wire.Welcome{Cluster: c.cfg.Cluster, HeadEpoch: c.Epoch(), Grace: c.cfg.Grace, Acked: c.durable(n).Acked, Drop: drop})
+	// Welcome goes first, whatever else came of the claims.
+	c.out.Effects = slices.Insert(c.out.Effects, first, Effect(SendAgent{Node: n.id, Epoch: n.epoch, Typ: wire.MsgWelcome,
+		Msg: wire.Welcome{Cluster: c.cfg.Cluster, HeadEpoch: c.Epoch(), Grace: c.cfg.Grace, Acked: c.durable(n).Acked, Drop: drop}}))
 	c.afterWelcome(n)
 	c.full = true
 }

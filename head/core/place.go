@@ -175,8 +175,8 @@ func (c *Core) has(n *node, j *job) int {
 }
 
 type candidate struct {
-	n            *node
-	idle, window int
+	n                  *node
+	idle, window, give int
 }
 
 // placeTasks hands waiting tasks of a job with single ranks to nodes: first to room
@@ -210,29 +210,34 @@ func (c *Core) placeTasks(j *job, on []*node, full bool) {
 	if len(cs) == 0 {
 		return
 	}
-	// Spread what cannot fill all room: most room first, each its part.
+	// First room that is idle; what cannot fill all of it is spread, most room first.
 	slices.SortStableFunc(cs, func(a, b candidate) int { return cmp.Compare(b.idle, a.idle) })
-	k := j.pending.len()
-	for _, x := range cs {
-		if g := x.idle; g > 0 && k > 0 {
-			if k < idle {
-				g = min(g, (k*g+idle-1)/idle)
-			}
-			c.assign(x.n, j, g)
-		}
-	}
+	waiting := j.pending.len()
+	left := waiting
 	for i := range cs {
-		cs[i].window, _ = c.window(cs[i].n, j)
-		cs[i].window -= c.has(cs[i].n, j)
+		g := cs[i].idle
+		if waiting < idle {
+			g = (waiting*g + idle - 1) / idle
+		}
+		cs[i].give = min(g, left)
+		left -= cs[i].give
+	}
+	// Then a reserve behind what runs, the emptiest node first.
+	for i := range cs {
+		w, s := c.window(cs[i].n, j)
+		have := c.has(cs[i].n, j) + cs[i].give
+		cs[i].window = w - have
+		// Top up in lumps: a message for each task that ends would be most of the work.
+		if cs[i].window < w/4 && have >= s {
+			cs[i].window = 0
+		}
 	}
 	slices.SortStableFunc(cs, func(a, b candidate) int { return cmp.Compare(b.window, a.window) })
 	for _, x := range cs {
-		if j.pending.len() == 0 {
-			return
-		}
-		// Top up in lumps: a message for each finished task would be most of the work.
-		if w, s := c.window(x.n, j); x.window > 0 && (x.window >= w/4 || c.has(x.n, j) < s) {
-			c.assign(x.n, j, x.window)
+		g := max(0, min(x.window, left))
+		left -= g
+		if g += x.give; g > 0 {
+			c.assign(x.n, j, g)
 		}
 	}
 }

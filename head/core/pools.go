@@ -90,6 +90,8 @@ func (c *Core) standing(p *pool) (up, pending, retired, busy int) {
 		case d.State == nodeGone:
 			if d.Drain != nil && !d.Drain.Keep {
 				retired++
+			} else if c.allocated(d) {
+				pending++ // its place is not free yet
 			}
 		case d.State == nodeAsked:
 			pending++
