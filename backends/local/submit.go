@@ -244,7 +244,7 @@ func (b *Backend) start(ctx context.Context, binary string, p *plan) error {
 	cmd := exec.Command(binary, "node")
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = in, log, log
 	cmd.Dir = "/"
-	cmd.Env = environment(p.rec.mark())
+	cmd.Env = append(environment(p.rec.mark()), "LAUNCHER_CLUSTER="+p.cfg.Cluster) // `down` finds by it what a dead head left
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	err = cmd.Start()
 	in.Close()
