@@ -358,7 +358,7 @@ func (s *server) ended(pid int) {
 	e.info.Exit = &x
 	if s.agent != nil {
 		if err := s.agent.send(msgExits, 0, []Exit{x}); err != nil {
-			s.log.Warn("telling the agent of an exit", "proc", x.Proc, "err", err)
+			s.log.Debug("the next agent will hear of an exit", "proc", x.Proc, "err", err)
 		}
 	}
 }

@@ -149,15 +149,40 @@ type Node struct {
 	ended chan error
 }
 
-// StartNode starts a node. cred is the user that it runs as, nil for our own; Dir must
-// be accessible to it. Whatever is left of it at the end of the test is killed.
-func StartNode(t testing.TB, cfg wire.NodeConfig, cred *syscall.Credential) *Node {
+// Binary gives a path of this test binary that any user can run.
+func Binary(t testing.TB) string {
 	t.Helper()
 	exe, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command(exe, "node")
+	dir, err := os.MkdirTemp("", "bin")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	if err := os.Chmod(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(dir, "launcher")
+	if os.Link(exe, path) != nil {
+		b, err := os.ReadFile(exe)
+		if err == nil {
+			err = os.WriteFile(path, b, 0o755)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	return path
+}
+
+// StartNode starts a node with a binary that is this one (see Binary). cred is the user
+// that it runs as, nil for our own; cfg.Dir must be accessible to it. Whatever is left
+// of it at the end of the test is killed.
+func StartNode(t testing.TB, binary string, cfg wire.NodeConfig, cred *syscall.Credential) *Node {
+	t.Helper()
+	cmd := exec.Command(binary, "node")
 	cmd.Stdin = bytes.NewReader(wire.Marshal(cfg))
 	cmd.Stderr = os.Stderr
 	cmd.Dir = "/"
