@@ -55,6 +55,8 @@ type (
 		Signal int32
 		RSS    int64
 		At     int64
+		// Leftover: processes of its group live on.
+		Leftover bool
 	}
 	// OutputDrained: all its output is in the spool, whose length is then LogEnd. It may
 	// come before ProcExited.

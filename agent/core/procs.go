@@ -45,8 +45,11 @@ func (c *Core) recovered(procs []ProcInfo) {
 				c.spawn(t, i)
 			}
 		}
-		if f := t.Fault; f != nil {
+		if t.Fault != nil {
 			c.abort(t)
+			if t.Stop == nil {
+				c.stop(t, wire.ReasonPeer, peerWait(t), t.job.spec.Spec.Grace)
+			}
 		} else if t.Gang != nil && len(t.Gang.Nodes) > 1 && t.joined() {
 			c.fault(t, -1, "the agent of node "+string(c.cfg.Hello.Node)+" was restarted")
 		}
@@ -61,6 +64,13 @@ func (c *Core) recovered(procs []ProcInfo) {
 		} else {
 			c.do(Signal{Proc: p.Proc, Sig: sigKILL, Group: true})
 		}
+	}
+	// The records of one step may have been cut anywhere.
+	if c.s.phase.Phase == Draining || c.s.phase.Phase == Ending {
+		c.giveBackAll()
+	}
+	if c.s.phase.Phase == Ending {
+		c.stopAll(wire.ReasonShutdown, c.s.phase.Grace)
 	}
 	c.admitting = true
 }
@@ -103,7 +113,9 @@ func (c *Core) procExited(ev ProcExited) {
 		return
 	}
 	r.exit, r.byItself = &ev, t.Stop == nil
-	c.do(Signal{Proc: ev.Proc, Sig: sigKILL, Group: true})
+	if ev.Leftover {
+		c.do(Signal{Proc: ev.Proc, Sig: sigKILL, Group: true})
+	}
 	if t.Gang != nil && t.Stop == nil {
 		if c.leftWell(t, ev.Code) {
 			if t.grouped() {
