@@ -201,6 +201,7 @@ type GangGone struct {
 	Gang  Try
 	Rank  int32 // the rank at fault; -1 when it is the node
 	Cause string
+	Never bool // none of its ranks was started, and none will be reported ended
 }
 
 // Done reports ended processes. Seq counts every item ever reported by this node epoch,

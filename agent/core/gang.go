@@ -62,7 +62,7 @@ func (c *Core) start(m wire.Start) {
 	}
 	i := slices.IndexFunc(m.Nodes, func(n wire.GangNode) bool { return n.Node == c.cfg.Hello.Node })
 	gone := func(why string) {
-		c.tell(wire.MsgGangGone, wire.GangGone{Gang: m.Gang, Rank: -1, Cause: "node " + string(c.cfg.Hello.Node) + ": " + why})
+		c.tell(wire.MsgGangGone, wire.GangGone{Gang: m.Gang, Rank: -1, Cause: "node " + string(c.cfg.Hello.Node) + ": " + why, Never: true})
 		if t != nil {
 			c.release(t)
 		}

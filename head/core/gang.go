@@ -450,7 +450,9 @@ func (c *Core) gangGone(n *node, m wire.GangGone) {
 	if g == nil || d == nil || g.phase != gangRunning || g.attempt != m.Gang.Attempt || d.Over {
 		return
 	}
-	if d.Fault == nil {
+	if m.Never {
+		c.record(RecLost{Job: j.id, Node: n.id, Ranges: []wire.Range{one(g.index)}, Free: true, Cause: m.Cause, At: c.now})
+	} else if d.Fault == nil {
 		c.record(RecGangFault{Job: j.id, Index: g.index, Attempt: g.attempt, Rank: m.Rank, Cause: m.Cause})
 	}
 	c.gangChanged(j, g.index)

@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 
+	"launcher/internal/errs"
 	"launcher/jobs"
 	"launcher/wire"
 )
@@ -335,7 +336,7 @@ func (c *Core) returned(n *node, m wire.Returned) {
 	if j == nil {
 		return
 	}
-	if m.Why != nil {
+	if m.Why != nil && m.Why.Kind != errs.Unavailable { // that may change
 		j.avoid[n.id] = m.Why.Msg
 		c.checkPossible(j)
 	}

@@ -306,6 +306,9 @@ func (c *Core) nodeGone(n *node, proof bool, cause string) {
 		n.conn = false
 		c.effect(DropAgent{Node: n.id, Epoch: n.epoch, Err: errs.New(errs.Lost, "node %s: %s", n.id, cause)})
 	}
+	for _, j := range c.queue {
+		delete(j.avoid, n.id)
+	}
 	for _, id := range sortedKeys(n.shares) {
 		s := n.shares[id]
 		j := s.job

@@ -249,7 +249,9 @@ func (p *player) step(w *strings.Builder, ev Event) {
 		fmt.Fprintf(w, "  %s\n", show(e))
 	}
 	checkReplay(p.t, p.c, p.log)
-	checkCore(p.t, p.c)
+	if err := p.c.Check(); err != nil {
+		p.t.Fatal(err)
+	}
 }
 
 // checkReplay replays a journal into an empty Durable and compares.

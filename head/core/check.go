@@ -1,45 +1,45 @@
 package core
 
 import (
-	"testing"
-
+	"launcher/internal/errs"
 	"launcher/wire"
 )
 
-// checkCore compares the soft state with itself and with Durable: every task of a job
-// that is not over is in exactly one place, and counts agree.
-func checkCore(t *testing.T, c *Core) {
-	t.Helper()
+// Check compares the soft state with itself and with Durable: every task of a job that
+// is not over is in exactly one place, and counts agree. It is for tests and the
+// simulator; its cost grows with everything there is.
+func (c *Core) Check() error {
+	bad := func(format string, args ...any) error { return errs.New(errs.Internal, format, args...) }
 	for _, j := range c.queue {
 		if j.d.State != 0 {
-			t.Fatalf("job %d is over and queued", j.id)
+			return bad("job %d is over and queued", j.id)
 		}
 		live, running := 0, 0
 		for id, n := range j.nodes {
 			s := n.shares[j.id]
 			if s == nil || c.nodes[id] != n {
-				t.Fatalf("job %d believes to have a share of %s", j.id, id)
+				return bad("job %d believes to have a share of %s", j.id, id)
 			}
 			live += s.tries.len()
 			running += len(s.running)
 			for r := range s.tries.all() {
 				for i := r.From; i < r.To; i++ {
 					if j.pending.has(i) {
-						t.Fatalf("task %d.%d waits and is on %s", j.id, i, id)
+						return bad("task %d.%d waits and is on %s", j.id, i, id)
 					}
 					if j.d.Done.has(i) {
-						t.Fatalf("task %d.%d is over and on %s", j.id, i, id)
+						return bad("task %d.%d is over and on %s", j.id, i, id)
 					}
 				}
 			}
 			for i := range s.running {
 				if !s.tries.has(i) {
-					t.Fatalf("task %d.%d runs on %s without being there", j.id, i, id)
+					return bad("task %d.%d runs on %s without being there", j.id, i, id)
 				}
 			}
 		}
 		if live != j.live || running != int(j.running) {
-			t.Fatalf("job %d counts %d tries, %d running; there are %d, %d", j.id, j.live, j.running, live, running)
+			return bad("job %d counts %d tries, %d running; there are %d, %d", j.id, j.live, j.running, live, running)
 		}
 		limbo := 0
 		for _, l := range j.limbo {
@@ -51,38 +51,39 @@ func checkCore(t *testing.T, c *Core) {
 				total += x.Len()
 			}
 			if sum := j.pending.len() + live + limbo + j.d.Done.len(); sum != total {
-				t.Fatalf("job %d has %d tasks: %d wait, %d on nodes, %d in limbo, %d over", j.id, total, j.pending.len(), live, limbo, j.d.Done.len())
+				return bad("job %d has %d tasks: %d wait, %d on nodes, %d in limbo, %d over", j.id, total, j.pending.len(), live, limbo, j.d.Done.len())
 			}
 		}
 		for r := range j.pending.all() {
 			for in := range j.d.Done.within(r) {
-				t.Fatalf("tasks %v of job %d wait and are over", in, j.id)
+				return bad("tasks %v of job %d wait and are over", in, j.id)
 			}
 		}
 		for i, g := range j.gangs {
 			if j.pending.has(i) {
-				t.Fatalf("gang %d.%d waits and is placed", j.id, i)
+				return bad("gang %d.%d waits and is placed", j.id, i)
 			}
 			if d := j.d.Gangs[i]; g.phase == gangRunning && (d == nil || d.Over || d.Attempt != g.attempt) {
-				t.Fatalf("gang %d.%d runs and the journal does not know", j.id, i)
+				return bad("gang %d.%d runs and the journal does not know", j.id, i)
 			}
 		}
 	}
 	for id, n := range c.nodes {
 		for jid, s := range n.shares {
 			if j := c.jobs[jid]; j == nil || j != s.job || j.nodes[id] != n {
-				t.Fatalf("%s has a share of job %d, which does not know", id, jid)
+				return bad("%s has a share of job %d, which does not know", id, jid)
 			}
 		}
 		used := wire.Resources{}
 		for task, p := range n.parts {
 			if j := c.jobs[task.Job]; j == nil || j.gangs[task.Index] == nil {
-				t.Fatalf("%s has a part of gang %s, which does not know", id, task)
+				return bad("%s has a part of gang %s, which does not know", id, task)
 			}
 			used = used.Add(p.job.need, p.count)
 		}
 		if n.greeted && !n.total.Fits(used) {
-			t.Fatalf("%s has gangs for %s and is %s", id, used, n.total)
+			return bad("%s has gangs for %s and is %s", id, used, n.total)
 		}
 	}
+	return nil
 }
