@@ -18,6 +18,7 @@ import (
 	"runtime/debug"
 	"time"
 
+	"launcher/wire"
 	"launcher/wire/secure"
 )
 
@@ -42,12 +43,17 @@ type Config struct {
 	Handshake time.Duration // bound of everything before the first stream; 0 = 10 s
 	KeepAlive time.Duration // 0 = 2 s; a session is dead after three silent ones
 	Log       *slog.Logger  // nil = discard
+
+	major uint16 // of the protocol; 0 = ours; tests pretend to be another version
 }
 
 func (c Config) withDefaults() Config {
 	if c.Identity != nil {
 		s := c.Identity.Subject()
 		c.Cluster, c.Role, c.Name = s.Cluster, s.Role, s.Name
+	}
+	if c.major == 0 {
+		c.major = wire.ProtocolMajor
 	}
 	if c.Version == "" {
 		c.Version = BuildVersion()

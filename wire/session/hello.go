@@ -51,7 +51,7 @@ type helloBody struct {
 }
 
 func (c Config) hello(purpose uint8) hello {
-	return hello{wire.ProtocolMajor, wire.ProtocolMinor, helloBody{Build: c.Version, Purpose: purpose, Cluster: c.Cluster,
+	return hello{c.major, wire.ProtocolMinor, helloBody{Build: c.Version, Purpose: purpose, Cluster: c.Cluster,
 		Role: uint8(c.Role), Name: c.Name, PID: os.Getpid(), Clock: time.Now().UnixNano()}}
 }
 
@@ -104,14 +104,14 @@ func noEOF(err error) error {
 }
 
 // versionError is what both sides say when their protocols differ.
-func versionError(mine string, other hello, who string) error {
+func versionError(mine Config, other hello, who string) error {
 	build := other.Body.Build
 	if build == "" {
 		build = "unknown"
 	}
 	e := errs.New(errs.Version, "this is launcher %s, which speaks protocol %d.%d; %s is launcher %s, which speaks protocol %d.%d",
-		mine, wire.ProtocolMajor, wire.ProtocolMinor, who, build, other.Major, other.Minor)
-	if other.Major > wire.ProtocolMajor {
+		mine.Version, mine.major, wire.ProtocolMinor, who, build, other.Major, other.Minor)
+	if other.Major > mine.major {
 		return e.Hint("use the newer binary here: launcher %s", build)
 	}
 	return e.Hint("use launcher %s here, or `launcher down` with it and `launcher up` with this one", build)
@@ -126,8 +126,8 @@ func greetDial(conn net.Conn, cfg Config, purpose uint8, who string) (hello, err
 	switch {
 	case err != nil:
 		return h, err
-	case h.Major != wire.ProtocolMajor:
-		return h, versionError(cfg.Version, h, who)
+	case h.Major != cfg.major:
+		return h, versionError(cfg, h, who)
 	case h.Body.Refused != nil:
 		return h, errs.Wrap(errs.Unknown, h.Body.Refused.FromWire(), "%s refuses", who)
 	case cfg.Cluster != "" && h.Body.Cluster != "" && h.Body.Cluster != cfg.Cluster:
@@ -145,8 +145,8 @@ func greetServe(conn net.Conn, cfg Config, check func(hello) error) (hello, erro
 	}
 	if err == nil {
 		switch {
-		case h.Major != wire.ProtocolMajor:
-			err = versionError(cfg.Version, h, "the other side")
+		case h.Major != cfg.major:
+			err = versionError(cfg, h, "the other side")
 		case cfg.Cluster != "" && h.Body.Cluster != "" && h.Body.Cluster != cfg.Cluster:
 			err = errs.New(errs.Permission, "this is cluster %s, not %s", cfg.Cluster, h.Body.Cluster)
 		default:
