@@ -69,11 +69,12 @@ func (j *joiner) key(token string) []byte {
 	return m.Sum(nil)
 }
 
-// load reads which keys have been used, and forgets those that are void anyway.
-func (j *joiner) load(h *head) error {
+// load reads which keys have been used, and forgets those that are void anyway. It is
+// called before there is a loop, so it may look at the core.
+func (j *joiner) load(c *core.Core) error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	path := filepath.Join(h.dir, joinsFile)
+	path := filepath.Join(j.h.dir, joinsFile)
 	var all []joinKey
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
@@ -91,13 +92,11 @@ func (j *joiner) load(h *head) error {
 	if err != nil {
 		return errs.Wrap(errs.Unknown, err, "%s", path)
 	}
-	h.do(func(c *core.Core) {
-		for _, k := range all {
-			if c.Admit(k.Node, k.Epoch, k.Token) == nil {
-				j.used[k] = true
-			}
+	for _, k := range all {
+		if c.Admit(k.Node, k.Epoch, k.Token) == nil {
+			j.used[k] = true
 		}
-	})
+	}
 	var b []byte
 	n := uint64(0)
 	for k := range j.used {

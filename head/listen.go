@@ -45,11 +45,12 @@ func (h *head) listen(ctx context.Context, g *errgroup.Group) (net.Listener, err
 		return nil, err
 	}
 	for _, host := range hosts {
-		if err := h.open(ctx, g, host); err != nil {
+		l, err := h.open(ctx, host)
+		if err != nil {
 			return nil, err
 		}
+		g.Go(func() error { return session.Serve(ctx, l, h.session, h.serveSession) })
 	}
-	h.more = func(host string) error { return h.open(ctx, g, host) }
 	return h.openUnix(ctx)
 }
 
@@ -87,18 +88,16 @@ func interfaces() (names []string) {
 	return names
 }
 
-// open listens on host and serves what connects.
-func (h *head) open(ctx context.Context, g *errgroup.Group, host string) error {
+// open listens on host.
+func (h *head) open(ctx context.Context, host string) (net.Listener, error) {
 	l, err := h.tcp(ctx, host)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	port := l.Addr().(*net.TCPAddr).Port
 	h.mu.Lock()
-	h.listens = append(h.listens, &listener{host: host, port: port})
-	h.mu.Unlock()
-	g.Go(func() error { return session.Serve(ctx, l, h.session, h.serveSession) })
-	return nil
+	defer h.mu.Unlock()
+	h.listens = append(h.listens, &listener{host: host, port: l.Addr().(*net.TCPAddr).Port})
+	return l, nil
 }
 
 // tcp gives a listener for host.
@@ -239,9 +238,15 @@ func (h *head) widen() error {
 	})
 	h.mu.Unlock()
 	for _, host := range hosts {
-		if err := h.more(host); err != nil {
+		l, err := h.open(h.ctx, host)
+		if err != nil {
 			return err
 		}
+		h.wg.Go(func() {
+			if err := session.Serve(h.ctx, l, h.session, h.serveSession); err != nil {
+				h.log.Error("a listener ended", "host", host, "err", err)
+			}
+		})
 	}
 	if len(hosts) == 0 {
 		return nil

@@ -125,6 +125,10 @@ func run(ctx context.Context, o Options) (err error) {
 			err = err2
 		}
 	}()
+	if err := h.joins.load(h.core); err != nil {
+		return err
+	}
+	defer h.joins.close()
 	if h.record, err = record.NewWriter(o.Dir, record.Options{Log: o.Log}); err != nil {
 		return err
 	}
@@ -141,7 +145,6 @@ func run(ctx context.Context, o Options) (err error) {
 func (h *head) serve(ctx context.Context, cancel context.CancelFunc) error {
 	g, ctx := errgroup.WithContext(ctx)
 	h.ctx = ctx
-	defer h.joins.close()
 	defer h.wg.Wait()
 	defer cancel()
 	sock, err := h.listen(ctx, g)
@@ -155,10 +158,6 @@ func (h *head) serve(ctx context.Context, cancel context.CancelFunc) error {
 	g.Go(func() error { h.tables.run(ctx); return nil })
 	g.Go(func() error { h.id.Keep(ctx, h.ca.Renewer(h.id.Subject(), h.certLife()), h.log); return nil })
 	if epoch := h.epoch(); epoch != 0 {
-		if err := h.joins.load(h); err != nil {
-			cancel()
-			return errors.Join(err, g.Wait())
-		}
 		if err := h.writeClusterFile(epoch); err != nil {
 			cancel()
 			return errors.Join(err, g.Wait())
