@@ -131,8 +131,8 @@ func (f *findings) clusters() {
 		switch {
 		case r.up:
 			f.add("ok", "", "cluster %s is up", r.name)
-		case len(procs) > 0:
-			f.add("warning", "launcher down "+r.name+", or launcher up its spec to bring it back", "cluster %s has no head, and %s still there", r.name, plural(len(procs), "process"))
+		case len(procs) > 0 || crashed(r.dir):
+			f.add("warning", "launcher up its spec to bring it back, or launcher down "+r.name, "cluster %s has crashed: it has no head, and %s", r.name, processesText(len(procs)))
 		}
 		if st, err := os.Stat(filepath.Join(r.dir, "ca.key")); err == nil && st.Mode().Perm()&0o077 != 0 {
 			f.add("error", "chmod 600 "+filepath.Join(r.dir, "ca.key"), "other users can read the key of cluster %s", r.name)
@@ -188,4 +188,14 @@ sys.exit(sys.version_info < (3, 9))`
 	default:
 		f.add("ok", "", "%s, Python %s with numpy, msgpack and cloudpickle", path, words[0])
 	}
+}
+
+func processesText(n int) string {
+	switch n {
+	case 0:
+		return "no process is left"
+	case 1:
+		return "1 process is left"
+	}
+	return fmt.Sprintf("%d processes are left", n)
 }

@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"launcher/broker"
 	"launcher/configs"
 	"launcher/internal/errs"
 	"launcher/internal/sockpath"
@@ -124,7 +125,7 @@ func (a *app) downAll(ctx context.Context, o downOptions) error {
 	var failed []error
 	for _, r := range recs {
 		t, err := named(r.name)
-		if err == nil && (t.up || len(nodeProcesses(t)) > 0) {
+		if err == nil && (t.up || crashed(t.dir) || len(nodeProcesses(t)) > 0) {
 			err = a.downOne(ctx, t, o)
 		}
 		if err != nil {
@@ -140,6 +141,9 @@ func (a *app) takeDown(ctx context.Context, t target, o downOptions) error {
 		o.grace = defaultGrace
 	}
 	var herr error
+	if !t.up && crashed(t.dir) {
+		t.up, herr = a.revive(ctx, t)
+	}
 	if t.up {
 		herr = a.askDown(ctx, t, o)
 		if errs.Is(herr, errs.Permission) || errs.Is(herr, errs.Version) || ctx.Err() != nil {
@@ -153,11 +157,11 @@ func (a *app) takeDown(ctx context.Context, t target, o downOptions) error {
 		bound = 0
 	}
 	if left := awaitGone(ctx, t, bound); len(left) > 0 {
-		if t.up {
-			a.note("launcher: the head did not end everything (%v); ending the rest", herr)
+		if herr != nil {
+			a.note("launcher: the head could not end everything (%v); ending the rest without it", herr)
 		}
 		if left = endProcesses(ctx, t, o.grace); len(left) > 0 {
-			e := errs.New(errs.Timeout, "%s of cluster %s could not be ended", plural(len(left), "process"), t.name)
+			e := errs.New(errs.Timeout, "cluster %s could not be ended: %s", t.name, processesText(len(left)))
 			for _, p := range left {
 				e = e.Hint("still there: %d %s", p.pid, cut(p.cmd, 80))
 			}
@@ -165,6 +169,37 @@ func (a *app) takeDown(ctx context.Context, t target, o downOptions) error {
 		}
 	}
 	return removeRemains(t)
+}
+
+// crashed reports that a cluster was never brought down though its head is gone.
+func crashed(dir string) bool {
+	f, err := broker.ReadClusterFile(dir)
+	if err != nil {
+		return false
+	}
+	host, err := os.Hostname()
+	return err == nil && host == f.Host && !answers(dir)
+}
+
+// revive starts the head of a crashed cluster, so that it can end the cluster itself and
+// write down how its jobs ended.
+func (a *app) revive(ctx context.Context, t target) (bool, error) {
+	h, err := home()
+	if err != nil {
+		return false, err
+	}
+	hc, err := readHeadConfig(t.dir)
+	if err != nil {
+		return false, err
+	}
+	if hc.Binary, err = executable(); err != nil {
+		return false, err
+	}
+	d := &stateDir{name: t.name, dir: t.dir, home: h, config: hc}
+	if err := d.start(ctx); err != nil {
+		return false, err
+	}
+	return true, nil
 }
 
 // askDown tells the head to end the cluster and follows how far it is.
