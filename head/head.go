@@ -54,6 +54,8 @@ type Options struct {
 	Ready   func()        // called once the head answers; may be nil
 	Suspect time.Duration // silence after which a node gets nothing new; 0 = 5 s
 	Lost    time.Duration // silence after which its work is run elsewhere; 0 = 15 s
+
+	started func(*head) // for tests: called with the head once it answers
 }
 
 // Main runs the head of the cluster in o.Dir until the cluster is down; that is the only
@@ -61,4 +63,4 @@ type Options struct {
 // errs.Corrupt, errs.Version or errs.Permission will not get better by starting again;
 // after any other the supervisor starts the next head. head.config, ca.crt and ca.key
 // must be in o.Dir.
-func Main(ctx context.Context, o Options) error { return run(ctx, o) }
+func Main(ctx context.Context, o Options) error { return serveCluster(ctx, o) }

@@ -84,7 +84,7 @@ type head struct {
 	more      func(host string) error      // listens on one more address
 }
 
-func run(ctx context.Context, o Options) (err error) {
+func serveCluster(ctx context.Context, o Options) (err error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
@@ -166,6 +166,9 @@ func (h *head) serve(ctx context.Context, cancel context.CancelFunc) error {
 		g.Go(func() error { return h.serveUnix(ctx, sock) })
 		if h.o.Ready != nil {
 			h.o.Ready()
+		}
+		if h.o.started != nil {
+			h.o.started(h)
 		}
 	}
 	var keeper <-chan struct{}
