@@ -25,9 +25,9 @@ type Comm struct {
 	seq  uint64 // number of the current operation
 	bin  uint64 // rounds handed to the agent so far
 
-	busy    atomic.Bool
-	closed  bool
-	closing sync.Once
+	busy   atomic.Bool
+	mu     sync.Mutex // held by what may be called beside an operation
+	closed bool       // guarded by mu for them
 
 	worker reduce.Worker
 	ins    []unsafe.Pointer // scratch of the operations, one per local rank
@@ -51,7 +51,7 @@ func Attach(f *os.File, rank int) (*Comm, error) {
 
 // Single gives a group of one, for programs that run outside any job.
 func Single() (*Comm, error) {
-	m, err := create(shape{nodes: plan.Nodes{0, 1}, spin: true, timeout: DefaultTimeout, arena: DefaultArena})
+	m, err := alone()
 	if err != nil {
 		return nil, err
 	}
@@ -74,8 +74,10 @@ func newComm(m *memory, rank int) (*Comm, error) {
 	atomic.StoreUint32(&ctl.left, 0)
 	c := &Comm{m: m, me: me, rank: rank, world: int(h.world), spin: h.spin == 1, step: atomic.LoadUint64(&ctl.step),
 		seq: ctl.seq, bin: atomic.LoadUint64(&ctl.bin), ins: make([]unsafe.Pointer, 0, m.n), outs: make([]unsafe.Pointer, 0, m.n)}
-	c.arena = arena{file: m.seg.File(), at: h.arena + uint64(me)*h.arenaSize, size: h.arenaSize}
-	populate(m.base, int(min(h.arena, 64<<20)))
+	if m.seg != nil {
+		c.arena = arena{file: m.seg.File(), at: h.arena + uint64(me)*h.arenaSize, size: h.arenaSize}
+		populate(m.base, int(min(h.arena, 64<<20)))
+	}
 	return c, nil
 }
 
@@ -85,27 +87,44 @@ func (c *Comm) Rank() int { return c.rank }
 // Size is the number of ranks.
 func (c *Comm) Size() int { return c.world }
 
-// Err is why the group ended; nil while it has not.
-func (c *Comm) Err() error { return c.m.ended() }
+// Err is why the group ended; nil while it has not, and after Close.
+func (c *Comm) Err() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		return nil
+	}
+	return c.m.ended()
+}
 
 // Abort ends the group for all ranks, for example because this one cannot go on.
-func (c *Comm) Abort(cause string) { c.m.end(c.me, kindLost, c.rank, cause) }
+func (c *Comm) Abort(cause string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.closed {
+		c.m.end(c.me, kindLost, c.rank, cause)
+	}
+}
 
-// Close leaves the group. Others that still wait for this rank get PeerLost. Slices
-// that Empty gave must not be used any more.
+// Close leaves the group. Others that still wait for this rank get PeerLost. No
+// operation may be running; slices that Empty gave must not be used any more.
 func (c *Comm) Close() error {
-	var err error
-	c.closing.Do(func() {
-		c.closed = true
-		ctl := c.m.controls[c.me]
-		ctl.seq = c.seq
-		atomic.StoreUint32(&ctl.pid, 0)
-		atomic.StoreUint32(&ctl.left, 1)
-		c.m.wake(&ctl.step)
-		c.m.wake(&ctl.bin)
-		err = c.m.seg.Close()
-	})
-	return err
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		return nil
+	}
+	c.closed = true
+	ctl := c.m.controls[c.me]
+	ctl.seq = c.seq
+	atomic.StoreUint32(&ctl.pid, 0)
+	atomic.StoreUint32(&ctl.left, 1)
+	c.m.wake(&ctl.step)
+	c.m.wake(&ctl.bin)
+	if c.m.seg == nil {
+		return nil
+	}
+	return c.m.seg.Close()
 }
 
 // AllReduce replaces buf on every rank by op over the bufs of all ranks. All must have
@@ -159,6 +178,9 @@ func Empty[T Element](c *Comm, n int) ([]T, error) {
 	if n < 0 || n > math.MaxInt/8 {
 		return nil, errs.New(errs.Invalid, "a buffer of %d elements", n)
 	}
+	if c.m.seg == nil { // a group of one
+		return make([]T, n), nil
+	}
 	size := n * typeOf[T]().Size()
 	off, err := c.arena.take(size)
 	if err != nil {
@@ -172,7 +194,7 @@ func Empty[T Element](c *Comm, n int) ([]T, error) {
 // Free gives a slice of Empty back. It must be the whole slice, and no operation may be
 // using it.
 func Free[T Element](c *Comm, buf []T) {
-	if cap(buf) > 0 {
+	if cap(buf) > 0 && c.m.seg != nil {
 		c.arena.give(c.offset(pointer(buf[:1]), 1))
 	}
 }

@@ -231,7 +231,21 @@ func create(s shape) (*memory, error) {
 	for i, v := range s.nodes {
 		firsts[i] = uint32(v)
 	}
-	return view(seg)
+	return view(seg.Bytes(), seg)
+}
+
+// alone makes the memory of a group of one on the heap, without an arena: nobody else
+// is to see it, and it works where there is no shared memory.
+func alone() (*memory, error) {
+	s := shape{nodes: plan.Nodes{0, 1}, spin: true, timeout: DefaultTimeout, round: 64}
+	h := s.layout()
+	h.arena, h.arenaSize = h.arena-h.arena%pageSize, 0
+	h.size = h.arena
+	words := make([]uint64, h.size/8)
+	b := unsafe.Slice((*byte)(unsafe.Pointer(&words[0])), h.size)
+	*(*header)(unsafe.Pointer(&b[0])) = h
+	*(*uint32)(unsafe.Pointer(&b[h.firsts+4])) = 1
+	return view(b, nil)
 }
 
 // open maps the memory behind f, which it takes over.
@@ -241,15 +255,14 @@ func open(f *os.File) (*memory, error) {
 		f.Close()
 		return nil, err
 	}
-	m, err := view(seg)
+	m, err := view(seg.Bytes(), seg)
 	if err != nil {
 		seg.Close()
 	}
 	return m, err
 }
 
-func view(seg *shm.Segment) (*memory, error) {
-	b := seg.Bytes()
+func view(b []byte, seg *shm.Segment) (*memory, error) {
 	if len(b) < pageSize {
 		return nil, errs.New(errs.Corrupt, "the group's shared memory has %d bytes", len(b))
 	}
