@@ -26,7 +26,8 @@ type Event interface{ event() }
 // Events.
 type (
 	// HeadUp: a session with the head is up and its control stream open. The core greets.
-	HeadUp struct{}
+	// Addr, if set, is where others reach this node, as that session tells.
+	HeadUp struct{ Addr string }
 	// HeadDown: it is gone. Messages of a session that is gone must not be given any more.
 	HeadDown struct{ Why string }
 	// FromHead is a message of the head, by value: wire.Welcome, wire.Job, wire.Assign,
@@ -80,13 +81,23 @@ type (
 		Req        uint64
 		Proc       wire.Proc
 		Op         LocalOp
-		Step       int64              // OpReport
+		Step       int64              // OpReport; -1 = one more than the last
 		Metrics    map[string]float64 // OpReport
 		Checkpoint string             // OpReport: already copied to the job's checkpoint place
 	}
 	// LocalGone: the caller of a request hung up.
 	LocalGone struct{ Req uint64 }
 
+	// OutputFailed: the output of a job cannot be written, and was waited for long enough.
+	OutputFailed struct {
+		Job wire.JobID
+		Err *errs.Wire
+	}
+	// StopNode: the node was told to end by its own machine (a signal).
+	StopNode struct {
+		Why   string
+		Grace int64
+	}
 	// LogsShipped answers ShipLogs.
 	LogsShipped struct{}
 	// ResourcesChanged: other amounts, or GPUs that others took or gave back.
@@ -197,7 +208,8 @@ type (
 		Params     []byte           // OpParams
 		Checkpoint string           // OpCheckpoint
 		Step       int64
-		Join       *Join // OpJoin
+		Join       *Join     // OpJoin
+		Job        *wire.Job // OpCheck
 	}
 
 	// DeleteCheckpoints removes old checkpoints of a job.
@@ -246,6 +258,8 @@ func (Local) event()            {}
 func (LocalGone) event()        {}
 func (ResourcesChanged) event() {}
 func (LogsShipped) event()      {}
+func (OutputFailed) event()     {}
+func (StopNode) event()         {}
 func (Tick) event()             {}
 func (Flush) event()            {}
 

@@ -89,6 +89,9 @@ func (c *Core) Step(now int64, ev Event) Output {
 	}
 	switch ev := ev.(type) {
 	case HeadUp:
+		if ev.Addr != "" {
+			c.cfg.Hello.Addr = ev.Addr
+		}
 		c.hello()
 	case HeadDown:
 		c.headDown()
@@ -121,6 +124,15 @@ func (c *Core) Step(now int64, ev Event) Output {
 		c.pool.set(ev.Total, ev.GPUs)
 		c.cfg.Hello.Total, c.cfg.Hello.GPUs = ev.Total, ev.GPUs
 		c.admitting = true
+	case OutputFailed:
+		for _, t := range c.s.tries {
+			if t.ID.Job == ev.Job && !t.reserved() && t.Stop == nil {
+				t.err = ev.Err
+				c.stop(t, wire.ReasonNone, 0, t.job.spec.Spec.Grace)
+			}
+		}
+	case StopNode:
+		c.endWith(ev.Why, ev.Grace)
 	case LogsShipped:
 		c.shipped = true
 	case Tick:

@@ -11,7 +11,7 @@ import (
 func (c *Core) order(t *Try, i int) Spawn {
 	spec := &t.job.spec.Spec
 	s := Spawn{
-		Proc: t.proc(i), Job: &t.job.spec, Argv: argv(spec, t.Item), Dir: spec.Dir,
+		Proc: t.proc(i), Job: t.job.spec, Argv: argv(spec, t.Item), Dir: spec.Dir,
 		Params: t.Item.Params, Checkpoint: t.Item.Checkpoint, CPUs: t.Ranks[i].Slot.CPUs, Memory: spec.Resources.Memory,
 	}
 	for _, g := range t.Ranks[i].Slot.GPUs {

@@ -56,7 +56,7 @@ func (c *Core) fromHead(msg any) {
 	}
 	switch m := msg.(type) {
 	case wire.Job:
-		if j := c.s.byJob[m.Job]; j == nil || !same(j.spec, m) {
+		if j := c.s.byJob[m.Job]; j == nil || !same(*j.spec, m) {
 			c.record(RecJob{Job: m})
 		}
 	case wire.Assign:

@@ -26,7 +26,7 @@ func (c *Core) local(ev Local) {
 	}
 	switch ev.Op {
 	case OpReport:
-		c.report(t, ev)
+		c.report(t, i, ev)
 	case OpLeave:
 		leave, deadline := c.leave(t)
 		c.do(LocalReply{Req: ev.Req, Leave: leave, Deadline: deadline})
@@ -37,7 +37,7 @@ func (c *Core) local(ev Local) {
 	case OpJoin:
 		c.join(t, i, ev)
 	default:
-		c.do(LocalReply{Req: ev.Req})
+		c.do(LocalReply{Req: ev.Req, Job: t.job.spec})
 	}
 }
 
@@ -62,7 +62,11 @@ func (c *Core) join(t *Try, i int, ev Local) {
 
 // report passes a report on. The caller gets the head's advice, or after a while, or
 // with the head away, the last advice known.
-func (c *Core) report(t *Try, ev Local) {
+func (c *Core) report(t *Try, i int, ev Local) {
+	if ev.Step < 0 {
+		ev.Step = max(t.Ranks[i].step, t.Item.Step) + 1
+	}
+	t.Ranks[i].step = ev.Step
 	r := &report{msg: wire.Report{Proc: ev.Proc, Step: ev.Step, Metrics: ev.Metrics, Checkpoint: ev.Checkpoint, Time: c.now}, req: ev.Req, until: c.now + reportWait}
 	if len(c.reports) >= maxReports {
 		c.trim()

@@ -195,6 +195,9 @@ func (c *Core) finish(t *Try, i int, reason wire.Reason, err *errs.Wire) {
 			e.Code = 124
 		}
 	}
+	if t.err != nil && err == nil {
+		e.Err = t.err
+	}
 	if atFault && err == nil && r.sent == sentKill {
 		e.Err = wireErr(errs.New(errs.Lost, "%s", t.Fault.Cause))
 	}

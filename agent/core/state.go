@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"slices"
 
+	"launcher/internal/errs"
 	"launcher/wire"
 )
 
@@ -23,7 +24,7 @@ type State struct {
 
 // job is what the agent knows of a job.
 type job struct {
-	spec  wire.Job
+	spec  *wire.Job // replaced, never changed: effects refer to it
 	queue queue
 	live  int // tries that have room
 	// blocked is since when its first try waits for room while others run; it is not kept.
@@ -48,6 +49,7 @@ type Try struct {
 	HasCommit bool
 
 	job *job
+	err *errs.Wire // what this node found wrong with it
 }
 
 // Rank is one process of a try.
@@ -63,9 +65,10 @@ type Rank struct {
 	drained  bool
 	logEnd   int64
 	drainBy  int64
-	spawned  bool // the effect was given by this life of the agent
-	sent     int  // signal that was sent to end it
-	byItself bool // it ended before anyone asked it to
+	spawned  bool  // the effect was given by this life of the agent
+	sent     int   // signal that was sent to end it
+	byItself bool  // it ended before anyone asked it to
+	step     int64 // of its newest report
 }
 
 // NewState is the state of a node that has never done anything.
@@ -231,7 +234,7 @@ func (s *State) applyJob(x wire.Job) {
 		s.byJob[x.Job] = j
 		s.jobs = append(s.jobs, j)
 	}
-	j.spec = x
+	j.spec = &x
 	slices.SortFunc(s.jobs, func(a, b *job) int {
 		return cmp.Or(cmp.Compare(b.spec.Spec.Priority, a.spec.Spec.Priority), cmp.Compare(a.spec.Job, b.spec.Job))
 	})
@@ -292,7 +295,7 @@ func (s *State) ack(seq uint64) {
 func (s *State) Snapshot() []Record {
 	out := []Record{RecHead{Epoch: s.headEpoch, Grace: s.grace}, RecLost{At: s.lost}, s.phase}
 	for _, j := range s.jobs {
-		out = append(out, RecJob{Job: j.spec})
+		out = append(out, RecJob{Job: *j.spec})
 		out = append(out, j.queue.records(j.spec.Job)...)
 	}
 	for _, t := range s.tries {
