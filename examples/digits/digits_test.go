@@ -86,6 +86,9 @@ func TestTrainAlone(t *testing.T) {
 	}
 }
 
+// TestTrainWeights runs train_test.py: the same weights at 1 to 4 ranks and after a restart.
+func TestTrainWeights(t *testing.T) { script(t, "-m", "unittest", "train_test") }
+
 func TestMLPAlone(t *testing.T) {
 	out := script(t, "mlp.py", "--lr", "0.1", "--hidden", "32")
 	if v := number(t, out, "error"); v > 0.06 {

@@ -122,16 +122,8 @@ def tell(group, w, step, **metrics):
     return votes[0] > 0
 
 
-def main():
-    args = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    args.add_argument("--steps", type=int, default=50, help="Newton steps at most")
-    args.add_argument("--lam", type=float, default=1e-3, help="weight of |W|^2 / 2")
-    args.add_argument("--tolerance", type=float, default=1e-12, help="end when the gradient is as small")
-    args.add_argument("--pause", type=float, default=0.0, help="seconds to wait after each step, to have time to kill a rank")
-    args.add_argument("--out", help="file for the weights (.npy)")
-    args = args.parse_args()
-
-    group = launcher.collective.init()
+def train(group, args):
+    """Newton's method from the checkpoint, or from zero, to the optimum; gives the weights."""
     model = Softmax(group, args.lam)
     chief = group.rank == 0
 
@@ -165,6 +157,17 @@ def main():
         print(f"objective {objective:.8f}  accuracy {accuracy:.6f}  |W| {norm:.6f}  steps {step}  ranks {group.size}", flush=True)
         if args.out:
             np.save(args.out, w)
+    return w
+
+
+def main():
+    args = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    args.add_argument("--steps", type=int, default=50, help="Newton steps at most")
+    args.add_argument("--lam", type=float, default=1e-3, help="weight of |W|^2 / 2")
+    args.add_argument("--tolerance", type=float, default=1e-12, help="end when the gradient is as small")
+    args.add_argument("--pause", type=float, default=0.0, help="seconds to wait after each step, to have time to kill a rank")
+    args.add_argument("--out", help="file for the weights (.npy)")
+    train(launcher.collective.init(), args.parse_args())
 
 
 if __name__ == "__main__":
