@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"maps"
@@ -245,10 +246,13 @@ func (a *app) cmdTasks() *cobra.Command {
 	var states []string
 	var limit int
 	c := &cobra.Command{
-		Use:   "tasks JOB[.INDEX]",
-		Short: "the tasks of a job",
-		Args:  argCount(1, 1),
+		Use:   "tasks [JOB[.INDEX]]",
+		Short: "the tasks of a job, or all that run now",
+		Args:  argCount(0, 1),
 		RunE: func(c *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return a.runningTasks(c.Context(), limit)
+			}
 			t, has, err := wire.ParseTask(args[0])
 			if err != nil {
 				return err
@@ -280,18 +284,7 @@ func (a *app) cmdTasks() *cobra.Command {
 				a.printJSON(doc{"job": t.Job, "tasks": mapAll(tasks, toJSONTask)})
 				return nil
 			}
-			rows := [][]string{{"TASK", "TRY", "STATE", "NODE", "CODE", "TIME", "CAUSE"}}
-			for _, k := range tasks {
-				rows = append(rows, taskRow(k.Task.String(), k))
-				for _, r := range k.Ranks {
-					code := ""
-					if r.State.Terminal() {
-						code = fmt.Sprint(r.Code)
-					}
-					rows = append(rows, []string{fmt.Sprintf("  rank %d", r.Rank), "", r.State.String(), string(r.Node), code})
-				}
-			}
-			a.table(rows)
+			a.printTasks(tasks)
 			if limit > 0 && len(tasks) == limit {
 				a.note("the first %d; --limit 0 shows all", limit)
 			}
@@ -302,6 +295,49 @@ func (a *app) cmdTasks() *cobra.Command {
 	c.Flags().StringSliceVar(&states, "state", nil, "only those in these states (waiting, running, done, failed, cancelled, lost)")
 	c.Flags().IntVar(&limit, "limit", 1000, "show at most so many, 0 = all")
 	return c
+}
+
+func (a *app) printTasks(tasks []wire.TaskInfo) {
+	rows := [][]string{{"TASK", "TRY", "STATE", "NODE", "CODE", "TIME", "CAUSE"}}
+	for _, k := range tasks {
+		rows = append(rows, taskRow(k.Task.String(), k))
+		for _, r := range k.Ranks {
+			code := ""
+			if r.State.Terminal() {
+				code = fmt.Sprint(r.Code)
+			}
+			rows = append(rows, []string{fmt.Sprintf("  rank %d", r.Rank), "", r.State.String(), string(r.Node), code})
+		}
+	}
+	a.table(rows)
+}
+
+// runningTasks lists what runs now, of every job.
+func (a *app) runningTasks(ctx context.Context, limit int) error {
+	c, err := a.connect(ctx)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	var jobs []wire.JobInfo
+	if err := c.call(ctx, wire.MsgJobs, wire.JobsRequest{}, &jobs); err != nil {
+		return err
+	}
+	var all []wire.TaskInfo
+	for _, j := range jobs {
+		var tasks []wire.TaskInfo
+		req := wire.TasksRequest{Job: j.ID, States: []wire.State{wire.StateRunning, wire.StateStopping}, Limit: limit}
+		if err := c.call(ctx, wire.MsgTasks, req, &tasks); err != nil {
+			return err
+		}
+		all = append(all, tasks...)
+	}
+	if a.json {
+		a.printJSON(doc{"tasks": mapAll(all, toJSONTask)})
+		return nil
+	}
+	a.printTasks(all)
+	return nil
 }
 
 func taskRow(name string, k wire.TaskInfo) []string {
