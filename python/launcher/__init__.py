@@ -16,9 +16,11 @@ Only the standard library is needed (Python 3.9 or later). ``launcher.collective
 all-reduce and its kin between ranks, also needs numpy and is imported when it is used.
 """
 
+from typing import Any, List
+
+from ._http import Error
 from ._run import (
     LEFT,
-    Error,
     Leave,
     Params,
     attempt,
@@ -62,7 +64,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name):
+def __getattr__(name: str) -> Any:
     if name == "collective":  # needs numpy: only those who use it pay for it
         import importlib
 
@@ -70,5 +72,5 @@ def __getattr__(name):
     raise AttributeError(f"module 'launcher' has no attribute {name!r}")
 
 
-def __dir__():
+def __dir__() -> List[str]:
     return sorted(__all__)

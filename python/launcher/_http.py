@@ -83,7 +83,7 @@ def call(method: str, path: str, body: Optional[Dict[str, Any]] = None, timeout:
             left = end - time.monotonic()
             gone = isinstance(e, FileNotFoundError)
             if gone or left <= 0.1:
-                kind = "unavailable" if gone or not isinstance(e, TimeoutError) else "timeout"
+                kind = "unavailable" if gone or not isinstance(e, (TimeoutError, socket.timeout)) else "timeout"
                 raise Error(
                     kind,
                     f"the agent of this run does not answer on {where}: {e or type(e).__name__}",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import operator
 import os
 import sys
 import threading
@@ -206,7 +207,7 @@ def local_world_size() -> int:
 
 def job_id() -> Optional[int]:
     """The job's number; None outside a run."""
-    return _number("LAUNCHER_JOB_ID", None)
+    return _number("LAUNCHER_JOB_ID", 0) or None
 
 
 def task_id() -> Optional[str]:
@@ -229,7 +230,7 @@ def deadline() -> Optional[float]:
     return float(_number("LAUNCHER_DEADLINE", 0)) or None
 
 
-def _number(name: str, default: Any) -> Any:
+def _number(name: str, default: int) -> int:
     text = os.environ.get(name, "")
     if text == "":
         return default
@@ -267,8 +268,8 @@ def _numbers(metrics: Optional[Mapping[str, Any]], kw: Mapping[str, Any]) -> Dic
 
 def _whole(step: Any) -> int:
     try:
-        value = step.__index__()
-    except AttributeError:
+        value = operator.index(step)
+    except TypeError:
         raise TypeError(f"step must be a whole number, not {type(step).__name__}") from None
     if value < 0:
         raise ValueError(f"step must be 0 or more, not {value}")
