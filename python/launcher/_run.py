@@ -8,7 +8,7 @@ import operator
 import os
 import sys
 import threading
-from typing import Any, Dict, Mapping, Optional, Union
+from typing import Any, Dict, Mapping, Optional, Tuple, Union
 
 from ._http import Error, call
 
@@ -134,7 +134,7 @@ def checkpoint(rank: Optional[int] = None) -> Optional[str]:
     root = _checkpoint()[0]
     if not root:
         return None
-    wanted = globals()["rank"]() if rank is None else rank
+    wanted = _number("RANK", 0) if rank is None else rank
     for r in (wanted, 0):
         shard = os.path.join(root, f"rank-{r}")
         if os.path.isdir(shard):
@@ -147,10 +147,10 @@ def checkpoint_step() -> int:
     return _checkpoint()[1]
 
 
-_resume: Optional[tuple] = None
+_resume: Optional[Tuple[str, int]] = None
 
 
-def _checkpoint() -> tuple:
+def _checkpoint() -> Tuple[str, int]:
     global _resume
     if _resume is None:
         if not in_run():
