@@ -105,6 +105,12 @@ type toldD struct {
 	Leave   wire.LeaveReason
 }
 
+// reportD names the newest report that the machine has taken of a task.
+type reportD struct {
+	Attempt wire.Attempt
+	Time    int64
+}
+
 // checkD are the committed checkpoints of a task that are kept.
 type checkD struct {
 	List []RecCheckpoint // in the order of commits
@@ -161,6 +167,7 @@ type jobD struct {
 	Cause     string
 	EndedAt   int64
 	Tasks     uint32 // known when it ended
+	Reported  map[uint32]reportD
 
 	m jobs.Machine // nil once over, unless it has a table
 }
@@ -199,6 +206,9 @@ func (j *jobD) make() {
 	}
 	if j.Told == nil {
 		j.Told = map[uint32]toldD{}
+	}
+	if j.Reported == nil {
+		j.Reported = map[uint32]reportD{}
 	}
 	if j.Checks == nil {
 		j.Checks = map[uint32]*checkD{}
@@ -322,7 +332,7 @@ func (d *Durable) finish(j *jobD, s wire.State, code int32, cause string, at int
 	if _, ok := j.m.(jobs.Tabler); !ok {
 		j.m = nil
 	}
-	j.Stands, j.Told, j.Unwanted = rangeMap[standing]{}, map[uint32]toldD{}, map[uint32]bool{}
+	j.Stands, j.Told, j.Unwanted, j.Reported = rangeMap[standing]{}, map[uint32]toldD{}, map[uint32]bool{}, map[uint32]reportD{}
 	if a := j.Spec.Array; a != nil && len(a.Lines) > 10_000 {
 		// The lines of a big array are in the record's copy of its spec.
 		c := *a

@@ -370,7 +370,7 @@ func (c *Core) report(n *node, r wire.Report) {
 		var a jobs.Advice
 		if _, ok := j.d.m.(jobs.Forgetful); ok {
 			a = j.d.m.Report(r)
-		} else {
+		} else if j.d.news(r) {
 			c.record(RecReport{Report: r})
 			a = c.d.advice
 			j.dry = false
@@ -394,6 +394,13 @@ func (c *Core) report(n *node, r wire.Report) {
 	}
 	c.send(n, wire.MsgAdvice, adv)
 	c.maybeEnd(j)
+}
+
+// news reports whether a report has not been taken yet: an agent sends those again that
+// it got no answer to.
+func (j *jobD) news(r wire.Report) bool {
+	last := j.Reported[r.Proc.Index]
+	return r.Proc.Attempt != last.Attempt || r.Time > last.Time
 }
 
 // holds reports whether the node has the newest attempt of a task.
@@ -744,8 +751,9 @@ func (c *Core) tellJob(n *node, j *job) {
 	n.known[j.id] = true
 	m := wire.Job{Job: j.id, Spec: j.d.Spec, Record: c.cfg.RecordDir + "/" + strconv.FormatUint(uint64(j.id), 10)}
 	if a := m.Spec.Array; a != nil && len(a.Lines) > 0 {
-		// Each item carries its line; the list may be longer than a frame.
-		m.Spec.Array = &wire.ArraySpec{Ranges: a.Ranges}
+		// Each item carries its line; the list may be longer than a frame. One line stays
+		// to say that there are lines.
+		m.Spec.Array = &wire.ArraySpec{Ranges: a.Ranges, Lines: a.Lines[:1]}
 	}
 	if p := c.pools[n.pool]; p != nil {
 		m.PoolEnv, m.Setup, m.Python, m.Container = p.spec.Env, p.spec.Setup, p.spec.Python, p.spec.Container
