@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"math"
 	"net"
 	"net/http"
 	"os"
@@ -19,6 +18,7 @@ import (
 
 	"launcher/internal/errs"
 	"launcher/internal/sockpath"
+	"launcher/wire"
 )
 
 // Left is the exit code of a program that saved and left because it was asked to.
@@ -49,9 +49,9 @@ func Step(n int64) ReportOption { return func(b *reportBody) { b.Step = &n } }
 func WithCheckpoint(dir string) ReportOption { return func(b *reportBody) { b.Checkpoint = dir } }
 
 type reportBody struct {
-	Metrics    map[string]any `json:"metrics"`
-	Step       *int64         `json:"step"`
-	Checkpoint string         `json:"checkpoint,omitempty"`
+	Metrics    map[string]wire.Number `json:"metrics"`
+	Step       *int64                 `json:"step"`
+	Checkpoint string                 `json:"checkpoint,omitempty"`
 }
 
 // Bounds of waits for the agent, which may be on its way back after a restart.
@@ -80,23 +80,15 @@ func InRun() bool { return os.Getenv("LAUNCHER_SOCKET") != "" && os.Getenv("LAUN
 // Report says how it goes and learns whether to save and leave. Outside a run it checks
 // its arguments, says once that nobody listens, and answers that the program go on.
 func Report(ctx context.Context, metrics Metrics, opts ...ReportOption) (Leave, error) {
-	body := reportBody{Metrics: map[string]any{}}
+	body := reportBody{Metrics: map[string]wire.Number{}}
 	for _, o := range opts {
 		o(&body)
 	}
 	for k, v := range metrics {
-		switch { // JSON has no NaN and no infinity; a loss that diverged is told all the same
-		case k == "":
+		if k == "" {
 			return Leave{}, errs.New(errs.Invalid, "a metric without a name")
-		case math.IsNaN(v):
-			body.Metrics[k] = "NaN"
-		case math.IsInf(v, 1):
-			body.Metrics[k] = "Infinity"
-		case math.IsInf(v, -1):
-			body.Metrics[k] = "-Infinity"
-		default:
-			body.Metrics[k] = v
 		}
+		body.Metrics[k] = wire.Number(v)
 	}
 	bound := askBound
 	if body.Checkpoint != "" {
