@@ -335,7 +335,8 @@ func (m *Sweep) Table() wire.TrialTable {
 	for i, t := range m.trials {
 		x := wire.Trial{Index: uint32(i), State: stateOf[t.State], Step: t.Step, Pruned: t.State == pruned, Code: t.Code, Params: map[string]any{}}
 		if t.Reported {
-			x.Metric, x.Best = finite(t.Metric), finite(t.Best)
+			metric := t.Metric
+			x.Metric, x.Best = &metric, finite(t.Best)
 		}
 		for _, v := range Params(m.s, uint32(i)) {
 			x.Params[v.Name] = v.V
@@ -348,7 +349,7 @@ func (m *Sweep) Table() wire.TrialTable {
 
 var stateOf = [...]wire.State{running: wire.StateRunning, done: wire.StateDone, failed: wire.StateFailed, pruned: wire.StateDone, cancelled: wire.StateCancelled}
 
-// finite leaves out what a table cannot show: a diverged loss.
+// finite leaves out what cannot be the best of anything: a diverged loss.
 func finite(v float64) *float64 {
 	if math.IsNaN(v) || math.IsInf(v, 0) {
 		return nil
