@@ -26,8 +26,12 @@ type LinkOptions struct {
 	Version string        // build version; "" = the binary's own
 }
 
-// headBound is how long a request waits for a head that is away before it is refused.
-const headBound = 10 * time.Second
+const (
+	// headBound is how long a request waits for a head that is away before it is refused.
+	headBound = 10 * time.Second
+	// firstBound is the same for the link's start: somebody waits to hear that there is no head.
+	firstBound = 5 * time.Second
+)
 
 // LinkMain is the link's process. It returns nil when it was idle, when another link
 // serves the cluster already, or when ctx ended.
@@ -71,7 +75,10 @@ func LinkMain(ctx context.Context, o LinkOptions) (err error) {
 
 	up := &uplink{dir: o.Dir, cfg: session.Config{Identity: id, Version: o.Version, Log: o.Log}, log: o.Log}
 	defer up.close()
-	if _, err = up.session(ctx); err != nil {
+	first, done := context.WithTimeout(ctx, firstBound)
+	_, err = up.session(first)
+	done()
+	if err != nil {
 		return errs.Wrap(errs.Unknown, err, "cluster %s", c.Name)
 	}
 	path := filepath.Join(o.Dir, linkSocket)
@@ -182,7 +189,6 @@ func (u *uplink) session(ctx context.Context) (*session.Session, error) {
 		return u.cur, nil
 	}
 	wait := 50 * time.Millisecond
-	deadline := time.Now().Add(headBound)
 	for {
 		s, err := u.dial(ctx)
 		if err == nil {
@@ -190,7 +196,7 @@ func (u *uplink) session(ctx context.Context) (*session.Session, error) {
 			u.log.Info("connected", "head", s.Peer().Addr)
 			return s, nil
 		}
-		if !errs.Retryable(err) || time.Now().After(deadline) || pause(ctx, wait, "") != nil {
+		if !errs.Retryable(err) || pause(ctx, wait, "") != nil {
 			return nil, err
 		}
 		wait = min(2*wait, time.Second)
