@@ -383,7 +383,7 @@ func (d *Durable) applyItem(j *jobD, r RecEnds, it EndItem) {
 	}
 	j.Details[it.Index] = x
 	d.conclude(j, jobs.End{Index: it.Index, Attempt: it.Attempt, Code: it.Code, Reason: it.Reason, Lost: x.Lost,
-		Left: j.left(it.Index, it.Attempt, it.Code), Cause: j.cause(x), Time: r.At}, moved(it.Reason))
+		Left: j.left(it.Index, it.Attempt, it.Code), Cause: j.cause(x), Time: r.At}, moved(it))
 }
 
 // cause says in a line how a process ended, and which: task, rank and node.
@@ -432,9 +432,9 @@ func howEnded(x *detail) string {
 }
 
 // moved reports whether launcher itself took the attempt off its node, so that running
-// it again is nobody's failure.
-func moved(r wire.Reason) bool {
-	return r == wire.ReasonPreempted || r == wire.ReasonFenced || r == wire.ReasonShutdown
+// it again is nobody's failure. One that came to its end in the time it was given is done.
+func moved(e EndItem) bool {
+	return e.Code != 0 && (e.Reason == wire.ReasonPreempted || e.Reason == wire.ReasonFenced || e.Reason == wire.ReasonShutdown)
 }
 
 // left reports whether an exit code means "left on request, continue me".
@@ -463,7 +463,7 @@ func (d *Durable) settleGang(j *jobD, i uint32, at int64) {
 				lost = e
 			}
 			free = free && e.Free
-		case moved(e.Reason):
+		case moved(e.EndItem):
 			mv = true
 		case e.Code != 0 && e.Reason != wire.ReasonPeer:
 			if worst == nil || e.Ended < worst.Ended {

@@ -22,7 +22,8 @@ type Core struct {
 
 	started    bool
 	recovering bool
-	unclaimed  bool // in recovery a node was lost: what nobody claims may run there
+	unclaimed  bool  // in recovery a node was lost: what nobody claims may run there
+	leased     int64 // until when exclusive work may run on nodes that were lost before or in recovery
 
 	nodes  map[wire.NodeID]*node
 	order  []*node // by pool and number
@@ -133,8 +134,11 @@ func (c *Core) start() {
 			n := c.newNode(d)
 			n.seen = c.now
 			c.recovering = true
+		} else if d.State == nodeLost {
+			c.leased = max(c.leased, d.Since+exclusiveLease)
 		}
 	}
+	c.recovering = c.recovering || c.leased > c.now // if only for a moment
 	for _, id := range sortedKeys(c.d.st.Jobs) {
 		if d := c.d.st.Jobs[id]; d.State == 0 {
 			c.revive(c.newJob(d))
@@ -202,6 +206,12 @@ func (c *Core) endRecovery() {
 				c.record(RecLost{Job: j.id, Ranges: j.pending.list(), Free: true, Cause: "held by a node that was lost while the head was away", At: c.now})
 				c.afterLoss(j)
 			}
+		}
+	}
+	for _, j := range c.queue {
+		if j.d.Spec.Exclusive && c.leased > c.now && j.pending.len() > 0 {
+			j.limbo = append(j.limbo, limbo{tries: j.pending, until: c.leased})
+			j.pending = rangeSet{}
 		}
 	}
 	for _, j := range slices.Clone(c.queue) {

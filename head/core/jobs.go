@@ -2,7 +2,6 @@ package core
 
 import (
 	"cmp"
-	"fmt"
 	"path"
 	"slices"
 	"strconv"
@@ -56,8 +55,8 @@ type job struct {
 	stopped  bool // Stop of the whole job has been sent
 }
 
-// limbo are tries of exclusive work on a node that is silent: they wait until the
-// node's lease has run out.
+// limbo are tasks of exclusive work that a silent node had: they wait until its lease
+// has run out.
 type limbo struct {
 	node  wire.NodeID
 	epoch wire.Epoch
@@ -229,11 +228,7 @@ func (c *Core) accepts(n *node, j *job, p wire.Proc) bool {
 		return false
 	}
 	s := n.shares[j.id]
-	return s != nil && s.tries.has(p.Index) || j.pending.has(p.Index) || j.inLimbo(n, p.Index)
-}
-
-func (j *job) inLimbo(n *node, i uint32) bool {
-	return slices.ContainsFunc(j.limbo, func(l limbo) bool { return l.node == n.id && l.epoch == n.epoch && l.tries.has(i) })
+	return s != nil && s.tries.has(p.Index) || j.pending.has(p.Index)
 }
 
 // ended1 follows one end that counts in the soft state, after its record was applied.
@@ -248,7 +243,7 @@ func (c *Core) ended1(n *node, e *wire.Ended) {
 	}
 	s := n.shares[j.id]
 	if s == nil || !s.tries.has(i) {
-		if j.pending.has(i) || j.limboTakes(n, i) {
+		if j.pending.has(i) {
 			j.pending.dropOne(i)
 			j.requeue(one(i))
 		}
@@ -488,21 +483,15 @@ func (c *Core) watchLimbo() {
 				continue
 			}
 			j.limbo = slices.Delete(j.limbo, k, k+1)
-			c.lose(j, l.node, l.tries.list(), fmt.Sprintf("node %s was lost", l.node))
+			if j.d.Cancel == nil {
+				for r := range l.tries.all() {
+					j.requeue(r)
+				}
+			}
 			c.full = true
+			c.maybeEnd(j)
 		}
 	}
-}
-
-// limboTakes gives an exclusive try back to the node that was silent and has it still.
-func (j *job) limboTakes(n *node, i uint32) bool {
-	for k := range j.limbo {
-		if l := &j.limbo[k]; l.node == n.id && l.epoch == n.epoch && l.tries.has(i) {
-			l.tries.dropOne(i)
-			return true
-		}
-	}
-	return false
 }
 
 // steps gathers, per step, which ranks of a task have reported it.
@@ -606,7 +595,7 @@ func (c *Core) cancelJob(j *job, cause string, reason wire.Reason, grace int64) 
 	if j.d.Cancel == nil {
 		c.record(RecJobCancel{Job: j.id, Cause: cause, At: c.now})
 	}
-	j.pending = rangeSet{}
+	j.pending, j.limbo = rangeSet{}, nil
 	for _, i := range sortedKeys(j.gangs) {
 		if g := j.gangs[i]; g.phase == gangReserving {
 			c.releaseGang(j, g)
@@ -637,6 +626,12 @@ func (c *Core) cancelTask(j *job, i uint32, grace int64) uint32 {
 	c.record(RecTaskCancel{Job: j.id, Index: i, At: c.now})
 	if g := j.gangs[i]; g != nil && g.phase == gangReserving {
 		c.releaseGang(j, g)
+	}
+	for k := range j.limbo {
+		if l := &j.limbo[k]; l.tries.has(i) {
+			l.tries.dropOne(i)
+			j.pending.addOne(i)
+		}
 	}
 	if j.pending.has(i) {
 		c.endWaiting(j, i)

@@ -163,7 +163,6 @@ func (c *Core) claimTries(n *node, tries []wire.TryState) (drop []wire.Try) {
 			was.tries.dropOne(i)
 		case j.pending.has(i):
 			j.pending.dropOne(i)
-		case j.limboTakes(n, i):
 		default: // another node has it
 			drop = append(drop, t.Try)
 			continue
@@ -299,8 +298,12 @@ func (c *Core) nodeGone(n *node, proof bool, cause string) {
 	delete(c.nodes, n.id)
 	c.order = slices.DeleteFunc(c.order, func(x *node) bool { return x == n })
 	delete(c.dirty, n)
-	if !n.greeted && !proof {
+	if !n.greeted {
+		// It had work that nobody can name now.
 		c.unclaimed = true
+		if !proof {
+			c.leased = max(c.leased, n.seen+exclusiveLease)
+		}
 	}
 	if n.conn {
 		n.conn = false
@@ -318,11 +321,11 @@ func (c *Core) nodeGone(n *node, proof bool, cause string) {
 		if s.tries.len() == 0 {
 			continue
 		}
-		if j.d.Spec.Exclusive && !proof {
-			j.limbo = append(j.limbo, limbo{node: n.id, epoch: n.epoch, tries: s.tries, until: n.seen + exclusiveLease})
-			continue
+		until := int64(0)
+		if !proof {
+			until = n.seen + exclusiveLease
 		}
-		c.lose(j, n.id, s.tries.list(), fmt.Sprintf("node %s: %s", n.id, cause))
+		c.lose(j, n, s.tries.list(), fmt.Sprintf("node %s: %s", n.id, cause), until)
 	}
 	if proof {
 		c.dead(n.id, n.epoch)
@@ -342,11 +345,22 @@ func (c *Core) nodeGone(n *node, proof bool, cause string) {
 	c.full = true
 }
 
-// lose fences tries of a job that a node had.
-func (c *Core) lose(j *job, id wire.NodeID, ranges []wire.Range, cause string) {
-	c.record(RecLost{Job: j.id, Node: id, Ranges: ranges, Cause: cause, At: c.now})
+// lose fences tries of a job that a node had. Exclusive work waits until the node's
+// lease has run out; other work is run again at once.
+func (c *Core) lose(j *job, n *node, ranges []wire.Range, cause string, until int64) {
+	c.record(RecLost{Job: j.id, Node: n.id, Ranges: ranges, Cause: cause, At: c.now})
 	for _, r := range ranges {
 		j.requeue(r)
+	}
+	if j.d.Spec.Exclusive && until > c.now && j.d.State == 0 {
+		l := limbo{node: n.id, epoch: n.epoch, until: until}
+		for _, r := range ranges {
+			for g := range j.d.Done.gaps(r) {
+				l.tries.add(g)
+				j.pending.clear(g)
+			}
+		}
+		j.limbo = append(j.limbo, l)
 	}
 	c.afterLoss(j)
 }
