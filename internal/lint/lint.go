@@ -18,6 +18,7 @@ var arrows = []arrow{
 	{"wire/session", "wire/secure", "a connection is authenticated"},
 	{"wire/session", "internal/sockpath", "socket paths have a limit"},
 	{"shm", "internal/logx", "events are logged"},
+	{"shm", "shm", "its own parts"},
 	{"collectives", "shm", "ranks of a node meet in shared memory"},
 	{"collectives", "collectives", "its own parts"},
 	{"agent/core", "wire", "messages are its events"},
