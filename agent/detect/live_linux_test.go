@@ -100,7 +100,7 @@ func group(t *testing.T, set map[string]map[string]string) (enter string) {
 				if err := os.Remove(dir); err == nil {
 					return
 				}
-				time.Sleep(10 * time.Millisecond)
+				time.Sleep(10 * time.Millisecond) // sleep: bounded poll
 			}
 			t.Errorf("%s cannot be removed", dir)
 		})

@@ -398,9 +398,9 @@ func TestKilledSpooler(t *testing.T) {
 	for range 10 {
 		cmd, before := start(), size()
 		for deadline := time.Now().Add(bound); size() == before && time.Now().Before(deadline); {
-			time.Sleep(100 * time.Microsecond)
+			time.Sleep(100 * time.Microsecond) // sleep: bounded poll
 		}
-		time.Sleep(time.Duration(rnd.Intn(6_000)) * time.Microsecond)
+		time.Sleep(time.Duration(rnd.Intn(6_000)) * time.Microsecond) // sleep: anywhere in the flow of output
 		cmd.Process.Kill()
 		cmd.Wait()
 	}
@@ -482,7 +482,7 @@ func TestDiskFull(t *testing.T) {
 			b = b[n:]
 		}
 		if to == off {
-			time.Sleep(time.Millisecond)
+			time.Sleep(time.Millisecond) // sleep: bounded poll
 			continue
 		}
 		off = to

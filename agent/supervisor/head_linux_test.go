@@ -142,7 +142,7 @@ func TestHeadDiesWithItsSupervisor(t *testing.T) {
 		if time.Since(began) > goneBound {
 			t.Fatalf("the head lives %v after its supervisor", goneBound)
 		}
-		time.Sleep(2 * time.Millisecond)
+		time.Sleep(2 * time.Millisecond) // sleep: bounded poll
 	}
 	// And the lock went too.
 	os.Remove(filepath.Join(dir, "addr"))
@@ -161,7 +161,7 @@ func TestBackOff(t *testing.T) {
 	os.WriteFile(filepath.Join(dir, "crash"), nil, 0o600)
 	began := time.Now()
 	unix.Kill(pid, unix.SIGKILL)
-	time.Sleep(500 * time.Millisecond)
+	time.Sleep(500 * time.Millisecond) // sleep: time for restarts that the back-off must keep few
 	os.Remove(filepath.Join(dir, "crash"))
 	_, restarts := askHead(t, dir)
 	if d := time.Since(began); restarts < 2 || restarts > 3+int(d/(50*time.Millisecond)) {

@@ -61,7 +61,7 @@ func node(t *testing.T, cred *syscall.Credential) (*supervisortest.Node, []proc.
 
 func waitFor(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(bound); !ok(); time.Sleep(2 * time.Millisecond) {
+	for deadline := time.Now().Add(bound); !ok(); time.Sleep(2 * time.Millisecond) { // sleep: bounded poll
 		if time.Now().After(deadline) {
 			t.Fatalf("not within %v: %s", bound, what)
 		}
@@ -116,7 +116,7 @@ func TestAgentKilled(t *testing.T) {
 			if restarts != life {
 				t.Errorf("life %d of the agent counts %d restarts", life, restarts)
 			}
-			time.Sleep(10 * time.Millisecond) // into the flow of output
+			time.Sleep(10 * time.Millisecond) // sleep: into the flow of output
 			if err := unix.Kill(agent, unix.SIGKILL); err != nil {
 				t.Fatal(err)
 			}
@@ -188,7 +188,7 @@ func TestKilledAbove(t *testing.T) {
 				began := time.Now()
 				left := alive(below)
 				for len(left) > 0 && time.Since(began) < goneBound {
-					time.Sleep(5 * time.Millisecond)
+					time.Sleep(5 * time.Millisecond) // sleep: bounded poll
 					left = alive(below)
 				}
 				if len(left) > 0 {

@@ -38,7 +38,7 @@ func counter() int {
 		if _, err := os.Stat(stop); err == nil {
 			break
 		}
-		time.Sleep(time.Millisecond)
+		time.Sleep(time.Millisecond) // sleep: it counts slowly
 	}
 	fmt.Fprintln(w, "end")
 	w.Flush()
@@ -139,7 +139,7 @@ func standIn() int {
 // noted them, once there is a life after the first `after`.
 func lives(t *testing.T, dir string, after int) (agent, super, restarts int) {
 	t.Helper()
-	for deadline := time.Now().Add(bound); time.Now().Before(deadline); time.Sleep(2 * time.Millisecond) {
+	for deadline := time.Now().Add(bound); time.Now().Before(deadline); time.Sleep(2 * time.Millisecond) { // sleep: bounded poll
 		b, _ := os.ReadFile(filepath.Join(dir, "lives"))
 		lines := strings.Split(strings.TrimSpace(string(b)), "\n")
 		if len(b) > 0 && strings.HasSuffix(string(b), "\n") && len(lines) > after {
