@@ -27,21 +27,26 @@ func Relay(ctx context.Context, a, b *Stream) error {
 	return err
 }
 
+// relayHalf carries one direction. It touches only that direction of both streams: the
+// other may still have an answer under way.
 func relayHalf(from, to *Stream) error {
 	buf := make([]byte, 32<<10)
 	done := make(chan struct{})
-	defer close(done)
+	watched := make(chan struct{})
 	go func() { // a reader that went away ends the writer on the other side
+		defer close(watched)
 		select {
 		case <-to.Unwanted():
 			from.CloseRead(to.reasonUnwanted())
 		case <-done:
 		}
 	}()
+	defer func() { close(done); <-watched }()
 	for {
 		n, err := from.Read(buf)
 		if n > 0 {
 			if _, werr := to.Write(buf[:n]); werr != nil {
+				from.CloseRead(werr)
 				return werr
 			}
 		}
@@ -49,7 +54,7 @@ func relayHalf(from, to *Stream) error {
 			return to.CloseWrite()
 		}
 		if err != nil {
-			to.CloseWith(err)
+			to.end(endSending, err)
 			return err
 		}
 	}

@@ -385,6 +385,19 @@ func TestRelay(t *testing.T) {
 	}
 	l.wantErr(err, errs.NotFound, "no job 7")
 	<-done
+	// An answer right before the end arrives, though its sender wants nothing more.
+	for range 200 {
+		near, far, done = start(l.context())
+		near.Write([]byte("q"))
+		far.Read(make([]byte, 1))
+		far.Write([]byte("answer"))
+		far.Close()
+		if got, err := io.ReadAll(near); string(got) != "answer" || err != nil {
+			t.Fatalf("read %q, %v", got, err)
+		}
+		near.Close()
+		<-done
+	}
 	// A reader that goes away ends the writer on the far side.
 	near, far, done = start(l.context())
 	near.WriteRaw(1, nil)
