@@ -17,8 +17,8 @@ func Relay(ctx context.Context, a, b *Stream) error {
 	})
 	defer stop()
 	one := make(chan error, 1)
-	go func() { one <- relayHalf(a, b) }()
-	err := relayHalf(b, a)
+	go func() { one <- relayHalf(ctx, a, b) }()
+	err := relayHalf(ctx, b, a)
 	if e := <-one; err == nil {
 		err = e
 	}
@@ -29,7 +29,7 @@ func Relay(ctx context.Context, a, b *Stream) error {
 
 // relayHalf carries one direction. It touches only that direction of both streams: the
 // other may still have an answer under way.
-func relayHalf(from, to *Stream) error {
+func relayHalf(ctx context.Context, from, to *Stream) error {
 	buf := make([]byte, 32<<10)
 	done := make(chan struct{})
 	watched := make(chan struct{})
@@ -52,6 +52,9 @@ func relayHalf(from, to *Stream) error {
 		}
 		if err == io.EOF {
 			return to.CloseWrite()
+		}
+		if ctx.Err() != nil {
+			return err // both are being closed with the cause
 		}
 		if err != nil {
 			to.end(endSending, err)
