@@ -10,17 +10,21 @@ import (
 // Relay joins two streams until both directions have ended or ctx ends: what comes on one
 // goes to the other, ends and causes included. Both are closed when it returns.
 func Relay(ctx context.Context, a, b *Stream) error {
+	closed := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
+		defer close(closed)
 		cause := errs.Wrap(errs.Unavailable, context.Cause(ctx), "the relay ended")
 		a.CloseWith(cause)
 		b.CloseWith(cause)
 	})
-	defer stop()
 	one := make(chan error, 1)
 	go func() { one <- relayHalf(ctx, a, b) }()
 	err := relayHalf(ctx, b, a)
 	if e := <-one; err == nil {
 		err = e
+	}
+	if !stop() {
+		<-closed
 	}
 	a.Close()
 	b.Close()

@@ -243,6 +243,18 @@ func TestStreamEnds(t *testing.T) {
 		l.wantErr(err, errs.Fenced, "attempt 2 has begun", "hint: stop attempt 1")
 		l.wantErr(write(b), errs.Fenced)
 	})
+	t.Run("CloseUnderWrite", func(t *testing.T) {
+		a, b := l.streams(c, s)
+		done := make(chan error, 1)
+		go func() { _, err := a.Write(make([]byte, 2*window)); done <- err }()
+		l.eventually("the writer is stuck", func() bool { a.mu.Lock(); defer a.mu.Unlock(); return a.send == 0 })
+		a.Close()
+		l.wantErr(<-done, errs.Cancelled, "closed here")
+		if n, err := io.Copy(io.Discard, b); n != window || err != nil {
+			t.Errorf("read %d, %v", n, err)
+		}
+		b.Close()
+	})
 	t.Run("CloseRead", func(t *testing.T) {
 		a, b := l.streams(c, s)
 		b.CloseRead(cause)

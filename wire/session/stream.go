@@ -166,10 +166,6 @@ func (st *Stream) Close() error { return st.end(endSending|endReceiving, nil) }
 func (st *Stream) CloseWith(cause error) error { return st.end(endSending|endReceiving, cause) }
 
 func (st *Stream) end(flags uint8, cause error) error {
-	if flags&endSending != 0 {
-		st.sendMu.Lock() // after a Write that is under way
-		defer st.sendMu.Unlock()
-	}
 	st.mu.Lock()
 	if st.endSent {
 		flags &^= endSending
@@ -199,7 +195,13 @@ func (st *Stream) end(flags uint8, cause error) error {
 	}
 	over := st.over()
 	st.readable.Broadcast()
+	st.writable.Broadcast()
 	st.mu.Unlock()
+	if flags&endSending != 0 {
+		// Behind what a Write is sending right now; one that waits for room has been woken.
+		st.sendMu.Lock()
+		defer st.sendMu.Unlock()
+	}
 	if over {
 		st.s.forget(st)
 	}
