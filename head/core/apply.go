@@ -38,6 +38,8 @@ func (d *Durable) apply(r Record, live bool) error {
 		}
 	case RecDown:
 		s.Down = &r
+	case RecRecovered:
+		s.Unnamed = false
 	case RecSubmission, RecAllocs, RecUnsubmit, RecAllocEnded, RecNodeUp, RecNodeGone, RecDrain:
 		return d.applyNode(r)
 	case RecJob:
@@ -106,6 +108,7 @@ func (d *Durable) applyNode(r Record) error {
 		}
 		n.State, n.Since, n.Host, n.Total, n.Cause = nodeUp, r.At, r.Host, r.Total, ""
 	case RecNodeGone:
+		s.Unnamed = s.Unnamed || r.Unnamed
 		d.nodeGone(r.Node, r.Epoch, r.Proof, r.Cause, r.At)
 	case RecDrain:
 		if n := s.Nodes[r.Node]; n != nil && n.Epoch == r.Epoch {

@@ -138,7 +138,8 @@ func (c *Core) start() {
 			c.leased = max(c.leased, d.Since+exclusiveLease)
 		}
 	}
-	c.recovering = c.recovering || c.leased > c.now // if only for a moment
+	// If only for a moment.
+	c.recovering = c.recovering || c.leased > c.now || c.d.st.Unnamed
 	for _, id := range sortedKeys(c.d.st.Jobs) {
 		if d := c.d.st.Jobs[id]; d.State == 0 {
 			c.revive(c.newJob(d))
@@ -198,7 +199,7 @@ func (c *Core) endRecovery() {
 		}
 	}
 	c.recovering, c.full = false, true
-	if c.unclaimed {
+	if c.d.st.Unnamed {
 		// A node that did not come back may run anything that nobody claims; those
 		// attempts are fenced, whether they were given out or not.
 		for _, j := range slices.Clone(c.queue) {
@@ -207,6 +208,7 @@ func (c *Core) endRecovery() {
 				c.afterLoss(j)
 			}
 		}
+		c.record(RecRecovered{})
 	}
 	for _, j := range c.queue {
 		if j.d.Spec.Exclusive && c.leased > c.now && j.pending.len() > 0 {

@@ -42,6 +42,7 @@ type state struct {
 	NextJob  wire.JobID
 	Ended    []wire.JobID // in the order they ended
 	Down     *RecDown
+	Unnamed  bool // a node went away in recovery: what nobody claims may have run there
 }
 
 // subD is a submission that may still have something at the backend.

@@ -294,30 +294,18 @@ func (c *Core) agentDown(ev AgentDown) {
 // nodeGone gives a node up: with proof its processes are dead; without, it is lost, and
 // what it held is fenced.
 func (c *Core) nodeGone(n *node, proof bool, cause string) {
-	c.record(RecNodeGone{Node: n.id, Epoch: n.epoch, Proof: proof, Cause: cause, At: c.now})
-	delete(c.nodes, n.id)
-	c.order = slices.DeleteFunc(c.order, func(x *node) bool { return x == n })
-	delete(c.dirty, n)
-	if !n.greeted {
-		// It had work that nobody can name now.
-		c.unclaimed = true
-		if !proof {
-			c.leased = max(c.leased, n.seen+exclusiveLease)
-		}
-	}
-	if n.conn {
-		n.conn = false
-		c.effect(DropAgent{Node: n.id, Epoch: n.epoch, Err: errs.New(errs.Lost, "node %s: %s", n.id, cause)})
-	}
 	for _, j := range c.queue {
 		delete(j.avoid, n.id)
 	}
+	// First what it had, then that it is gone: a journal that ends in between has a node
+	// that is expected back, and what nobody claims is fenced then.
 	for _, id := range sortedKeys(n.shares) {
 		s := n.shares[id]
 		j := s.job
 		j.live -= s.tries.len()
 		j.running -= uint32(len(s.running))
 		delete(j.nodes, n.id)
+		delete(n.shares, id)
 		if s.tries.len() == 0 {
 			continue
 		}
@@ -326,6 +314,17 @@ func (c *Core) nodeGone(n *node, proof bool, cause string) {
 			until = n.seen + exclusiveLease
 		}
 		c.lose(j, n, s.tries.list(), fmt.Sprintf("node %s: %s", n.id, cause), until)
+	}
+	c.record(RecNodeGone{Node: n.id, Epoch: n.epoch, Proof: proof, Cause: cause, At: c.now, Unnamed: !n.greeted})
+	delete(c.nodes, n.id)
+	c.order = slices.DeleteFunc(c.order, func(x *node) bool { return x == n })
+	delete(c.dirty, n)
+	if !n.greeted && !proof {
+		c.leased = max(c.leased, n.seen+exclusiveLease)
+	}
+	if n.conn {
+		n.conn = false
+		c.effect(DropAgent{Node: n.id, Epoch: n.epoch, Err: errs.New(errs.Lost, "node %s: %s", n.id, cause)})
 	}
 	if proof {
 		c.dead(n.id, n.epoch)

@@ -35,6 +35,7 @@ const (
 	kindDrain
 	kindDown
 	kindGangFault
+	kindRecovered
 )
 
 // Record is one durable fact. Fields of records are append-only.
@@ -98,14 +99,20 @@ type RecNodeUp struct {
 }
 
 // RecNodeGone: the node is lost (Proof false: it may come back, its attempts are
-// fenced) or dead. The gangs it had ranks of lose them.
+// fenced) or dead. The gangs it had ranks of lose them. Single tries that it is known to
+// have had are named in RecLost records before this one; Unnamed says that the head had
+// restarted and did not know them.
 type RecNodeGone struct {
-	Node  wire.NodeID
-	Epoch wire.Epoch
-	Proof bool
-	Cause string
-	At    int64
+	Node    wire.NodeID
+	Epoch   wire.Epoch
+	Proof   bool
+	Cause   string
+	At      int64
+	Unnamed bool
 }
+
+// RecRecovered: what nobody claims after a restart has been fenced, if it had to be.
+type RecRecovered struct{}
 
 // RecDrain: the node gets nothing new and leaves when it is empty. Deadline: when what
 // still runs is stopped; 0 = never. Keep: its pool replaces it.
@@ -284,6 +291,7 @@ func (RecLogsDone) recordKind() RecordKind   { return kindLogsDone }
 func (RecDrain) recordKind() RecordKind      { return kindDrain }
 func (RecDown) recordKind() RecordKind       { return kindDown }
 func (RecGangFault) recordKind() RecordKind  { return kindGangFault }
+func (RecRecovered) recordKind() RecordKind  { return kindRecovered }
 
 // EncodeRecord gives the journal's form: the kind, two bytes little-endian, then the
 // record in msgpack.
@@ -344,6 +352,8 @@ func DecodeRecord(b []byte) (Record, error) {
 		return decode[RecDown](body)
 	case kindGangFault:
 		return decode[RecGangFault](body)
+	case kindRecovered:
+		return decode[RecRecovered](body)
 	}
 	return nil, errs.New(errs.Version, "the journal has a record of kind %d, which this version does not know", k).
 		Hint("it was written by a newer launcher; use that one")

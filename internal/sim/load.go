@@ -15,8 +15,14 @@ type load struct {
 	jobs  []*work
 	byID  map[wire.JobID]*work
 	tasks int
-	known map[uint64]*proc // local requests -> who asked
+	known map[asked]*proc // who asked
 	on    map[*proc]*machine
+}
+
+// asked names a request of a process to its agent.
+type asked struct {
+	m   *machine
+	req uint64
 }
 
 // work is one job.
@@ -32,7 +38,7 @@ type work struct {
 }
 
 func newLoad(w *world) *load {
-	return &load{w: w, byID: map[wire.JobID]*work{}, known: map[uint64]*proc{}, on: map[*proc]*machine{}}
+	return &load{w: w, byID: map[wire.JobID]*work{}, known: map[asked]*proc{}, on: map[*proc]*machine{}}
 }
 
 // begin plans the work.
@@ -228,9 +234,8 @@ func (l *load) spawned(m *machine, p *proc, e agent.Spawn) {
 		step++
 		if m.up {
 			m.reqs++
-			id := m.reqs<<8 | uint64(len(m.id))
-			l.known[id] = p
-			ev := agent.Local{Req: id, Proc: p.id, Op: agent.OpReport, Step: step, Metrics: map[string]float64{"loss": 1 / float64(step)}}
+			l.known[asked{m, m.reqs}] = p
+			ev := agent.Local{Req: m.reqs, Proc: p.id, Op: agent.OpReport, Step: step, Metrics: map[string]float64{"loss": 1 / float64(step)}}
 			if step%3 == 0 {
 				ev.Checkpoint = fmt.Sprintf("/c/step-%d.a%d/rank-%d", step, p.id.Attempt, p.id.Rank)
 			}
@@ -243,7 +248,7 @@ func (l *load) spawned(m *machine, p *proc, e agent.Spawn) {
 
 // told: a program learns that it should leave; most do, with exit code 75.
 func (l *load) told(m *machine, req uint64) {
-	if p := l.known[req]; p != nil && p.running && l.w.rng.IntN(5) > 0 {
+	if p := l.known[asked{m, req}]; p != nil && p.running && l.w.rng.IntN(5) > 0 {
 		l.w.after(l.w.between(0, 500*millisecond), func() { m.exit(p, 75, 0) })
 	}
 }
