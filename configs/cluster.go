@@ -83,6 +83,9 @@ func ParseCluster(name, abs string, text []byte) (*Cluster, error) {
 	if err != nil {
 		return nil, err
 	}
+	if t.obj.m["pool"] == nil && (t.obj.m["command"] != nil || t.obj.m["kind"] != nil || t.obj.m["sweep"] != nil) {
+		return nil, mistaken(name, "it is a job file, not a cluster spec; hand it to launcher submit (or launcher sweep)")
+	}
 	c := &Cluster{Path: abs, Text: string(text)}
 	t.version()
 	c.Name = t.str("name", DefaultName(abs))
@@ -132,6 +135,11 @@ func ParseCluster(name, abs string, text []byte) (*Cluster, error) {
 		return nil, err
 	}
 	return c, nil
+}
+
+// mistaken is the one fault of a file of another kind.
+func mistaken(name, msg string) error {
+	return Faults{{File: name, Line: 1, Msg: msg}}.asError()
 }
 
 var interfaceRE = regexp.MustCompile(`^[^/\s]{0,15}$`)

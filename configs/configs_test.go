@@ -87,7 +87,11 @@ func TestClusterFaults(t *testing.T) {
 			"6: pool.resources.cpus: unknown key; did you mean cpu?", "7: pool.resources.gpu: -1 is out of bounds", `8: pool.resources.memory: "lots" is not a size`, "10: pool.resources.foo: unknown key"}},
 		{"env", "version = 1" + okPool + "env = { \"A-B\" = \"1\", LAUNCHER_X = \"1\" }\nlabels = { a = 1 }\n", []string{
 			"5: pool.env.A-B: \"A-B\" is not a name", "5: pool.env.LAUNCHER_X: names that begin with LAUNCHER_", "6: pool.labels.a: 1 is an integer; put it in quotes"}},
-		{"pool is a table", "version = 1\n[pool]\nname = \"x\"\n", []string{"2: pool: a table is a table; give tables, each begun by [[pool]]"}},
+		{"float", "version = 1" + okPool + "nodes = 2.0\nuntil = 06:00:00\nlabels = []\n", []string{
+			"5: pool.nodes: 2.0 is a number; give an integer", "6: pool.until: 0000-01-01T06:00:00Z is a date or time without quotes; give a string", "7: pool.labels: is a list; give a table"}},
+		{"a job file", "version = 1\ncommand = [\"x\"]\n", []string{"1: : it is a job file, not a cluster spec; hand it to launcher submit"}},
+		{"windows", "\ufeffversion = 1\r\n[[pool]]\r\nname = \"p\"\r\nbackend = \"local\"\r\nnodes = 0\r\n", []string{"5: pool.nodes: 0 is out of bounds"}},
+		{"pool is a table", "version = 1\n[pool]\nname = \"x\"\n", []string{"2: pool: is a table; give tables, each begun by [[pool]]"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			_, err := ParseCluster("lab.toml", "/d/lab.toml", []byte(c.text))

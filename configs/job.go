@@ -75,7 +75,7 @@ func LoadSweep(path string) (*Job, error) {
 		return nil, err
 	}
 	if j.Kind != wire.KindSweep {
-		return nil, Faults{{File: path, Line: 1, Key: "kind", Msg: `the file is a job of kind "` + string(j.Kind) + `", not a sweep; hand it to launcher submit`}}.asError()
+		return nil, mistaken(path, `it is a job of kind "`+string(j.Kind)+`", not a sweep; hand it to launcher submit`)
 	}
 	return j, nil
 }
@@ -91,6 +91,9 @@ func ParseJob(name, abs string, text []byte) (*Job, error) {
 	t, err := f.root(root)
 	if err != nil {
 		return nil, err
+	}
+	if t.obj.m["pool"] != nil && t.obj.m["command"] == nil && t.obj.m["sweep"] == nil {
+		return nil, mistaken(name, "it is a cluster spec, not a job file; hand it to launcher up")
 	}
 	t.version()
 	j := &Job{Path: abs}

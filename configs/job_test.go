@@ -35,6 +35,7 @@ func TestJobFaults(t *testing.T) {
 		{"train", run + "[train]\nworkers = \"8:2\"\nper_node = 3\nscore = \"loss\"\nkeep = 0\nmax_restarts = -1\n", []string{
 			`4: train.workers: "8:2": the least is more`, `6: train.score: "loss" is not a score`, "7: train.keep: 0 is out of bounds", "8: train.max_restarts: -1 is out of bounds"}},
 		{"train per node", run + "[train]\nworkers = 4\nper_node = 3\n", []string{"5: train.per_node: 4 workers cannot be spread 3 to a node"}},
+		{"a cluster spec", "version = 1" + okPool, []string{"1: : it is a cluster spec, not a job file; hand it to launcher up"}},
 		{"map", "version = 1\n[map]\neach = \"a\"\nmodel = \"x\"\n", []string{"2: map: a table: not in this version", `4: map.model: "x" is not a model`}},
 		{"sweep", "version = 1\n[sweep]\nmethod = \"randm\"\nearly_terminate = { type = \"asha\", min_iter = 9, max_iter = 3 }\n[sweep.parameters]\n", []string{
 			`2: sweep.metric: missing`, `2: sweep.program: missing`, `3: sweep.method: "randm" is unknown; did you mean random?`, "4: sweep.early_terminate.min_iter: 9 is more than max_iter, 3", "5: sweep.parameters: it is empty"}},

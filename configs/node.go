@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"strconv"
+	"strings"
 )
 
 // maxFile bounds a configuration file; a larger one is no configuration file.
@@ -49,7 +50,7 @@ func (n *node) typeName() string {
 	case bool:
 		return "a boolean"
 	case stamp:
-		return "a date"
+		return "a date or time without quotes"
 	case []*node:
 		return "a list"
 	case *object:
@@ -64,7 +65,11 @@ func (n *node) show() string {
 	switch v := n.val.(type) {
 	case string:
 		s = strconv.Quote(v)
-	case int64, float64, bool, stamp:
+	case float64:
+		if s = fmt.Sprint(v); !strings.ContainsAny(s, ".eIN") {
+			s += ".0"
+		}
+	case int64, bool, stamp:
 		s = fmt.Sprint(v)
 	case []*node:
 		return "a list"

@@ -73,6 +73,10 @@ func (t *table) has(key string) bool { return t.get(key) != nil }
 
 // want reports a value of the wrong type.
 func (t *table) want(key string, n *node, what string) {
+	if n.show() == n.typeName() {
+		t.faultAt(n.line, key, "is %s; give %s", n.typeName(), what)
+		return
+	}
 	t.faultAt(n.line, key, "%s is %s; give %s", n.show(), n.typeName(), what)
 }
 
