@@ -38,8 +38,8 @@ func KillBelow(ctx context.Context) (left []Stat) {
 	}
 }
 
-// KillMarked kills every process of this user whose environment holds mark, and looks
-// again until it finds none or ctx ends. It is the belt for whoever is not the parent.
+// KillMarked kills every process that Marked finds, and looks again until it finds none
+// or ctx ends. It is the belt for whoever is not the parent.
 func KillMarked(ctx context.Context, mark string) (killed int) {
 	for pause := time.Millisecond; ; pause = min(2*pause, 50*time.Millisecond) {
 		found := 0

@@ -140,8 +140,8 @@ func fromChildren(pid int) ([]Stat, bool) {
 	return out, true
 }
 
-// Marked lists the processes of this user whose environment holds the entry mark
-// ("NAME=value"), ended ones and the caller not among them.
+// Marked lists the processes of this user whose environment holds an entry
+// ("NAME=value") that starts with mark, without the caller.
 func Marked(mark string) []int {
 	d, err := os.Open("/proc")
 	if err != nil {
@@ -152,21 +152,20 @@ func Marked(mark string) []int {
 	var out []int
 	for _, n := range names {
 		pid, err := strconv.Atoi(n)
-		if err != nil || pid == os.Getpid() {
-			continue
-		}
-		if HasMark(pid, mark) {
+		if err == nil && pid != os.Getpid() && hasEntry(pid, mark) {
 			out = append(out, pid)
 		}
 	}
 	return out
 }
 
-// HasMark reports whether the environment that a process was started with holds mark.
-// The environment of another user's process cannot be read, so it has none.
-func HasMark(pid int, mark string) bool {
+// HasMark reports whether the environment that a process was started with holds the
+// entry mark. Another user's process cannot be read, so it has none.
+func HasMark(pid int, mark string) bool { return hasEntry(pid, mark+"\x00") }
+
+func hasEntry(pid int, start string) bool {
 	env, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/environ")
-	return err == nil && bytes.Contains(append([]byte{0}, env...), append([]byte{0}, append([]byte(mark), 0)...))
+	return err == nil && bytes.Contains(append([]byte{0}, env...), append([]byte{0}, start...))
 }
 
 // Ended is a reaped process.

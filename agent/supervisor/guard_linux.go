@@ -3,6 +3,7 @@ package supervisor
 import (
 	"context"
 	"crypto/rand"
+	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
 	"io"
@@ -53,7 +54,12 @@ func GuardMain(ctx context.Context, stdin io.Reader) error {
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		return errs.Wrap(errs.Unavailable, err, "becoming sub-reaper")
 	}
-	g := &guard{dir: cfg.Dir, mark: newMark(cfg)}
+	g := &guard{dir: cfg.Dir, mark: nodeMark(cfg) + newLife(cfg)}
+	// Were all of an earlier life of this node killed in one instant, what they left is
+	// still there: nobody but us may answer for this directory now.
+	sweep, cancel := context.WithTimeout(ctx, killBound)
+	proc.KillMarked(sweep, nodeMark(cfg))
+	cancel()
 	if err := g.start(config); err != nil {
 		return err
 	}
@@ -66,11 +72,18 @@ type guard struct {
 	life      *os.File    // the supervisor sees its end when we die
 }
 
-// newMark is the environment entry that only processes of this guard have.
-func newMark(cfg wire.NodeConfig) string {
+// nodeMark is how the environment entry begins that only processes of this node have:
+// the directory tells apart the nodes of clusters that have the same name.
+func nodeMark(cfg wire.NodeConfig) string {
+	h := sha256.Sum256([]byte(filepath.Clean(cfg.Dir)))
+	return fmt.Sprintf("%s=%s/%s/%s/", markVar, cfg.Cluster, cfg.Node, hex.EncodeToString(h[:6]))
+}
+
+// newLife ends the entry: it is another one for each guard.
+func newLife(cfg wire.NodeConfig) string {
 	var r [8]byte
 	_, _ = rand.Read(r[:])
-	return fmt.Sprintf("%s=%s/%s/%d/%s", markVar, cfg.Cluster, cfg.Node, cfg.Epoch, hex.EncodeToString(r[:]))
+	return fmt.Sprintf("%d-%s", cfg.Epoch, hex.EncodeToString(r[:]))
 }
 
 // start starts the supervisor. The configuration, which holds secrets, goes over in a

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -206,6 +207,44 @@ func TestKilledAbove(t *testing.T) {
 			})
 		})
 	}
+}
+
+// All of ours are killed at once: the first processes go with their parent, and the next
+// guard of the node finds the rest before it starts anything.
+func TestAllKilled(t *testing.T) {
+	forUsers(t, func(t *testing.T, cred *syscall.Credential) {
+		n, below := node(t, cred)
+		agent, super, _ := lives(t, n.Dir, 0)
+		users := slices.DeleteFunc(below, func(p proc.Stat) bool { return p.PID == agent || p.PID == super })
+		first := slices.DeleteFunc(slices.Clone(users), func(p proc.Stat) bool { return p.Parent != super })
+		if len(first) != 4 {
+			t.Fatalf("below the supervisor are %+v", first)
+		}
+		for _, pid := range []int{n.Guard.Pid, super, agent} {
+			if err := unix.Kill(pid, unix.SIGSTOP); err != nil { // so that none can act for another
+				t.Fatal(err)
+			}
+		}
+		for _, pid := range []int{n.Guard.Pid, super, agent} {
+			_ = unix.Kill(pid, unix.SIGKILL)
+		}
+		waitFor(t, "the first processes are gone", func() bool { return len(alive(first)) == 0 })
+		if _, err := n.Wait(bound); err != nil {
+			t.Fatal(err)
+		}
+		t.Logf("%d processes outlive everything of ours", len(alive(users)))
+		again := supervisortest.StartNode(t, supervisortest.Binary(t), wire.NodeConfig{Cluster: "test", Node: "local-0", Epoch: 4, Dir: n.Dir}, cred)
+		lives(t, n.Dir, 1)
+		if left := alive(users); len(left) != 0 {
+			t.Errorf("the next life of the node runs beside %+v", left)
+		}
+		if err := os.WriteFile(filepath.Join(n.Dir, "stop"), nil, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if status, err := again.Wait(bound); status != 0 || err != nil {
+			t.Errorf("the next guard's status: %d, %v", status, err)
+		}
+	})
 }
 
 // SIGTERM to either ends the node in order.
