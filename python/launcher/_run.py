@@ -6,6 +6,7 @@ import json
 import math
 import operator
 import os
+import re
 import sys
 import threading
 from typing import Any, Dict, Mapping, Optional, Tuple, Union
@@ -128,18 +129,24 @@ def should_leave() -> Leave:
 def checkpoint(rank: Optional[int] = None) -> Optional[str]:
     """The directory to resume from, or None for a fresh start.
 
-    In a gang: what this rank saved (or the given one); where it saved nothing, what rank
-    0 did. Read only: it is launcher's copy.
+    In a gang: what this rank saved (or the given one); where it saved nothing, what the
+    first rank that did. Read only: it is launcher's copy.
     """
     root = _checkpoint()[0]
     if not root:
         return None
-    wanted = _number("RANK", 0) if rank is None else rank
-    for r in (wanted, 0):
-        shard = os.path.join(root, f"rank-{r}")
-        if os.path.isdir(shard):
-            return shard
-    return root
+    if _SHARD.fullmatch(os.path.basename(root)):
+        if rank is None:
+            return root
+        root = os.path.dirname(root)
+    wanted = os.path.join(root, f"rank-{_number('RANK', 0) if rank is None else rank}")
+    if os.path.isdir(wanted):
+        return wanted
+    shards = [d for d in os.listdir(root) if _SHARD.fullmatch(d)]
+    return os.path.join(root, min(shards, key=lambda d: int(d[5:]))) if shards else root
+
+
+_SHARD = re.compile(r"rank-[0-9]+")
 
 
 def checkpoint_step() -> int:

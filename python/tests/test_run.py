@@ -139,6 +139,8 @@ class InRun(Case):
     def test_checkpoint(self):
         self.agent.answers = [(200, {"path": self.dir, "step": 5})]
         self.assertEqual(self.launcher.checkpoint(), self.dir)
+        os.mkdir(os.path.join(self.dir, "rank-3"))
+        self.assertEqual(self.launcher.checkpoint(), os.path.join(self.dir, "rank-3"))
         os.mkdir(os.path.join(self.dir, "rank-0"))
         self.assertEqual(self.launcher.checkpoint(), os.path.join(self.dir, "rank-0"))
         os.mkdir(os.path.join(self.dir, "rank-1"))
@@ -146,6 +148,14 @@ class InRun(Case):
         self.assertEqual(self.launcher.checkpoint(rank=0), os.path.join(self.dir, "rank-0"))
         self.assertEqual(self.launcher.checkpoint_step(), 5)
         self.assertEqual(len(self.agent.requests), 1)
+
+    def test_checkpoint_is_a_shard(self):
+        mine, other = os.path.join(self.dir, "rank-1"), os.path.join(self.dir, "rank-0")
+        os.mkdir(mine)
+        os.mkdir(other)
+        self.agent.answers = [(200, {"path": mine, "step": 2})]
+        self.assertEqual(self.launcher.checkpoint(), mine)
+        self.assertEqual(self.launcher.checkpoint(rank=0), other)
 
     def test_no_checkpoint(self):
         self.agent.answers = [(200, {"path": "", "step": 0})]
