@@ -3,7 +3,7 @@
 //
 // Every message is a struct encoded by msgpack as an array (Marshal), so fields are
 // append-only: never reorder, remove or change the meaning of one. docs/protocol.md
-// is the normative text and has test vectors; version_test.go holds them.
+// is the normative text and has test vectors; vectors_test.go holds them.
 //
 // Sub-packages: secure (the cluster's CA, certificates, joining) and session
 // (authenticated, multiplexed connections).
