@@ -61,7 +61,7 @@ func node() int {
 		signal.Ignore(syscall.SIGTERM)
 		child(c)
 		write("up", c)
-		time.Sleep(time.Hour)
+		time.Sleep(time.Hour) // sleep: it is a process that does nothing
 	case "parent":
 		child(c)
 	}
@@ -144,7 +144,7 @@ func (w *world) submit(b *Backend, r backends.Request) []backends.Alloc {
 func (w *world) wait(id wire.NodeID, name string) []byte {
 	w.t.Helper()
 	path := filepath.Join(w.home, "clusters", "lab", "nodes", string(id), name)
-	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(5 * time.Millisecond) { // sleep: a bounded poll
 		if b, err := os.ReadFile(path); err == nil {
 			return b
 		}
@@ -156,7 +156,7 @@ func (w *world) wait(id wire.NodeID, name string) []byte {
 
 func (w *world) end(b *Backend, a backends.Alloc) backends.Status {
 	w.t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(5 * time.Millisecond) { // sleep: a bounded poll
 		st, err := b.Status(w.t.Context(), [][]byte{a.Handle})
 		if err != nil {
 			w.t.Fatal(err)

@@ -54,7 +54,7 @@ func TestWhoIsLetIn(t *testing.T) {
 
 	// One that has run out.
 	old, _ := l.ca.IssueSelf(secure.RoleClient, "me", time.Millisecond)
-	time.Sleep(time.Until(old.NotAfter()))
+	time.Sleep(time.Until(old.NotAfter())) // sleep: until a moment, a millisecond away
 	l.wantErr(try(old, secure.RoleHead), errs.Permission, "is valid from", "compare the clocks")
 
 	// A client's certificate does not make a server.
@@ -349,7 +349,7 @@ func TestRenewal(t *testing.T) {
 		}
 		return err
 	}
-	for end := first.Add(life / 2); time.Now().Before(end); time.Sleep(life / 20) {
+	for end := first.Add(life / 2); time.Now().Before(end); time.Sleep(life / 20) { // sleep: the pace of a run over several lives
 		s, err := Dial(l.context(), addrs, ac, secure.RoleHead)
 		if err != nil {
 			t.Fatalf("a new session: %v", err)

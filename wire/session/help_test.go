@@ -34,7 +34,7 @@ func TestMain(m *testing.M) {
 // leaks reports goroutines of this package that nobody waited for.
 func leaks() int {
 	buf := make([]byte, 1<<20)
-	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(20 * time.Millisecond) { // sleep: a bounded poll
 		var left []string
 		for g := range strings.SplitSeq(string(buf[:runtime.Stack(buf, true)]), "\n\n") {
 			if strings.Contains(g, "launcher/wire/session.") && !strings.Contains(g, "TestMain") {
@@ -196,7 +196,7 @@ func (l *lab) streams(from, to *Session) (a, b *Stream) {
 // eventually waits for a condition.
 func (l *lab) eventually(what string, ok func() bool) {
 	l.Helper()
-	for deadline := time.Now().Add(soon); !ok(); time.Sleep(2 * time.Millisecond) {
+	for deadline := time.Now().Add(soon); !ok(); time.Sleep(2 * time.Millisecond) { // sleep: a bounded poll
 		if time.Now().After(deadline) {
 			l.Fatalf("never: %s", what)
 		}

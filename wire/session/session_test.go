@@ -192,7 +192,7 @@ func TestStreamEnds(t *testing.T) {
 	c, s := l.pair(0, nil)
 	cause := errs.New(errs.Fenced, "attempt 2 has begun").Hint("stop attempt 1")
 	write := func(st *Stream) error { // until it fails
-		for deadline := time.Now().Add(soon); ; time.Sleep(time.Millisecond) {
+		for deadline := time.Now().Add(soon); ; time.Sleep(time.Millisecond) { // sleep: a bounded poll
 			if _, err := st.Write([]byte("x")); err != nil || time.Now().After(deadline) {
 				return err
 			}
@@ -321,7 +321,7 @@ func TestSilentPeer(t *testing.T) {
 	client, server := l.pair(30*time.Millisecond, nil)
 	a, _ := l.streams(client, server)
 	// Quiet is not dead: nothing is sent for many intervals.
-	time.Sleep(300 * time.Millisecond)
+	time.Sleep(300 * time.Millisecond) // sleep: nothing must happen meanwhile
 	if client.Err() != nil || server.Err() != nil {
 		t.Fatalf("a quiet session died: %v, %v", client.Err(), server.Err())
 	}
