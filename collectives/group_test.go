@@ -3,6 +3,9 @@
 package collectives
 
 import (
+	"os"
+	"os/exec"
+	"path/filepath"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -39,6 +42,42 @@ func spreadOver(n, nodes int) []int {
 		out[1]--
 	}
 	return out
+}
+
+// python finds an interpreter with numpy for Python ranks.
+func python(t *testing.T) []string {
+	t.Helper()
+	root, err := filepath.Abs("..")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, py := range []string{os.Getenv("LAUNCHER_TEST_PYTHON"), filepath.Join(root, ".venv/bin/python"), "python3"} {
+		if py != "" && exec.Command(py, "-c", "import numpy").Run() == nil {
+			return []string{py, filepath.Join(root, "python/tests/collective_rank.py")}
+		}
+	}
+	t.Skip("SKIP: there is no python with numpy (make setup makes one)")
+	return nil
+}
+
+// TestMixedLanguages: Go and Python ranks in one group do all operations, and come to
+// the same bits.
+func TestMixedLanguages(t *testing.T) {
+	py := python(t)
+	c := newCrew(t, 2, 0)
+	for i := range 5 {
+		if i%2 == 1 {
+			c.ranks = append(c.ranks, start(t, "rank"))
+		} else {
+			c.ranks = append(c.ranks, start(t, "rank", py...))
+		}
+	}
+	for _, counts := range [][]int{{2}, {3}, {5}, {1, 1}, {2, 3}} {
+		c.form(order{Round: 8192}, counts...).run("all", uint64(len(counts)+counts[0]), 12007)
+		if t.Failed() {
+			return
+		}
+	}
 }
 
 // TestEveryWorldSize holds all operations to the serial reference at every world size

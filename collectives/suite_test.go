@@ -4,7 +4,7 @@ package collectives
 
 import (
 	"fmt"
-	"hash/fnv"
+	"hash/crc32"
 	"math"
 	"os"
 	"strings"
@@ -119,12 +119,11 @@ func compare[T Element](got []T, offset int, want func(i int) T) error {
 	return nil
 }
 
-func hash[T Element](b []T) uint64 {
-	h := fnv.New64a()
-	if len(b) > 0 {
-		h.Write(unsafe.Slice((*byte)(unsafe.Pointer(&b[0])), len(b)*int(unsafe.Sizeof(b[0]))))
+func hash[T Element](b []T) uint32 {
+	if len(b) == 0 {
+		return 0
 	}
-	return h.Sum64()
+	return crc32.ChecksumIEEE(unsafe.Slice((*byte)(unsafe.Pointer(&b[0])), len(b)*int(unsafe.Sizeof(b[0]))))
 }
 
 func each[T Element](c *Comm, seed uint64, out *strings.Builder, sizes []int, ops []Op) error {
@@ -236,7 +235,8 @@ func suiteAll(c *Comm, seed uint64, args []int) (string, error) {
 // and be near the sum in float64.
 func rough(c *Comm, seed uint64, out *strings.Builder, n int) error {
 	at := func(rank, i int) float32 {
-		return float32(math.Sin(float64(rank*7919+i)+float64(seed)) * math.Pow(10, float64((rank+i)%7)))
+		x := float64(number(seed, rank, i, false)*1.1) + 0.01*float64(rank) // the conversion keeps it from being fused
+		return float32(x * math.Pow10((rank+i)%7))
 	}
 	b := make([]float32, n)
 	for i := range b {

@@ -1,0 +1,106 @@
+"""The arithmetic of the collectives on numpy arrays; as collectives/reduce does it in Go."""
+
+from __future__ import annotations
+
+from typing import Any, Callable, List
+
+import numpy as np
+
+from . import _group_memory as memory
+
+BFLOAT16 = memory.TYPES.index("bfloat16")
+SUM, MIN, MAX, PRODUCT, MEAN = range(1, 6)
+
+
+class Arithmetic:
+    """Combines arrays of one type by one operation, in the order of the inputs."""
+
+    def __init__(self, typ: int, op: int, div: int) -> None:
+        self.half = memory.TYPES[typ] in ("float16", "bfloat16")
+        self.brain = typ == BFLOAT16
+        self.op = op
+        self.div = div
+        floating = self.half or memory.TYPES[typ].startswith("float")
+        self.fold: Callable[[Any, Any, Any], Any] = {
+            SUM: np.add,
+            MEAN: np.add,
+            PRODUCT: np.multiply,
+            MIN: _float_min if floating else _int_min,
+            MAX: _float_max if floating else _int_max,
+        }[op]
+
+    def __call__(self, outs: List[Any], ins: List[Any]) -> None:
+        out = outs[0]
+        if self.half:
+            self._half(out, ins)
+        elif len(ins) == 1:
+            if out is not ins[0]:
+                out[...] = ins[0]
+        else:
+            fold = self.fold
+            fold(ins[0], ins[1], out)
+            for x in ins[2:]:
+                fold(out, x, out)
+        if self.op == MEAN and not self.half:
+            np.divide(out, self.div, out)
+        for o in outs[1:]:
+            o[...] = out
+
+    def _half(self, out: Any, ins: List[Any]) -> None:
+        widen = _widen_brain if self.brain else _widen
+        acc = widen(ins[0])
+        for x in ins[1:]:
+            self.fold(acc, widen(x), acc)
+        if self.op == MEAN:
+            np.divide(acc, np.float32(self.div), acc)
+        if self.brain:
+            bits = acc.view(np.uint32)
+            rounded = (bits + np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1))) >> np.uint32(16)
+            # Rounding could carry a NaN into infinity.
+            nan = np.isnan(acc)
+            if nan.any():
+                rounded[nan] = bits[nan] >> np.uint32(16) | np.uint32(0x40)
+            out[...] = rounded
+        else:
+            out[...] = acc
+
+    def blocks(self, outs: List[Any], ins: List[Any], apart: bool = False) -> None:
+        """The same for long arrays, in pieces that stay in the cache.
+
+        outs[0] may be ins[0], in place. With apart it may be any of ins: then the work is
+        done elsewhere and copied.
+        """
+        n, step = len(ins[0]), (256 << 10) // ins[0].itemsize
+        between = [np.empty(min(n, step), ins[0].dtype)] if apart else []
+        with np.errstate(all="ignore"):
+            for a in range(0, n, step):
+                b = min(a + step, n)
+                self([t[: b - a] for t in between] + [o[a:b] for o in outs], [x[a:b] for x in ins])
+
+
+def _widen(x: Any) -> Any:
+    return x.astype(np.float32)
+
+
+def _widen_brain(x: Any) -> Any:
+    wide = x.astype(np.uint32)
+    wide <<= np.uint32(16)
+    return wide.view(np.float32)
+
+
+def _int_min(acc: Any, x: Any, out: Any) -> None:
+    np.minimum(acc, x, out=out)
+
+
+def _int_max(acc: Any, x: Any, out: Any) -> None:
+    np.maximum(acc, x, out=out)
+
+
+# Not np.minimum: of two zeros, and of a NaN and a number, all kinds of ranks must pick
+# the same one.
+def _float_min(acc: Any, x: Any, out: Any) -> None:
+    out[...] = np.where((acc < x) | (acc != acc), acc, x)
+
+
+def _float_max(acc: Any, x: Any, out: Any) -> None:
+    out[...] = np.where((acc > x) | (acc != acc), acc, x)
