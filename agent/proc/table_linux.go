@@ -168,6 +168,20 @@ func hasEntry(pid int, start string) bool {
 	return err == nil && bytes.Contains(append([]byte{0}, env...), append([]byte{0}, start...))
 }
 
+// Variable gives an environment variable that a process was started with.
+func Variable(pid int, name string) (value string, ok bool) {
+	env, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/environ")
+	if err != nil {
+		return "", false
+	}
+	for kv := range bytes.SplitSeq(env, []byte{0}) {
+		if v, ok := bytes.CutPrefix(kv, []byte(name+"=")); ok {
+			return string(v), true
+		}
+	}
+	return "", false
+}
+
 // Ended is a reaped process.
 type Ended struct {
 	PID    int

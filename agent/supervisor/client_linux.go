@@ -266,6 +266,15 @@ func (c *Client) Signal(ctx context.Context, p wire.Proc, sig syscall.Signal, gr
 	return errs.Wrap(errs.Unknown, err, "signal %d to process %s", sig, p)
 }
 
+// Sweep kills everything that ended processes have left behind below the supervisor, also
+// what called setsid: what has LAUNCHER_PROC of one that does not run, and, when none
+// runs, all that is not the agent's. It costs a look at every process of the machine, so
+// it is for now and then. It gives how many it killed.
+func (c *Client) Sweep(ctx context.Context) (int, error) {
+	r, err := c.call(ctx, msgSweep, struct{}{})
+	return r.Count, err
+}
+
 // Ack lets the supervisor forget ends. Those of processes that run are ignored.
 func (c *Client) Ack(ps ...wire.Proc) error { return c.out.send(msgAck, 0, ps) }
 

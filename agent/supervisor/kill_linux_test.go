@@ -29,7 +29,7 @@ func users() map[string]*syscall.Credential {
 }
 
 // node starts a node whose agent runs the four shapes, and waits until all of them count.
-func node(t *testing.T, cred *syscall.Credential) (*supervisortest.Node, []proc.Stat) {
+func node(t *testing.T, cred *syscall.Credential, labels ...string) (*supervisortest.Node, []proc.Stat) {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "node")
 	if err != nil {
@@ -44,7 +44,8 @@ func node(t *testing.T, cred *syscall.Credential) (*supervisortest.Node, []proc.
 		t.Setenv("PATH", "/usr/local/bin:/usr/bin:/bin")
 		t.Setenv("HOME", "/nonexistent")
 	}
-	n := supervisortest.StartNode(t, supervisortest.Binary(t), wire.NodeConfig{Cluster: "test", Node: "local-0", Epoch: 3, Dir: dir, JoinKey: []byte("the-secret-key")}, cred)
+	n := supervisortest.StartNode(t, supervisortest.Binary(t), wire.NodeConfig{Cluster: "test", Node: "local-0", Epoch: 3, Dir: dir,
+		JoinKey: []byte("the-secret-key"), Labels: map[string]string{"deaf": strings.Join(labels, "")}}, cred)
 	lives(t, dir, 0)
 	for i := range 4 {
 		waitFor(t, fmt.Sprintf("shape %d counts", i), func() bool {
@@ -213,7 +214,7 @@ func TestKilledAbove(t *testing.T) {
 // guard of the node finds the rest before it starts anything.
 func TestAllKilled(t *testing.T) {
 	forUsers(t, func(t *testing.T, cred *syscall.Credential) {
-		n, below := node(t, cred)
+		n, below := node(t, cred, "deaf")
 		agent, super, _ := lives(t, n.Dir, 0)
 		users := slices.DeleteFunc(below, func(p proc.Stat) bool { return p.PID == agent || p.PID == super })
 		first := slices.DeleteFunc(slices.Clone(users), func(p proc.Stat) bool { return p.Parent != super })
@@ -232,7 +233,9 @@ func TestAllKilled(t *testing.T) {
 		if _, err := n.Wait(bound); err != nil {
 			t.Fatal(err)
 		}
-		t.Logf("%d processes outlive everything of ours", len(alive(users)))
+		if len(alive(users)) == 0 {
+			t.Error("nothing outlived everything of ours: this shows nothing")
+		}
 		again := supervisortest.StartNode(t, supervisortest.Binary(t), wire.NodeConfig{Cluster: "test", Node: "local-0", Epoch: 4, Dir: n.Dir}, cred)
 		lives(t, n.Dir, 1)
 		if left := alive(users); len(left) != 0 {

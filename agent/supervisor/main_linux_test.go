@@ -5,9 +5,11 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -28,11 +30,15 @@ func TestMain(m *testing.M) {
 // It says first who it is.
 func counter() int {
 	stop, code := os.Args[2], os.Args[3]
+	deaf := os.Getenv("DEAF") != "" // goes on when nobody reads
+	if deaf {
+		signal.Ignore(syscall.SIGPIPE)
+	}
 	w := bufio.NewWriter(os.Stdout)
 	fmt.Fprintf(w, "pid %d\n", os.Getpid())
 	for n := 1; ; n++ {
 		fmt.Fprintln(w, n)
-		if w.Flush() != nil {
+		if w.Flush() != nil && !deaf {
 			return 99
 		}
 		if _, err := os.Stat(stop); err == nil {
@@ -101,7 +107,7 @@ func standIn() int {
 				return 1
 			}
 			// HOME is all that Python needs to be found by its shims.
-			env := []string{"PATH=" + os.Getenv("PATH"), "HOME=" + os.Getenv("HOME")}
+			env := []string{"PATH=" + os.Getenv("PATH"), "HOME=" + os.Getenv("HOME"), "DEAF=" + cfg.Labels["deaf"]}
 			_, err = c.Spawn(ctx, supervisor.Order{Proc: name(i), Argv: argv, Env: env, Dir: "/", Files: []*os.File{nil, w, w},
 				Keep: map[string]*os.File{spool.FDName(name(i), 1): r}})
 			w.Close()

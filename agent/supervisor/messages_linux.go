@@ -28,6 +28,7 @@ const (
 	msgDrop                       // []string, no answer
 	msgFarewell                   // string
 	msgRelease                    // []wire.Proc, no answer
+	msgSweep                      // nothing
 )
 
 // Messages to the agent.
@@ -66,7 +67,7 @@ type Exit struct {
 	RSS      int64 // peak resident bytes, of itself or one of its children; not less than the supervisor's own
 	User     int64 // CPU time with its children's, nanoseconds
 	System   int64
-	Leftover bool // processes of its group live on; Signal with group = true ends them
+	Leftover bool // processes of its group live on: Signal with group = true, or Sweep, ends them
 }
 
 type spawnOrder struct {
@@ -95,4 +96,5 @@ type reply struct {
 	Errno   int
 	Path    string
 	Err     string // anything else
+	Count   int    // of msgSweep
 }

@@ -122,6 +122,11 @@ func (s *server) handle(out *sender, m *message) error {
 			return err
 		}
 		return out.send(msgReply, m.seq, s.signal(&o))
+	case msgSweep:
+		s.mu.Lock()
+		r := s.strays()
+		s.mu.Unlock()
+		return out.send(msgReply, m.seq, r)
 	case msgAck, msgRelease:
 		var ps []wire.Proc
 		if err := wire.Unmarshal(m.body, &ps); err != nil {
@@ -290,20 +295,65 @@ func (s *server) signal(o *signalOrder) reply {
 // is of its session or group, or carries its name in the environment. Its number may be
 // another's by now, so it is not used to signal.
 func (s *server) sweep(e *entry, sig unix.Signal) reply {
-	name := "LAUNCHER_PROC=" + e.info.Proc.String()
-	r := reply{Errno: int(unix.ESRCH)}
-	for _, d := range proc.Descendants(os.Getpid()) {
-		if d.PID == s.agentPID || s.pids[d.PID] != nil || d.State == 'Z' {
-			continue
+	name := procVar + "=" + e.info.Proc.String()
+	n := s.signalOrphans(sig, func(d proc.Stat) bool {
+		return d.Session == e.info.PID || d.Group == e.info.PID || proc.HasMark(d.PID, name)
+	})
+	if n == 0 {
+		return reply{Errno: int(unix.ESRCH)}
+	}
+	return reply{}
+}
+
+// procVar is the environment variable that names the process of a job.
+const procVar = "LAUNCHER_PROC"
+
+// strays kills what ended processes have left behind, wherever it has hidden: all that
+// carries the name of one that does not run. What carries no name is of an unknown one,
+// and is killed when none runs.
+func (s *server) strays() reply {
+	running := map[string]bool{}
+	for _, e := range s.pids {
+		running[e.info.Proc.String()] = true
+	}
+	return reply{Count: s.signalOrphans(unix.SIGKILL, func(d proc.Stat) bool {
+		if name, ok := proc.Variable(d.PID, procVar); ok {
+			return !running[name]
 		}
-		if d.Session == e.info.PID || d.Group == e.info.PID || proc.HasMark(d.PID, name) {
-			if unix.Kill(d.PID, sig) == nil {
-				r.Errno = 0
+		return len(running) == 0
+	})}
+}
+
+// signalOrphans signals what lives below us, but neither is the agent, nor a process of
+// the table, nor lives below one of those. A kill is repeated until nothing new appears:
+// a process may fork while we look.
+func (s *server) signalOrphans(sig unix.Signal, pick func(proc.Stat) bool) (count int) {
+	seen := map[proc.Stat]bool{}
+	for deadline := time.Now().Add(sweepBound); ; time.Sleep(time.Millisecond) {
+		owned := map[int]bool{s.agentPID: true}
+		found := 0
+		for _, d := range proc.Descendants(os.Getpid()) { // parents come first
+			if owned[d.Parent] || owned[d.PID] || s.pids[d.PID] != nil {
+				owned[d.PID] = true
+				continue
+			}
+			if d.State == 'Z' || !pick(d) || unix.Kill(d.PID, sig) != nil {
+				continue
+			}
+			found++
+			if id := (proc.Stat{PID: d.PID, Start: d.Start}); !seen[id] {
+				seen[id] = true
+				count++
 			}
 		}
+		if found == 0 || sig != unix.SIGKILL || time.Now().After(deadline) {
+			return count
+		}
 	}
-	return r
 }
+
+// sweepBound is how long a kill of leftovers is repeated; meanwhile nothing is started.
+const sweepBound = 200 * time.Millisecond
 
 func errnoReply(err error) reply {
 	if e, ok := err.(unix.Errno); ok {

@@ -387,6 +387,64 @@ func TestSignals(t *testing.T) {
 	if x := func() supervisor.Exit { start(4, "true"); return nextExit(t, c) }(); x.Leftover {
 		t.Errorf("without leftovers: %+v", x)
 	}
+	if err := c.Signal(ctx, name(4), unix.SIGKILL, true); !errs.Is(err, errs.NotFound) {
+		t.Errorf("a signal to leftovers that are not: %v, want kind not-found", err)
+	}
+}
+
+// Strays are found wherever they hide; running processes and theirs are left alone.
+func TestSweep(t *testing.T) {
+	c := supervisortest.Start(t).Connect(t)
+	ctx := ctxOf(t)
+	start := func(i int, script string) *os.File {
+		r, w := pipe(t)
+		_, err := c.Spawn(ctx, supervisor.Order{Proc: name(i), Argv: []string{"sh", "-c", script}, Dir: "/",
+			Env: append(slices.Clone(basicEnv), "LAUNCHER_PROC="+name(i).String()), Files: []*os.File{nil, w}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.Close()
+		return r
+	}
+	started := func(r *os.File, want int) {
+		r.SetReadDeadline(time.Now().Add(bound))
+		for b, n := make([]byte, 1), 0; n < want; {
+			if _, err := r.Read(b); err != nil {
+				t.Fatal(err)
+			}
+			if b[0] == '\n' {
+				n++
+			}
+		}
+	}
+	named := start(1, "setsid sh -c 'echo here; exec sleep 1000' & exit 0")
+	started(named, 1)
+	nameless := start(2, "env -i /usr/bin/setsid /bin/sh -c 'echo here; exec /bin/sleep 1000' & exit 0")
+	started(nameless, 1)
+	running := start(3, "setsid sh -c 'echo here; exec sleep 1000' & (setsid sh -c 'echo here; exec sleep 1000' &); echo me; read x < /dev/tty; exec sleep 1000")
+	started(running, 3)
+	nextExit(t, c)
+	nextExit(t, c)
+	if n, err := c.Sweep(ctx); n != 1 || err != nil {
+		t.Errorf("the first sweep killed %d, %v; want 1, the one with the name of an ended process", n, err)
+	}
+	if out := readAll(t, named); out != "" {
+		t.Errorf("output %q", out)
+	}
+	if err := c.Signal(ctx, name(3), unix.SIGKILL, true); err != nil {
+		t.Error(err)
+	}
+	if x := nextExit(t, c); x.Proc != name(3) || x.Signal != 9 {
+		t.Errorf("the running process ended with %+v", x)
+	}
+	if n, err := c.Sweep(ctx); n != 2 || err != nil {
+		t.Errorf("the second sweep killed %d, %v; want the two that are left", n, err)
+	}
+	readAll(t, nameless)
+	readAll(t, running)
+	if n, err := c.Sweep(ctx); n != 0 || err != nil {
+		t.Errorf("a sweep of nothing killed %d, %v", n, err)
+	}
 }
 
 // A supervisor that dies is noticed by its client, whose calls fail then.
