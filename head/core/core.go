@@ -87,16 +87,24 @@ func (c *Core) Step(now int64, ev Event) Output {
 	case LogsDone:
 		c.logsDone(ev.Job)
 	}
-	c.settle()
+	// Completions come by the thousand and change nothing for pools.
+	if m, ok := ev.(AgentMsg); ok {
+		_, left := m.Msg.(wire.Leaving)
+		c.settle(left)
+	} else {
+		c.settle(true)
+	}
 	return c.out
 }
 
 // settle draws the consequences of an event: who runs next, who is to be told.
-func (c *Core) settle() {
+func (c *Core) settle(pools bool) {
 	c.endRecovery()
 	c.schedule()
 	c.stepDown()
-	c.keepPools()
+	if pools {
+		c.keepPools()
+	}
 	c.tellWatchers()
 }
 

@@ -542,7 +542,8 @@ func (c *Core) keepRoom(j *job) {
 }
 
 // timeHold names the time at which the held gang is expected to start: when everything
-// that runs in its way has used up its time.
+// that runs in its way has used up its time. Once named it only comes nearer, so that
+// what uses the room meanwhile cannot put it off.
 func (c *Core) timeHold(j *job) {
 	until := c.now
 	for _, n := range c.order {
@@ -551,7 +552,7 @@ func (c *Core) timeHold(j *job) {
 		}
 	}
 	for _, n := range c.order {
-		if n.held == j {
+		if n.held == j && (n.until == 0 || until < n.until) {
 			n.until = until
 		}
 	}

@@ -228,7 +228,7 @@ func (c *Core) accepts(n *node, j *job, p wire.Proc) bool {
 		return false
 	}
 	s := n.shares[j.id]
-	return s != nil && s.tries.has(p.Index) || j.pending.has(p.Index)
+	return s != nil && s.tries.has(p.Index) || j.pending.has(p.Index) || j.d.Cancel != nil && len(c.where(j, p.Index)) == 0
 }
 
 // ended1 follows one end that counts in the soft state, after its record was applied.

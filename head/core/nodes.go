@@ -163,6 +163,7 @@ func (c *Core) claimTries(n *node, tries []wire.TryState) (drop []wire.Try) {
 			was.tries.dropOne(i)
 		case j.pending.has(i):
 			j.pending.dropOne(i)
+		case j.d.Cancel != nil && len(c.where(j, i)) == 0: // it is still to be stopped in its own time
 		default: // another node has it
 			drop = append(drop, t.Try)
 			continue

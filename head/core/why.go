@@ -192,6 +192,13 @@ func (c *Core) whyJob(d *jobD) []string {
 		return []string{fmt.Sprintf("job %d is being stopped: %d tasks still run, they have %d s from SIGTERM to SIGKILL", d.ID, j.live+len(j.gangs), j.grace/second)}
 	}
 	out := []string{fmt.Sprintf("job %d: %d of %d tasks are over, %d run, %d wait", d.ID, x.Done+x.Failed+x.Cancelled, x.Tasks, x.Running, x.Waiting)}
+	for _, l := range j.limbo {
+		who := "a node that is lost"
+		if l.node != "" {
+			who = string(l.node)
+		}
+		out = append(out, fmt.Sprintf("%d tasks are exclusive and were on %s, which is silent: they run again in %d s, when its lease is certainly over", l.tries.len(), who, (l.until-c.now+second-1)/second))
+	}
 	if j.pending.len() > 0 {
 		out = append(out, c.waiting(j)...)
 	}

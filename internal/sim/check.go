@@ -11,10 +11,11 @@ type laws struct {
 	where map[wire.Proc]*machine // every process ever started
 	tasks map[wire.Task][]wire.Proc
 	gone  map[string]int64 // when the head gave a life of a node up
+	back  map[string]int64 // when it took it back
 }
 
 func newLaws(w *world) *laws {
-	return &laws{w: w, where: map[wire.Proc]*machine{}, tasks: map[wire.Task][]wire.Proc{}, gone: map[string]int64{}}
+	return &laws{w: w, where: map[wire.Proc]*machine{}, tasks: map[wire.Task][]wire.Proc{}, gone: map[string]int64{}, back: map[string]int64{}}
 }
 
 // startedProc: a process was started on a node.
@@ -45,7 +46,7 @@ func (l *laws) startedProc(m *machine, p *proc) {
 		}
 		om := l.where[old]
 		op := om.procs[old]
-		fenced := l.gone[om.name()] >= op.start
+		fenced := l.fenced(om, op.start)
 		if op.running && !fenced {
 			w.fail("%s starts %s while %s runs on %s, which is not lost", m.name(), p.id, old, om.name())
 		}
@@ -57,6 +58,13 @@ func (l *laws) startedProc(m *machine, p *proc) {
 		}
 	}
 	l.tasks[p.id.Task] = append(l.tasks[p.id.Task], p.id)
+}
+
+// fenced reports whether what a node started at that time may have been given up by the
+// head: the node was lost later, or was lost then and had not heard of it.
+func (l *laws) fenced(m *machine, start int64) bool {
+	gone, back := l.gone[m.name()], l.back[m.name()]
+	return gone != 0 && (start <= gone || back < gone || start < back+second)
 }
 
 func (l *laws) ranks(p wire.Proc) uint32 {
@@ -79,6 +87,8 @@ func (l *laws) recorded(r core.Record) {
 	switch r := r.(type) {
 	case core.RecNodeGone:
 		l.gone[string(r.Node)+"@"+itoa(uint64(r.Epoch))] = w.now
+	case core.RecNodeUp:
+		l.back[string(r.Node)+"@"+itoa(uint64(r.Epoch))] = w.now
 	case core.RecEnds:
 		for _, part := range r.Parts {
 			for _, it := range part.Items {
