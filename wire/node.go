@@ -79,7 +79,8 @@ type LogAck struct {
 }
 
 // RingOpen opens the stream that a node sends its part of a gang's collectives on, to
-// the next node of the ring.
+// the next node of the ring. It is answered by MsgOK, or by MsgError of kind unavailable
+// when that node does not know of the group yet.
 type RingOpen struct {
 	Gang Try
 	From NodeID

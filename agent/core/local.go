@@ -37,7 +37,7 @@ func (c *Core) local(ev Local) {
 	case OpJoin:
 		c.join(t, i, ev)
 	default:
-		c.do(LocalReply{Req: ev.Req, Job: t.job.spec})
+		c.do(LocalReply{Req: ev.Req, Job: t.job.spec, Step: max(t.Ranks[i].step, t.Item.Step)})
 	}
 }
 

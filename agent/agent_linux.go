@@ -1,0 +1,252 @@
+package agent
+
+import (
+	"context"
+	"log/slog"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"runtime/debug"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"launcher/agent/core"
+	"launcher/agent/spool"
+	"launcher/agent/supervisor"
+	"launcher/internal/clock"
+	"launcher/internal/errs"
+	"launcher/wire"
+	"launcher/wire/secure"
+	"launcher/wire/session"
+)
+
+// Options of an agent. Zero values are what production uses.
+type Options struct {
+	Log     *slog.Logger
+	Version string // of the build; "" = the binary's own
+	Binary  string // path of launcher that programs get in LAUNCHER; "" = this program
+	// Supervisor, for tests: a connection that is there already.
+	Supervisor *supervisor.Client
+	// SDK puts the Python SDK under the cache directory and gives the directory for
+	// PYTHONPATH; nil = programs get none.
+	SDK func(cache string) (string, error)
+}
+
+// leftover is what is removed at the end of a node, below its directory.
+var leftover = []string{"spool", "tasks"}
+
+// agent is one life of a node's agent.
+type agent struct {
+	o      Options
+	log    *slog.Logger
+	super  *supervisor.Client
+	cfg    wire.NodeConfig
+	clock  clock.Clock
+	fds    map[string]*os.File // handed over by the supervisor, taken out as they are used
+	id     *secure.Identity
+	state  *journal
+	core   *core.Core
+	spool  *spool.Spool
+	events queue
+	head   *headLink
+	ship   *shipper
+	starts *starter
+	local  *localServer
+	groups *groups
+	peers  *peers
+	env    *environment
+	total  wire.Resources
+	gpus   []wire.GPU
+	cores  int
+
+	wg   sync.WaitGroup // what effects started
+	left chan string    // why the node leaves; closed by the loop
+	why  string
+}
+
+// Main runs an agent below its supervisor until the node's work is over (nil: the
+// supervisor ends too), the agent cannot go on (an error that Fatal reports), or ctx
+// ends, which is an order to end the node's work.
+func Main(ctx context.Context, o Options) error {
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.Version == "" {
+		o.Version = session.BuildVersion()
+	}
+	// An agent is small and mostly idle: collect early rather than grow.
+	debug.SetGCPercent(50)
+	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, os.Interrupt)
+	defer stop()
+	a := &agent{o: o, log: o.Log, super: o.Supervisor, clock: clock.Real{}, left: make(chan string)}
+	if a.super == nil {
+		c, err := supervisor.Connect(ctx)
+		if err != nil {
+			return errs.Wrap(errs.Unknown, err, "the agent cannot start")
+		}
+		defer c.Close()
+		a.super = c
+	}
+	var err error
+	if a.cfg, err = a.super.Config(); err != nil {
+		return errs.Wrap(errs.Unknown, err, "the node's configuration")
+	}
+	a.log = a.log.With("node", a.cfg.Node)
+	if a.o.Binary == "" {
+		if a.o.Binary, err = os.Executable(); err != nil {
+			return errs.Wrap(errs.Internal, err, "this program's own path")
+		}
+	}
+	return a.run(ctx)
+}
+
+// Fatal reports whether an error of Main is one that starting again cannot help.
+func Fatal(err error) bool {
+	switch errs.KindOf(err) {
+	case errs.Fenced, errs.Permission, errs.Version, errs.Invalid:
+		return true
+	}
+	return false
+}
+
+// joinBound is how long a new node tries to join, at least.
+const joinBound = time.Minute
+
+func (a *agent) run(ctx context.Context) error {
+	a.fds = a.super.FDs()
+	defer func() {
+		for _, f := range a.fds {
+			f.Close()
+		}
+	}()
+	if err := os.MkdirAll(a.cfg.Dir, 0o700); err != nil {
+		return errs.Wrap(errs.Unavailable, err, "the node's directory")
+	}
+	// Finding out what there is and joining take a while each.
+	found := make(chan detected, 1)
+	a.wg.Go(func() { found <- a.detect(ctx) })
+	defer a.wg.Wait()
+	if err := a.join(ctx); err != nil {
+		return err
+	}
+	d := <-found
+	if d.err != nil {
+		return d.err
+	}
+	if err := a.open(ctx, d); err != nil {
+		return err
+	}
+	return a.serve(ctx)
+}
+
+// open makes or takes up everything that the agent works with.
+func (a *agent) open(ctx context.Context, d detected) (err error) {
+	a.events.init()
+	a.total, a.gpus, a.cores = d.total, d.gpus, len(d.cpus)
+	if a.state, err = openJournal(ctx, a.super, a.take("state"), a.log); err != nil {
+		return err
+	}
+	if a.peers, err = listenPeers(ctx, a); err != nil {
+		return err
+	}
+	if a.local, err = listenLocal(ctx, a); err != nil {
+		return err
+	}
+	a.env = newEnvironment(a)
+	a.groups = newGroups(a)
+	a.starts = newStarter(a)
+	a.core = core.New(a.coreConfig(d), a.state.state)
+	a.spool, err = spool.Open(spool.Config{Dir: filepath.Join(a.cfg.Dir, "spool"), Log: a.log, Notify: a.spooled})
+	if err != nil {
+		return err
+	}
+	if a.fds, err = a.spool.AddStored(a.fds); err != nil {
+		a.log.Error("output of an earlier agent cannot be taken up", "err", err)
+	}
+	a.ship = newShipper(a)
+	a.head = newHeadLink(a)
+	return nil
+}
+
+func (a *agent) coreConfig(d detected) core.Config {
+	c := a.cfg
+	return core.Config{
+		Hello: wire.Hello{
+			Node: c.Node, Epoch: c.Epoch, Restarts: a.super.Restarts(), Pool: c.Pool, Token: c.Token, Version: a.o.Version,
+			Host: d.host, Addr: a.peers.addr(), Total: d.total, GPUs: d.gpus, Labels: c.Labels, Deadline: c.Deadline, PID: os.Getpid(), Python: d.python,
+		},
+		CPUs: d.cpus, Grace: c.Grace, Binary: a.o.Binary, Socket: a.local.path, Cluster: c.Cluster, Dir: c.Dir,
+	}
+}
+
+// take gives a descriptor that the supervisor kept; nil = there is none of that name.
+func (a *agent) take(name string) *os.File {
+	f := a.fds[name]
+	delete(a.fds, name)
+	return f
+}
+
+// errLeft ends the parts of an agent whose node is done.
+var errLeft = errs.New(errs.Cancelled, "the node leaves")
+
+// serve runs all parts until the node leaves or one of them cannot go on.
+func (a *agent) serve(ctx context.Context) error {
+	// A signal is an order to the core, not the end of the parts.
+	g, in := errgroup.WithContext(context.WithoutCancel(ctx))
+	stop := context.AfterFunc(ctx, func() {
+		a.events.push(core.StopNode{Why: "node " + string(a.cfg.Node) + " was told to stop", Grace: int64(stopGrace)})
+	})
+	defer stop()
+	g.Go(func() error { return a.loop(in) })
+	g.Go(func() error { return a.head.run(in) })
+	g.Go(func() error { return a.local.serve(in) })
+	g.Go(func() error { return a.peers.serve(in) })
+	g.Go(func() error { return a.starts.run(in) })
+	g.Go(func() error { a.groups.watch(in); return nil })
+	g.Go(func() error { a.renew(in); return nil })
+	g.Go(func() error { a.watchGPUs(in); return nil })
+	g.Go(func() error {
+		select {
+		case <-a.super.Done():
+			return errs.New(errs.Lost, "the supervisor is gone")
+		case <-in.Done():
+			return nil
+		}
+	})
+	err := g.Wait()
+	a.groups.close()
+	a.wg.Wait()
+	a.spool.Close()
+	if err == errLeft {
+		return a.farewell(context.WithoutCancel(ctx))
+	}
+	return err
+}
+
+// stopGrace is between SIGTERM and SIGKILL for the node's processes when the node itself
+// is stopped; its supervisor allows the agent 20 s for everything.
+const stopGrace = 10 * time.Second
+
+// farewell removes what the node leaves behind and ends the supervisor.
+func (a *agent) farewell(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	a.log.Info("leaving", "why", a.why)
+	names := leftover
+	if !a.ship.complete() {
+		names = []string{"tasks"} // the only copy of some output stays
+		a.log.Warn("output that the head did not take stays in the spool", "dir", filepath.Join(a.cfg.Dir, "spool"))
+	}
+	for _, name := range names {
+		if err := os.RemoveAll(filepath.Join(a.cfg.Dir, name)); err != nil {
+			a.log.Warn("cannot remove what the node leaves behind", "err", err)
+		}
+	}
+	if err := a.super.Farewell(ctx, a.why); err != nil {
+		a.log.Warn("the supervisor did not take the farewell", "err", err)
+	}
+	return nil
+}

@@ -1,0 +1,257 @@
+package agent
+
+import (
+	"context"
+	"io"
+	"net"
+	"strconv"
+	"strings"
+	"time"
+
+	"launcher/internal/errs"
+	"launcher/wire"
+	"launcher/wire/secure"
+	"launcher/wire/session"
+)
+
+const (
+	tcpName   = "tcp"
+	openBound = 10 * time.Second
+)
+
+// peers is the node's TCP listener: other agents send the traffic of collectives there.
+type peers struct {
+	a    *agent
+	l    net.Listener
+	host string // as bound; "" = all addresses
+	port string
+}
+
+// listenPeers takes the listener of an earlier agent up, or opens one: on the loopback
+// address when the head is there, on the named interface, else on all addresses.
+func listenPeers(ctx context.Context, a *agent) (*peers, error) {
+	p := &peers{a: a}
+	var err error
+	if f := a.take(tcpName); f != nil {
+		p.l, err = net.FileListener(f)
+		f.Close()
+		if err != nil {
+			a.log.Warn("the kept listener cannot be used", "err", err)
+			p.l = nil
+		}
+	}
+	if p.l == nil {
+		if p.l, err = openPort(ctx, a.cfg); err != nil {
+			return nil, err
+		}
+		if f, err := p.l.(*net.TCPListener).File(); err == nil {
+			a.storeFile(ctx, tcpName, f)
+			f.Close()
+		}
+	}
+	p.host, p.port, _ = net.SplitHostPort(p.l.Addr().String())
+	if ip := net.ParseIP(p.host); ip == nil || ip.IsUnspecified() {
+		p.host = ""
+	}
+	return p, nil
+}
+
+func openPort(ctx context.Context, cfg wire.NodeConfig) (net.Listener, error) {
+	host, err := listenHost(cfg)
+	if err != nil {
+		return nil, err
+	}
+	from, to, err := ports(cfg.Ports)
+	if err != nil {
+		return nil, err
+	}
+	var l net.Listener
+	for p := from; p <= to; p++ {
+		var lc net.ListenConfig
+		if l, err = lc.Listen(ctx, "tcp", net.JoinHostPort(host, strconv.Itoa(p))); err == nil {
+			return l, nil
+		}
+	}
+	e := errs.Wrap(errs.Unavailable, err, "no port for the agent of node %s", cfg.Node)
+	if cfg.Ports != "" {
+		e = e.Hint("all of [network] ports = %q are in use; name more", cfg.Ports)
+	}
+	return nil, e
+}
+
+// ports reads "20000-20100"; "" is 0 to 0, whichever the kernel chooses.
+func ports(s string) (from, to int, err error) {
+	if s == "" {
+		return 0, 0, nil
+	}
+	a, b, two := strings.Cut(s, "-")
+	if !two {
+		b = a
+	}
+	from, err = strconv.Atoi(strings.TrimSpace(a))
+	to, err2 := strconv.Atoi(strings.TrimSpace(b))
+	if err != nil || err2 != nil || from < 1 || to > 65535 || from > to {
+		return 0, 0, errs.New(errs.Invalid, "[network] ports = %q: write a range such as 20000-20100", s)
+	}
+	return from, to, nil
+}
+
+func listenHost(cfg wire.NodeConfig) (string, error) {
+	if cfg.Interface != "" {
+		ifc, err := net.InterfaceByName(cfg.Interface)
+		if err != nil {
+			return "", errs.Wrap(errs.Invalid, err, "[network] interface = %q on node %s", cfg.Interface, cfg.Node)
+		}
+		addrs, err := ifc.Addrs()
+		if err != nil {
+			return "", errs.Wrap(errs.Unavailable, err, "interface %s", cfg.Interface)
+		}
+		for _, x := range addrs {
+			if n, ok := x.(*net.IPNet); ok && !n.IP.IsLinkLocalUnicast() {
+				return n.IP.String(), nil
+			}
+		}
+		return "", errs.New(errs.Invalid, "[network] interface = %q has no address on node %s", cfg.Interface, cfg.Node)
+	}
+	for _, x := range cfg.Addrs {
+		host, _, err := net.SplitHostPort(x)
+		if ip := net.ParseIP(host); err != nil || ip == nil || !ip.IsLoopback() {
+			return "", nil
+		}
+	}
+	return "127.0.0.1", nil
+}
+
+// addr is where others reach this node as far as it can tell by itself.
+func (p *peers) addr() string {
+	host := p.host
+	if host == "" {
+		host = "127.0.0.1"
+	}
+	return net.JoinHostPort(host, p.port)
+}
+
+// addrFor is where others reach it, given the local end of a connection to the head.
+func (p *peers) addrFor(local net.Addr) string {
+	if t, ok := local.(*net.TCPAddr); ok && p.host == "" {
+		return net.JoinHostPort(t.IP.String(), p.port)
+	}
+	return p.addr()
+}
+
+// serve takes other agents' sessions until ctx ends.
+func (p *peers) serve(ctx context.Context) error {
+	cfg := p.a.sessionConfig()
+	cfg.Allow = func(peer session.Peer) error {
+		if peer.Role != secure.RoleAgent {
+			return errs.New(errs.Permission, "this is the agent of node %s: only other agents connect here", p.a.cfg.Node).
+				Hint("commands talk to the head")
+		}
+		return nil
+	}
+	return session.Serve(ctx, p.l, cfg, p.session)
+}
+
+// session serves the streams of another agent.
+func (p *peers) session(ctx context.Context, s *session.Session) {
+	for {
+		kind, st, err := s.Accept(ctx)
+		if err != nil {
+			return
+		}
+		if kind != wire.StreamRing {
+			_ = st.CloseWith(errs.New(errs.Permission, "an agent takes no streams of kind %d from another agent", kind))
+			continue
+		}
+		if err := p.ring(s, st); err != nil {
+			p.a.log.Warn("a peer's connection is refused", "peer", s.Peer().String(), "err", err)
+			_ = st.SetWriteDeadline(time.Now().Add(openBound))
+			_ = st.WriteErr(err)
+			_ = st.CloseWith(err)
+		}
+	}
+}
+
+// ring gives a stream to the group that it is for.
+func (p *peers) ring(s *session.Session, st *session.Stream) error {
+	_ = st.SetReadDeadline(time.Now().Add(openBound))
+	typ, body, err := st.ReadMsg()
+	_ = st.SetReadDeadline(time.Time{})
+	var open wire.RingOpen
+	switch {
+	case err == io.EOF:
+		return errs.New(errs.Corrupt, "the stream ended before it said what it is for")
+	case err != nil:
+		return err
+	case typ != wire.MsgRingOpen:
+		return errs.New(errs.Corrupt, "a message of type %#x where %#x is due", typ, wire.MsgRingOpen)
+	}
+	if err := wire.Unmarshal(body, &open); err != nil {
+		return err
+	}
+	if string(open.From) != s.Peer().Name {
+		return errs.New(errs.Permission, "node %s says that it is node %s", s.Peer().Name, open.From)
+	}
+	return p.a.groups.accept(open, st, func() error { return st.WriteMsg(wire.MsgOK, struct{}{}) })
+}
+
+// dial opens a stream to another node's part of a group, on a connection of its own.
+func (p *peers) dial(ctx context.Context, gang wire.Try, to wire.GangNode, lane uint32) (net.Conn, error) {
+	s, err := session.Dial(ctx, []string{to.Addr}, p.a.sessionConfig(), secure.RoleAgent)
+	if err != nil {
+		return nil, err
+	}
+	if s.Peer().Name != string(to.Node) {
+		err := errs.New(errs.Permission, "at %s is node %s, not node %s", to.Addr, s.Peer().Name, to.Node)
+		_ = s.CloseWith(err)
+		return nil, err
+	}
+	st, err := s.Open(ctx, wire.StreamRing)
+	if err == nil {
+		err = knock(ctx, st, wire.RingOpen{Gang: gang, From: p.a.cfg.Node, Lane: lane})
+	}
+	if err != nil {
+		_ = s.Close()
+		return nil, err
+	}
+	return &lone{Stream: st, s: s}, nil
+}
+
+// knock says what a stream is for and waits until the other side has taken it: a node
+// that has not heard of the group yet says so, and is asked again.
+func knock(ctx context.Context, st *session.Stream, open wire.RingOpen) error {
+	stop := context.AfterFunc(ctx, func() { _ = st.CloseWith(context.Cause(ctx)) })
+	defer stop()
+	if err := st.WriteMsg(wire.MsgRingOpen, open); err != nil {
+		return err
+	}
+	_ = st.SetReadDeadline(time.Now().Add(openBound))
+	typ, body, err := st.ReadMsg()
+	_ = st.SetReadDeadline(time.Time{})
+	switch {
+	case err != nil:
+		return err
+	case typ == wire.MsgError:
+		var w errs.Wire
+		if err := wire.Unmarshal(body, &w); err != nil {
+			return err
+		}
+		return w.FromWire()
+	case typ != wire.MsgOK:
+		return errs.New(errs.Corrupt, "a message of type %#x where %#x is due", typ, wire.MsgOK)
+	}
+	return nil
+}
+
+// lone is a stream with a session of its own, which ends with it.
+type lone struct {
+	*session.Stream
+	s *session.Session
+}
+
+// Close ends the stream, then the session.
+func (l *lone) Close() error {
+	err := l.Stream.Close()
+	_ = l.s.Close()
+	return err
+}

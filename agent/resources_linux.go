@@ -1,0 +1,127 @@
+package agent
+
+import (
+	"context"
+	"os"
+	"slices"
+	"time"
+
+	"launcher/agent/core"
+	"launcher/agent/detect"
+	"launcher/internal/errs"
+	"launcher/wire"
+)
+
+// detected is what this node has to give.
+type detected struct {
+	total  wire.Resources
+	cpus   []int
+	gpus   []wire.GPU
+	host   string
+	python string
+	err    error
+}
+
+// gpuBound is how long nvidia-smi may take; on a sick machine it hangs.
+const gpuBound = 20 * time.Second
+
+// detect finds out what the node has. Sections of the spec win over what is found.
+func (a *agent) detect(ctx context.Context) (d detected) {
+	d.host = detect.Hostname()
+	cpu, err := detect.ReadCPU("/")
+	if err != nil {
+		return detected{err: err}
+	}
+	cpu = cpu.Limit(a.cfg.CPUs)
+	if len(cpu.Cores) == 0 {
+		return detected{err: errs.New(errs.Invalid, "none of the cores %v that node %s was given can be used here", a.cfg.CPUs, a.cfg.Node)}
+	}
+	memory, err := detect.ReadMemory("/")
+	if err != nil {
+		return detected{err: err}
+	}
+	d.cpus = cpu.Cores
+	d.total = wire.Resources{CPU: cpu.Amount(), Memory: memory.Total}
+	if a.cfg.Memory > 0 {
+		d.total.Memory = min(d.total.Memory, a.cfg.Memory)
+	}
+	d.gpus = a.findGPUs(ctx)
+	d.total.GPU = int64(len(d.gpus)) * wire.Unit
+	if r := a.cfg.Resources; r != nil {
+		d.total = override(d.total, *r)
+	}
+	// Cheap where there is one; a node without Python takes commands.
+	if p, err := detect.FindPython(ctx, "", os.Environ()); err == nil {
+		d.python = p.String()
+	} else {
+		a.log.Info("no python on this node", "err", err)
+	}
+	return d
+}
+
+// override puts the amounts that the spec names in the place of those found.
+func override(found, spec wire.Resources) wire.Resources {
+	if spec.CPU > 0 {
+		found.CPU = spec.CPU
+	}
+	if spec.GPU > 0 {
+		found.GPU = spec.GPU
+	}
+	if spec.Memory > 0 {
+		found.Memory = spec.Memory
+	}
+	found.Custom = spec.Custom
+	return found
+}
+
+// findGPUs lists the GPUs of this node: its part of the machine's when several nodes
+// divide it. Others' processes count only where the pool shares by yielding.
+func (a *agent) findGPUs(ctx context.Context) []wire.GPU {
+	ctx, cancel := context.WithTimeout(ctx, gpuBound)
+	defer cancel()
+	all, err := detect.GPUs(ctx, "/", os.Environ())
+	if err != nil {
+		a.log.Warn("GPUs cannot be told; this node offers none", "err", err)
+		return nil
+	}
+	return shareGPUs(all, a.cfg)
+}
+
+func shareGPUs(all []wire.GPU, cfg wire.NodeConfig) []wire.GPU {
+	var out []wire.GPU
+	for i, g := range all {
+		if cfg.Slots > 1 && i%cfg.Slots != cfg.Slot {
+			continue
+		}
+		if cfg.Share == "ignore" {
+			g.Busy = false
+		}
+		out = append(out, g)
+	}
+	return out
+}
+
+// gpuEvery is how often GPUs are looked at for others' processes.
+const gpuEvery = 30 * time.Second
+
+// watchGPUs tells the core when others take GPUs or give them back, on nodes with GPUs.
+func (a *agent) watchGPUs(ctx context.Context) {
+	now := a.gpus
+	if len(now) == 0 || a.cfg.Share == "ignore" {
+		return
+	}
+	tick := time.NewTicker(gpuEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		found := a.findGPUs(ctx)
+		if ctx.Err() == nil && len(found) > 0 && !slices.Equal(found, now) {
+			now = found
+			a.events.push(core.ResourcesChanged{Total: a.total, GPUs: found})
+		}
+	}
+}
