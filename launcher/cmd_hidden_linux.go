@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"launcher/agent"
 	"launcher/agent/supervisor"
 	"launcher/backends/all"
 	"launcher/broker"
@@ -20,6 +21,7 @@ import (
 	"launcher/jobs/run"
 	"launcher/jobs/sweep"
 	"launcher/jobs/train"
+	"launcher/python"
 	"launcher/wire"
 )
 
@@ -34,7 +36,7 @@ func (a *app) nodeCommands() []*cobra.Command {
 	h := a.process("head", "a cluster's head", func(ctx context.Context) error { return a.headMain(ctx, dir) })
 	h.Flags().StringVar(&dir, "dir", "", "state directory of the cluster")
 	_ = h.MarkFlagRequired("dir")
-	return []*cobra.Command{h}
+	return []*cobra.Command{h, a.process("agent", "a node's agent", a.agentMain)}
 }
 
 // headMain runs the head of the cluster in dir, below its supervisor.
@@ -56,6 +58,16 @@ func (a *app) headMain(ctx context.Context, dir string) error {
 	err = head.Main(ctx, head.Options{Dir: dir, Broker: b, Machines: machines(), Keeper: keeper, Log: log})
 	switch errs.KindOf(err) {
 	case errs.Fenced, errs.Corrupt, errs.Version, errs.Permission:
+		return fatal(err)
+	}
+	return err
+}
+
+// agentMain runs a node's agent, below its supervisor.
+func (a *app) agentMain(ctx context.Context) error {
+	log := logx.New(os.Stderr, slog.LevelInfo).With("part", "agent")
+	err := agent.Main(ctx, agent.Options{Log: log, SDK: python.Extract})
+	if agent.Fatal(err) {
 		return fatal(err)
 	}
 	return err
