@@ -31,6 +31,8 @@ const (
 	headBound = 10 * time.Second
 	// firstBound is the same for the link's start: somebody waits to hear that there is no head.
 	firstBound = 5 * time.Second
+	// awayBound is how long a link goes on looking for its head.
+	awayBound = 30 * time.Second
 )
 
 // LinkMain is the link's process. It returns nil when it was idle, when another link
@@ -89,6 +91,10 @@ func LinkMain(ctx context.Context, o LinkOptions) (err error) {
 	defer sockpath.Remove(path)
 	ready()
 
+	wg.Go(func() {
+		up.keep(ctx)
+		cancel()
+	})
 	l := &link{up: up, log: o.Log, idle: time.AfterFunc(o.Idle, cancel), after: o.Idle}
 	defer l.idle.Stop()
 	o.Log.Info("link serves", "cluster", c.Name, "socket", path)
@@ -200,6 +206,27 @@ func (u *uplink) session(ctx context.Context) (*session.Session, error) {
 			return nil, err
 		}
 		wait = min(2*wait, time.Second)
+	}
+}
+
+// keep waits until ctx ends or the head is gone for good: down, or away for awayBound.
+// A link without a head is of no use, and the next command starts another.
+func (u *uplink) keep(ctx context.Context) {
+	for {
+		again, cancel := context.WithTimeout(ctx, awayBound)
+		s, err := u.session(again)
+		cancel()
+		if err != nil {
+			if ctx.Err() == nil {
+				u.log.Info("the head is gone; the link ends", "err", err)
+			}
+			return
+		}
+		select {
+		case <-s.Done():
+		case <-ctx.Done():
+			return
+		}
 	}
 }
 

@@ -277,6 +277,26 @@ func TestLinkEndsWhenIdle(t *testing.T) {
 	}
 }
 
+// When the cluster is down its links end, and nobody has to end them.
+func TestLinkEndsWithItsCluster(t *testing.T) {
+	c := newCluster(t)
+	c.up("head-1")
+	done := c.link(LinkOptions{})
+	s := c.connect()
+	os.Remove(filepath.Join(c.dir, clusterFile))
+	c.stop()
+	select {
+	case err := <-done:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-time.After(soon):
+		t.Fatal("the link outlives its cluster")
+	}
+	<-s.Done()
+	c.wantErr(s.Err(), errs.Unavailable)
+}
+
 func TestSecondLink(t *testing.T) {
 	c := newCluster(t)
 	c.up("head-1")

@@ -3,6 +3,7 @@ package session
 import (
 	"bufio"
 	"context"
+	"crypto/tls"
 	"encoding/binary"
 	"errors"
 	"io"
@@ -59,7 +60,7 @@ type Session struct {
 
 	ctx    context.Context // ends with the session; its cause is err
 	cancel context.CancelCauseFunc
-	wg     sync.WaitGroup // receive and tend
+	wg     sync.WaitGroup // receive, answer and tend
 
 	wmu    sync.Mutex // serialises frames on conn
 	wbuf   []byte     // guarded by wmu
@@ -97,6 +98,7 @@ func newSession(ctx context.Context, conn net.Conn, peer Peer, cfg Config, clien
 	s.ctx, s.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
 	conn.SetDeadline(time.Time{})
 	s.wg.Go(s.receive)
+	s.wg.Go(s.answer)
 	s.wg.Go(s.tend)
 	return s
 }
@@ -249,10 +251,15 @@ func (s *Session) fail(err error) {
 	s.streams = map[uint32]*Stream{}
 	s.mu.Unlock()
 	s.cancel(err)
-	s.conn.Close()
 	for _, st := range streams {
 		st.lost(err)
 	}
+	// TLS would first send an alert, and wait to; whoever closes in order has said bye.
+	if t, ok := s.conn.(*tls.Conn); ok {
+		t.NetConn().Close()
+		return
+	}
+	s.conn.Close()
 }
 
 func (s *Session) broken(err error, doing string) error {
@@ -309,7 +316,7 @@ func appendHead(b []byte, typ, flags uint8, id uint32, n int) []byte {
 	return binary.LittleEndian.AppendUint32(b, id)
 }
 
-// later queues a frame for tend to send.
+// later queues a frame for answer to send.
 func (s *Session) later(typ, flags uint8, id uint32, body []byte) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -321,7 +328,28 @@ func (s *Session) later(typ, flags uint8, id uint32, body []byte) error {
 	return nil
 }
 
-// tend sends what receive queued, and watches for life: a tick in which nothing was heard
+// answer sends what receive and tend queued: neither may ever wait for the connection.
+func (s *Session) answer() {
+	for {
+		select {
+		case <-s.ctx.Done():
+			return
+		case <-s.kick:
+			s.mu.Lock()
+			b := s.control
+			s.control = nil
+			s.mu.Unlock()
+			s.wmu.Lock()
+			if s.Err() == nil {
+				s.wbuf = append(s.wbuf[:0], b...)
+				s.send(nil)
+			}
+			s.wmu.Unlock()
+		}
+	}
+}
+
+// tend watches for life: a tick in which nothing was heard
 // sends a ping, the third such tick in a row ends the session. Ticks are counted, not
 // time, so that a process that was stopped itself does not blame its peers.
 func (s *Session) tend() {
@@ -333,15 +361,6 @@ func (s *Session) tend() {
 		select {
 		case <-s.ctx.Done():
 			return
-		case <-s.kick:
-			s.mu.Lock()
-			b := s.control
-			s.control = nil
-			s.mu.Unlock()
-			s.wmu.Lock()
-			s.wbuf = append(s.wbuf[:0], b...)
-			s.send(nil)
-			s.wmu.Unlock()
 		case <-tick.C:
 			now := s.heard.Load()
 			if now != heard {

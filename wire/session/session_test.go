@@ -342,6 +342,64 @@ func TestSilentPeer(t *testing.T) {
 	server.wmu.Unlock()
 }
 
+// gate stops reading when it is shut.
+type gate struct {
+	net.Conn
+	shut chan struct{} // closed = shut
+	open chan struct{} // closed at the end
+}
+
+func (g *gate) Read(p []byte) (int, error) {
+	select {
+	case <-g.shut:
+		<-g.open
+	default:
+	}
+	return g.Conn.Read(p)
+}
+
+// A peer that stopped with its buffers full is noticed as soon as one whose are empty,
+// though every writer hangs in the connection.
+func TestSilentPeerUnderWriters(t *testing.T) {
+	l := newLab(t)
+	g := &gate{shut: make(chan struct{}), open: make(chan struct{})}
+	// The gate is on the client's side here, so it is the server that writes.
+	client, server := l.pair(50*time.Millisecond, func(c net.Conn) net.Conn { g.Conn = c; return g })
+	defer close(g.open)
+	const writers = 16
+	var out []*Stream
+	for range writers {
+		st, err := server.Open(l.context(), 1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		out = append(out, st)
+	}
+	if _, err := server.Ping(l.context()); err != nil {
+		t.Fatal(err)
+	}
+	close(g.shut)
+	client.wmu.Lock() // and it writes nothing
+	defer client.wmu.Unlock()
+	began := time.Now()
+	done := make(chan error, writers)
+	for _, st := range out {
+		go func() { _, err := st.Write(make([]byte, window)); done <- err }()
+	}
+	<-server.Done()
+	l.wantErr(server.Err(), errs.Unavailable, "no sign of life from client me")
+	for range writers {
+		select {
+		case <-done: // what fitted into buffers was written
+		case <-time.After(soon):
+			t.Fatal("a writer hangs")
+		}
+	}
+	if d := time.Since(began); d > writeBound/2 {
+		t.Errorf("noticed after %s", d)
+	}
+}
+
 func TestTooManyStreams(t *testing.T) {
 	l := newLab(t)
 	c, s := l.pair(0, nil)
