@@ -40,6 +40,8 @@ type Config struct {
 
 	Suspect int64 // silence after which a node gets nothing new; 5 s
 	Lost    int64 // silence after which its work is run again elsewhere; 15 s
+
+	Again bool // the cluster had gone down and is brought up anew
 }
 
 // Event is something that happened. Events are values, not pointers.

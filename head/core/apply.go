@@ -29,6 +29,9 @@ func (d *Durable) apply(r Record, live bool) error {
 			return errs.New(errs.Corrupt, "head epoch %d after %d", r.Epoch, s.Head.Epoch)
 		}
 		s.Head = r
+		if r.Again {
+			s.Down = nil
+		}
 	case RecPools:
 		s.Pools, s.SpecText, s.SpecPath = r.Pools, r.SpecText, r.SpecPath
 		for _, n := range s.Nodes { // a new spec asks for what was drained, too

@@ -133,7 +133,7 @@ func (c *Core) send(n *node, typ uint16, msg any) {
 func (c *Core) start() {
 	c.started = true
 	first := c.d.st.Created == 0
-	c.record(RecHead{Epoch: c.d.st.Head.Epoch + 1, Cluster: c.cfg.Cluster, Nonce: c.cfg.Nonce, Version: c.cfg.Version, At: c.now})
+	c.record(RecHead{Epoch: c.d.st.Head.Epoch + 1, Cluster: c.cfg.Cluster, Nonce: c.cfg.Nonce, Version: c.cfg.Version, At: c.now, Again: c.cfg.Again})
 	if first || c.d.st.SpecText != c.cfg.SpecText || len(c.d.st.Pools) == 0 {
 		c.record(RecPools{Pools: c.cfg.Pools, SpecText: c.cfg.SpecText, SpecPath: c.cfg.SpecPath})
 	}

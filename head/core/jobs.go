@@ -348,6 +348,7 @@ func (c *Core) endWaiting(j *job, i uint32) {
 	j.pending.dropOne(i)
 	t := j.try(i)
 	c.record(RecEnds{At: c.now, Parts: []EndPart{{Job: j.id, Items: []EndItem{{Index: i, Attempt: t.Attempt, Code: -1, Reason: wire.ReasonCancelled, Ended: c.now, Cause: "cancelled before it started"}}}}})
+	j.dry = false
 	j.touch()
 	c.maybeEnd(j)
 }

@@ -368,6 +368,7 @@ func (c *Core) lose(j *job, n *node, ranges []wire.Range, cause string, until in
 // afterLoss looks whether a job ended by what it lost.
 func (c *Core) afterLoss(j *job) {
 	j.touch()
+	j.dry = false
 	if j.d.State != 0 {
 		c.jobEnded(j)
 		return

@@ -48,6 +48,7 @@ type RecHead struct {
 	Nonce   string
 	Version string
 	At      int64
+	Again   bool // the cluster had gone down and is brought up anew
 }
 
 // RecPools sets the pools, at the first start and by Update.

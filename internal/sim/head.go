@@ -5,6 +5,7 @@ import (
 
 	"launcher/head/core"
 	"launcher/jobs/run"
+	"launcher/jobs/sweep"
 	"launcher/jobs/train"
 	"launcher/wire"
 )
@@ -13,7 +14,7 @@ const poolSize = 3
 
 func nodeName(i int) wire.NodeID { return wire.NodeID(fmt.Sprintf("local-%d", i)) }
 
-var machines = map[wire.Kind]core.Maker{wire.KindRun: run.New, wire.KindArray: run.New, wire.KindTrain: train.New}
+var machines = map[wire.Kind]core.Maker{wire.KindRun: run.New, wire.KindArray: run.New, wire.KindTrain: train.New, wire.KindSweep: sweep.New}
 
 // head is the head's shell and its disk: it journals in groups, performs effects when
 // the records before them are safe, and comes back after a crash.

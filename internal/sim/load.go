@@ -30,9 +30,10 @@ type work struct {
 	spec      wire.JobSpec
 	id        wire.JobID
 	mean      int64 // how long its processes run
-	failing   int   // one in so many attempts fails; 0 = none
-	cancelled bool  // by a user, whole
-	some      bool  // single tasks of it were
+	tasks     int
+	failing   int  // one in so many attempts fails; 0 = none
+	cancelled bool // by a user, whole
+	some      bool // single tasks of it were
 	info      wire.JobInfo
 	over      bool
 }
@@ -48,7 +49,7 @@ func (l *load) begin() {
 		x := &work{spec: wire.JobSpec{Command: []string{"x"}, Ranks: 1, Resources: wire.Resources{CPU: wire.Unit * int64(1+w.rng.IntN(4)) / 2}, Grace: 2 * second, Priority: w.rng.IntN(3) - 1}}
 		x.mean = []int64{5 * millisecond, 50 * millisecond, 500 * millisecond, 3 * second}[w.rng.IntN(4)]
 		n := 1
-		switch w.rng.IntN(5) {
+		switch w.rng.IntN(6) {
 		case 0:
 			x.spec.Kind = wire.KindRun
 		case 1, 2, 3:
@@ -74,6 +75,16 @@ func (l *load) begin() {
 			x.spec.Resources.CPU = wire.Unit
 			x.spec.Train = &wire.TrainSpec{Workers: x.spec.Ranks, MinWorkers: x.spec.Ranks, MaxRestarts: 3, Keep: 1 + w.rng.IntN(2)}
 			x.mean = w.between(500*millisecond, 8*second)
+		case 5:
+			x.spec.Kind = wire.KindSweep
+			x.mean = w.between(500*millisecond, 5*second)
+			n = 3 + w.rng.IntN(10)
+			x.spec.Sweep = &wire.SweepSpec{Method: "random", Metric: "loss", RunCap: n, Concurrent: w.rng.IntN(4), Seed: 7,
+				Early:      &wire.EarlySpec{Type: "asha", MinIter: 1, MaxIter: 9, Eta: 3},
+				Parameters: []wire.Parameter{{Name: "lr", Distribution: "uniform", Min: 0, Max: 1}}}
+			if w.rng.IntN(4) == 0 {
+				x.spec.Ranks = 2
+			}
 		}
 		if w.rng.IntN(3) == 0 {
 			x.failing = 5 + w.rng.IntN(40)
@@ -82,6 +93,7 @@ func (l *load) begin() {
 		if w.rng.IntN(10) == 0 {
 			x.spec.Exclusive = true
 		}
+		x.tasks = n
 		l.tasks += n
 		l.jobs = append(l.jobs, x)
 		at := w.between(0, 8*second)
@@ -222,7 +234,8 @@ func (l *load) fate(p wire.Proc) (d int64, code int32) {
 // spawned lets the ranks of trainings report.
 func (l *load) spawned(m *machine, p *proc, e agent.Spawn) {
 	l.on[p] = m
-	if e.Job.Spec.Kind != wire.KindTrain && l.w.rng.IntN(4) > 0 {
+	kind := e.Job.Spec.Kind
+	if kind != wire.KindTrain && kind != wire.KindSweep && l.w.rng.IntN(4) > 0 {
 		return
 	}
 	step := int64(0)
@@ -235,7 +248,7 @@ func (l *load) spawned(m *machine, p *proc, e agent.Spawn) {
 		if m.up {
 			m.reqs++
 			l.known[asked{m, m.reqs}] = p
-			ev := agent.Local{Req: m.reqs, Proc: p.id, Op: agent.OpReport, Step: step, Metrics: map[string]float64{"loss": 1 / float64(step)}}
+			ev := agent.Local{Req: m.reqs, Proc: p.id, Op: agent.OpReport, Step: step, Metrics: map[string]float64{"loss": float64(p.id.Index%5+1) / float64(step)}}
 			if step%3 == 0 {
 				ev.Checkpoint = fmt.Sprintf("/c/step-%d.a%d/rank-%d", step, p.id.Attempt, p.id.Rank)
 			}
