@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"sync"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -44,26 +45,27 @@ func spreadOver(n, nodes int) []int {
 	return out
 }
 
-// python finds an interpreter with numpy for Python ranks.
-func python(t *testing.T) []string {
-	t.Helper()
+// findPython is the command of a Python rank, if there is a python with numpy.
+var findPython = sync.OnceValues(func() ([]string, bool) {
 	root, err := filepath.Abs("..")
 	if err != nil {
-		t.Fatal(err)
+		return nil, false
 	}
 	for _, py := range []string{os.Getenv("LAUNCHER_TEST_PYTHON"), filepath.Join(root, ".venv/bin/python"), "python3"} {
 		if py != "" && exec.Command(py, "-c", "import numpy").Run() == nil {
-			return []string{py, filepath.Join(root, "python/tests/collective_rank.py")}
+			return []string{py, filepath.Join(root, "python/tests/collective_rank.py")}, true
 		}
 	}
-	t.Skip("SKIP: there is no python with numpy (make setup makes one)")
-	return nil
-}
+	return nil, false
+})
 
 // TestMixedLanguages: Go and Python ranks in one group do all operations, and come to
 // the same bits.
 func TestMixedLanguages(t *testing.T) {
-	py := python(t)
+	py, ok := findPython()
+	if !ok {
+		t.Skip("SKIP: there is no python with numpy (make setup makes one)")
+	}
 	c := newCrew(t, 2, 0)
 	for i := range 5 {
 		if i%2 == 1 {
@@ -81,13 +83,14 @@ func TestMixedLanguages(t *testing.T) {
 }
 
 // TestEveryWorldSize holds all operations to the serial reference at every world size
-// from 1 to 17 on 1 to 3 nodes, each rank and agent a process.
+// from 1 to 17 on 1 to 3 nodes, each rank and agent a process. Each group does a part of
+// the types; all are done at many sizes.
 func TestEveryWorldSize(t *testing.T) {
 	c := newCrew(t, 3, 17)
 	for n := 1; n <= 17; n++ {
 		for nodes := 1; nodes <= min(3, n); nodes++ {
 			// Short rounds make short vectors take many.
-			c.form(order{Round: 8192}, spreadOver(n, nodes)...).run("all", uint64(n*10+nodes), 12007)
+			c.form(order{Round: 8192}, spreadOver(n, nodes)...).run("all", uint64(n*10+nodes), 12007, 1+n+nodes)
 			if t.Failed() {
 				return
 			}

@@ -139,7 +139,7 @@ func agentOrders() func(order) answer {
 	var n *Node
 	var group uint32
 	var addrs map[wire.NodeID]string
-	var conns []*net.TCPConn // that we dialled
+	var conns map[uint32]*net.TCPConn // that we dialled, by lane
 	var run chan error
 	go func() {
 		for {
@@ -192,7 +192,7 @@ func agentOrders() func(order) answer {
 			stop()
 			mu.Lock()
 			defer mu.Unlock()
-			group, conns = o.Group, nil
+			group, conns = o.Group, map[uint32]*net.TCPConn{}
 			n, err = NewNode(NodeConfig{
 				Group: wire.Try{Task: wire.Task{Job: 1, Index: o.Group}, Attempt: 1}, Nodes: o.Nodes, Self: o.Self,
 				CPUs: o.CPUs, Timeout: o.Timeout, Round: o.Round, Arena: 64 << 20,
@@ -207,7 +207,7 @@ func agentOrders() func(order) answer {
 					}
 					fmt.Fprintf(conn, "{\"Group\":%d,\"From\":%q,\"Lane\":%d}\n", o.Group, o.Self, lane)
 					mu.Lock()
-					conns = append(conns, conn.(*net.TCPConn))
+					conns[lane] = conn.(*net.TCPConn)
 					mu.Unlock()
 					return conn, nil
 				},
@@ -233,8 +233,12 @@ func agentOrders() func(order) answer {
 			a := answer{Sent: n.Sent()}
 			mu.Lock()
 			defer mu.Unlock()
-			for _, c := range conns {
-				a.Acked = append(a.Acked, bytesAcked(c))
+			for lane := range uint32(len(conns)) {
+				acked := bytesAcked(conns[lane])
+				for end := time.Now().Add(5 * time.Second); acked < a.Sent[lane] && time.Now().Before(end); acked = bytesAcked(conns[lane]) {
+					time.Sleep(time.Millisecond) // on its way
+				}
+				a.Acked = append(a.Acked, acked)
 			}
 			return a
 		case "close":
@@ -330,19 +334,21 @@ type crew struct {
 	agents []*child
 	ranks  []*child
 	groups uint32
+	absent int // a rank that form does not let join; -1 = none
 }
 
 // group is one group of a crew.
 type group struct {
 	*crew
 	world  int
+	paths  []string // of the nodes' memories
 	nodes  []wire.GangNode
 	agents []*child
 	ranks  []*child
 }
 
 func newCrew(t testing.TB, agents, ranks int) *crew {
-	c := &crew{t: t}
+	c := &crew{t: t, absent: -1}
 	for range agents {
 		c.agents = append(c.agents, start(t, "agent"))
 	}
@@ -365,14 +371,14 @@ func (c *crew) form(o order, counts ...int) *group {
 	}
 	g.nodes, g.agents, g.ranks = o.Nodes, c.agents[:len(counts)], c.ranks[:g.world]
 	addrs := map[wire.NodeID]string{}
-	paths := make([]string, len(counts))
+	g.paths = make([]string, len(counts))
 	for i, a := range g.agents {
 		o.Self = o.Nodes[i].Node
 		got := a.do(t, o)
 		if got.Err != "" {
 			t.Fatalf("agent %d: %s", i, got.Err)
 		}
-		addrs[o.Self], paths[i] = got.Addr, got.Path
+		addrs[o.Self], g.paths[i] = got.Addr, got.Path
 	}
 	for _, a := range g.agents {
 		a.tell(t, order{Do: "run", Addrs: addrs})
@@ -380,17 +386,51 @@ func (c *crew) form(o order, counts ...int) *group {
 	for _, a := range g.agents {
 		a.hear(t)
 	}
+	g.join()
+	return g
+}
+
+// join has all ranks join.
+func (g *group) join() {
+	g.t.Helper()
 	for i, n := range g.nodes {
 		for r := n.First; r < n.First+n.Count; r++ {
-			g.ranks[r].tell(t, order{Do: "join", Path: paths[i], Rank: int(r)})
+			if int(r) != g.absent {
+				g.ranks[r].tell(g.t, order{Do: "join", Path: g.paths[i], Rank: int(r)})
+			}
 		}
 	}
 	for r, c := range g.ranks {
-		if a := c.hear(t); a.Err != "" {
-			t.Fatalf("rank %d: %s", r, a.Err)
+		if r != g.absent {
+			if a := c.hear(g.t); a.Err != "" {
+				g.t.Fatalf("rank %d: %s", r, a.Err)
+			}
 		}
 	}
-	return g
+}
+
+// outcomes has all ranks run a suite and gives their answers, by rank. A rank that dies
+// in it has the answer "the child has ended".
+func (g *group) outcomes(suite string, args ...int) []answer {
+	g.t.Helper()
+	for _, r := range g.ranks {
+		r.tell(g.t, order{Do: "suite", Suite: suite, Args: args})
+	}
+	out := make([]answer, len(g.ranks))
+	for i, r := range g.ranks {
+		out[i] = r.hear(g.t)
+	}
+	return out
+}
+
+// nodeOf is the agent of a rank.
+func (g *group) nodeOf(rank int) *child {
+	for i, n := range g.nodes {
+		if rank < int(n.First+n.Count) {
+			return g.agents[i]
+		}
+	}
+	return nil
 }
 
 // run has all ranks run a suite, and fails unless all agree on its text.
