@@ -177,6 +177,12 @@ func (h *head) serveLogs(ctx context.Context, st *session.Stream, q wire.LogsReq
 	if !ok {
 		return errs.New(errs.NotFound, "there is no job %d", q.Job).Hint("`launcher jobs --all` lists them")
 	}
+	if !info.State.Terminal() {
+		// A client may ask before the first output or table has made the job's directory.
+		if _, err := h.logs.grown(q.Job); err != nil {
+			return err
+		}
+	}
 	r, err := h.logs.reader()
 	if err != nil {
 		return err

@@ -111,6 +111,9 @@ func serveCluster(ctx context.Context, o Options) (err error) {
 	if err != nil || over {
 		return err
 	}
+	if err := h.alone(); err != nil {
+		return err
+	}
 	if err := h.identity(); err != nil {
 		return err
 	}
@@ -162,6 +165,9 @@ func (h *head) serve(ctx context.Context, cancel context.CancelFunc) error {
 			cancel()
 			return errors.Join(err, g.Wait())
 		}
+		// That the cluster had gone down is history. Should this head die before its first
+		// records are safe, the next one goes on ending the cluster; up tells the user.
+		_ = os.Remove(filepath.Join(h.dir, downFile))
 		h.log.Info("head is up", "epoch", uint64(epoch), "addrs", h.addresses(), "version", h.o.Version)
 		g.Go(func() error { return h.serveUnix(ctx, sock) })
 		if h.o.Ready != nil {
@@ -229,6 +235,22 @@ func (h *head) wasDown() (again, over bool, err error) {
 		return false, true, nil
 	}
 	return true, false, nil
+}
+
+// alone looks whether another head serves the cluster from this machine, before the
+// journal is taken away from it.
+func (h *head) alone() error {
+	if h.o.Keeper != nil && h.o.Keeper.FDs()[storedUnix] != nil {
+		return nil // the socket is our own
+	}
+	ctx, cancel := context.WithTimeout(h.ctx, time.Second)
+	defer cancel()
+	c, err := sockpath.Dial(ctx, filepath.Join(h.dir, socketFile))
+	if err != nil {
+		return nil
+	}
+	_ = c.Close()
+	return errs.New(errs.Exists, "another head serves cluster %s", h.config.Name)
 }
 
 // ReadConfig reads head.config in a cluster's state directory.
@@ -303,6 +325,7 @@ func (h *head) recover(again bool) error {
 		Machines:  h.o.Machines,
 		Suspect:   int64(h.o.Suspect),
 		Lost:      int64(h.o.Lost),
+		Again:     again,
 	}, d)
 	return nil
 }
