@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -139,7 +140,15 @@ func (s *Server) Connect(t testing.TB) *supervisor.Client {
 
 // Command is this test binary in another role.
 func Command(role string, args ...string) *exec.Cmd {
-	return exec.Command("/proc/self/exe", append([]string{role}, args...)...)
+	cmd := exec.Command("/proc/self/exe", append([]string{role}, args...)...)
+	cmd.Env = environ()
+	return cmd
+}
+
+// environ is ours, without the second that a program built with the race detector sleeps
+// before it exits.
+func environ() []string {
+	return append(os.Environ(), "GORACE="+strings.TrimSpace(os.Getenv("GORACE")+" atexit_sleep_ms=0"))
 }
 
 // Node is a guard with a supervisor and an agent, the role "agent".
@@ -183,6 +192,7 @@ func Binary(t testing.TB) string {
 func StartNode(t testing.TB, binary string, cfg wire.NodeConfig, cred *syscall.Credential) *Node {
 	t.Helper()
 	cmd := exec.Command(binary, "node")
+	cmd.Env = environ()
 	cmd.Stdin = bytes.NewReader(wire.Marshal(cfg))
 	cmd.Stderr = os.Stderr
 	cmd.Dir = "/"
