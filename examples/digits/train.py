@@ -161,13 +161,19 @@ def train(group, args):
 
 
 def main():
-    args = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    args.add_argument("--steps", type=int, default=50, help="Newton steps at most")
-    args.add_argument("--lam", type=float, default=1e-3, help="weight of |W|^2 / 2")
-    args.add_argument("--tolerance", type=float, default=1e-12, help="end when the gradient is as small")
-    args.add_argument("--pause", type=float, default=0.0, help="seconds to wait after each step, to have time to kill a rank")
-    args.add_argument("--out", help="file for the weights (.npy)")
-    train(launcher.collective.init(), args.parse_args())
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=50, help="Newton steps at most")
+    parser.add_argument("--lam", type=float, default=1e-3, help="weight of |W|^2 / 2")
+    parser.add_argument("--tolerance", type=float, default=1e-12, help="end when the gradient is as small")
+    parser.add_argument("--pause", type=float, default=0.0, help="seconds to wait after each step, to have time to kill a rank")
+    parser.add_argument("--out", help="file for the weights (.npy)")
+    args = parser.parse_args()
+    group = launcher.collective.init()
+    try:
+        train(group, args)
+    except launcher.collective.PeerLost as e:
+        # Another rank died; the whole gang starts again from the last checkpoint.
+        sys.exit(f"rank {group.rank} stops: {e}")
 
 
 if __name__ == "__main__":
