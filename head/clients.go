@@ -173,7 +173,10 @@ func decodeRequest(typ uint16, body []byte) (any, error) {
 
 // serveLogs sends a job's output out of the record.
 func (h *head) serveLogs(ctx context.Context, st *session.Stream, q wire.LogsRequest) error {
-	info, ok := h.job(q.Job)
+	info, ok, err := h.job(q.Job)
+	if err != nil {
+		return err
+	}
 	if !ok {
 		return errs.New(errs.NotFound, "there is no job %d", q.Job).Hint("`launcher jobs --all` lists them")
 	}
@@ -198,10 +201,10 @@ func (h *head) serveLogs(ctx context.Context, st *session.Stream, q wire.LogsReq
 	defer stop()
 	for {
 		bell := h.bell(q.Job)
-		if info, ok = h.job(q.Job); !ok {
-			return errEnding()
+		if info, ok, err = h.job(q.Job); err != nil {
+			return err
 		}
-		over := info.State.Terminal() && info.LogsDone
+		over := !ok || info.State.Terminal() && info.LogsDone
 		var grown <-chan struct{}
 		if q.Follow && !over {
 			if grown, err = h.logs.grown(q.Job); err != nil {
@@ -226,8 +229,10 @@ func (h *head) serveLogs(ctx context.Context, st *session.Stream, q wire.LogsReq
 	}
 }
 
-// job gives a job's info; false when there is none, or the head ends.
-func (h *head) job(id wire.JobID) (info wire.JobInfo, ok bool) {
-	h.do(func(c *core.Core) { info, ok = c.Job(id) })
-	return info, ok
+// job gives a job's info; false when there is none. An error means that the head ends.
+func (h *head) job(id wire.JobID) (info wire.JobInfo, ok bool, err error) {
+	if !h.do(func(c *core.Core) { info, ok = c.Job(id) }) {
+		err = errEnding()
+	}
+	return info, ok, err
 }

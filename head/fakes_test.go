@@ -139,7 +139,11 @@ func (c *cluster) kill() {
 		return
 	}
 	c.stop()
-	<-c.end
+	select {
+	case <-c.end:
+	case <-time.After(testBound):
+		c.t.Error("the head does not end")
+	}
 	c.head = nil
 }
 

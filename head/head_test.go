@@ -19,11 +19,19 @@ import (
 // output gives what a job printed, per task in order.
 func output(t testing.TB, s *session.Session, q wire.LogsRequest) map[uint32]string {
 	t.Helper()
+	out, err := read(s, q)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+func read(s *session.Session, q wire.LogsRequest) (map[uint32]string, error) {
 	out := map[uint32]string{}
 	next := int64(-1)
-	err := stream(s, wire.MsgLogs, q, func(c wire.LogChunk) error {
+	return out, stream(s, wire.MsgLogs, q, func(c wire.LogChunk) error {
 		if c.Note != "" {
-			t.Errorf("note: %s", c.Note)
+			return fmt.Errorf("note: %s", c.Note)
 		}
 		if c.Offset <= next {
 			return fmt.Errorf("offset %d after %d", c.Offset, next)
@@ -32,10 +40,6 @@ func output(t testing.TB, s *session.Session, q wire.LogsRequest) map[uint32]str
 		out[c.Proc.Index] += string(c.Data)
 		return nil
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return out
 }
 
 func TestArrayThenDown(t *testing.T) {
@@ -56,13 +60,20 @@ func TestArrayThenDown(t *testing.T) {
 	}
 
 	// Follow the output while it comes, from a second connection.
-	follow := make(chan map[uint32]string, 1)
+	type result struct {
+		out map[uint32]string
+		err error
+	}
+	follow := make(chan result, 1)
 	sub := mustAsk[wire.Submitted](t, s, wire.MsgSubmit, wire.Submit{Token: "t1", Spec: array(200)})
 	if sub.Job != 1 {
 		t.Fatalf("job %d", sub.Job)
 	}
 	s2 := c.client()
-	go func() { follow <- output(t, s2, wire.LogsRequest{Job: 1, Task: -1, Rank: -1, Follow: true}) }()
+	go func() {
+		out, err := read(s2, wire.LogsRequest{Job: 1, Task: -1, Rank: -1, Follow: true})
+		follow <- result{out, err}
+	}()
 	if again := mustAsk[wire.Submitted](t, s, wire.MsgSubmit, wire.Submit{Token: "t1", Spec: array(200)}); again.Job != 1 {
 		t.Errorf("the same token made job %d", again.Job)
 	}
@@ -71,9 +82,12 @@ func TestArrayThenDown(t *testing.T) {
 		t.Errorf("ended %s with %+v", info.State, info)
 	}
 	got := <-follow
+	if got.err != nil {
+		t.Fatal(got.err)
+	}
 	for i := range uint32(200) {
-		if want := fmt.Sprintf("out %d\n", i); got[i] != want {
-			t.Fatalf("task %d printed %q", i, got[i])
+		if want := fmt.Sprintf("out %d\n", i); got.out[i] != want {
+			t.Fatalf("task %d printed %q", i, got.out[i])
 		}
 	}
 	if one := output(t, s, wire.LogsRequest{Job: 1, Task: 42, Rank: -1}); len(one) != 1 || one[42] != "out 42\n" {

@@ -199,9 +199,6 @@ func (h *head) openUnix(ctx context.Context) (net.Listener, error) {
 		}
 	}
 	l, err := sockpath.Listen(path)
-	if errs.Is(err, errs.Exists) {
-		return nil, errs.Wrap(errs.Unknown, err, "another head serves cluster %s", h.config.Name)
-	}
 	if err != nil {
 		return nil, err
 	}

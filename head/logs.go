@@ -59,20 +59,21 @@ func (l *logKeeper) grown(job wire.JobID) (<-chan struct{}, error) {
 	return more, err
 }
 
-// exists says whether there is such a job.
-func (l *logKeeper) exists(job wire.JobID) bool {
+// exists says whether there is such a job; an error means that the head ends.
+func (l *logKeeper) exists(job wire.JobID) (bool, error) {
 	l.mu.Lock()
 	ok := l.known[job]
 	l.mu.Unlock()
 	if ok {
-		return true
+		return true, nil
 	}
-	if _, ok = l.h.job(job); ok {
+	_, ok, err := l.h.job(job)
+	if ok {
 		l.mu.Lock()
 		l.known[job] = true
 		l.mu.Unlock()
 	}
-	return ok
+	return ok, err
 }
 
 // serve takes the batches of one agent's log stream. A batch that begins behind what the
@@ -95,20 +96,20 @@ func (l *logKeeper) serve(ctx context.Context, s *session.Session, st *session.S
 		if err == nil && string(b.Node) != s.Peer().Name {
 			err = errs.New(errs.Permission, "node %s sends output of node %s", s.Peer().Name, b.Node)
 		}
-		if err == nil && !l.exists(b.Job) {
-			// Of a job that was forgotten: the agent may forget it too.
-			if ctx.Err() != nil {
-				return
-			}
-			l.ack(st, b.Job, b.To)
-			continue
-		}
-		var have int64
+		known, have := false, int64(0)
 		if err == nil {
+			known, err = l.exists(b.Job)
+		}
+		switch {
+		case err == nil && known:
 			have, err = l.take(ctx, b)
+		case err == nil:
+			have = b.To // of a job that was forgotten: the agent may forget it too
 		}
 		if err != nil && !errs.Is(err, errs.Invalid) {
-			l.h.log.Warn("output refused", "node", s.Peer().Name, "job", b.Job, "err", err)
+			if l.h.ctx.Err() == nil {
+				l.h.log.Warn("output refused", "node", s.Peer().Name, "job", b.Job, "err", err)
+			}
 			_ = st.WriteErr(err)
 			return
 		}

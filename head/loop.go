@@ -27,6 +27,7 @@ const (
 
 // loop owns the core: it takes items until ctx ends.
 func (h *head) loop(ctx context.Context) error {
+	defer close(h.over)
 	timer := h.clock.Timer()
 	defer timer.Stop()
 	if err := h.step(core.Start{}, nil); err != nil {
@@ -169,7 +170,8 @@ func (h *head) post(it item) bool {
 
 func (h *head) event(ev core.Event) { h.post(item{ev: ev}) }
 
-// do runs fn in the loop and waits for it; false means that the head ends.
+// do runs fn in the loop and waits for it; false means that the head ends and that fn
+// was not run and never will be.
 func (h *head) do(fn func(*core.Core)) bool {
 	done := make(chan struct{})
 	if !h.post(item{fn: fn, done: done}) {
@@ -178,7 +180,12 @@ func (h *head) do(fn func(*core.Core)) bool {
 	select {
 	case <-done:
 		return true
-	case <-h.ctx.Done():
+	case <-h.over: // not h.ctx: the loop may be at it
+	}
+	select {
+	case <-done:
+		return true
+	default:
 		return false
 	}
 }

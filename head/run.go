@@ -58,6 +58,7 @@ type head struct {
 	wg      sync.WaitGroup // what effects started
 
 	items   chan item
+	over    chan struct{} // the loop has ended
 	release releaseQueue
 	closed  chan struct{} // CloseDown was performed
 
@@ -100,7 +101,7 @@ func serveCluster(ctx context.Context, o Options) (err error) {
 	defer cancel()
 	h := &head{
 		o: o, log: o.Log, clock: o.Clock, dir: o.Dir, ctx: ctx, started: o.Clock.Now(),
-		items: make(chan item, 1024), release: releaseQueue{more: make(chan struct{}, 1)}, closed: make(chan struct{}),
+		items: make(chan item, 1024), over: make(chan struct{}), release: releaseQueue{more: make(chan struct{}, 1)}, closed: make(chan struct{}),
 		current: map[wire.NodeID]*agentConn{}, clients: map[uint64]*request{}, bells: map[wire.JobID]chan struct{}{},
 	}
 	h.host, _ = os.Hostname()
@@ -153,6 +154,7 @@ func (h *head) serve(ctx context.Context, cancel context.CancelFunc) error {
 	sock, err := h.listen(ctx, g)
 	if err != nil {
 		cancel()
+		close(h.over) // somebody may have connected already
 		return errors.Join(err, g.Wait())
 	}
 	g.Go(func() error { return h.loop(ctx) })
