@@ -105,7 +105,7 @@ func array(n uint32) wire.Submit {
 // journalled stays a matter of ranges.
 func TestMillionTasks(t *testing.T) {
 	n := uint32(1_000_000)
-	if testing.Short() {
+	if testing.Short() || raceOn {
 		n = 100_000
 	}
 	f := newFarm(t, 100, 8)

@@ -102,7 +102,7 @@ func (h *head) step(ev core.Event) {
 		return
 	}
 	for _, r := range out.Records {
-		h.w.trace("head record %s", brief(r))
+		h.w.trace("head record %s", brief{r})
 		h.w.laws.recorded(r)
 	}
 	if len(out.Records)+len(out.Effects) > 0 {
@@ -170,7 +170,7 @@ func (h *head) perform(e core.Effect) {
 	switch e := e.(type) {
 	case core.SendAgent:
 		if c := h.conns[e.Node]; c != nil && c.m.epoch == e.Epoch {
-			w.trace("head -> %s %s", e.Node, brief(e.Msg))
+			w.trace("head -> %s %s", e.Node, brief{e.Msg})
 			c.toAgent(e.Msg)
 		}
 	case core.DropAgent:

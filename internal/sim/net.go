@@ -100,9 +100,11 @@ func sortedNodes[V any](m map[wire.NodeID]V) []wire.NodeID {
 	return out
 }
 
-// brief renders a message for the trace.
-func brief(v any) string {
-	s := fmt.Sprintf("%T%+v", v, v)
+// brief is a message in the trace; it is rendered only when there is one.
+type brief struct{ v any }
+
+func (b brief) String() string {
+	s := fmt.Sprintf("%T%+v", b.v, b.v)
 	if len(s) > 400 {
 		s = s[:400] + "..."
 	}

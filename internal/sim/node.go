@@ -264,7 +264,7 @@ func (m *machine) perform(e agent.Effect) {
 				r.Port, r.Addr = 1000, string(m.id)
 				msg = r
 			}
-			w.trace("%s -> head %s", m.name(), brief(msg))
+			w.trace("%s -> head %s", m.name(), brief{msg})
 			m.conn.toHead(msg)
 		}
 	case agent.Spawn:

@@ -24,7 +24,7 @@ func TestSchedules(t *testing.T) {
 		return
 	}
 	n := *count
-	if testing.Short() {
+	if testing.Short() || raceOn {
 		n /= 10
 	}
 	faults := map[string]int{}
@@ -45,7 +45,7 @@ func TestSchedules(t *testing.T) {
 		longest = max(longest, res.Virtual)
 	}
 	t.Logf("%d schedules, %d events, the longest took %d virtual seconds, faults %v", n, events, longest/second, faults)
-	if !testing.Short() && n >= 300 {
+	if n >= 300 {
 		for _, k := range []string{"head", "agent", "node", "net", "submit"} {
 			if faults[k] < 10 {
 				t.Errorf("only %d faults of kind %s", faults[k], k)
