@@ -21,6 +21,7 @@ const (
 	exitOK        = 0
 	exitTimeout   = 124 // a bounded wait or a time limit ran out
 	exitLauncher  = 125 // launcher failed, not the command
+	exitNotFound  = 127 // and 126: the command could not be executed
 	exitCancelled = 130 // Ctrl-C or `launcher cancel`
 )
 

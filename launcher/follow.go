@@ -7,7 +7,9 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -36,8 +38,9 @@ type follower struct {
 	offset  int64
 	version uint64
 	last    wire.JobInfo
-	ended   bool // last is terminal
-	drained bool // all output has been passed on
+	ended   bool         // last is terminal
+	drained bool         // all output has been passed on
+	arrived atomic.Int64 // chunks of output so far
 }
 
 // run follows until the job is over. c is the first connection to use; it is closed.
@@ -109,6 +112,7 @@ func (f *follower) once(ctx context.Context, c *client) error {
 		watch <- nil
 	}
 	var late <-chan time.Time
+	seen := int64(-1)
 	for logs != nil || watch != nil {
 		select {
 		case err := <-logs:
@@ -125,6 +129,11 @@ func (f *follower) once(ctx context.Context, c *client) error {
 			f.ended = true
 			late = time.After(logsBound)
 		case <-late:
+			if at := f.arrived.Load(); at != seen { // much output takes its time
+				seen = at
+				late = time.After(logsBound)
+				continue
+			}
 			f.a.note("launcher: the rest of the output of job %d has not arrived after %s; `launcher logs %d` shows what comes", f.job, logsBound, f.job)
 			f.drained = true
 			return nil
@@ -156,6 +165,7 @@ func (f *follower) readLogs(ctx context.Context, c *client) error {
 			return &exitError{code: exitLauncher, side: sideLauncher, err: errs.Wrap(errs.Unknown, err, "cannot write the output")}
 		}
 		f.offset = ch.Offset
+		f.arrived.Add(1)
 	}
 }
 
@@ -290,24 +300,27 @@ func jobExit(j wire.JobInfo) error {
 	case wire.StateCancelled:
 		return &exitError{code: exitCancelled, side: sideLauncher}
 	case wire.StateFailed:
-		if code > 0 && code < 256 {
-			return &exitError{code: code, side: codeSide(j)}
+		if code <= 0 || code > 255 {
+			break
 		}
+		if code < exitTimeout || code > exitNotFound || strings.HasSuffix(j.Cause, fmt.Sprintf("exited with %d", code)) {
+			return &exitError{code: code, side: sideCommand}
+		}
+		// Launcher's own words for a process that it ended, could not start or lost.
+		_, why, told := strings.Cut(j.Cause, fmt.Sprintf("exited with %d: ", code))
+		switch {
+		case told && j.Tasks == 1:
+			return exitWith(code, errs.New(errs.NotFound, "%s", why))
+		case code == exitLauncher:
+			return exitWith(code, errs.New(errs.Lost, "job %d failed: %s", j.ID, j.Cause))
+		}
+		return &exitError{code: code, side: sideLauncher}
 	}
 	cause := j.Cause
 	if cause == "" {
 		cause = "no exit code is known"
 	}
 	return exitWith(exitLauncher, errs.New(errs.Lost, "job %d %s: %s", j.ID, j.State, cause).Hint("`launcher tasks %d` shows each task", j.ID))
-}
-
-// codeSide says whose a failed job's exit code is: 124 to 127 are launcher's own words
-// for a process that it ended or could not start, when the cause says so.
-func codeSide(j wire.JobInfo) string {
-	if j.ExitCode >= exitTimeout && j.ExitCode <= 127 && j.Cause != "" {
-		return sideLauncher
-	}
-	return sideCommand
 }
 
 // jobSummary is the closing line about a job that did not end well.

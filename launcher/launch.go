@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/base64"
+	"errors"
 	"fmt"
 	"strconv"
 	"sync"
@@ -326,7 +327,7 @@ func (v *view) finish(j wire.JobInfo, code int, side string) {
 		v.a.told = true
 		v.a.printJSON(doc{"event": "ended", "job": toJSONJob(j), "exit": jsonExit{code, side}})
 	case j.State == wire.StateDone:
-	case code == exitLauncher && side == sideLauncher: // the error line says it
+	case side == sideLauncher && saysItself(j): // the error line says it
 	case v.style == styleRaw && side == sideCommand && code < 128:
 		// The command has said what it has to say; its code is passed on.
 	default:
@@ -335,4 +336,10 @@ func (v *view) finish(j wire.JobInfo, code int, side string) {
 			v.a.note("hint: `launcher tasks %d --failed` lists them, `launcher logs %d --task N` shows one", j.ID, j.ID)
 		}
 	}
+}
+
+// saysItself reports whether the error of a job's end is printed as an error line.
+func saysItself(j wire.JobInfo) bool {
+	e, ok := errors.AsType[*exitError](jobExit(j))
+	return ok && e.err != nil
 }
