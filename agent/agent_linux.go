@@ -30,6 +30,8 @@ type Options struct {
 	Binary  string // path of launcher that programs get in LAUNCHER; "" = this program
 	// Supervisor, for tests: a connection that is there already.
 	Supervisor *supervisor.Client
+	// Config, for tests: instead of the one that the supervisor hands over.
+	Config *wire.NodeConfig
 	// SDK puts the Python SDK under the cache directory and gives the directory for
 	// PYTHONPATH; nil = programs get none.
 	SDK func(cache string) (string, error)
@@ -45,7 +47,8 @@ type agent struct {
 	super  *supervisor.Client
 	cfg    wire.NodeConfig
 	clock  clock.Clock
-	fds    map[string]*os.File // handed over by the supervisor, taken out as they are used
+	fdMu   sync.Mutex
+	fds    map[string]*os.File // handed over by the supervisor, taken out as they are used; guarded by fdMu
 	id     *secure.Identity
 	state  *journal
 	core   *core.Core
@@ -81,7 +84,7 @@ func Main(ctx context.Context, o Options) error {
 	debug.SetGCPercent(50)
 	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, os.Interrupt)
 	defer stop()
-	a := &agent{o: o, log: o.Log, super: o.Supervisor, clock: clock.Real{}, left: make(chan string)}
+	a := &agent{o: o, log: o.Log, super: o.Supervisor, clock: clock.Real{}}
 	if a.super == nil {
 		c, err := supervisor.Connect(ctx)
 		if err != nil {
@@ -91,7 +94,9 @@ func Main(ctx context.Context, o Options) error {
 		a.super = c
 	}
 	var err error
-	if a.cfg, err = a.super.Config(); err != nil {
+	if o.Config != nil {
+		a.cfg = *o.Config
+	} else if a.cfg, err = a.super.Config(); err != nil {
 		return errs.Wrap(errs.Unknown, err, "the node's configuration")
 	}
 	a.log = a.log.With("node", a.cfg.Node)
@@ -126,15 +131,12 @@ func (a *agent) run(ctx context.Context) error {
 		return errs.Wrap(errs.Unavailable, err, "the node's directory")
 	}
 	// Finding out what there is and joining take a while each.
-	found := make(chan detected, 1)
-	a.wg.Go(func() { found <- a.detect(ctx) })
-	defer a.wg.Wait()
-	if err := a.join(ctx); err != nil {
+	var d detected
+	g, in := errgroup.WithContext(ctx)
+	g.Go(func() (err error) { d, err = a.detect(in); return err })
+	g.Go(func() error { return a.join(in) })
+	if err := g.Wait(); err != nil {
 		return err
-	}
-	d := <-found
-	if d.err != nil {
-		return d.err
 	}
 	if err := a.open(ctx, d); err != nil {
 		return err
@@ -145,7 +147,7 @@ func (a *agent) run(ctx context.Context) error {
 // open makes or takes up everything that the agent works with.
 func (a *agent) open(ctx context.Context, d detected) (err error) {
 	a.events.init()
-	a.total, a.gpus, a.cores = d.total, d.gpus, len(d.cpus)
+	a.total, a.gpus, a.cores = d.Total, d.GPUs, len(d.CPUs)
 	if a.state, err = openJournal(ctx, a.super, a.take("state"), a.log); err != nil {
 		return err
 	}
@@ -176,14 +178,16 @@ func (a *agent) coreConfig(d detected) core.Config {
 	return core.Config{
 		Hello: wire.Hello{
 			Node: c.Node, Epoch: c.Epoch, Restarts: a.super.Restarts(), Pool: c.Pool, Token: c.Token, Version: a.o.Version,
-			Host: d.host, Addr: a.peers.addr(), Total: d.total, GPUs: d.gpus, Labels: c.Labels, Deadline: c.Deadline, PID: os.Getpid(), Python: d.python,
+			Host: d.Host, Addr: a.peers.addr(), Total: d.Total, GPUs: d.GPUs, Labels: c.Labels, Deadline: c.Deadline, PID: os.Getpid(), Python: d.Python,
 		},
-		CPUs: d.cpus, Grace: c.Grace, Binary: a.o.Binary, Socket: a.local.path, Cluster: c.Cluster, Dir: c.Dir,
+		CPUs: d.CPUs, Grace: c.Grace, Binary: a.o.Binary, Socket: a.local.path, Cluster: c.Cluster, Dir: c.Dir,
 	}
 }
 
 // take gives a descriptor that the supervisor kept; nil = there is none of that name.
 func (a *agent) take(name string) *os.File {
+	a.fdMu.Lock()
+	defer a.fdMu.Unlock()
 	f := a.fds[name]
 	delete(a.fds, name)
 	return f

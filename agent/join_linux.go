@@ -63,15 +63,20 @@ func (a *agent) keepIdentity(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	f, err := shm.CreateFile("launcher-identity")
+	return a.keepMemory(ctx, identityName, b)
+}
+
+// keepMemory gives bytes to the supervisor, in memory.
+func (a *agent) keepMemory(ctx context.Context, name string, b []byte) error {
+	f, err := shm.CreateFile("launcher-" + name)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
 	if _, err := f.WriteAt(b, 0); err != nil {
-		return errs.Wrap(errs.Exhausted, err, "keeping the identity of node %s", a.cfg.Node)
+		return errs.Wrap(errs.Exhausted, err, "keeping the %s of node %s", name, a.cfg.Node)
 	}
-	return a.super.StoreFD(ctx, identityName, f)
+	return a.super.StoreFD(ctx, name, f)
 }
 
 // renew keeps the certificate valid, and each new one with the supervisor, until ctx ends.

@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"io"
+	"log/slog"
 	"net"
 	"strconv"
 	"strings"
@@ -164,7 +165,11 @@ func (p *peers) session(ctx context.Context, s *session.Session) {
 			continue
 		}
 		if err := p.ring(s, st); err != nil {
-			p.a.log.Warn("a peer's connection is refused", "peer", s.Peer().String(), "err", err)
+			level := slog.LevelWarn
+			if errs.Is(err, errs.Unavailable) {
+				level = slog.LevelDebug // it is only early, and asks again
+			}
+			p.a.log.Log(ctx, level, "a peer's connection is refused", "peer", s.Peer().String(), "err", err)
 			_ = st.SetWriteDeadline(time.Now().Add(openBound))
 			_ = st.WriteErr(err)
 			_ = st.CloseWith(err)

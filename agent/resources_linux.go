@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"io"
 	"os"
 	"slices"
 	"time"
@@ -14,49 +15,71 @@ import (
 
 // detected is what this node has to give.
 type detected struct {
-	total  wire.Resources
-	cpus   []int
-	gpus   []wire.GPU
-	host   string
-	python string
-	err    error
+	Total  wire.Resources
+	CPUs   []int
+	GPUs   []wire.GPU
+	Host   string
+	Python string
 }
 
-// gpuBound is how long nvidia-smi may take; on a sick machine it hangs.
-const gpuBound = 20 * time.Second
+const (
+	detectedName = "detected"
+	maxDetected  = 1 << 20
+	// gpuBound is how long nvidia-smi may take; on a sick machine it hangs.
+	gpuBound = 20 * time.Second
+)
 
-// detect finds out what the node has. Sections of the spec win over what is found.
-func (a *agent) detect(ctx context.Context) (d detected) {
-	d.host = detect.Hostname()
+// detect finds out what the node has. An agent that is started again takes what the one
+// before it found: work is admitted by that, and asking programs takes time.
+func (a *agent) detect(ctx context.Context) (d detected, err error) {
+	if f := a.take(detectedName); f != nil {
+		defer f.Close()
+		b, err := io.ReadAll(io.NewSectionReader(f, 0, maxDetected))
+		if err == nil && wire.Unmarshal(b, &d) == nil {
+			return d, nil
+		}
+	}
+	if d, err = a.look(ctx); err != nil {
+		return d, err
+	}
+	if err := a.keepMemory(ctx, detectedName, wire.Marshal(d)); err != nil {
+		a.log.Warn("what was detected is not kept over a restart", "err", err)
+	}
+	return d, nil
+}
+
+// look asks the machine. What the spec says wins over what is found.
+func (a *agent) look(ctx context.Context) (d detected, err error) {
+	d.Host = detect.Hostname()
 	cpu, err := detect.ReadCPU("/")
 	if err != nil {
-		return detected{err: err}
+		return d, err
 	}
 	cpu = cpu.Limit(a.cfg.CPUs)
 	if len(cpu.Cores) == 0 {
-		return detected{err: errs.New(errs.Invalid, "none of the cores %v that node %s was given can be used here", a.cfg.CPUs, a.cfg.Node)}
+		return d, errs.New(errs.Invalid, "none of the cores %v that node %s was given can be used here", a.cfg.CPUs, a.cfg.Node)
 	}
 	memory, err := detect.ReadMemory("/")
 	if err != nil {
-		return detected{err: err}
+		return d, err
 	}
-	d.cpus = cpu.Cores
-	d.total = wire.Resources{CPU: cpu.Amount(), Memory: memory.Total}
+	d.CPUs = cpu.Cores
+	d.Total = wire.Resources{CPU: cpu.Amount(), Memory: memory.Total}
 	if a.cfg.Memory > 0 {
-		d.total.Memory = min(d.total.Memory, a.cfg.Memory)
+		d.Total.Memory = min(d.Total.Memory, a.cfg.Memory)
 	}
-	d.gpus = a.findGPUs(ctx)
-	d.total.GPU = int64(len(d.gpus)) * wire.Unit
+	d.GPUs = a.findGPUs(ctx)
+	d.Total.GPU = int64(len(d.GPUs)) * wire.Unit
 	if r := a.cfg.Resources; r != nil {
-		d.total = override(d.total, *r)
+		d.Total = override(d.Total, *r)
 	}
-	// Cheap where there is one; a node without Python takes commands.
+	// A node without Python takes commands.
 	if p, err := detect.FindPython(ctx, "", os.Environ()); err == nil {
-		d.python = p.String()
+		d.Python = p.String()
 	} else {
 		a.log.Info("no python on this node", "err", err)
 	}
-	return d
+	return d, nil
 }
 
 // override puts the amounts that the spec names in the place of those found.

@@ -86,7 +86,14 @@ func startHead(t *testing.T) (dir string, cmd *exec.Cmd) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
+	t.Cleanup(func() {
+		cmd.Process.Kill()
+		cmd.Wait()
+		if t.Failed() {
+			log, _ := os.ReadFile(filepath.Join(dir, "head.log"))
+			t.Logf("head.log:\n%s", log)
+		}
+	})
 	return dir, cmd
 }
 
@@ -122,10 +129,22 @@ func TestHeadKilled(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "done"), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	askHead(t, dir)
-	if err := cmd.Wait(); err != nil {
-		t.Errorf("after the head is done: %v", err)
-	}
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	waitFor(t, "the supervisor ends with its head", func() bool {
+		if conn, err := net.Dial("tcp", string(addr)); err == nil { // it looks at each connection
+			conn.Close()
+		}
+		select {
+		case err := <-ended:
+			if err != nil {
+				t.Errorf("after the head is done: %v", err)
+			}
+			return true
+		default:
+			return false
+		}
+	})
 }
 
 func TestHeadDiesWithItsSupervisor(t *testing.T) {
