@@ -50,6 +50,12 @@ func python(t *testing.T) string {
 // script runs one of the programs by plain python, outside any run.
 func script(t *testing.T, args ...string) string {
 	t.Helper()
+	sources, _ := filepath.Glob("*.py")
+	for _, f := range sources { // go test must know that its result depends on them
+		if _, err := os.ReadFile(f); err != nil {
+			t.Fatal(err)
+		}
+	}
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, python(t), args...)
