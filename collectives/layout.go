@@ -338,6 +338,11 @@ func (m *memory) end(p int, kind uint32, rank int, cause string) {
 		r.length = uint32(copy(r.text[:], cause))
 		atomic.CompareAndSwapUint32(&m.h.state, 0, uint32(p)+1)
 	}
+	m.rouse()
+}
+
+// rouse wakes everybody who sleeps on any word, to look at the state again.
+func (m *memory) rouse() {
 	shm.FutexWake(&m.h.state, math.MaxInt32)
 	for _, c := range m.controls {
 		shm.FutexWake(low(&c.step), math.MaxInt32)

@@ -47,8 +47,7 @@ func (r *ring) serve(a arrival) {
 		r.wg.Go(func() {
 			select {
 			case <-r.stop:
-				// The other node may be about to tell why the group ended.
-				_ = a.conn.SetReadDeadline(time.Now().Add(50 * time.Millisecond))
+				_ = a.conn.SetReadDeadline(time.Now())
 			case <-quit:
 			}
 		})

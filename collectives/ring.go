@@ -180,6 +180,7 @@ func (r *ring) shut() {
 	}
 	close(r.stop)
 	r.cond.Broadcast()
+	r.m.rouse()
 	for _, l := range r.out {
 		l.Finish(last, payload)
 	}
