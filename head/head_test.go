@@ -252,8 +252,8 @@ func TestReplaysExactly(t *testing.T) {
 			}
 		})
 	}
-	for i := range 6 {
-		spec := array(60)
+	for i := range 5 {
+		spec := array(30)
 		spec.RetryFailed = i % 2
 		spec.Name = fmt.Sprint("job-", i)
 		job := mustAsk[wire.Submitted](t, s, wire.MsgSubmit, wire.Submit{Token: fmt.Sprint(i), Spec: spec}).Job

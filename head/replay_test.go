@@ -52,7 +52,7 @@ func checkReplay(t *testing.T, dir string, live map[uint64]string, final uint64)
 	}
 	rnd := rand.New(rand.NewPCG(7, 8))
 	seen := map[uint64]bool{}
-	for range 200 {
+	for i := range 200 {
 		cut := rnd.IntN(len(b) + 1)
 		if err := os.WriteFile(segs[0], b[:cut], 0o600); err != nil {
 			t.Fatal(err)
@@ -69,6 +69,9 @@ func checkReplay(t *testing.T, dir string, live map[uint64]string, final uint64)
 			t.Fatalf("cut at %d: %d records do not replay to their Durable", cut, rec.Last())
 		}
 		seen[rec.Last()] = true
+		if i%8 != 0 {
+			continue
+		}
 		// A snapshot there, and the rest of the records after it, come to the same end.
 		d, err = replay(&journal.Recovered{Snapshot: d.Encode(), SnapshotSeq: rec.Last(), Records: whole.Records[rec.Last():]}, machines)
 		if err != nil || string(d.Encode()) != states[whole.Last()] {

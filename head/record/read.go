@@ -99,6 +99,9 @@ func (r *Reader) Nodes() ([]wire.NodeInfo, error) {
 // Logs hands the chunks that q asks for to emit, in record order, up to what is there
 // now. A chunk's Data is only valid during the call.
 func (r *Reader) Logs(ctx context.Context, q wire.LogsRequest, emit func(wire.LogChunk) error) error {
+	if _, err := os.Stat(JobDir(r.dir, q.Job)); err != nil {
+		return errs.New(errs.NotFound, "no job %d in the record %s", q.Job, r.dir)
+	}
 	l, err := r.Tail(q)
 	if err != nil {
 		return err
@@ -108,11 +111,9 @@ func (r *Reader) Logs(ctx context.Context, q wire.LogsRequest, emit func(wire.Lo
 }
 
 // Tail gives a place in a job's output; each Read goes on from where the last one ended.
+// There need not be any output, nor a record of the job, yet.
 func (r *Reader) Tail(q wire.LogsRequest) (*Tail, error) {
 	dir := JobDir(r.dir, q.Job)
-	if _, err := os.Stat(dir); err != nil {
-		return nil, errs.New(errs.NotFound, "no job %d in the record %s", q.Job, r.dir)
-	}
 	dec, err := newDecoder()
 	if err != nil {
 		return nil, err

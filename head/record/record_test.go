@@ -202,6 +202,11 @@ func TestTailFollows(t *testing.T) {
 	dir := t.TempDir()
 	w := newWriter(t, dir, Options{Segment: 300})
 	s := &spool{job: 1, node: "n-0", epoch: 1}
+	if r, err := Open(dir); err != nil {
+		t.Fatal(err)
+	} else if early, err := r.Tail(all(1)); err != nil || early.Read(context.Background(), nil) != nil {
+		t.Fatalf("before there is anything: %v", err)
+	}
 	s.write(0, 0, "begin\n")
 	s.send(t, w)
 	var wg sync.WaitGroup

@@ -52,6 +52,7 @@ type output struct {
 	at      int64    // length of the job's log
 	nodes   []nodeEntry
 	numbers map[nodeKey]uint32
+	safe    []int64 // of each node, what the newest Sync made safe; meaningful while dirty
 	dirty   bool
 	changed chan struct{} // closed and replaced when there is more
 }
@@ -210,7 +211,9 @@ func (w *Writer) write(o *output, buf []byte) error {
 	}
 	o.size += int64(len(buf))
 	w.total += int64(len(buf))
-	o.dirty = true
+	if !o.dirty {
+		o.dirty, o.safe = true, o.haves()
+	}
 	return nil
 }
 
@@ -238,6 +241,35 @@ func (w *Writer) Have(job wire.JobID, node wire.NodeID, epoch wire.Epoch) (int64
 	}
 	if num, ok := o.numbers[nodeKey{node, epoch}]; ok {
 		return o.nodes[num].Have, nil
+	}
+	return 0, nil
+}
+
+// haves is what there is of each node's spool.
+func (o *output) haves() []int64 {
+	h := make([]int64, len(o.nodes))
+	for i, n := range o.nodes {
+		h[i] = n.Have
+	}
+	return h
+}
+
+// Safe is how much of a node's spool of a job is safe in the record.
+func (w *Writer) Safe(job wire.JobID, node wire.NodeID, epoch wire.Epoch) (int64, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	o, err := w.output(job)
+	if err != nil {
+		return 0, err
+	}
+	num, ok := o.numbers[nodeKey{node, epoch}]
+	switch {
+	case !ok:
+		return 0, nil
+	case !o.dirty:
+		return o.nodes[num].Have, nil
+	case int(num) < len(o.safe):
+		return o.safe[num], nil
 	}
 	return 0, nil
 }
