@@ -181,7 +181,7 @@ func (g *groups) accept(open wire.RingOpen, conn net.Conn, welcome func() error)
 func (g *groups) join(j *core.Join, p wire.Proc, pid int) (*collectives.JoinAnswer, *os.File, error) {
 	x := g.find(j.Gang)
 	if x == nil {
-		return nil, nil, errs.New(errs.Lost, "the group of %s is gone", j.Gang)
+		return nil, nil, errs.New(errs.Fenced, "the group of %s is gone", j.Gang)
 	}
 	ans := x.n.Answer(int(j.Rank))
 	if ans == nil {

@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/json"
 	"io"
-	"math"
 	"net"
 	"net/http"
 	"strconv"
@@ -145,32 +144,10 @@ func (h *httpServer) simple(op core.LocalOp, body func(core.LocalReply) any) htt
 	}
 }
 
-// number is a metric: JSON has no infinities, so they come as strings.
-type number float64
-
-// UnmarshalJSON reads a number, or "NaN", "Infinity", "-Infinity".
-func (n *number) UnmarshalJSON(b []byte) error {
-	switch string(b) {
-	case `"NaN"`:
-		*n = number(math.NaN())
-	case `"Infinity"`:
-		*n = number(math.Inf(1))
-	case `"-Infinity"`:
-		*n = number(math.Inf(-1))
-	default:
-		f, err := strconv.ParseFloat(string(b), 64)
-		if err != nil {
-			return errs.New(errs.Invalid, "a metric is a number, not %.40s", b)
-		}
-		*n = number(f)
-	}
-	return nil
-}
-
 type reportBody struct {
-	Metrics    map[string]number `json:"metrics"`
-	Step       *int64            `json:"step"`
-	Checkpoint string            `json:"checkpoint"`
+	Metrics    map[string]wire.Number `json:"metrics"`
+	Step       *int64                 `json:"step"`
+	Checkpoint string                 `json:"checkpoint"`
 }
 
 // parseReport reads the body of a report.

@@ -43,7 +43,7 @@ func (c *Core) local(ev Local) {
 
 func (c *Core) join(t *Try, i int, ev Local) {
 	if t.Fault != nil {
-		c.do(LocalReply{Req: ev.Req, Err: wireErr(errs.New(errs.Lost, "the gang %s cannot go on: %s", t.ID, t.Fault.Cause))})
+		c.do(LocalReply{Req: ev.Req, Err: wireErr(errs.New(errs.Fenced, "the gang %s cannot go on: %s", t.ID, t.Fault.Cause))})
 		return
 	}
 	if !t.Ranks[i].Joined {
