@@ -29,7 +29,8 @@ type EventKind uint8
 
 const (
 	// Drained: all output of Proc is in the spool, whose length was End then. It comes
-	// once per Add or AddStored of the process, after which nothing more of it is read.
+	// once per Add or AddStored of the process (see Exited for one without), after which
+	// nothing more of it is read.
 	Drained EventKind = iota + 1
 	// Paused: the output of Job waits because Err; tried again until Failed.
 	Paused

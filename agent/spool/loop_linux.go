@@ -76,6 +76,9 @@ func (s *Spool) patience(now time.Time) int {
 	if len(s.resting) > 0 {
 		sooner(s.resting[0].until)
 	}
+	if len(s.early) > 0 {
+		sooner(s.early[0].until)
+	}
 	s.mu.Lock()
 	for _, st := range s.jobs {
 		if st.paused != nil {
@@ -101,6 +104,14 @@ func (s *Spool) timers(now time.Time) {
 		n++
 	}
 	s.resting = slices.Delete(s.resting, 0, n)
+	n = 0
+	for n < len(s.early) && !s.early[n].until.After(now) {
+		if e := s.early[n]; s.procs[e.name] == e.pr && e.pr.early {
+			s.drained(e.name)
+		}
+		n++
+	}
+	s.early = slices.Delete(s.early, 0, n)
 	var due []*stream
 	s.mu.Lock()
 	for _, st := range s.jobs {
@@ -132,8 +143,12 @@ func (s *Spool) adopt(name wire.Proc, pipes []*pipe) {
 		s.pipes[p.fd] = p
 		p.st.pipes[p] = true
 	}
-	if pr.open == 0 {
+	pr.early = false
+	switch {
+	case pr.open == 0:
 		s.drained(name)
+	case pr.exited:
+		s.lastWords(pr)
 	}
 }
 
@@ -310,13 +325,25 @@ func (s *Spool) giveUp(p *pipe) {
 	s.finish(p)
 }
 
-// exited takes what is left in the pipes of a process that has ended.
+// exited notes the end of a process. One that nobody has added yet is given a moment:
+// whoever starts it may be slower than it was.
 func (s *Spool) exited(name wire.Proc) {
 	pr := s.procs[name]
-	if pr == nil {
-		s.drained(name)
-		return
+	switch {
+	case pr == nil:
+		pr = &process{early: true, exited: true}
+		s.procs[name] = pr
+		s.early = append(s.early, earlyExit{name, pr, time.Now().Add(addGrace)})
+	case pr.open == 0 && !pr.early:
+		delete(s.procs, name) // all was in before
+	case !pr.exited:
+		pr.exited = true
+		s.lastWords(pr)
 	}
+}
+
+// lastWords takes what is left in the pipes of a process that has ended.
+func (s *Spool) lastWords(pr *process) {
 	for _, p := range pr.pipes {
 		if s.pipes[p.fd] != p {
 			continue
@@ -354,11 +381,15 @@ func (s *Spool) finish(p *pipe) {
 	}
 }
 
+// drained tells that all output of a process is in. Its entry stays until its end is
+// known, so that the end is not taken for that of a process yet to be added.
 func (s *Spool) drained(name wire.Proc) {
 	e := Event{Kind: Drained, Job: name.Job, Proc: name}
 	if pr := s.procs[name]; pr != nil {
-		e.Lost = pr.lost
-		delete(s.procs, name)
+		e.Lost, pr.lost, pr.pipes = pr.lost, 0, nil
+		if pr.exited {
+			delete(s.procs, name)
+		}
 	}
 	s.mu.Lock()
 	if st := s.jobs[name.Job]; st != nil {
@@ -422,6 +453,11 @@ func (s *Spool) forget(job wire.JobID) {
 		return
 	}
 	delete(s.jobs, job)
+	for name, pr := range s.procs {
+		if name.Job == job && pr.open == 0 && !pr.early {
+			delete(s.procs, name)
+		}
+	}
 	st.gone = true
 	st.wake()
 	if st.file != nil {

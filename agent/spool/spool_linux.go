@@ -37,6 +37,8 @@ const (
 	// writes line by line makes frames of many lines. The first piece never waits.
 	rest       = 5 * time.Millisecond
 	little     = 16 << 10
+	// addGrace is how long after the end of a process it may still be added.
+	addGrace   = 2 * time.Second
 	firstRetry = 100 * time.Millisecond
 	lastRetry  = 5 * time.Second
 )
@@ -57,7 +59,8 @@ type Spool struct {
 	// Of the loop.
 	pipes   map[int]*pipe
 	procs   map[wire.Proc]*process
-	resting []*pipe // in order of until
+	resting []*pipe     // in order of until
+	early   []earlyExit // the same
 }
 
 // pipe is the read end of a process's output.
@@ -76,9 +79,17 @@ type pipe struct {
 }
 
 type process struct {
-	pipes []*pipe
-	open  int // of them
-	lost  int64
+	pipes  []*pipe
+	open   int // of them
+	lost   int64
+	exited bool
+	early  bool // ended before it was added
+}
+
+type earlyExit struct {
+	name  wire.Proc
+	pr    *process
+	until time.Time
 }
 
 // Open takes up the spool in cfg.Dir and starts its goroutine, which Close ends.
@@ -181,8 +192,10 @@ func (s *Spool) AddStored(fds map[string]*os.File) (rest map[string]*os.File, er
 }
 
 // Exited tells that the main process of p has ended: what is in its pipes now is all of
-// its output, even if processes that it left behind hold them open. For a process that
-// was never added, or is drained already, Drained comes at once.
+// its output, even if processes that it left behind hold them open. It may come before
+// Add. For a process that is not added within two seconds (its pipes were drained and
+// dropped by an earlier agent) Drained comes then; for one that is drained already there
+// is no second Drained.
 func (s *Spool) Exited(p wire.Proc) { s.post(func() { s.exited(p) }) }
 
 // Jobs lists the streams of all jobs, in no order.

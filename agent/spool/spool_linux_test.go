@@ -206,13 +206,42 @@ func TestExitedWithPipeOpen(t *testing.T) {
 		t.Errorf("%d bytes", len(out["0/1"]))
 	}
 	f.Exited(name(1, 5)) // never added
-	if e := f.next(t, spool.Drained); e.Proc != name(1, 5) {
-		t.Errorf("event %+v", e)
-	}
 	if err := f.Add(name(1, 6), nil, nil); err != nil {
 		t.Fatal(err)
 	}
-	f.next(t, spool.Drained)
+	f.Exited(name(1, 6)) // drained before: nothing more comes of it
+	if e := f.next(t, spool.Drained); e.Proc != name(1, 6) {
+		t.Errorf("event %+v", e)
+	}
+	if e := f.next(t, spool.Drained); e.Proc != name(1, 5) {
+		t.Errorf("event %+v", e)
+	}
+	if len(f.events) > 0 {
+		t.Errorf("one event more: %+v", <-f.events)
+	}
+}
+
+// A process can be over before whoever started it comes to add its pipes.
+func TestExitedBeforeAdd(t *testing.T) {
+	f := open(t, spool.Config{})
+	r, w := newPipe(t)
+	keep, err := os.OpenFile("/proc/self/fd/"+strconv.Itoa(int(w.Fd())), os.O_WRONLY, 0) // a leftover has it too
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer keep.Close()
+	fmt.Fprint(w, "quick")
+	w.Close()
+	f.Exited(name(1, 0))
+	f.Add(name(2, 0), nil, nil) // comes back when the loop has seen the end
+	if e := f.next(t, spool.Drained); e.Proc != name(2, 0) {
+		t.Errorf("event %+v", e)
+	}
+	f.Add(name(1, 0), r, nil)
+	e := f.next(t, spool.Drained)
+	if out, _, end := contents(t, f.Spool, 1, 0); e.Proc != name(1, 0) || e.End != end || out["0/1"] != "quick" {
+		t.Errorf("event %+v, output %q to %d", e, out, end)
+	}
 }
 
 // A flood in one pipe does not keep a line in another.
@@ -296,7 +325,7 @@ func TestTrimAndRestart(t *testing.T) {
 		t.Fatal(err)
 	}
 	f.Trim(1, mid)
-	f.Exited(name(1, 99)) // comes back when the loop has trimmed
+	f.Add(name(9, 0), nil, nil) // comes back when the loop has trimmed
 	f.next(t, spool.Drained)
 	st, _ := f.Job(1)
 	if st.Base == 0 || st.Base > mid || st.End != end {
@@ -315,7 +344,7 @@ func TestTrimAndRestart(t *testing.T) {
 		t.Errorf("after a restart %d bytes to %d, before %d to %d", len(again["0/1"]), end2, len(rest["0/1"]), end)
 	}
 	g.Trim(1, end)
-	g.Exited(name(1, 99))
+	g.Add(name(9, 0), nil, nil)
 	g.next(t, spool.Drained)
 	g.Close()
 	h := open(t, spool.Config{Dir: dir})
@@ -323,12 +352,12 @@ func TestTrimAndRestart(t *testing.T) {
 		t.Errorf("trimmed to the end and restarted: %+v, want end %d", st, end)
 	}
 	h.Forget(1)
-	h.Exited(name(1, 99))
+	h.Add(name(9, 0), nil, nil)
 	h.next(t, spool.Drained)
 	if _, ok := h.Job(1); ok {
 		t.Error("a forgotten job is still there")
 	}
-	if left, _ := os.ReadDir(dir); len(left) != 0 {
+	if left, _ := os.ReadDir(filepath.Join(dir, "1")); len(left) != 0 {
 		t.Errorf("files of a forgotten job: %v", left)
 	}
 }
