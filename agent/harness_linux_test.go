@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -24,7 +25,7 @@ import (
 const bound = 40 * time.Second
 
 func TestMain(m *testing.M) {
-	supervisortest.Main(supervisortest.Roles{"agent": playAgent})
+	supervisortest.Main(supervisortest.Roles{"agent": playAgent, "knock": playKnock, "rank": playRank})
 	os.Exit(m.Run())
 }
 
@@ -108,7 +109,7 @@ func (h *fakeHead) serve(ln net.Listener) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		if err := session.Serve(ctx, ln, h.cfg, h.session); err != nil {
+		if err := session.Serve(ctx, ln, h.cfg, h.session); err != nil && !errors.Is(err, net.ErrClosed) {
 			h.t.Errorf("serving: %v", err)
 		}
 	}()

@@ -1,0 +1,8 @@
+//go:build race
+
+package agent
+
+import "time"
+
+// slack is what the race detector costs on top of a promised time.
+const slack = 2 * time.Second
