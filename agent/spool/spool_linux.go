@@ -35,8 +35,8 @@ const (
 	chunk = 64 << 10
 	// rest is how long a pipe that gave little is left alone, so that a program that
 	// writes line by line makes frames of many lines. The first piece never waits.
-	rest       = 5 * time.Millisecond
-	little     = 16 << 10
+	rest   = 5 * time.Millisecond
+	little = 16 << 10
 	// addGrace is how long after the end of a process it may still be added.
 	addGrace   = 2 * time.Second
 	firstRetry = 100 * time.Millisecond
