@@ -167,8 +167,11 @@ func (h *head) serve(ctx context.Context, cancel context.CancelFunc) error {
 			cancel()
 			return errors.Join(err, g.Wait())
 		}
-		// That the cluster had gone down is history. Should this head die before its first
-		// records are safe, the next one goes on ending the cluster; up tells the user.
+		// That the cluster had gone down is history once the journal says so.
+		if err := h.journal.Sync(ctx); err != nil {
+			cancel()
+			return errors.Join(err, g.Wait())
+		}
 		_ = os.Remove(filepath.Join(h.dir, downFile))
 		h.log.Info("head is up", "epoch", uint64(epoch), "addrs", h.addresses(), "version", h.o.Version)
 		g.Go(func() error { return h.serveUnix(ctx, sock) })
