@@ -6,6 +6,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"testing"
 )
 
@@ -22,12 +24,19 @@ func TestMain(m *testing.M) {
 }
 
 // TestRun: every figure is there, checked and plausible. How fast it is, is not for a
-// test on a busy machine; BENCH=1 prints it.
+// test on a busy machine; BENCH=4096,65536 (bytes) prints it.
 func TestRun(t *testing.T) {
 	t.Setenv(rankEnv, "1")
 	o := Options{Rank: []string{os.Args[0]}, Ranks: 2, Sizes: []int{4 << 10, 300 << 10}, Samples: 1, Log: t.Logf}
-	if os.Getenv("BENCH") != "" {
-		o.Sizes, o.Samples = nil, 0
+	if sizes := os.Getenv("BENCH"); sizes != "" {
+		o.Sizes, o.Samples = nil, 5
+		for s := range strings.SplitSeq(sizes, ",") {
+			n, err := strconv.Atoi(s)
+			if err != nil {
+				t.Fatal(err)
+			}
+			o.Sizes = append(o.Sizes, n)
+		}
 	}
 	root, err := filepath.Abs("../..")
 	if err != nil {
@@ -43,7 +52,7 @@ func TestRun(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if o.Sizes != nil {
+	if os.Getenv("BENCH") == "" {
 		want := 4 * len(o.Sizes)
 		if o.Python != "" {
 			want += 2 * len(o.Sizes)
