@@ -175,14 +175,13 @@ type (
 
 	// OpenGroup makes the group memory of a gang, or takes it up again after a restart.
 	OpenGroup struct {
-		Gang          wire.Try
-		World         uint32
-		Nodes         []wire.GangNode
-		First         uint32
-		Count         uint32
-		LocalWorld    uint32
-		Restored      bool // the agent restarted: the memory is in the supervisor's store
-		Deterministic bool
+		Gang       wire.Try
+		World      uint32
+		Nodes      []wire.GangNode
+		First      uint32
+		Count      uint32
+		LocalWorld uint32
+		Restored   bool // the agent restarted: the memory is in the supervisor's store
 	}
 	// AbortGroup makes every local rank's pending and later collectives fail.
 	AbortGroup struct {

@@ -28,7 +28,9 @@ func (c *Core) assign(m wire.Assign) {
 	}
 	rec := RecAssign{Job: m.Job}
 	for _, x := range m.Ranges {
-		rec.Ranges = append(rec.Ranges, c.unknown(j, x)...)
+		if x.From < x.To {
+			rec.Ranges = append(rec.Ranges, c.unknown(j, x)...)
+		}
 	}
 	for _, it := range m.Items {
 		if !c.knows(j, it.Index, it.Attempt) {

@@ -6,6 +6,9 @@ import (
 	"launcher/wire"
 )
 
+// maxRanks bounds the ranks of a gang on one node; a reservation is memory here.
+const maxRanks = 16 << 10
+
 // reserve keeps room for ranks of a gang, or says why not.
 func (c *Core) reserve(m wire.Reserve) {
 	answer := func(ok bool, counts uint32, why string) {
@@ -31,6 +34,10 @@ func (c *Core) reserve(m wire.Reserve) {
 	}
 	if m.Until <= c.now || m.Count == 0 {
 		answer(false, 0, "the reservation is over before it began: the clocks of head and node differ, or the message was late")
+		return
+	}
+	if m.Count > maxRanks {
+		answer(false, maxRanks, "more ranks than one node runs")
 		return
 	}
 	need := j.spec.Spec.Resources
@@ -96,9 +103,6 @@ func (c *Core) openGroup(t *Try, restored bool) {
 	g := OpenGroup{Gang: t.ID, World: 1, Count: 1, Restored: restored}
 	if t.Gang != nil {
 		g.World, g.Nodes, g.First, g.Count = t.Gang.World, t.Gang.Nodes, t.First, uint32(len(t.Ranks))
-	}
-	if tr := t.job.spec.Spec.Train; tr != nil {
-		g.Deterministic = tr.Deterministic
 	}
 	c.do(g)
 }

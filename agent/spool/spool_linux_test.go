@@ -244,6 +244,49 @@ func TestExitedBeforeAdd(t *testing.T) {
 	}
 }
 
+// The supervisor keeps the read ends too, so a pipe lives on when the spool is done with
+// it. Its further fate must not be taken for that of the next pipe with its number.
+func TestNumberUsedAgain(t *testing.T) {
+	f := open(t, spool.Config{})
+	r, w := newPipe(t)
+	fd := int(r.Fd())
+	kept, err := unix.Dup(fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(kept)
+	f.Add(name(1, 0), r, nil)
+	f.Exited(name(1, 0)) // while w is open
+	f.next(t, spool.Drained)
+
+	var fds [2]int
+	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC); err != nil {
+		t.Fatal(err)
+	}
+	if fds[0] != fd {
+		if err := unix.Dup3(fds[0], fd, unix.O_CLOEXEC); err != nil {
+			t.Fatal(err)
+		}
+		unix.Close(fds[0])
+	}
+	w2 := os.NewFile(uintptr(fds[1]), "w2")
+	defer w2.Close()
+	f.Add(name(1, 1), os.NewFile(uintptr(fd), "r2"), nil)
+	f.Add(name(9, 0), nil, nil)
+	f.next(t, spool.Drained) // it is watched now
+	w.Close()
+	f.Add(name(9, 1), nil, nil)
+	if e := f.next(t, spool.Drained); e.Proc != name(9, 1) {
+		t.Errorf("event %+v", e)
+	}
+	fmt.Fprint(w2, "late")
+	w2.Close()
+	f.next(t, spool.Drained)
+	if out, _, _ := contents(t, f.Spool, 1, 0); out["1/1"] != "late" {
+		t.Errorf("output %q", out)
+	}
+}
+
 // A flood in one pipe does not keep a line in another.
 func TestFairness(t *testing.T) {
 	f := open(t, spool.Config{Segment: 1 << 20, JobLimit: 1 << 40})

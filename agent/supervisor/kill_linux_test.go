@@ -179,7 +179,7 @@ func TestKilledAbove(t *testing.T) {
 	for _, tc := range cases {
 		t.Run(tc.name, func(t *testing.T) {
 			forUsers(t, func(t *testing.T, cred *syscall.Credential) {
-				n, below := node(t, cred)
+				n, below := node(t, cred, "deaf") // a closed pipe shall not do our work
 				agent, super, _ := lives(t, n.Dir, 0)
 				for i, pid := range tc.who(n.Guard.Pid, super, agent) {
 					// The second may have been ended already because of the first.
