@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable, List
+from typing import Any, Dict, List
 
 import numpy as np
 
 from . import _group_memory as memory
 
 BFLOAT16 = memory.TYPES.index("bfloat16")
+BLOCK = 256 << 10
 SUM, MIN, MAX, PRODUCT, MEAN = range(1, 6)
 
 
@@ -21,13 +22,14 @@ class Arithmetic:
         self.op = op
         self.div = div
         floating = self.half or memory.TYPES[typ].startswith("float")
-        self.fold: Callable[[Any, Any, Any], Any] = {
+        folds: Dict[int, Any] = {
             SUM: np.add,
             MEAN: np.add,
             PRODUCT: np.multiply,
             MIN: _float_min if floating else _int_min,
             MAX: _float_max if floating else _int_max,
-        }[op]
+        }
+        self.fold = folds[op]
 
     def __call__(self, outs: List[Any], ins: List[Any]) -> None:
         out = outs[0]
@@ -64,18 +66,36 @@ class Arithmetic:
         else:
             out[...] = acc
 
-    def blocks(self, outs: List[Any], ins: List[Any], apart: bool = False) -> None:
+    def blocks(self, outs: List[Any], ins: List[Any]) -> None:
         """The same for long arrays, in pieces that stay in the cache.
 
-        outs[0] may be ins[0], in place. With apart it may be any of ins: then the work is
-        done elsewhere and copied.
+        outs[0] may be ins[0], in place; none of the others.
         """
-        n, step = len(ins[0]), (256 << 10) // ins[0].itemsize
+        if ins[0].nbytes <= BLOCK and not self.half:
+            self(outs, ins)
+        else:
+            self.run(self.cut(outs, ins))
+
+    def cut(self, outs: List[Any], ins: List[Any], apart: bool = False) -> List[Any]:
+        """The pieces of work for run. With apart, outs[0] may be any of ins: then the
+        work is done elsewhere and copied."""
+        if not ins:
+            return []
+        n, step = len(ins[0]), BLOCK // ins[0].itemsize
         between = [np.empty(min(n, step), ins[0].dtype)] if apart else []
-        with np.errstate(all="ignore"):
-            for a in range(0, n, step):
-                b = min(a + step, n)
-                self([t[: b - a] for t in between] + [o[a:b] for o in outs], [x[a:b] for x in ins])
+        return [
+            ([t[: min(step, n - a)] for t in between] + [o[a : a + step] for o in outs], [x[a : a + step] for x in ins])
+            for a in range(0, n, step)
+        ]
+
+    def run(self, work: List[Any]) -> None:
+        if not self.half:
+            for outs, ins in work:
+                self(outs, ins)
+            return
+        with np.errstate(all="ignore"):  # too large for a half is infinity, as in Go
+            for outs, ins in work:
+                self(outs, ins)
 
 
 def _widen(x: Any) -> Any:

@@ -27,6 +27,10 @@ class Steps:
         self.size = size
         self._ariths: Dict[Tuple[int, int], Arithmetic] = {}
         self._slots: Dict[Any, Any] = {}
+        self._rounds_of: Dict[Any, List[Any]] = {}
+        self._places: Dict[Any, Any] = {}
+        self._arena: List[Tuple[int, int]] = []
+        self._known: Dict[int, Tuple[Any, int]] = {}
         if mem:
             self._raw = np.frombuffer(mem.map, np.uint8, mem.arena)
 
@@ -64,6 +68,11 @@ class Steps:
 
     def _offset(self, flat: Any) -> int:
         """Where an array lies in the arenas; 0 when it does not."""
+        if not self._arena:
+            return 0
+        known = self._known.get(id(flat))
+        if known is not None and known[0]() is flat:
+            return known[1]
         m = self._mem
         at = flat.__array_interface__["data"][0] - m.base
         return at if m.arena <= at and at + flat.nbytes <= m.arena + m.n * m.arena_size and flat.size else 0
@@ -102,58 +111,104 @@ class Steps:
         if b < end - start:
             to[b : end - start] = flat[start + b : end]
 
+    def _round_views(self, length: int, dtype: Any) -> List[Any]:
+        """For a round of length elements, by slot: the views that a rank needs of it.
+
+        Its share [a, b); below and above it, of what this rank stages; the share of what
+        each rank staged; of the result, the share and what is below and above.
+        """
+        key = (length, dtype)
+        if key not in self._rounds_of:
+            if len(self._rounds_of) > 64:
+                self._rounds_of.clear()
+            m = self._mem
+            a, b = share(length, m.n, m.me, dtype.itemsize)
+            by_slot = []
+            for k in range(memory.SLOTS):
+                mine, result = self._staged(k, m.me, dtype), self._result(k, dtype)
+                staged = [self._staged(k, i, dtype)[a:b] for i in range(m.n)]
+                by_slot.append((a, b, mine[:a], mine[b:length], staged, result[a:b], result[:a], result[b:length]))
+            self._rounds_of[key] = by_slot
+        return self._rounds_of[key]
+
     def _combine(self, sig: int, typ: int, op: int, flat: Any, root: Optional[int]) -> None:
         m = self._mem
-        count, size, n, dt = flat.size, flat.itemsize, m.n, flat.dtype
-        limit = m.round // size
+        count, dt, me = flat.size, flat.dtype, m.me
+        limit = m.round // dt.itemsize
         rounds = -(-count // limit)
         gets = root is None or self.rank == root
         at = self._offset(flat)
         do = self._arithmetic(typ, op)
+        first = m.seq + 1
+        full = self._round_views(min(limit, count), dt)
+        tail = full if count % limit == 0 else self._round_views(count % limit, dt)
+
+        def stage(k: int) -> None:
+            a, b, low, high = (tail if k == rounds - 1 else full)[(first + k) % memory.SLOTS][:4]
+            start = k * limit
+            if a:
+                low[...] = flat[start : start + a]
+            if len(high):
+                high[...] = flat[start + b : start + b + len(high)]
+
         if not at:
-            self._stage(0, flat, 0, min(limit, count))
+            stage(0)
         m.announce(sig, at, at)
         m.meet(sig)
-        if self._arenas():
-            a, b = share(count, n, m.me, size)
-            ins = [self._shared(m.input(i) + a * size, b - a, dt) for i in range(n)]
-            if a < b:
-                do.blocks(ins if root is None else [ins[root - m.first]], ins, apart=root is not None)
-            m.post()
-            m.all(m.step)
+        inputs = [m.input(i) for i in range(m.n)]
+        if 0 not in inputs:
+            self._in_place(do, count, dt, inputs, root)
             return
         base = m.step
         for i in range(rounds + 1):
             if i + 1 < rounds:
                 if not at:
-                    self._stage(i + 1, flat, (i + 1) * limit, min((i + 2) * limit, count))
+                    stage(i + 1)
                 m.post()
             if i < rounds:
                 m.all(base + max(2 * i - 1, 0))
-                start, end = i * limit, min((i + 1) * limit, count)
-                a, b = share(end - start, n, m.me, size)
+                a, b, _, _, staged, result, _, _ = (tail if i == rounds - 1 else full)[(first + i) % memory.SLOTS]
                 if a < b:
-                    outs = [self._result(i, dt)[a:b]]
-                    if gets:
-                        outs.append(flat[start + a : start + b])
-                    do.blocks(outs, [self._source(j, i, flat, start + a, start + b, start) for j in range(n)])
+                    start = i * limit
+                    own = flat[start + a : start + b]
+                    ins = [
+                        own if j == me else self._shared(o + (start + a) * dt.itemsize, b - a, dt) if o else staged[j]
+                        for j, o in enumerate(inputs)
+                    ]
+                    do.blocks([result, own] if gets else [result], ins)
                 m.post()
             k = i - 1
             if k >= 0:
                 m.all(base + min(2 * k + 2, 2 * rounds - 1))
                 if gets:
-                    start, end = k * limit, min((k + 1) * limit, count)
-                    a, b = share(end - start, n, m.me, size)
-                    r = self._result(k, dt)
-                    if a > 0:
-                        flat[start : start + a] = r[:a]
-                    if b < end - start:
-                        flat[start + b : end] = r[b : end - start]
+                    a, b, _, _, _, _, low, high = (tail if k == rounds - 1 else full)[(first + k) % memory.SLOTS]
+                    start = k * limit
+                    if a:
+                        flat[start : start + a] = low
+                    if len(high):
+                        flat[start + b : start + b + len(high)] = high
+
+    def _in_place(self, do: Arithmetic, count: int, dtype: Any, inputs: List[int], root: Optional[int]) -> None:
+        """Combine buffers that are all in the arena where they are."""
+        m = self._mem
+        key = (do, count, root, *inputs)
+        work = self._places.get(key)
+        if work is None:
+            if len(self._places) > 64:
+                self._places.clear()
+            a, b = share(count, m.n, m.me, dtype.itemsize)
+            ins = [self._shared(o + a * dtype.itemsize, b - a, dtype) for o in inputs] if a < b else []
+            outs = ins if root is None else [ins[root - m.first]] if ins else []
+            work = self._places[key] = do.cut(outs, ins, apart=root is not None)
+        do.run(work)
+        m.post()
+        m.all(m.step)
 
     def _scatter(self, sig: int, typ: int, op: int, out: Any, flat: Any) -> None:
         m = self._mem
         count, size, n, dt = flat.size, flat.itemsize, m.n, flat.dtype
         chunk = m.round // n // 64 * 64 // size
+        first = m.seq + 1
         rounds = -(-part(count, n, 0)[1] // chunk)
         at = self._offset(flat)
         do = self._arithmetic(typ, op)
@@ -165,7 +220,7 @@ class Steps:
         def stage(k: int) -> None:
             if at:
                 return
-            to = self._staged(k, m.me, dt)
+            to = self._staged(first + k, m.me, dt)
             for j in range(n):
                 a, b = bounds(j, k)
                 if j != m.me and a < b:
@@ -176,7 +231,7 @@ class Steps:
         def combine(k: int, a: int, b: int) -> None:
             if a < b:
                 start = a - m.me * chunk  # what others staged for this rank begins at chunk me
-                do.blocks([out[a - own : b - own]], [self._source(j, k, flat, a, b, start) for j in range(n)])
+                do.blocks([out[a - own : b - own]], [self._source(j, first + k, flat, a, b, start) for j in range(n)])
 
         stage(0)
         m.announce(sig, at)
@@ -205,13 +260,14 @@ class Steps:
             mine[...] = flat
         at = self._offset(flat) or self._offset(mine)
         chunk = m.round // size
+        first = m.seq + 1
         most = part(whole.size, n, 0)[1]
         rounds = -(-most // chunk)
 
         def stage(k: int) -> None:
             s = flat[k * chunk : (k + 1) * chunk]
             if not at and len(s):
-                self._staged(k, m.me, dt)[: len(s)] = s
+                self._staged(first + k, m.me, dt)[: len(s)] = s
 
         stage(0)
         m.announce(sig, at)
@@ -230,7 +286,7 @@ class Steps:
                 c, d = min(i * chunk, b - a), min((i + 1) * chunk, b - a)
                 if c < d:
                     o = m.input(r)
-                    whole[a + c : a + d] = self._shared(o + c * size, d - c, dt) if o else self._staged(i, r, dt)[: d - c]
+                    whole[a + c : a + d] = self._shared(o + c * size, d - c, dt) if o else self._staged(first + i, r, dt)[: d - c]
         m.post()
         m.all(m.step)
 
@@ -238,11 +294,12 @@ class Steps:
         m = self._mem
         dt, chunk, count = flat.dtype, m.round // flat.itemsize, flat.size
         rounds = -(-count // chunk)
+        first = m.seq + 1
         at = self._offset(flat)
 
         def stage(k: int) -> None:
             s = flat[k * chunk : (k + 1) * chunk]
-            self._staged(k, root, dt)[: len(s)] = s
+            self._staged(first + k, root, dt)[: len(s)] = s
 
         if m.me == root and not at:
             stage(0)
@@ -261,7 +318,7 @@ class Steps:
             for k in range(rounds):
                 m.wait(m.step_at[root], base + k, root)
                 s = flat[k * chunk : (k + 1) * chunk]
-                s[...] = self._staged(k, root, dt)[: len(s)]
+                s[...] = self._staged(first + k, root, dt)[: len(s)]
                 m.post()
             return
         for k in range(1, rounds + 1):

@@ -22,7 +22,7 @@ from __future__ import annotations
 import ctypes
 import os
 import weakref
-from typing import Any, Dict, List, Optional, Tuple, Union
+from typing import Any, Dict, Optional, Tuple, Union
 
 import numpy as np
 
@@ -89,7 +89,6 @@ class Group(Steps):
         super().__init__(mem, mem.rank if mem else 0, mem.world if mem else 1)
         self.closed = False
         self._smalls: Dict[Any, Any] = {}
-        self._arena: List[Tuple[int, int]] = []
         if mem:
             me = mem.step_at
             self._peers = [(at, at + 1) for i, at in enumerate(me[: mem.n]) if i != mem.me]
@@ -306,7 +305,9 @@ class Group(Steps):
         weakref.finalize(held, self._give, at).atexit = False
         self._mem.populate(at, end - at)
         whole: Any = held
-        return np.frombuffer(whole, dt, count).reshape(shape)
+        array = np.frombuffer(whole, dt, count).reshape(shape)
+        self._known[id(array)] = (weakref.ref(array), at)
+        return array
 
     def close(self) -> None:
         """Leave the group. Ranks that still wait for this one get PeerLost."""
@@ -365,6 +366,8 @@ class Group(Steps):
         return at, at + size
 
     def _give(self, at: int) -> None:
+        for known in [k for k, v in self._known.items() if v[1] == at]:
+            del self._known[known]
         for e in self._arena:
             if e[0] == at:
                 self._arena.remove(e)
