@@ -15,4 +15,6 @@ type Spec struct {
 	CPUs   []int    // nil = those of the starter
 	Limits []Limit  // on top of the inherited ones
 	OOM    int      // added to the starter's own oom_score_adj
+	// Outlive leaves it alive when the starter's thread dies; all others are killed then.
+	Outlive bool
 }

@@ -52,12 +52,12 @@ func (s *Starter) Start(spec *Spec) (pid int, err error) {
 	for i, fd := range spec.Files {
 		files[i] = uintptr(fd)
 	}
-	attr := &syscall.ProcAttr{
-		Dir: spec.Dir, Env: spec.Env, Files: files,
-		// A new session: signals of a terminal and of the supervisor's group pass it by.
-		// The death signal is a belt: the guard kills what is left when we die.
-		Sys: &syscall.SysProcAttr{Setsid: true, Pdeathsig: syscall.SIGKILL},
+	// A new session: signals of a terminal and of the supervisor's group pass it by.
+	sys := &syscall.SysProcAttr{Setsid: true}
+	if !spec.Outlive {
+		sys.Pdeathsig = syscall.SIGKILL // a belt: the guard kills what is left when we die
 	}
+	attr := &syscall.ProcAttr{Dir: spec.Dir, Env: spec.Env, Files: files, Sys: sys}
 	pid, err = syscall.ForkExec(path, spec.Argv, attr)
 	if err != nil {
 		return 0, s.explain(spec, path, errnoOf(err))

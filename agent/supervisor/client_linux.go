@@ -7,6 +7,7 @@ import (
 	"slices"
 	"sync"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -21,7 +22,7 @@ const AgentFD = 3
 // Client is the agent's (or head's) connection to its supervisor. Its methods may be
 // called by any goroutine. A new process inherits a new connection: there is nothing to
 // reconnect. When the supervisor is gone, Done is closed and every call fails with
-// errs.Lost; the process is to end then.
+// errs.Lost; the process is to end then, and an agent is ended half a second later.
 type Client struct {
 	handover handover
 	out      *sender
@@ -162,9 +163,14 @@ func (c *Client) receive() {
 		ctx, cancel := context.WithTimeout(context.Background(), killBound)
 		proc.KillMarked(ctx, c.handover.Mark)
 		cancel()
+		// And this process is not to outlive it either, whatever it is stuck in.
+		time.AfterFunc(afterlife, func() { os.Exit(1) })
 	}
 	close(c.done)
 }
+
+// afterlife is how long an agent may take to end after its supervisor.
+const afterlife = 500 * time.Millisecond
 
 // Config is the node's configuration; an empty one for a head.
 func (c *Client) Config() (cfg wire.NodeConfig, err error) {

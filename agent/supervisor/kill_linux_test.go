@@ -58,6 +58,11 @@ func node(t *testing.T, cred *syscall.Credential, labels ...string) (*supervisor
 	if len(below) < 2+7 {
 		t.Fatalf("only %d processes below the guard: %+v", len(below), below)
 	}
+	t.Cleanup(func() {
+		for _, p := range alive(below) {
+			_ = unix.Kill(p.PID, unix.SIGKILL)
+		}
+	})
 	return n, below
 }
 

@@ -35,6 +35,7 @@ type life struct {
 	logPath string        // where its standard output and error go; "" = ours
 	grace   time.Duration // how long to go on with one that does not stay up
 	socket  string        // removed at the end; "" = none
+	outlive bool          // it is not killed with us: it has to clean up if our guard is dead too
 }
 
 // small makes this process take little: it has little to do.
@@ -70,7 +71,7 @@ func Main(ctx context.Context) error {
 		return err
 	}
 	l := life{name: "agent", argv: []string{exe, "agent"}, env: os.Environ(), logPath: logPath(cfg.Dir),
-		grace: time.Duration(cfg.Grace), socket: socketPath(cfg.Dir)}
+		grace: time.Duration(cfg.Grace), socket: socketPath(cfg.Dir), outlive: true}
 	return s.run(ctx, l, os.NewFile(guardFD, "guard"))
 }
 
@@ -257,7 +258,7 @@ func (s *server) start(l life, socket int) (pid int, err error) {
 	if s.dying || s.stopping {
 		return 0, errs.New(errs.Cancelled, "ending")
 	}
-	pid, err = s.starter.Start(&proc.Spec{Argv: l.argv, Env: l.env, Files: []int{s.null, out, errOut, socket}})
+	pid, err = s.starter.Start(&proc.Spec{Argv: l.argv, Env: l.env, Files: []int{s.null, out, errOut, socket}, Outlive: l.outlive})
 	if err == nil {
 		s.agentPID = pid
 		s.wakeReaper()
