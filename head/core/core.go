@@ -13,6 +13,9 @@ const (
 	second            = 1000 * millisecond
 )
 
+// stall is a gap between two Steps that is longer than Wake ever allows.
+const stall = 3 * second
+
 // Core is the head's reactor. It is owned by one goroutine.
 type Core struct {
 	cfg Config
@@ -58,6 +61,13 @@ func New(cfg Config, d *Durable) *Core {
 
 // Step takes one event. now is unix nanoseconds and never goes backwards.
 func (c *Core) Step(now int64, ev Event) Output {
+	if gap := now - c.now; c.started && gap > stall {
+		// It was us who did not look (a suspended laptop, a disk that hung): nobody is
+		// silent for that.
+		for _, n := range c.order {
+			n.seen += gap - second
+		}
+	}
 	c.now = max(now, c.now)
 	c.out = Output{}
 	if _, ok := ev.(Start); ok != !c.started {
@@ -87,14 +97,22 @@ func (c *Core) Step(now int64, ev Event) Output {
 	case LogsDone:
 		c.logsDone(ev.Job)
 	}
-	// Completions come by the thousand and change nothing for pools.
-	if m, ok := ev.(AgentMsg); ok {
-		_, left := m.Msg.(wire.Leaving)
-		c.settle(left)
-	} else {
-		c.settle(true)
-	}
+	c.settle(c.concernsPools(ev))
 	return c.out
+}
+
+// concernsPools reports whether pools are to be looked at after an event. Completions
+// come by the thousand and change nothing for them; with many nodes, nor does each that
+// joins: the next Tick will do.
+func (c *Core) concernsPools(ev Event) bool {
+	switch ev := ev.(type) {
+	case AgentMsg:
+		_, left := ev.Msg.(wire.Leaving)
+		return left
+	case AgentUp:
+		return len(c.d.st.Nodes) < 256
+	}
+	return true
 }
 
 // settle draws the consequences of an event: who runs next, who is to be told.

@@ -195,6 +195,45 @@ func (s *state) make() {
 	}
 }
 
+// empty reports whether something is missing that a snapshot always has.
+func (s *state) empty() bool {
+	for _, x := range s.Subs {
+		if x == nil || slices.Contains(x.Allocs, nil) || len(x.Nodes) != len(x.Epochs) {
+			return true
+		}
+	}
+	for _, n := range s.Nodes {
+		if n == nil {
+			return true
+		}
+	}
+	for _, j := range s.Jobs {
+		if j == nil || hasNil(j.Spawns) || hasNil(j.Gangs) || hasNil(j.Details) || hasNil(j.Checks) {
+			return true
+		}
+		for _, g := range j.Gangs {
+			if hasNil(g.Ends) || len(g.Nodes) != len(g.Epochs) {
+				return true
+			}
+		}
+	}
+	for _, id := range s.Ended {
+		if s.Jobs[id] == nil {
+			return true
+		}
+	}
+	return false
+}
+
+func hasNil[K comparable, V any](m map[K]*V) bool {
+	for _, v := range m {
+		if v == nil {
+			return true
+		}
+	}
+	return false
+}
+
 func (j *jobD) make() {
 	if j.Spawns == nil {
 		j.Spawns = map[uint32]*jobs.Spawn{}
@@ -252,10 +291,10 @@ func DecodeDurable(b []byte, machines map[wire.Kind]Maker) (*Durable, error) {
 		return nil, err
 	}
 	d.st.make()
+	if d.st.empty() {
+		return nil, errs.New(errs.Corrupt, "a snapshot with empty entries")
+	}
 	for _, j := range d.st.Jobs {
-		if j == nil {
-			return nil, errs.New(errs.Corrupt, "a snapshot with an empty job")
-		}
 		j.make()
 		if j.State != 0 && len(j.Machine) == 0 {
 			continue

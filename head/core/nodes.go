@@ -336,9 +336,6 @@ func (c *Core) nodeGone(n *node, proof bool, cause string) {
 			c.gangChanged(j, t.Index)
 		}
 	}
-	for _, d := range c.ended() {
-		c.logsLost(d, n.id, n.epoch)
-	}
 	if c.hold != nil && n.held != nil {
 		c.dropHold()
 	}
@@ -391,6 +388,9 @@ func (c *Core) dead(id wire.NodeID, epoch wire.Epoch) {
 		}
 	}
 	c.watchLimbo()
+	for _, d := range c.ended() {
+		c.logsLost(d, id, epoch)
+	}
 }
 
 // watchNodes looks for silence.

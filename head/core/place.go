@@ -308,6 +308,7 @@ func (c *Core) balance(j *job, on []*node) {
 	if c.now-j.balanced < rebalance {
 		return
 	}
+	j.balanced = c.now
 	idle := 0
 	for _, n := range on {
 		if c.eligible(n, j) == "" && c.mayUse(n, j) {
@@ -333,7 +334,6 @@ func (c *Core) balance(j *job, on []*node) {
 	if from == nil || int64(most)*j.dur < 4*rebalance && j.dur != 0 {
 		return
 	}
-	j.balanced = c.now
 	from.shares[j.id].asked = true
 	c.send(from, wire.MsgWithdraw, wire.Withdraw{Job: j.id, Max: uint32(min(max(1, most/2), idle))})
 }

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"slices"
 
-	"launcher/internal/errs"
 	"launcher/wire"
 )
 
@@ -22,6 +21,9 @@ const (
 	// leaveWithin is how long an agent has to go after Shutdown before its allocation is
 	// cancelled.
 	leaveWithin = 10 * second
+	// joinWithin is how long a node that runs has to join before it is ended and asked
+	// for again.
+	joinWithin = 120 * second
 )
 
 // pool is the soft state of a pool.
@@ -36,7 +38,8 @@ type pool struct {
 	why      string          // of the newest failure
 	shape    *wire.Resources // what a node of the pool has, as far as known
 	wanted   int
-	cancel   map[string]bool // handles that were cancelled
+	cancel   map[string]bool  // handles that were cancelled
+	runs     map[string]int64 // when an allocation whose nodes have not joined was first seen to run
 }
 
 // loadPools makes the pools that the journal names.
@@ -46,7 +49,7 @@ func (c *Core) loadPools() {
 	for _, s := range c.d.st.Pools {
 		p := old[s.Name]
 		if p == nil {
-			p = &pool{cancel: map[string]bool{}}
+			p = &pool{cancel: map[string]bool{}, runs: map[string]int64{}}
 		}
 		p.spec = s
 		if s.Resources != nil {
@@ -59,7 +62,7 @@ func (c *Core) loadPools() {
 		if s := c.d.st.Subs[t]; c.pools[s.Pool] == nil {
 			p := old[s.Pool]
 			if p == nil {
-				p = &pool{cancel: map[string]bool{}}
+				p = &pool{cancel: map[string]bool{}, runs: map[string]int64{}}
 			}
 			p.spec.Name, p.spec.Min, p.spec.Max = s.Pool, 0, 0
 			c.pools[s.Pool] = p
@@ -385,7 +388,7 @@ func (c *Core) allocStatus(ev AllocStatus) {
 	}
 	for _, it := range ev.Items {
 		s, a := c.findAlloc(ev.Pool, it.Handle)
-		if a == nil || a.Ended {
+		if a == nil {
 			continue
 		}
 		for k, id := range s.Nodes {
@@ -399,6 +402,9 @@ func (c *Core) allocStatus(ev AllocStatus) {
 		if it.State < AllocDone {
 			if it.State == AllocPending && p != nil && it.Why != "" {
 				p.why = it.Why
+			}
+			if it.State == AllocRunning && p != nil {
+				c.watchJoin(p, s, a)
 			}
 			continue
 		}
@@ -415,6 +421,7 @@ func (c *Core) allocStatus(ev AllocStatus) {
 		c.record(RecAllocEnded{Token: s.Token, Handle: it.Handle, Why: it.Why, At: c.now})
 		if p != nil {
 			delete(p.cancel, string(it.Handle))
+			delete(p.runs, string(it.Handle))
 		}
 		if young || it.State == AllocFailed { // it never worked: wait before the next
 			c.failed(p, cmp.Or(it.Why, "a node ended before it joined"))
@@ -422,6 +429,27 @@ func (c *Core) allocStatus(ev AllocStatus) {
 	}
 }
 
+// watchJoin ends an allocation that runs and whose nodes do not join.
+func (c *Core) watchJoin(p *pool, s *subD, a *allocD) {
+	h := string(a.Handle)
+	for k, id := range s.Nodes {
+		if d := c.d.st.Nodes[id]; !slices.Contains(a.Nodes, id) || d == nil || d.Epoch != s.Epochs[k] || d.State != nodeAsked {
+			continue
+		}
+		switch first, ok := p.runs[h]; {
+		case !ok:
+			p.runs[h] = c.now
+		case c.now-first >= joinWithin && !p.cancel[h]:
+			p.cancel[h] = true
+			c.failed(p, fmt.Sprintf("%s was started %d s ago and has not joined; the log of the node says why", id, (c.now-first)/second))
+			c.effect(CancelAllocs{Pool: p.spec.Name, Handles: [][]byte{a.Handle}})
+		}
+		return
+	}
+	delete(p.runs, h)
+}
+
+// findAlloc finds an allocation that has not ended.
 func (c *Core) findAlloc(pool string, handle []byte) (*subD, *allocD) {
 	for _, t := range sortedKeys(c.d.st.Subs) {
 		s := c.d.st.Subs[t]
@@ -429,87 +457,10 @@ func (c *Core) findAlloc(pool string, handle []byte) (*subD, *allocD) {
 			continue
 		}
 		for _, a := range s.Allocs {
-			if string(a.Handle) == string(handle) {
+			if !a.Ended && string(a.Handle) == string(handle) {
 				return s, a
 			}
 		}
 	}
 	return nil, nil
-}
-
-// releaseIdle lets nodes go that are above what is wanted and have had nothing to do.
-func (c *Core) releaseIdle(p *pool, up int) {
-	if p.spec.Idle <= 0 {
-		return
-	}
-	for _, n := range slices.Backward(c.order) {
-		if up <= p.wanted {
-			return
-		}
-		if n.pool == p.spec.Name && c.usable(n) && n.idle != 0 && n.held == nil && c.now-n.idle >= p.spec.Idle {
-			c.record(RecDrain{Node: n.id, Epoch: n.epoch, Keep: true})
-			up--
-		}
-	}
-}
-
-// watchDrain sees a draining node off: what is queued comes back, what runs is told to
-// leave, and when nothing is left so does the node. A node whose allocation ends soon
-// drains by itself.
-func (c *Core) watchDrain(n *node, d *nodeD) {
-	if end := n.hello.Deadline * second; end != 0 && d.Drain == nil && c.now >= end-2*60*second {
-		c.record(RecDrain{Node: n.id, Epoch: n.epoch, Deadline: end - 30*second, Keep: true})
-	}
-	if d.Drain == nil || !n.conn || !n.greeted {
-		return
-	}
-	if !n.moved {
-		n.moved = true
-		c.withdrawAll(n)
-		for _, id := range sortedKeys(n.shares) {
-			for _, i := range sortedKeys(n.shares[id].running) {
-				c.tellLeave(n.shares[id].job, i, wire.LeavePreempted, d.Drain.Deadline, nil)
-			}
-		}
-		for _, t := range sortedTasks(n.parts) {
-			if j := c.jobs[t.Job]; j != nil {
-				c.tellLeave(j, t.Index, wire.LeavePreempted, d.Drain.Deadline, nil)
-			}
-		}
-	}
-	if d.Drain.Deadline != 0 && c.now >= d.Drain.Deadline {
-		for _, id := range sortedKeys(n.shares) { // those not known to run were not told
-			for r := range n.shares[id].tries.all() {
-				for i := r.From; i < r.To; i++ {
-					c.tellLeave(n.shares[id].job, i, wire.LeavePreempted, d.Drain.Deadline, nil)
-				}
-			}
-		}
-	}
-	switch {
-	case len(n.shares) > 0 || len(n.parts) > 0:
-	case !n.leaving:
-		n.leaving, n.asked = true, c.now
-		c.send(n, wire.MsgShutdown, wire.Shutdown{Grace: defaultGrace, Why: "the node is drained"})
-	case c.now-n.asked >= leaveWithin:
-		c.nodeGone(n, false, "it did not leave when it was drained")
-	}
-}
-
-func (c *Core) drain(id uint64, r wire.DrainRequest) {
-	n := c.nodes[r.Node]
-	if n == nil {
-		c.fail(id, errs.New(errs.NotFound, "no node %s is up", r.Node).Hint("`launcher nodes` lists them"))
-		return
-	}
-	d := RecDrain{Node: n.id, Epoch: n.epoch, Keep: r.Simulate}
-	if r.Simulate || r.Grace > 0 {
-		d.Deadline = c.now + cmp.Or(r.Grace, defaultGrace)
-	}
-	if c.durable(n).Drain == nil {
-		c.record(d)
-	}
-	c.watchDrain(n, c.durable(n))
-	c.full = true
-	c.answer(id, struct{}{})
 }

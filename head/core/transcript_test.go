@@ -28,7 +28,8 @@ var testMachines = map[wire.Kind]Maker{wire.KindRun: run.New, wire.KindArray: ru
 // must equal the core's.
 //
 //	head [pool=NAME:MIN:MAX ...]       a first head; again: the head crashes, its journal stays
-//	tick DURATION                      time passes, in one Tick
+//	tick DURATION                      time passes, with a Tick each second
+//	stall DURATION                     time passes without, then a Tick
 //	hello NODE EPOCH RESOURCES [try=1.0#1 run=1.1#1 gang=2.0#1:FIRST:COUNT held=2.0#1:COUNT end=1.3#1=0 seq=N]
 //	end NODE SEQ TRY[/RANK]=CODE[:REASON] ...
 //	msg NODE TYPE JSON                 any other message
@@ -132,6 +133,11 @@ func (p *player) line(w *strings.Builder, line string) {
 		p.c = New(p.cfg, d)
 		p.step(w, Start{})
 	case "tick":
+		for left := dur(p.t, f[1]); left > 0; left -= second {
+			p.now += min(left, second)
+			p.step(w, Tick{})
+		}
+	case "stall": // nothing is looked at for a while
 		p.now += dur(p.t, f[1])
 		p.step(w, Tick{})
 	case "hello":

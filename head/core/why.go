@@ -161,7 +161,7 @@ func (c *Core) whyPool(p *pool) []string {
 }
 
 func (c *Core) whyTask(d *jobD, i uint32) []string {
-	x := c.taskInfo(d, i)
+	x := c.taskInfo(d, i, c.runningOf(d.ID))
 	name := x.Task.String()
 	switch {
 	case x.State.Terminal() && x.Cause != "":

@@ -1,0 +1,86 @@
+package core
+
+import (
+	"cmp"
+	"slices"
+
+	"launcher/internal/errs"
+	"launcher/wire"
+)
+
+// releaseIdle lets nodes go that are above what is wanted and have had nothing to do.
+func (c *Core) releaseIdle(p *pool, up int) {
+	if p.spec.Idle <= 0 {
+		return
+	}
+	for _, n := range slices.Backward(c.order) {
+		if up <= p.wanted {
+			return
+		}
+		if n.pool == p.spec.Name && c.usable(n) && n.idle != 0 && n.held == nil && c.now-n.idle >= p.spec.Idle {
+			c.record(RecDrain{Node: n.id, Epoch: n.epoch, Keep: true})
+			up--
+		}
+	}
+}
+
+// watchDrain sees a draining node off: what is queued comes back, what runs is told to
+// leave, and when nothing is left so does the node. A node whose allocation ends soon
+// drains by itself.
+func (c *Core) watchDrain(n *node, d *nodeD) {
+	if end := n.hello.Deadline * second; end != 0 && d.Drain == nil && c.now >= end-2*60*second {
+		c.record(RecDrain{Node: n.id, Epoch: n.epoch, Deadline: end - 30*second, Keep: true})
+	}
+	if d.Drain == nil || !n.conn || !n.greeted {
+		return
+	}
+	if !n.moved {
+		n.moved = true
+		c.withdrawAll(n)
+		for _, id := range sortedKeys(n.shares) {
+			for _, i := range sortedKeys(n.shares[id].running) {
+				c.tellLeave(n.shares[id].job, i, wire.LeavePreempted, d.Drain.Deadline, nil)
+			}
+		}
+		for _, t := range sortedTasks(n.parts) {
+			if j := c.jobs[t.Job]; j != nil {
+				c.tellLeave(j, t.Index, wire.LeavePreempted, d.Drain.Deadline, nil)
+			}
+		}
+	}
+	if d.Drain.Deadline != 0 && c.now >= d.Drain.Deadline {
+		for _, id := range sortedKeys(n.shares) { // those not known to run were not told
+			for r := range n.shares[id].tries.all() {
+				for i := r.From; i < r.To; i++ {
+					c.tellLeave(n.shares[id].job, i, wire.LeavePreempted, d.Drain.Deadline, nil)
+				}
+			}
+		}
+	}
+	switch {
+	case len(n.shares) > 0 || len(n.parts) > 0:
+	case !n.leaving:
+		n.leaving, n.asked = true, c.now
+		c.send(n, wire.MsgShutdown, wire.Shutdown{Grace: defaultGrace, Why: "the node is drained"})
+	case c.now-n.asked >= leaveWithin:
+		c.nodeGone(n, false, "it did not leave when it was drained")
+	}
+}
+
+func (c *Core) drain(id uint64, r wire.DrainRequest) {
+	n := c.nodes[r.Node]
+	if n == nil {
+		c.fail(id, errs.New(errs.NotFound, "no node %s is up", r.Node).Hint("`launcher nodes` lists them"))
+		return
+	}
+	d := RecDrain{Node: n.id, Epoch: n.epoch, Keep: r.Simulate}
+	if r.Simulate || r.Grace > 0 {
+		d.Deadline = c.now + cmp.Or(r.Grace, defaultGrace)
+	}
+	if c.durable(n).Drain == nil {
+		c.record(d)
+	}
+	c.watchDrain(n, c.durable(n))
+	c.full = true
+	c.answer(id, struct{}{})
+}

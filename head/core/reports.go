@@ -1,0 +1,203 @@
+package core
+
+import (
+	"path"
+	"slices"
+	"strings"
+
+	"launcher/jobs"
+	"launcher/wire"
+)
+
+// leave says that a try was told to leave, and when it is stopped if it does not.
+type leave struct {
+	attempt  wire.Attempt
+	why      wire.LeaveReason
+	deadline int64 // 0 = never
+	stopped  bool
+}
+
+// report takes one call of report(): checkpoints, the machine's opinion, the answer.
+func (c *Core) report(n *node, r wire.Report) {
+	j, i := c.jobs[r.Proc.Job], r.Proc.Index
+	if j == nil || j.d.Done.has(i) || j.d.standing(i).Attempt != r.Proc.Attempt || !j.holds(n, i) {
+		// Of an attempt that was replaced: it is not to go on.
+		c.send(n, wire.MsgAdvice, wire.Advice{Seq: r.Seq, Try: r.Proc.Try, Leave: wire.LeavePreempted, Deadline: c.now + n.offset})
+		return
+	}
+	c.stepped(j, n, r)
+	if r.Proc.Rank == 0 {
+		var a jobs.Advice
+		if _, ok := j.d.m.(jobs.Forgetful); ok {
+			a = j.d.m.Report(r)
+		} else if j.d.news(r) {
+			c.record(RecReport{Report: r})
+			a = c.d.advice
+			j.dry = false
+		}
+		j.metrics, j.step = r.Metrics, r.Step
+		j.touch()
+		if a.Leave != wire.LeaveNo {
+			c.tellLeave(j, i, a.Leave, c.now+j.grace, n)
+		}
+		for _, o := range a.Stop {
+			c.tellLeave(j, o, wire.LeavePruned, c.now+j.grace, nil)
+		}
+	}
+	l := j.leaving[i]
+	adv := wire.Advice{Seq: r.Seq, Try: r.Proc.Try}
+	if l.attempt == r.Proc.Attempt {
+		adv.Leave, adv.Deadline = l.why, l.deadline
+		if l.deadline != 0 {
+			adv.Deadline += n.offset
+		}
+	}
+	c.send(n, wire.MsgAdvice, adv)
+	c.maybeEnd(j)
+}
+
+// news reports whether a report has not been taken yet: an agent sends those again that
+// it got no answer to.
+func (j *jobD) news(r wire.Report) bool {
+	last := j.Reported[r.Proc.Index]
+	return r.Proc.Attempt != last.Attempt || r.Time > last.Time
+}
+
+// tellLeave tells a task's newest attempt to leave. but is a node that learns it by the
+// answer to its report.
+func (c *Core) tellLeave(j *job, i uint32, why wire.LeaveReason, deadline int64, but *node) {
+	t := j.try(i)
+	if l, ok := j.leaving[i]; ok && l.attempt == t.Attempt {
+		return
+	}
+	on := c.where(j, i)
+	if len(on) == 0 || j.d.Done.has(i) {
+		return
+	}
+	c.record(RecTold{Job: j.id, Index: i, Attempt: t.Attempt, Leave: why})
+	j.leaving[i] = leave{attempt: t.Attempt, why: why, deadline: deadline}
+	for _, n := range on {
+		if n == but {
+			continue
+		}
+		a := wire.Advice{Try: t, Leave: why, Deadline: deadline}
+		if deadline != 0 {
+			a.Deadline += n.offset
+		}
+		c.send(n, wire.MsgAdvice, a)
+	}
+}
+
+// watchLeaves stops what was told to leave and did not.
+func (c *Core) watchLeaves() {
+	for _, j := range c.queue {
+		for _, i := range sortedKeys(j.leaving) {
+			l := j.leaving[i]
+			if l.deadline == 0 || c.now < l.deadline || l.stopped {
+				continue
+			}
+			l.stopped = true
+			j.leaving[i] = l
+			why := wire.ReasonPreempted
+			if l.why == wire.LeavePruned {
+				why = wire.ReasonPruned
+			}
+			for _, n := range c.where(j, i) {
+				c.send(n, wire.MsgStop, wire.Stop{Job: j.id, Tries: []wire.Try{j.try(i)}, Reason: why, Grace: j.grace})
+			}
+		}
+	}
+}
+
+// steps gathers, per step, which ranks of a task have reported it.
+type steps struct {
+	attempt wire.Attempt
+	open    map[int64]*stepSeen
+}
+
+type stepSeen struct {
+	ranks rangeSet
+	dir   string
+	score *float64
+}
+
+// stepped notes a report; a step that every rank has reported, at least one of them
+// with a directory, is a committed checkpoint.
+func (c *Core) stepped(j *job, n *node, r wire.Report) {
+	i, world := r.Proc.Index, uint32(1)
+	if g := j.d.Gangs[i]; j.gang && g != nil {
+		world = g.World
+	}
+	s := j.steps[i]
+	if s == nil || s.attempt != r.Proc.Attempt {
+		s = &steps{attempt: r.Proc.Attempt, open: map[int64]*stepSeen{}}
+		j.steps[i] = s
+	}
+	o := s.open[r.Step]
+	if o == nil {
+		o = &stepSeen{}
+		s.open[r.Step] = o
+		if len(s.open) > 64 { // ranks that never report a step must not pile them up
+			delete(s.open, sortedKeys(s.open)[0])
+		}
+	}
+	o.ranks.addOne(r.Proc.Rank)
+	if r.Checkpoint != "" && (o.dir == "" || r.Proc.Rank == 0) {
+		o.dir = r.Checkpoint
+		if strings.HasPrefix(path.Base(o.dir), "rank-") {
+			o.dir = path.Dir(o.dir)
+		}
+	}
+	if r.Proc.Rank == 0 {
+		o.score = score(j.d.Spec.Train, r.Metrics)
+	}
+	if o.ranks.len() < int(world) {
+		return
+	}
+	for _, k := range sortedKeys(s.open) {
+		if k <= r.Step {
+			delete(s.open, k)
+		}
+	}
+	if o.dir == "" {
+		return
+	}
+	before := slices.Clone(j.d.checks(i))
+	c.record(RecCheckpoint{Job: j.id, Index: i, Attempt: r.Proc.Attempt, Step: r.Step, Path: o.dir, Score: o.score, At: c.now})
+	var gone []string
+	for _, old := range before {
+		kept := func(x RecCheckpoint) bool { return x.Path == old.Path }
+		if !slices.ContainsFunc(j.d.checks(i), kept) {
+			gone = append(gone, old.Path)
+		}
+	}
+	msg := wire.Checkpoint{Try: r.Proc.Try, Step: r.Step, Path: o.dir, Delete: gone}
+	for _, n := range c.where(j, i) {
+		c.send(n, wire.MsgCheckpoint, msg)
+	}
+	if len(gone) > 0 {
+		c.effect(DeleteCheckpoints{Job: j.id, Paths: gone})
+	}
+}
+
+func (j *jobD) checks(i uint32) []RecCheckpoint {
+	if c := j.Checks[i]; c != nil {
+		return c.List
+	}
+	return nil
+}
+
+// score is what the best checkpoint is told by: higher is better.
+func score(t *wire.TrainSpec, m map[string]float64) *float64 {
+	if t == nil || t.Score == "" {
+		return nil
+	}
+	v, ok := m[strings.TrimLeft(t.Score, "+-")]
+	if !ok || v != v {
+		return nil
+	}
+	if t.Score[0] == '-' {
+		v = -v
+	}
+	return &v
+}
