@@ -56,6 +56,8 @@ func (h *head) serveAgent(ctx context.Context, s *session.Session, st *session.S
 		_ = st.WriteErr(err)
 		return
 	}
+	// Measured at the handshake: free of what the message waited for.
+	hello.Clock = h.clock.Now() + int64(s.Peer().Clock)
 	c := &agentConn{node: hello.Node, epoch: hello.Epoch, s: s, st: st, more: make(chan struct{}, 1)}
 	var wg sync.WaitGroup
 	defer wg.Wait()

@@ -36,7 +36,7 @@ func bounded(t testing.TB) context.Context {
 // within waits until ok, bounded.
 func within(t testing.TB, what string, ok func() bool) {
 	t.Helper()
-	for end := time.Now().Add(testBound); !ok(); time.Sleep(2 * time.Millisecond) {
+	for end := time.Now().Add(testBound); !ok(); time.Sleep(2 * time.Millisecond) { // sleep: a poll with a bound
 		if time.Now().After(end) {
 			t.Fatalf("not within %s: %s", testBound, what)
 		}
@@ -55,12 +55,16 @@ type cluster struct {
 	head *head
 	end  chan error
 	stop context.CancelFunc
+	opts func(*Options)
 
 	mu     sync.Mutex
 	reqs   []backends.Request
 	allocs map[string]backends.AllocState
 	agents map[wire.NodeID]*agent
-	hold   bool // Submit starts no agents
+	hold   bool     // Submit starts no agents
+	refuse error    // of Submit
+	poke   chan int // what Watch sends
+	asked  int      // calls of Status
 	task   func(wire.Item) (output string, code int32)
 	wg     sync.WaitGroup
 	ctx    context.Context
@@ -69,8 +73,13 @@ type cluster struct {
 // newCluster makes a state directory with one pool of so many nodes.
 func newCluster(t testing.TB, nodes int) *cluster {
 	t.Helper()
+	return newClusterIn(t, t.TempDir(), nodes)
+}
+
+func newClusterIn(t testing.TB, dir string, nodes int) *cluster {
+	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
-	c := &cluster{t: t, dir: t.TempDir(), allocs: map[string]backends.AllocState{}, agents: map[wire.NodeID]*agent{}, ctx: ctx,
+	c := &cluster{t: t, dir: dir, poke: make(chan int), allocs: map[string]backends.AllocState{}, agents: map[wire.NodeID]*agent{}, ctx: ctx,
 		log: slog.New(slog.NewTextHandler(writer{t}, &slog.HandlerOptions{Level: slog.LevelWarn}))}
 	t.Cleanup(func() {
 		c.kill()
@@ -117,8 +126,12 @@ func (c *cluster) tryStart() error {
 	up := make(chan *head, 1)
 	end := make(chan error, 1)
 	go func() {
-		end <- Main(ctx, Options{Dir: c.dir, Broker: c, Machines: machines, Log: c.log, Version: "v-test",
-			Suspect: 300 * time.Millisecond, Lost: 2 * time.Second, started: func(h *head) { up <- h }})
+		o := Options{Dir: c.dir, Broker: c, Machines: machines, Log: c.log, Version: "v-test",
+			Suspect: 300 * time.Millisecond, Lost: 2 * time.Second, started: func(h *head) { up <- h }}
+		if c.opts != nil {
+			c.opts(&o)
+		}
+		end <- Main(ctx, o)
 	}()
 	select {
 	case h := <-up:
@@ -152,6 +165,9 @@ func (c *cluster) kill() {
 func (c *cluster) Submit(ctx context.Context, p wire.Pool, r backends.Request) ([]backends.Alloc, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.refuse != nil {
+		return nil, c.refuse
+	}
 	c.reqs = append(c.reqs, r)
 	var out []backends.Alloc
 	for i, n := range r.Nodes {
@@ -190,6 +206,7 @@ func (c *cluster) Find(ctx context.Context, p wire.Pool, name string, tokens []s
 func (c *cluster) Status(ctx context.Context, p wire.Pool, handles [][]byte) (out []backends.Status, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.asked++
 	for _, h := range handles {
 		s, ok := c.allocs[string(h)]
 		if !ok {
@@ -210,8 +227,18 @@ func (c *cluster) Cancel(ctx context.Context, p wire.Pool, handles [][]byte) err
 }
 
 func (c *cluster) Watch(ctx context.Context, p wire.Pool, handles [][]byte, changed chan<- int) error {
-	<-ctx.Done()
-	return nil
+	for {
+		select {
+		case i := <-c.poke:
+			select {
+			case changed <- i:
+			case <-ctx.Done():
+				return nil
+			}
+		case <-ctx.Done():
+			return nil
+		}
+	}
 }
 
 // agent is as much of an agent as the head can see.
@@ -254,7 +281,7 @@ func (a *agent) run(ctx context.Context) {
 			return
 		}
 		if err := a.once(ctx); err != nil {
-			time.Sleep(5 * time.Millisecond)
+			time.Sleep(5 * time.Millisecond) // sleep: between tries to connect
 		}
 	}
 }

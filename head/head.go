@@ -55,7 +55,10 @@ type Options struct {
 	Suspect time.Duration // silence after which a node gets nothing new; 0 = 5 s
 	Lost    time.Duration // silence after which its work is run elsewhere; 0 = 15 s
 
-	started func(*head) // for tests: called with the head once it answers
+	// For tests.
+	started      func(*head) // called with the head once it answers
+	snapshotRecs int         // records between two snapshots; 0 = the constant
+	journalRetry time.Duration
 }
 
 // Main runs the head of the cluster in o.Dir until the cluster is down; that is the only

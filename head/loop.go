@@ -141,7 +141,11 @@ func (h *head) flush() error {
 // little, seldom enough that writing the state costs less than writing the records.
 func (h *head) maybeSnapshot() {
 	enough := h.sinceRecs >= snapshotRecs || h.sinceBytes >= snapshotBytes
-	if !enough || h.sinceBytes < min(2*h.snapSize, maxSnapshotGap) || !h.snapshotting.TryLock() {
+	worth := h.sinceBytes >= min(2*h.snapSize, maxSnapshotGap)
+	if n := h.o.snapshotRecs; n > 0 {
+		enough, worth = h.sinceRecs >= n, true
+	}
+	if !enough || !worth || !h.snapshotting.TryLock() {
 		return
 	}
 	state, seq := h.core.Durable().Encode(), h.last

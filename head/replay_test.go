@@ -85,3 +85,5 @@ func checkReplay(t *testing.T, dir string, live map[uint64]string, final uint64)
 		t.Fatal(err)
 	}
 }
+
+func deleteOf(paths []string) core.DeleteCheckpoints { return core.DeleteCheckpoints{Paths: paths} }

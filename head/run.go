@@ -155,7 +155,8 @@ func (h *head) serve(ctx context.Context, cancel context.CancelFunc) error {
 	if err != nil {
 		cancel()
 		close(h.over) // somebody may have connected already
-		return errors.Join(err, g.Wait())
+		_ = g.Wait()
+		return err
 	}
 	g.Go(func() error { return h.loop(ctx) })
 	g.Go(func() error { return h.releaser(ctx) })
@@ -165,12 +166,14 @@ func (h *head) serve(ctx context.Context, cancel context.CancelFunc) error {
 	if epoch := h.epoch(); epoch != 0 {
 		if err := h.writeClusterFile(epoch); err != nil {
 			cancel()
-			return errors.Join(err, g.Wait())
+			_ = g.Wait()
+			return err
 		}
 		// That the cluster had gone down is history once the journal says so.
 		if err := h.journal.Sync(ctx); err != nil {
 			cancel()
-			return errors.Join(err, g.Wait())
+			_ = g.Wait()
+			return err
 		}
 		_ = os.Remove(filepath.Join(h.dir, downFile))
 		h.log.Info("head is up", "epoch", uint64(epoch), "addrs", h.addresses(), "version", h.o.Version)
@@ -299,7 +302,7 @@ func (h *head) identity() (err error) {
 
 // recover opens the journal and makes the core of what it says.
 func (h *head) recover(again bool) error {
-	j, rec, err := journal.Open(filepath.Join(h.dir, "journal"), journal.Options{Log: h.log, OnStall: h.stalled})
+	j, rec, err := journal.Open(filepath.Join(h.dir, "journal"), journal.Options{Log: h.log, OnStall: h.stalled, RetryEvery: h.o.journalRetry})
 	if err != nil {
 		return err
 	}

@@ -3,7 +3,6 @@ package journal
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -11,7 +10,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -175,12 +173,18 @@ func TestReadFrom(t *testing.T) {
 	mustClose(t, j)
 }
 
+// slow is a disk.
+func slow() error {
+	time.Sleep(2 * time.Millisecond) // sleep: it is what is tested
+	return nil
+}
+
 func TestGroupCommit(t *testing.T) {
 	var syncs int
 	var mu sync.Mutex
 	j, _, err := open(t.TempDir(), Options{}, func(path string) (file, error) {
 		f, err := createFile(path)
-		return &faulty{file: f, sync: func() error { mu.Lock(); syncs++; mu.Unlock(); time.Sleep(2 * time.Millisecond); return nil }}, err
+		return &faulty{file: f, sync: func() error { mu.Lock(); syncs++; mu.Unlock(); return slow() }}, err
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -474,127 +478,6 @@ func TestManyWritersClaim(t *testing.T) {
 	}
 	if newest == nil {
 		t.Error("no writer is left")
-	}
-}
-
-// faulty is a segment file with faults.
-type faulty struct {
-	file
-	write func(p []byte) (int, error) // how many bytes are written before the error
-	sync  func() error
-}
-
-func (f *faulty) WriteAt(p []byte, off int64) (int, error) {
-	if f.write != nil {
-		if n, err := f.write(p); err != nil {
-			_, _ = f.file.WriteAt(p[:n], off)
-			return n, err
-		}
-	}
-	return f.file.WriteAt(p, off)
-}
-
-func (f *faulty) Sync() error {
-	if f.sync != nil {
-		if err := f.sync(); err != nil {
-			return err
-		}
-	}
-	return f.file.Sync()
-}
-
-// TestFaults: writes and syncs fail at random; what was appended becomes safe once, in
-// order, and meanwhile Stalled tells.
-func TestFaults(t *testing.T) {
-	dir := t.TempDir()
-	rnd := rand.New(rand.NewPCG(3, 4))
-	var mu sync.Mutex
-	failing := true
-	fault := func() error {
-		mu.Lock()
-		defer mu.Unlock()
-		if failing && rnd.IntN(3) == 0 {
-			return syscall.ENOSPC
-		}
-		return nil
-	}
-	var told []error
-	j, _, err := open(dir, Options{SegmentSize: 500, RetryEvery: time.Millisecond, OnStall: func(err error) { told = append(told, err) }},
-		func(path string) (file, error) {
-			f, err := createFile(path)
-			return &faulty{file: f, sync: fault, write: func(p []byte) (int, error) { return len(p) / 2, fault() }}, err
-		})
-	for err != nil && errs.Is(err, errs.Exhausted) {
-		j, _, err = Open(dir, Options{})
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	fill(t, j, 200)
-	mu.Lock()
-	failing = false
-	mu.Unlock()
-	mustClose(t, j)
-	rec, err := Load(dir)
-	if err == nil {
-		err = check(rec, 200)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	for i, err := range told {
-		if (err != nil) != (i%2 == 0) || (err != nil && !errs.Is(err, errs.Exhausted)) {
-			t.Fatalf("told %v", told)
-		}
-	}
-}
-
-func TestFullThenRoom(t *testing.T) {
-	dir := t.TempDir()
-	var mu sync.Mutex
-	var full error
-	told := make(chan error, 10)
-	j, _, err := open(dir, Options{RetryEvery: time.Millisecond, OnStall: func(err error) { told <- err }}, func(path string) (file, error) {
-		f, err := createFile(path)
-		return &faulty{file: f, write: func(p []byte) (int, error) { mu.Lock(); defer mu.Unlock(); return 7, full }}, err
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	fill(t, j, 3)
-	mu.Lock()
-	full = syscall.ENOSPC
-	mu.Unlock()
-	seq, err := j.Append(val(4))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := <-told; !errs.Is(err, errs.Exhausted) || len(errs.HintsOf(err)) == 0 {
-		t.Fatalf("told %v", err)
-	}
-	if err := j.Stalled(); !errs.Is(err, errs.Exhausted) || !errors.Is(err, syscall.ENOSPC) {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Millisecond)
-	defer cancel()
-	if err := j.Wait(ctx, seq); !errs.Is(err, errs.Exhausted) {
-		t.Fatalf("waiting on a full disk: %v", err)
-	}
-	if rec, err := Load(dir); err != nil || check(rec, 3) != nil {
-		t.Fatalf("something half-written counts: %v", err)
-	}
-	mu.Lock()
-	full = nil
-	mu.Unlock()
-	if err := j.Wait(bounded(t), seq); err != nil {
-		t.Fatal(err)
-	}
-	if err := <-told; err != nil || j.Stalled() != nil {
-		t.Fatalf("told %v", err)
-	}
-	mustClose(t, j)
-	if rec, err := Load(dir); err != nil || check(rec, 4) != nil {
-		t.Fatal(err)
 	}
 }
 
