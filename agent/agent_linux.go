@@ -6,7 +6,6 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
-	"runtime/debug"
 	"sync"
 	"syscall"
 	"time"
@@ -80,8 +79,6 @@ func Main(ctx context.Context, o Options) error {
 	if o.Version == "" {
 		o.Version = session.BuildVersion()
 	}
-	// An agent is small and mostly idle: collect early rather than grow.
-	debug.SetGCPercent(50)
 	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, os.Interrupt)
 	defer stop()
 	a := &agent{o: o, log: o.Log, super: o.Supervisor, clock: clock.Real{}}

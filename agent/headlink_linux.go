@@ -28,6 +28,8 @@ const (
 	// maxUnsent bounds what waits for a head that does not read; then the session ends
 	// and the next greeting tells what matters.
 	maxUnsent = 64 << 20
+	// writeGap is how long messages are collected after a write; the first never waits.
+	writeGap = time.Millisecond
 )
 
 // headLink keeps one session with the head.
@@ -307,6 +309,7 @@ func (c *headConn) poke() {
 
 // write sends what is queued until ctx ends or the session does.
 func (c *headConn) write(ctx context.Context) {
+	last := time.Time{}
 	for {
 		select {
 		case <-c.more:
@@ -315,12 +318,16 @@ func (c *headConn) write(ctx context.Context) {
 		case <-c.s.Done():
 			return
 		}
+		if wait := writeGap - time.Since(last); wait > 0 {
+			time.Sleep(wait)
+		}
 		c.mu.Lock()
 		b, over := c.queue, c.over
 		c.queue = nil
 		c.mu.Unlock()
 		if len(b) > 0 {
-			_ = c.st.SetWriteDeadline(time.Now().Add(writeBound))
+			last = time.Now()
+			_ = c.st.SetWriteDeadline(last.Add(writeBound))
 			if _, err := c.st.Write(b); err != nil {
 				_ = c.s.CloseWith(errs.Wrap(errs.Unknown, err, "sending to the head"))
 				return
