@@ -113,9 +113,10 @@ func TestUnreadableVersion(t *testing.T) {
 }
 
 func TestGarbageOnThePort(t *testing.T) {
+	t.Parallel()
 	l := newLab(t)
 	cfg := l.config(l.head)
-	cfg.Handshake = 300 * time.Millisecond
+	cfg.Handshake = 3 * time.Second
 	addr := l.serve(cfg, idle)
 	var wg sync.WaitGroup
 	send := func(name string, b []byte) {
@@ -155,12 +156,15 @@ func isTimeout(err error) bool {
 
 // Garbage behind a good TLS handshake, from one who may be there and one who may not.
 func TestGarbageInside(t *testing.T) {
+	t.Parallel()
 	l := newLab(t)
 	cfg := l.config(l.head)
-	cfg.Handshake = 300 * time.Millisecond
+	cfg.Handshake = 3 * time.Second
 	cfg.Authority, cfg.Joiner = l.ca, admit(func(secure.JoinRequest) error { t.Error("garbage was admitted"); return nil })
 	addr := l.serve(cfg, idle)
 	me := l.identity(secure.RoleClient, "me")
+	var wg sync.WaitGroup
+	defer wg.Wait()
 	join := Config{Cluster: "lab"}.withDefaults().hello(purposeJoin).append(nil)
 	for name, b := range map[string][]byte{
 		"nothing":      nil,
@@ -172,16 +176,19 @@ func TestGarbageInside(t *testing.T) {
 		"bad request":  append(join[:len(join):len(join)], wire.AppendFrame(nil, msgJoin, []byte{0xc1})...),
 		"no signature": append(join[:len(join):len(join)], wire.AppendFrame(nil, msgJoin, wire.Marshal(secure.JoinRequest{Node: "x"}))...),
 	} {
-		c, err := tls.Dial("tcp", addr, me.ClientTLS(secure.RoleHead))
-		if err != nil {
-			t.Fatal(err)
-		}
-		c.Write(b)
-		c.SetReadDeadline(time.Now().Add(soon))
-		if _, err := io.Copy(io.Discard, c); isTimeout(err) {
-			t.Errorf("%s: the connection is kept", name)
-		}
-		c.Close()
+		wg.Go(func() {
+			c, err := tls.Dial("tcp", addr, me.ClientTLS(secure.RoleHead))
+			if err != nil {
+				t.Errorf("%s: %v", name, err)
+				return
+			}
+			defer c.Close()
+			c.Write(b)
+			c.SetReadDeadline(time.Now().Add(soon))
+			if _, err := io.Copy(io.Discard, c); isTimeout(err) {
+				t.Errorf("%s: the connection is kept", name)
+			}
+		})
 	}
 }
 
@@ -294,7 +301,7 @@ func TestJoin(t *testing.T) {
 // be made, over several lives.
 func TestRenewal(t *testing.T) {
 	t.Parallel()
-	const life = 5 * time.Second
+	const life = 6 * time.Second
 	l := newLab(t)
 	head, err := l.ca.IssueSelf(secure.RoleHead, "head", life)
 	if err != nil {

@@ -17,7 +17,7 @@ import (
 	"launcher/wire/secure"
 )
 
-// bounded is how long anything in these tests may take.
+// soon is how long anything in these tests may take.
 const soon = 20 * time.Second
 
 func TestMain(m *testing.M) {
@@ -56,6 +56,8 @@ type lab struct {
 	ca   *secure.Authority
 	head *secure.Identity
 	log  *counter
+
+	patient bool // the client of a pair never gives its peer up
 }
 
 func newLab(t *testing.T) *lab {
@@ -150,6 +152,9 @@ func (l *lab) pair(keepAlive time.Duration, wrap func(net.Conn) net.Conn) (clien
 	}()
 	cc := l.config(l.identity(secure.RoleClient, "me"))
 	cc.KeepAlive = keepAlive
+	if l.patient {
+		cc.KeepAlive = time.Hour
+	}
 	client, err := DialConn(l.context(), a, cc, secure.RoleHead)
 	if err != nil {
 		l.Fatal(err)
@@ -255,3 +260,21 @@ func shortDir(t *testing.T) string {
 }
 
 func join(dir, name string) string { return filepath.Join(dir, name) }
+
+// dialAsAnother tries what the client would not do itself: it refuses a server of another
+// user before it says a word.
+func dialAsAnother(path string) int {
+	ctx, cancel := context.WithTimeout(context.Background(), soon)
+	defer cancel()
+	c, err := net.Dial("unix", path)
+	if err != nil {
+		fmt.Println("cannot even connect:", err)
+		return 1
+	}
+	c.SetDeadline(time.Now().Add(soon))
+	_, err = greetDial(c, Config{Role: secure.RoleClient}.withDefaults(), purposeSession, path)
+	fmt.Printf("the server: %s %v\n", errs.KindOf(err), err)
+	_, err = DialUnix(ctx, path, Config{Role: secure.RoleClient})
+	fmt.Printf("the client: %s %v\n", errs.KindOf(err), err)
+	return 0
+}

@@ -114,10 +114,18 @@ func TestFlowControl(t *testing.T) {
 	l := newLab(t)
 	c, s := l.pair(0, nil)
 	a, b := l.streams(c, s)
-	a.SetWriteDeadline(time.Now().Add(300 * time.Millisecond))
-	n, err := a.Write(make([]byte, 3*window))
-	if !errors.Is(err, os.ErrDeadlineExceeded) || n != window {
-		t.Errorf("wrote %d bytes, %v; the window has %d", n, err, window)
+	wrote := make(chan int, 1)
+	go func() {
+		n, err := a.Write(make([]byte, 3*window))
+		if !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("the write ended with %v", err)
+		}
+		wrote <- n
+	}()
+	l.eventually("the window is full", func() bool { b.mu.Lock(); defer b.mu.Unlock(); return b.buffered == window })
+	a.SetWriteDeadline(time.Unix(1, 0))
+	if n := <-wrote; n != window {
+		t.Errorf("wrote %d bytes, the window has %d", n, window)
 	}
 	x, y := l.streams(c, s)
 	x.Write([]byte("hi"))
@@ -317,11 +325,12 @@ func TestSessionEnds(t *testing.T) {
 }
 
 func TestSilentPeer(t *testing.T) {
+	t.Parallel()
 	l := newLab(t)
-	client, server := l.pair(30*time.Millisecond, nil)
+	client, server := l.pair(400*time.Millisecond, nil)
 	a, _ := l.streams(client, server)
 	// Quiet is not dead: nothing is sent for many intervals.
-	time.Sleep(300 * time.Millisecond) // sleep: nothing must happen meanwhile
+	time.Sleep(2 * time.Second) // sleep: nothing must happen meanwhile
 	if client.Err() != nil || server.Err() != nil {
 		t.Fatalf("a quiet session died: %v, %v", client.Err(), server.Err())
 	}
@@ -333,7 +342,7 @@ func TestSilentPeer(t *testing.T) {
 	select {
 	case err := <-done:
 		l.wantErr(err, errs.Unavailable, "no sign of life from head")
-		if d := time.Since(stopped); d < 60*time.Millisecond {
+		if d := time.Since(stopped); d < 700*time.Millisecond { // two whole intervals, less what timers are off by
 			t.Errorf("given up after %s", d)
 		}
 	case <-time.After(soon):
@@ -361,10 +370,12 @@ func (g *gate) Read(p []byte) (int, error) {
 // A peer that stopped with its buffers full is noticed as soon as one whose are empty,
 // though every writer hangs in the connection.
 func TestSilentPeerUnderWriters(t *testing.T) {
+	t.Parallel()
 	l := newLab(t)
+	l.patient = true
 	g := &gate{shut: make(chan struct{}), open: make(chan struct{})}
 	// The gate is on the client's side here, so it is the server that writes.
-	client, server := l.pair(50*time.Millisecond, func(c net.Conn) net.Conn { g.Conn = c; return g })
+	client, server := l.pair(400*time.Millisecond, func(c net.Conn) net.Conn { g.Conn = c; return g })
 	defer close(g.open)
 	const writers = 16
 	var out []*Stream

@@ -3,13 +3,11 @@ package session
 import (
 	"context"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"launcher/internal/errs"
 	"launcher/internal/sockpath"
@@ -103,24 +101,6 @@ func TestAnotherUser(t *testing.T) {
 		}
 	}
 	l.eventually("it is logged", func() bool { return strings.Contains(strings.Join(l.log.all(), ""), "user 65534 is refused") })
-}
-
-// dialAsAnother tries what the client would not do itself: it refuses a server of another
-// user before it says a word.
-func dialAsAnother(path string) int {
-	ctx, cancel := context.WithTimeout(context.Background(), soon)
-	defer cancel()
-	c, err := net.Dial("unix", path)
-	if err != nil {
-		fmt.Println("cannot even connect:", err)
-		return 1
-	}
-	c.SetDeadline(time.Now().Add(soon))
-	_, err = greetDial(c, Config{Role: secure.RoleClient}.withDefaults(), purposeSession, path)
-	fmt.Printf("the server: %s %v\n", errs.KindOf(err), err)
-	_, err = DialUnix(ctx, path, Config{Role: secure.RoleClient})
-	fmt.Printf("the client: %s %v\n", errs.KindOf(err), err)
-	return 0
 }
 
 // A socket that serves several protocols looks at the first bytes.

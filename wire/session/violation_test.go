@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"io"
 	"net"
+	"slices"
 	"testing"
 	"time"
 
@@ -16,9 +17,9 @@ func TestViolations(t *testing.T) {
 		return append(appendHead(nil, typ, flags, id, len(body)), body...)
 	}
 	open := frame(muxOpen, 0, 1, []byte{1, 0})
-	flood := open
+	flood := slices.Clone(open)
 	for range window/maxChunk + 1 {
-		flood = append(flood[:len(flood):len(flood)], frame(muxData, 0, 1, make([]byte, maxChunk))...)
+		flood = append(flood, frame(muxData, 0, 1, make([]byte, maxChunk))...)
 	}
 	credit := func(n uint32) []byte { return frame(muxCredit, 0, 1, binary.LittleEndian.AppendUint32(nil, n)) }
 	cat := func(parts ...[]byte) (all []byte) {
