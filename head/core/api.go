@@ -10,8 +10,8 @@
 // of earlier Outputs are safe, and in order.
 //
 // Three layers, from the bottom: Durable (durable.go: what the journal says, changed by
-// records only), the soft state (nodes.go, jobs.go: who holds which try, as agents tell
-// it), and the decisions over both (queue.go, place.go, gang.go, pools.go, clients.go).
+// records only), the soft state (nodes.go, jobs.go, ends.go: who holds which try, as agents tell
+// it), and the decisions over both (place.go, gang.go, hold.go, pools.go, why.go, clients.go).
 package core
 
 import (

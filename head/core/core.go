@@ -36,10 +36,10 @@ type Core struct {
 	byTok  uint64 // counts the tokens of this life
 	down   *downState
 	wait   map[uint64]*watcher
-	asked  map[uint64]bool // requests being answered, to notice a missing reply
-	dirty  map[*node]bool  // nodes whose room changed
-	full   bool            // everything is to be looked at
-	hold   *job            // the gang job that room is held for
+	dirty  map[*node]bool      // nodes whose room changed
+	full   bool                // everything is to be looked at
+	final  map[wire.JobID]last // what the newest reports of jobs that are over said
+	hold   *job                // the gang job that room is held for
 	ticked int64
 	looked int64 // when a Tick last had everything looked at
 }
@@ -56,7 +56,7 @@ func New(cfg Config, d *Durable) *Core {
 	def(&cfg.Lost, 15*second)
 	def(&cfg.Grace, 600*second)
 	return &Core{cfg: cfg, d: d, nodes: map[wire.NodeID]*node{}, jobs: map[wire.JobID]*job{}, pools: map[string]*pool{},
-		wait: map[uint64]*watcher{}, dirty: map[*node]bool{}}
+		wait: map[uint64]*watcher{}, dirty: map[*node]bool{}, final: map[wire.JobID]last{}}
 }
 
 // Step takes one event. now is unix nanoseconds and never goes backwards.

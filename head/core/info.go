@@ -20,6 +20,9 @@ func (c *Core) jobInfo(d *jobD) wire.JobInfo {
 	x := wire.JobInfo{ID: d.ID, Name: d.Spec.Name, Kind: d.Spec.Kind, State: d.State, Tasks: total, Done: d.Good, Failed: d.Bad, Cancelled: d.Cancelled,
 		Lost: d.Losses, Restarts: d.Restarts, ExitCode: d.Code, Cause: d.Cause, Submitted: d.Submitted, Started: d.Started, Ended: d.EndedAt,
 		Command: d.Spec.Command, Dir: d.Spec.Dir, LogsDone: d.LogsDone, Version: 1 << 63}
+	if l, ok := c.final[d.ID]; ok {
+		x.Metrics, x.Step = l.metrics, l.step
+	}
 	if j := c.jobs[d.ID]; j != nil {
 		x.Version = j.version()
 		x.Running = j.running

@@ -16,6 +16,8 @@ const (
 	// node; of bigger jobs, failures are, up to maxDetails.
 	detailJob  = 4096
 	maxDetails = 1000
+	// maxFinal bounds the jobs that are over whose newest report is still shown.
+	maxFinal = 1000
 	// defaultGrace is between SIGTERM and SIGKILL where the job does not say.
 	defaultGrace = 10 * second
 )
@@ -49,6 +51,12 @@ type job struct {
 	seq      uint64 // changes in this life of the head
 	changed  bool
 	stopped  bool // Stop of the whole job has been sent
+}
+
+// last is what the newest report of a job said.
+type last struct {
+	metrics map[string]float64
+	step    int64
 }
 
 // limbo are tasks of exclusive work that a silent node had: they wait until its lease
@@ -258,6 +266,12 @@ func (c *Core) jobEnded(j *job) {
 			// What still runs has nothing to run for: the job failed, or has its answer.
 			c.send(n, wire.MsgStop, wire.Stop{Job: j.id, All: true, Reason: wire.ReasonCancelled, Grace: j.grace})
 		}
+	}
+	if len(c.final) >= maxFinal {
+		clear(c.final)
+	}
+	if j.metrics != nil || j.step != 0 {
+		c.final[j.id] = last{j.metrics, j.step}
 	}
 	delete(c.jobs, j.id)
 	c.queue = slices.DeleteFunc(c.queue, func(x *job) bool { return x == j })

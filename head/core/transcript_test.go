@@ -27,7 +27,7 @@ var testMachines = map[wire.Kind]Maker{wire.KindRun: run.New, wire.KindArray: ru
 // gave. After every Step the records so far are replayed into an empty Durable, which
 // must equal the core's.
 //
-//	head [pool=NAME:MIN:MAX ...]       a first head; again: the head crashes, its journal stays
+//	head [pool=NAME:MIN:MAX ...]       a first head; without pools: the head crashes, its journal stays; "again": after a down
 //	tick DURATION                      time passes, with a Tick each second
 //	stall DURATION                     time passes without, then a Tick
 //	hello NODE EPOCH RESOURCES [try=1.0#1 run=1.1#1 gang=2.0#1:FIRST:COUNT held=2.0#1:COUNT end=1.3#1=0 seq=N]
@@ -118,7 +118,8 @@ func (p *player) line(w *strings.Builder, line string) {
 				p.t.Fatal(err)
 			}
 		}
-		if len(f) > 1 {
+		p.cfg.Again = len(f) == 2 && f[1] == "again"
+		if len(f) > 1 && !p.cfg.Again {
 			p.cfg = Config{Cluster: "lab", Nonce: "n", RecordDir: "/rec", Machines: testMachines, Version: "v"}
 			for _, x := range f[1:] {
 				x = strings.TrimPrefix(x, "pool=")
