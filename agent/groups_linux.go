@@ -67,14 +67,16 @@ func (g *groups) open(ctx context.Context, e core.OpenGroup) {
 	if have {
 		return
 	}
-	n, err := g.make(ctx, e)
+	rctx, stop := context.WithCancel(g.ctx)
+	x := &group{id: e.Gang, first: e.First, count: e.Count, watch: e.World > 1, stop: stop}
+	n, err := g.make(ctx, x, e)
+	x.n = n
 	if err != nil {
+		stop()
 		g.a.log.Error("no collectives for a gang", "gang", e.Gang, "err", err)
 		g.a.events.push(core.GroupFailed{Gang: e.Gang, Rank: -1, Cause: "node " + string(g.a.cfg.Node) + ": " + err.Error()})
 		return
 	}
-	rctx, stop := context.WithCancel(g.ctx)
-	x := &group{id: e.Gang, n: n, first: e.First, count: e.Count, watch: e.World > 1, stop: stop}
 	g.mu.Lock()
 	g.open_[e.Gang] = x
 	g.mu.Unlock()
@@ -90,12 +92,12 @@ func (g *groups) open(ctx context.Context, e core.OpenGroup) {
 	}
 }
 
-func (g *groups) make(ctx context.Context, e core.OpenGroup) (node, error) {
+func (g *groups) make(ctx context.Context, x *group, e core.OpenGroup) (node, error) {
 	cfg := collectives.NodeConfig{Group: e.Gang, Nodes: e.Nodes, Self: g.a.cfg.Node, CPUs: g.a.cores, Log: g.a.log,
 		Dial: func(ctx context.Context, to wire.GangNode, lane uint32) (net.Conn, error) {
 			return g.a.peers.dial(ctx, e.Gang, to, lane)
 		},
-		Ended: func(err error) { g.failed(e.Gang, err) },
+		Ended: func(err error) { g.failed(x, err) },
 	}
 	if len(cfg.Nodes) == 0 {
 		cfg.Nodes = []wire.GangNode{{Node: g.a.cfg.Node, Count: 1}}
@@ -115,16 +117,43 @@ func (g *groups) make(ctx context.Context, e core.OpenGroup) (node, error) {
 	return n, nil
 }
 
-// failed tells the core that a collective cannot go on.
-func (g *groups) failed(gang wire.Try, err error) {
-	ev := core.GroupFailed{Gang: gang, Rank: -1, Cause: err.Error()}
-	if lost, ok := errors.AsType[*collectives.PeerLost](err); ok {
+// leftCause begins the cause of a group that ended because a rank had exited well.
+const leftCause = "it left the group"
+
+// failed tells the core that a collective cannot go on, and whose failure that is.
+func (g *groups) failed(x *group, err error) {
+	ev := core.GroupFailed{Gang: x.id, Rank: -1, Cause: err.Error()}
+	var lost *collectives.PeerLost
+	var late *collectives.Timeout
+	var differ *collectives.Mismatch
+	switch {
+	case errors.As(err, &lost) && strings.HasPrefix(lost.Cause, leftCause):
+		// The one that left did nothing wrong that its exit code would tell: what fails is
+		// whoever still waits here.
+		if ev.Rank = x.other(lost.Rank); ev.Rank < 0 {
+			return
+		}
+		ev.Cause = "rank " + strconv.Itoa(lost.Rank) + strings.TrimPrefix(lost.Cause, "it")
+	case errors.As(err, &lost):
 		ev.Rank, ev.Cause = int32(lost.Rank), lost.Cause
-	}
-	if late, ok := errors.AsType[*collectives.Timeout](err); ok {
-		ev.Rank = int32(late.Rank)
+	case errors.As(err, &late):
+		if ev.Rank = int32(late.Rank); ev.Rank < 0 {
+			ev.Rank = x.other(-1)
+		}
+	case errors.As(err, &differ):
+		ev.Rank = int32(differ.Rank)
 	}
 	g.a.events.push(ev)
+}
+
+// other is a rank of this node that is not the given one; -1 = there is none.
+func (x *group) other(rank int) int32 {
+	for i := range x.count {
+		if r := x.first + i; int(r) != rank {
+			return int32(r)
+		}
+	}
+	return -1
 }
 
 func (g *groups) find(gang wire.Try) *group {

@@ -11,6 +11,7 @@ import (
 
 	"launcher/agent/core"
 	"launcher/agent/supervisor/supervisortest"
+	"launcher/collectives"
 	"launcher/internal/errs"
 	"launcher/internal/logx"
 	"launcher/wire"
@@ -265,4 +266,41 @@ func FuzzDecodeHead(f *testing.F) {
 		c.Step(now, core.FromHead{Msg: msg})
 		c.Step(now, core.Tick{})
 	})
+}
+
+// TestWhoseFailure: what a broken group is told to the head as.
+func TestWhoseFailure(t *testing.T) {
+	a := testAgent(t)
+	a.events.init()
+	g := newGroups(a)
+	x := &group{id: procOf(1, 0).Try, first: 2, count: 2}
+	alone := &group{id: procOf(1, 0).Try, first: 2, count: 1}
+	cases := []struct {
+		x     *group
+		err   error
+		rank  int32 // -2: nothing is told
+		cause string
+	}{
+		{x, &collectives.PeerLost{Rank: 5, Cause: "killed"}, 5, "killed"},
+		{x, &collectives.PeerLost{Rank: -1, Cause: "the link broke"}, -1, "the link broke"},
+		{x, &collectives.PeerLost{Rank: 2, Cause: leftCause + "; rank 3 still waited"}, 3, "rank 2 left the group; rank 3 still waited"},
+		{x, &collectives.PeerLost{Rank: 0, Cause: leftCause}, 2, "rank 0 left the group"},
+		{alone, &collectives.PeerLost{Rank: 2, Cause: leftCause}, -2, ""},
+		{x, &collectives.Timeout{Rank: 7, Cause: "rank 7 never called"}, 7, "rank 7 never called"},
+		{x, &collectives.Timeout{Rank: -1, Cause: "nobody called"}, 2, "nobody called"},
+		{x, &collectives.Mismatch{Rank: 4, Cause: "sum and max"}, 4, "the ranks do not agree: sum and max"},
+	}
+	for _, c := range cases {
+		g.failed(c.x, c.err)
+		got := a.events.takeAll(nil, 10)
+		if c.rank == -2 {
+			if len(got) != 0 {
+				t.Errorf("%v: told %+v", c.err, got)
+			}
+			continue
+		}
+		if len(got) != 1 || got[0].ev != (core.GroupFailed{Gang: x.id, Rank: c.rank, Cause: c.cause}) {
+			t.Errorf("%v: told %+v", c.err, got)
+		}
+	}
 }
