@@ -54,7 +54,7 @@ bench: build ## launcher's own benchmarks, beside their limits and peers
 	$(AS) scripts/bench
 
 demo: setup build ## the main job, end to end, on this machine
-	$(AS) scripts/demo
+	scripts/demo
 
 check: setup build ## every acceptance script; prints a table and the minutes it took
 	scripts/check

@@ -58,8 +58,10 @@ var arrows = []arrow{
 	{"internal/sim", "jobs", "real jobs run in it"},
 	{".", "shm", "Go ranks map group memory"},
 	{".", "collectives", "Go ranks reduce"},
+	{".", "internal/sockpath", "socket paths have a limit"},
 	{"examples", ".", "programs use the SDK"},
 	{"examples", "collectives", "operations are named there"},
+	{"examples", "examples", "a program and its data"},
 }
 
 // notFrom are arrows that the table above would allow by prefix but that must not be.

@@ -190,7 +190,7 @@ func TestNoSleeps(t *testing.T) {
 		ast.Inspect(f.ast, func(n ast.Node) bool {
 			if s, ok := n.(*ast.SelectorExpr); ok && s.Sel.Name == "Sleep" {
 				if x, ok := s.X.(*ast.Ident); ok && x.Name == "time" && !commented(f, s.Pos()) {
-					t.Errorf("%s: time.Sleep in a test (poll with a bound, or say on the line why: // sleep: ...)", f.pos.Position(s.Pos()))
+					t.Errorf("%s: time.Sleep in a test (wait for an event; or say why on the line or above it: // sleep: ...)", f.pos.Position(s.Pos()))
 				}
 			}
 			return true
@@ -202,7 +202,7 @@ func commented(f file, p token.Pos) bool {
 	line := f.pos.Position(p).Line
 	for _, g := range f.ast.Comments {
 		for _, c := range g.List {
-			if f.pos.Position(c.Pos()).Line == line && strings.HasPrefix(c.Text, "// sleep:") {
+			if at := f.pos.Position(c.Pos()).Line; (at == line || at == line-1) && strings.HasPrefix(c.Text, "// sleep:") {
 				return true
 			}
 		}
