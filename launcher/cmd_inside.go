@@ -17,6 +17,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"launcher/internal/errs"
+	"launcher/wire"
 )
 
 // The commands of this file are for programs in a run: they speak HTTP with the node's
@@ -136,10 +137,10 @@ and end with exit code 75: pruned, preempted, out of time.`,
 		Args:    cobra.ArbitraryArgs,
 		RunE: func(c *cobra.Command, args []string) error {
 			body := struct {
-				Metrics    map[string]float64 `json:"metrics"`
-				Step       *int64             `json:"step,omitempty"`
-				Checkpoint string             `json:"checkpoint,omitempty"`
-			}{Metrics: map[string]float64{}}
+				Metrics    map[string]wire.Number `json:"metrics"`
+				Step       *int64                 `json:"step,omitempty"`
+				Checkpoint string                 `json:"checkpoint,omitempty"`
+			}{Metrics: map[string]wire.Number{}}
 			for _, kv := range args {
 				k, v, ok := strings.Cut(kv, "=")
 				if !ok || k == "" {
@@ -157,7 +158,7 @@ and end with exit code 75: pruned, preempted, out of time.`,
 				if err != nil {
 					return errs.New(errs.Invalid, "report %s=%s: not a number", k, v)
 				}
-				body.Metrics[k] = f
+				body.Metrics[k] = wire.Number(f)
 			}
 			if len(args) == 0 && checkpoint == "" {
 				return errs.New(errs.Invalid, "launcher report: nothing to report").Hint("usage: launcher %s", c.Use)
@@ -228,7 +229,7 @@ func (a *app) cmdParam() *cobra.Command {
 				fmt.Fprintf(a.out, "%s\n", b)
 				return nil
 			}
-			v, ok := params[args[0]]
+			v, ok := lookupParam(params, args[0])
 			if !ok {
 				e := errs.New(errs.NotFound, "there is no parameter %q", args[0])
 				if len(params) == 0 {
@@ -248,6 +249,27 @@ func (a *app) cmdParam() *cobra.Command {
 			return nil
 		},
 	}
+}
+
+// lookupParam finds a parameter by its name, a nested one by its dotted name (opt.lr).
+// A name that stands there as it is wins over a nested one.
+func lookupParam(params map[string]json.RawMessage, name string) (json.RawMessage, bool) {
+	if v, ok := params[name]; ok {
+		return v, true
+	}
+	for i, c := range name {
+		if c != '.' {
+			continue
+		}
+		var inner map[string]json.RawMessage
+		if json.Unmarshal(params[name[:i]], &inner) != nil {
+			continue
+		}
+		if v, ok := lookupParam(inner, name[i+1:]); ok {
+			return v, true
+		}
+	}
+	return nil, false
 }
 
 func (a *app) cmdCheckpoint() *cobra.Command {

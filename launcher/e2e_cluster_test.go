@@ -144,7 +144,7 @@ func TestCrash(t *testing.T) {
 		if strings.HasPrefix(out, "begin") {
 			return ""
 		}
-		return out
+		return "output " + out
 	})
 	// The head and its supervisor at once: nothing brings it back but up.
 	for _, kind := range []string{"head-supervise", "head"} {

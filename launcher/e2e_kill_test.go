@@ -111,7 +111,7 @@ func TestKillNode(t *testing.T) {
 	r := h.Start("run", "--array", fmt.Sprintf("0-%d", n-1), "--", "sh", "-c", "sleep 0.02; echo done $LAUNCHER_TASK_INDEX")
 	testkit.Eventually(t, 30*time.Second, func() string {
 		if strings.Count(r.Out(), "\n") < n/4 {
-			return r.Out()
+			return fmt.Sprintf("output %q", r.Out())
 		}
 		return ""
 	})

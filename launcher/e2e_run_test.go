@@ -219,7 +219,7 @@ func TestDetachAttach(t *testing.T) {
 		if third.Out() == "begin\n" {
 			return ""
 		}
-		return third.Out() + third.Err()
+		return fmt.Sprintf("output %q %q", third.Out(), third.Err())
 	})
 	third.Signal(os.Interrupt)
 	if r := third.Wait(); r.Code != 0 || !strings.Contains(r.Err, "detached") {
@@ -277,7 +277,7 @@ func TestInterrupt(t *testing.T) {
 			if strings.Contains(r.Err(), "Ctrl-C again") {
 				return ""
 			}
-			return r.Err()
+			return fmt.Sprintf("errors %q", r.Err())
 		})
 		r.Signal(os.Interrupt)
 		if res := r.Wait(); res.Code != 130 {

@@ -125,6 +125,7 @@ func TestInside(t *testing.T) {
 		{`"$LAUNCHER" param`, 0, "{}\n"},
 		{`"$LAUNCHER" param lr 2>&1`, 125, "error: there is no parameter \"lr\"\nhint: only the trials of a sweep have parameters\n"},
 		{`"$LAUNCHER" checkpoint`, 1, ""},
+		{`"$LAUNCHER" report loss=nan gain=-inf step=2`, 0, "go\n"},
 		{`"$LAUNCHER" report loss=abc 2>&1`, 125, "error: report loss=abc: not a number\n"},
 		{`"$LAUNCHER" report step=1 --checkpoint /nosuch 2>&1`, 125, "error: --checkpoint /nosuch is not a directory\n"},
 		// Its own cluster, through its agent, without the state directory.

@@ -207,6 +207,7 @@ type interrupts struct {
 	job    wire.JobID // 0 until it is accepted
 	target target
 	grace  int64
+	sent   chan struct{} // closed when the newest cancel has been handed in
 }
 
 func (a *app) catchInterrupts(t target, grace int64, giveUp context.CancelFunc) *interrupts {
@@ -266,7 +267,13 @@ func (i *interrupts) send(nth int) {
 	} else {
 		grace = 0
 	}
+	before := i.sent // the two must arrive in order: the second says "now"
+	i.sent = make(chan struct{})
+	sent := i.sent
 	i.wg.Go(func() {
+		if before != nil {
+			<-before
+		}
 		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 		defer cancel()
 		c, err := dial(ctx, i.target)
@@ -278,6 +285,7 @@ func (i *interrupts) send(nth int) {
 		if err != nil {
 			i.a.note("launcher: cannot reach the head to stop job %d: %v", job, err)
 		}
+		close(sent)
 		if nth < 2 {
 			return
 		}
