@@ -47,7 +47,7 @@ func playRank() int {
 			fmt.Println("over")
 			return 0
 		}
-		time.Sleep(time.Millisecond)
+		time.Sleep(time.Millisecond) // sleep: the pace of a program // sleep: between two looks at shared memory, bounded by the caller
 	}
 }
 
