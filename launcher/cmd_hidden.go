@@ -11,6 +11,7 @@ import (
 
 	"launcher/agent/supervisor"
 	"launcher/broker"
+	"launcher/internal/errs"
 	"launcher/internal/logx"
 )
 
@@ -29,7 +30,11 @@ func (a *app) hiddenCommands() []*cobra.Command {
 		}),
 		a.process("supervise", "a node's supervisor", supervisor.Main),
 		withDir(a.process("head-supervise", "the head's supervisor", func(ctx context.Context) error {
-			return supervisor.HeadMain(ctx, dir)
+			err := supervisor.HeadMain(ctx, dir)
+			if errs.Is(err, errs.Exists) {
+				return exitWith(exitTaken, err)
+			}
+			return err
 		})),
 		withDir(a.process("link", "a client's connection on a machine that is no node", func(ctx context.Context) error {
 			ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)

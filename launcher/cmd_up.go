@@ -118,6 +118,22 @@ func (a *app) bringUp(ctx context.Context, spec string, o upOptions) (t target, 
 		return t, false, err
 	}
 	began := time.Now()
+	for try := 1; ; try++ {
+		t, started, err = a.ensureHead(ctx, cl, o)
+		// A head that is just dying still takes connections: look again, it will be gone.
+		if try == 3 || !errs.Is(err, errs.NotFound) && !errs.Is(err, errs.Unavailable) {
+			break
+		}
+	}
+	if err != nil {
+		return t, started, err
+	}
+	return t, started, a.awaitPools(ctx, t, began, o.wait)
+}
+
+// ensureHead makes the cluster's head run with this spec: it starts one, or hands a
+// running one the difference.
+func (a *app) ensureHead(ctx context.Context, cl *configs.Cluster, o upOptions) (t target, started bool, err error) {
 	d, err := a.prepare(ctx, cl, o)
 	if err != nil {
 		return t, false, err
@@ -125,17 +141,10 @@ func (a *app) bringUp(ctx context.Context, spec string, o upOptions) (t target, 
 	defer d.unlock()
 	t = d.target()
 	if t.up {
-		if err := a.update(ctx, t, cl, o); err != nil {
-			return t, false, err
-		}
-	} else {
-		if err := d.start(ctx); err != nil {
-			return t, true, err
-		}
-		started, t.up = true, true
+		return t, false, a.update(ctx, t, cl, o)
 	}
-	d.unlock()
-	return t, started, a.awaitPools(ctx, t, began, o.wait)
+	t.up = true
+	return t, true, d.start(ctx)
 }
 
 // update brings a running cluster in line with its file.

@@ -54,9 +54,9 @@ func (a *app) launch(ctx context.Context, l launch) (err error) {
 			return errs.New(errs.Invalid, "--on and --detach exclude each other: somebody must bring the cluster down").
 				Hint("launcher up %s, then the same command with --detach", l.on)
 		}
-		t, started, err := a.bringUp(ctx, l.on, upOptions{})
-		if err != nil {
-			return err
+		t, started, uerr := a.bringUp(ctx, l.on, upOptions{})
+		if uerr != nil && !started {
+			return uerr
 		}
 		if started {
 			defer func() {
@@ -64,6 +64,9 @@ func (a *app) launch(ctx context.Context, l launch) (err error) {
 					err = derr
 				}
 			}()
+		}
+		if uerr != nil {
+			return uerr
 		}
 		return a.launchOn(ctx, t, l)
 	}

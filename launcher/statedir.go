@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"io"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -142,51 +143,74 @@ func (d *stateDir) unlock() {
 	}
 }
 
+// exitTaken is how a head's supervisor ends when another one has the state directory.
+const exitTaken = 75
+
 // headBound is how long a head may take until it answers; replaying a long journal of a
 // crashed cluster is part of it.
 const headBound = 60 * time.Second
 
 // start starts the head's supervisor, detached, and waits until the head answers.
 func (d *stateDir) start(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, headBound)
+	defer cancel()
 	logPath := filepath.Join(d.dir, "head.log")
 	log, err := os.OpenFile(logPath, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		return stateError(d.home, err)
 	}
 	defer log.Close()
-	mark, err := log.Seek(0, 2)
+	mark, err := log.Seek(0, io.SeekEnd)
 	if err != nil {
 		return stateError(d.home, err)
 	}
+	for {
+		taken, err := d.startOnce(ctx, log)
+		switch {
+		case err == nil:
+			return nil
+		case taken && ctx.Err() == nil: // by a supervisor that is dying, else it would have answered
+			select {
+			case <-ctx.Done():
+			case <-time.After(20 * time.Millisecond):
+			}
+		case errors.Is(err, context.DeadlineExceeded):
+			return errs.New(errs.Timeout, "the head of cluster %s does not answer after %s", d.name, headBound).Hint("its log is %s", logPath)
+		case errs.Is(err, errs.Unavailable):
+			return errs.New(errs.Internal, "the head of cluster %s did not start%s", d.name, tail(logPath, mark)).Hint("its log is %s", logPath)
+		default:
+			return err
+		}
+	}
+}
+
+// startOnce starts one supervisor. taken says that another holds the state directory.
+func (d *stateDir) startOnce(ctx context.Context, log *os.File) (taken bool, err error) {
 	cmd := exec.Command(d.config.Binary, "head-supervise", "--dir", d.dir)
 	cmd.Dir = "/"
 	cmd.Env = headEnv(d.home, d.name)
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = detached()
 	if err := cmd.Start(); err != nil {
-		return errs.Wrap(errs.Internal, err, "cannot start the head")
+		return false, errs.Wrap(errs.Internal, err, "cannot start the head")
 	}
 	ended := make(chan error, 1)
 	go func() { ended <- cmd.Wait() }() // outlives us when all is well: the head is not our child for long
-	bound := time.NewTimer(headBound)
-	defer bound.Stop()
 	pause := time.Millisecond
 	for {
 		c, err := dial(ctx, target{name: d.name, dir: d.dir, sock: filepath.Join(d.dir, "head.sock"), up: true})
 		if err == nil {
 			c.Close()
-			return nil
+			return false, nil
 		}
 		if k := errs.KindOf(err); ctx.Err() == nil && k != errs.NotFound && !errs.Retryable(err) {
-			return err
+			return false, err
 		}
 		select {
 		case <-ctx.Done():
-			return ctx.Err()
+			return false, ctx.Err()
 		case <-ended:
-			return errs.New(errs.Unavailable, "the head of cluster %s did not start%s", d.name, tail(logPath, mark)).Hint("its log is %s", logPath)
-		case <-bound.C:
-			return errs.New(errs.Timeout, "the head of cluster %s does not answer after %s", d.name, headBound).Hint("its log is %s", logPath)
+			return cmd.ProcessState.ExitCode() == exitTaken, errs.New(errs.Unavailable, "the head's supervisor ended")
 		case <-time.After(pause):
 			pause = min(pause*3/2, 50*time.Millisecond)
 		}
