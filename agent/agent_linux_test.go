@@ -145,7 +145,7 @@ func must(t testing.TB, err error) {
 // wait asks again and again, for things that send no word of their own.
 func wait(t testing.TB, what string, ok func() bool) {
 	t.Helper()
-	for end := time.Now().Add(bound); !ok(); time.Sleep(5 * time.Millisecond) { // sleep: between polls // sleep: between two questions, bounded
+	for end := time.Now().Add(bound); !ok(); time.Sleep(5 * time.Millisecond) { // sleep: between two questions, bounded
 		if time.Now().After(end) {
 			t.Fatalf("waited in vain for %s", what)
 		}

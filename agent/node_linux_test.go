@@ -78,6 +78,10 @@ func TestAgentKilled(t *testing.T) {
 	if e := h.endOf("p-0", procOf(1, 0)); e.Code != 9 {
 		t.Errorf("the long one ended %+v", e)
 	}
+	wait(t, "its files to be removed, by an agent that did not make them", func() bool {
+		left, _ := filepath.Glob(filepath.Join(cfg.Dir, "tasks", "1-0-1-0"))
+		return len(left) == 0
+	})
 	if out := strings.Fields(h.output("p-0", procOf(1, 0), 1)); len(out) != 2 || out[1] != "end" {
 		t.Errorf("the long one printed %q", out)
 	}

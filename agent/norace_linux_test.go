@@ -5,4 +5,4 @@ package agent
 import "time"
 
 // slack is what a busy machine may cost on top of a promised time.
-const slack = 500 * time.Millisecond
+const slack = time.Second

@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -71,8 +72,9 @@ func (s *starter) run(ctx context.Context) error {
 		err = os.WriteFile(s.empty, []byte("{}\n"), 0o600)
 	}
 	if err != nil {
-		return errs.Wrap(errs.Unavailable, err, "the node's directory")
+		return diskErr(err, "the directory of node %s", s.a.cfg.Node)
 	}
+	s.takeOver(tasks)
 	var g errgroup.Group
 	for range spawners {
 		g.Go(func() error {
@@ -91,6 +93,22 @@ func (s *starter) run(ctx context.Context) error {
 		})
 	}
 	return g.Wait()
+}
+
+// takeOver learns which processes of earlier agents have files.
+func (s *starter) takeOver(tasks string) {
+	entries, err := os.ReadDir(tasks)
+	if err != nil {
+		return // then nothing is cleaned before the node's end
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, e := range entries {
+		var p wire.Proc
+		if n, err := fmt.Sscanf(e.Name(), "%d-%d-%d-%d", &p.Job, &p.Index, &p.Attempt, &p.Rank); n == 4 && err == nil && e.IsDir() {
+			s.places[p] = struct{}{}
+		}
+	}
 }
 
 // start starts one process and says what became of it.
