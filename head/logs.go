@@ -17,6 +17,8 @@ const (
 	// ackEvery is how long output waits to be made safe together with other output. A
 	// lost node loses at most what was not acknowledged, 2 s of it.
 	ackEvery = 300 * time.Millisecond
+	// endEvery is the same when a job has ended and somebody may wait for the last of it.
+	endEvery = 3 * time.Millisecond
 	// fullRetry is how often output is tried again on a full or failing disk.
 	fullRetry = time.Second
 	ackBound  = 2 * time.Second
@@ -25,9 +27,10 @@ const (
 // logKeeper takes output from agents into the record and acknowledges it once it is
 // safe.
 type logKeeper struct {
-	h    *head
-	w    *record.Writer
-	kick chan struct{}
+	h      *head
+	w      *record.Writer
+	kick   chan struct{}
+	urgent chan struct{} // a job has ended
 
 	mu     sync.Mutex
 	acks   []ackDue                      // guarded by mu
@@ -41,7 +44,7 @@ type ackDue struct {
 }
 
 func newLogKeeper(h *head) *logKeeper {
-	return &logKeeper{h: h, w: h.record, kick: make(chan struct{}, 1), wanted: map[wire.JobID][]core.LogPart{}, known: map[wire.JobID]bool{}}
+	return &logKeeper{h: h, w: h.record, kick: make(chan struct{}, 1), urgent: make(chan struct{}, 1), wanted: map[wire.JobID][]core.LogPart{}, known: map[wire.JobID]bool{}}
 }
 
 func (l *logKeeper) poke() {
@@ -156,6 +159,10 @@ func (l *logKeeper) want(job wire.JobID, parts []core.LogPart) {
 	defer l.mu.Unlock()
 	l.wanted[job] = parts
 	l.poke()
+	select {
+	case l.urgent <- struct{}{}:
+	default:
+	}
 }
 
 // run makes output safe and acknowledges it until ctx ends.
@@ -169,15 +176,17 @@ func (l *logKeeper) run(ctx context.Context) {
 			return
 		}
 		wait := ackEvery
-		l.mu.Lock()
-		if len(l.wanted) > 0 {
-			wait = ackEvery / 10 // somebody waits for the end
-		}
-		l.mu.Unlock()
 		for {
 			pause.Reset(wait)
 			select {
 			case <-pause.C:
+			case <-l.urgent:
+				pause.Reset(endEvery)
+				select {
+				case <-pause.C:
+				case <-ctx.Done():
+					return
+				}
 			case <-ctx.Done():
 				return
 			}
