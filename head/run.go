@@ -90,7 +90,7 @@ func serveCluster(ctx context.Context, o Options) (err error) {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
 	if o.Clock == nil {
-		o.Clock = clock.Real{}
+		o.Clock = newSteady()
 	}
 	if o.Version == "" {
 		o.Version = session.BuildVersion()
