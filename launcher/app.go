@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
+	"launcher/configs"
 	"launcher/internal/errs"
 )
 
@@ -112,9 +113,25 @@ func (a *app) main(args []string) int {
 	if a.json {
 		a.printJSON(errorDoc(err, code, side))
 	} else {
-		fmt.Fprint(a.err, errs.Lines(err))
+		fmt.Fprint(a.err, errorText(err))
 	}
 	return code
+}
+
+// errorText is an error for people: each fault of a file is an error line of its own.
+func errorText(err error) string {
+	faults, ok := errors.AsType[configs.Faults](err)
+	if !ok {
+		return errs.Lines(err)
+	}
+	var b strings.Builder
+	for _, f := range faults {
+		fmt.Fprintf(&b, "error: %s\n", f)
+	}
+	for _, h := range errs.HintsOf(err) {
+		fmt.Fprintf(&b, "hint: %s\n", h)
+	}
+	return b.String()
 }
 
 const rootLong = `launcher turns the machines you may use into one computer.

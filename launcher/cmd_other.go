@@ -81,6 +81,7 @@ Numbers that JSON lacks are the strings "NaN", "Infinity", "-Infinity".
 
 Failure, of any command:
   {"version":1, "error":{"kind","message","hints":[...]}, "exit":{"code","side"}}
+  a bad file also has "faults":[{"file","line","key","message"}] in its error
   kind: invalid not-found exists unavailable timeout cancelled permission exhausted lost
         version corrupt unbuilt internal fenced unknown
   side: "command" when the code is the user's program's, "launcher" when it is ours

@@ -3,9 +3,11 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"math"
 
+	"launcher/configs"
 	"launcher/internal/errs"
 	"launcher/wire"
 )
@@ -31,9 +33,17 @@ func (a *app) printJSON(d doc) {
 }
 
 type jsonError struct {
-	Kind    string   `json:"kind"`
-	Message string   `json:"message"`
-	Hints   []string `json:"hints"`
+	Kind    string      `json:"kind"`
+	Message string      `json:"message"`
+	Hints   []string    `json:"hints"`
+	Faults  []jsonFault `json:"faults,omitempty"` // of a file, one each
+}
+
+type jsonFault struct {
+	File    string `json:"file"`
+	Line    int    `json:"line"`
+	Key     string `json:"key"`
+	Message string `json:"message"`
 }
 
 type jsonExit struct {
@@ -46,7 +56,11 @@ func toJSONError(err error) jsonError {
 	if h == nil {
 		h = []string{}
 	}
-	return jsonError{errs.KindOf(err).String(), err.Error(), h}
+	j := jsonError{Kind: errs.KindOf(err).String(), Message: err.Error(), Hints: h}
+	if faults, ok := errors.AsType[configs.Faults](err); ok {
+		j.Faults = mapAll(faults, func(f configs.Fault) jsonFault { return jsonFault{f.File, f.Line, f.Key, f.Msg} })
+	}
+	return j
 }
 
 func errorDoc(err error, code int, side string) doc {
