@@ -178,7 +178,7 @@ func Empty[T Element](c *Comm, n int) ([]T, error) {
 	if n < 0 || n > math.MaxInt/8 {
 		return nil, errs.New(errs.Invalid, "a buffer of %d elements", n)
 	}
-	if c.m.seg == nil { // a group of one
+	if n == 0 || c.m.seg == nil { // nothing, or a group of one
 		return make([]T, n), nil
 	}
 	size := n * typeOf[T]().Size()

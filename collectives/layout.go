@@ -160,6 +160,9 @@ func (s shape) roundSize(most int) int {
 	if s.round > 0 {
 		return s.round
 	}
+	if s.nodes.World() == 1 {
+		return 64 // never used
+	}
 	if nodes := s.nodes.Len(); nodes > 1 {
 		return min(max(256<<10*nodes, 1<<20), 4<<20)
 	}
@@ -237,7 +240,7 @@ func create(s shape) (*memory, error) {
 // alone makes the memory of a group of one on the heap, without an arena: nobody else
 // is to see it, and it works where there is no shared memory.
 func alone() (*memory, error) {
-	s := shape{nodes: plan.Nodes{0, 1}, spin: true, timeout: DefaultTimeout, round: 64}
+	s := shape{nodes: plan.Nodes{0, 1}, spin: true, timeout: DefaultTimeout}
 	h := s.layout()
 	h.arena, h.arenaSize = h.arena-h.arena%pageSize, 0
 	h.size = h.arena

@@ -48,12 +48,13 @@ type NodeConfig struct {
 // Node is a node's part of a group, in the agent: it owns the memory, carries what goes
 // between nodes and ends the group when a rank is gone.
 type Node struct {
-	cfg     NodeConfig
-	m       *memory
-	self    int
-	aborted atomic.Bool // by Abort on this node
-	done    chan struct{}
-	ring    *ring // nil with one node
+	cfg      NodeConfig
+	m        *memory
+	self     int
+	aborted  atomic.Bool // by Abort on this node
+	reported atomic.Bool
+	done     chan struct{}
+	ring     *ring // nil with one node
 
 	mu     sync.RWMutex // held to read by whoever touches m, so that Close can unmap it
 	closed bool
@@ -237,10 +238,17 @@ func (n *Node) Run(ctx context.Context) error {
 		n.watch(ctx)
 	}
 	err := n.m.ended()
-	if err != nil && !n.aborted.Load() && n.cfg.Ended != nil {
-		n.cfg.Ended(err)
+	if err != nil {
+		n.report(err)
 	}
 	return err
+}
+
+// report calls Ended, if that is due, the first time.
+func (n *Node) report(err error) {
+	if n.reported.CompareAndSwap(false, true) && !n.aborted.Load() && n.cfg.Ended != nil {
+		n.cfg.Ended(err)
+	}
 }
 
 // watch waits until the group has ended.

@@ -42,20 +42,42 @@ func (r *ring) before(lane int) int { return (r.self - r.hops[lane] + r.size) % 
 func (r *ring) serve(a arrival) {
 	r.wg.Go(func() {
 		defer a.conn.Close()
-		// Closing is what ends a read; the pair of goroutines ends together.
-		quit := make(chan struct{})
+		// When the ring ends, a read that waits has to.
+		quit, gone := make(chan struct{}), make(chan struct{})
 		r.wg.Go(func() {
+			defer close(gone)
 			select {
 			case <-r.stop:
 				_ = a.conn.SetReadDeadline(time.Now())
 			case <-quit:
 			}
 		})
-		defer close(quit)
 		if err := r.read(a); err != nil {
-			r.fail("the connection from node %s to node %s broke: %v", a.from, r.name(r.self), err)
+			r.broken("the connection from node %s to node %s broke: %v", a.from, r.name(r.self), err)
 		}
+		close(quit)
+		<-gone
+		r.sayWhy(a.conn)
 	})
+}
+
+// sayWhy tells a node that sends to us why we do not listen any more. What it has sent
+// is read to its end, for closing a connection with data in it would destroy the answer
+// on its way.
+func (r *ring) sayWhy(conn net.Conn) {
+	select {
+	case <-r.stop:
+	case <-time.After(2 * reasonFor):
+		return
+	}
+	h, payload := r.reason()
+	if h.Kind == 0 {
+		return
+	}
+	_ = conn.SetDeadline(time.Now().Add(reasonFor))
+	if _, err := conn.Write(append(h.Append(nil), payload...)); err == nil {
+		_, _ = io.Copy(io.Discard, conn)
+	}
 }
 
 // read handles the frames of one connection. nil means that the other node closed it
@@ -79,12 +101,11 @@ func (r *ring) read(a arrival) error {
 		case err != nil:
 			return err
 		case h.Kind == transport.End:
-			r.farewell(in, h)
-			return nil
+			return r.farewell(in, h)
 		}
-		t := r.due(h.Round)
+		t, err := r.due(h.Round)
 		if t == nil {
-			return nil // the ring ends
+			return err // or the ring ends
 		}
 		if t.sig == 0 {
 			// The round is done here: this node needed nothing of it from the one before.
@@ -172,12 +193,16 @@ func (r *ring) hangup(lane int) {
 
 // due waits until the local ranks have handed over a round, and gives it; nil when the
 // ring ends. Until then the other node's data waits in the connection.
-func (r *ring) due(number uint64) *trip {
+func (r *ring) due(number uint64) (*trip, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	// To use a slot again the other node needs this one to have done with it.
+	if number >= r.ready+slots {
+		return nil, errs.New(errs.Corrupt, "data of round %d, of which %d have begun here", number, r.ready)
+	}
 	for r.ready <= number {
 		if r.over {
-			return nil
+			return nil, nil
 		}
 		if r.waiting.IsZero() {
 			r.waiting = time.Now()
@@ -185,9 +210,9 @@ func (r *ring) due(number uint64) *trip {
 		r.cond.Wait()
 	}
 	if t := r.flying[number%slots]; t != nil && t.number == number {
-		return t
+		return t, nil
 	}
-	return &trip{number: number} // done
+	return &trip{number: number}, nil // done
 }
 
 // differ ends the group because another node's ranks called something else.
@@ -199,19 +224,23 @@ func (r *ring) differ(lane int, t *trip, h transport.Header) {
 }
 
 // farewell ends the group because another node says so.
-func (r *ring) farewell(in io.Reader, h transport.Header) {
+func (r *ring) farewell(in io.Reader, h transport.Header) error {
 	b, err := transport.ReadPayload(in, h, transport.MaxFarewell)
 	if err != nil {
-		return
+		return short(err)
 	}
 	f, err := transport.ParseFarewell(b)
-	if err != nil || f.Kind < kindLost || f.Kind > kindTimeout {
-		return
+	if err != nil {
+		return err
+	}
+	if f.Kind < kindLost || f.Kind > kindTimeout || int(f.Rank) >= r.m.nodes.World() {
+		return errs.New(errs.Corrupt, "a farewell of kind %d about rank %d", f.Kind, f.Rank)
 	}
 	if !r.stopped() {
 		r.m.end(r.m.n, f.Kind, int(f.Rank), f.Cause)
 		r.spread()
 	}
+	return nil
 }
 
 // stretch handles data of a large round.

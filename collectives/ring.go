@@ -82,6 +82,12 @@ type arrival struct {
 // in.
 const frameSize = 128 << 10
 
+// farewellFor is how long telling other nodes that the group has ended may take.
+const farewellFor = time.Second
+
+// reasonFor is how long after a connection broke the reason may come.
+const reasonFor = 300 * time.Millisecond
+
 // dialFor is how long other nodes may take to be there.
 const dialFor = time.Minute
 
@@ -137,9 +143,16 @@ func (r *ring) run(ctx context.Context) {
 		}
 		break
 	}
-	cancel()
+	if err := r.m.ended(); err != nil {
+		// Nodes that are being dialled just now should hear why, too.
+		defer time.AfterFunc(farewellFor, cancel).Stop()
+		r.n.report(err)
+	} else {
+		cancel()
+	}
 	r.shut()
 	r.wg.Wait()
+	cancel()
 }
 
 // watchState notices that a rank ended the group.
@@ -164,13 +177,7 @@ func (r *ring) stopped() bool {
 
 // shut ends all goroutines. If the group has ended, the other nodes are told why.
 func (r *ring) shut() {
-	var last transport.Header
-	var payload []byte
-	if s := atomic.LoadUint32(&r.m.h.state); s != 0 {
-		kind, rank, cause := r.m.why(s)
-		last.Kind = transport.End
-		payload = transport.Farewell{Kind: kind, Rank: int32(rank), Cause: cause}.Append(nil)
-	}
+	last, payload := r.reason()
 	r.mu.Lock()
 	r.over = true
 	conns, early := r.dialled, r.early
@@ -186,8 +193,30 @@ func (r *ring) shut() {
 	}
 	for _, c := range conns {
 		// A write that is stuck now would keep the others waiting.
-		_ = c.SetDeadline(time.Now().Add(time.Second))
+		_ = c.SetDeadline(time.Now().Add(farewellFor))
 	}
+}
+
+// reason is the farewell, once the group has ended; before, a zero header.
+func (r *ring) reason() (h transport.Header, payload []byte) {
+	if s := atomic.LoadUint32(&r.m.h.state); s != 0 {
+		kind, rank, cause := r.m.why(s)
+		payload = transport.Farewell{Kind: kind, Rank: int32(rank), Cause: cause}.Append(nil)
+		h = transport.Header{Kind: transport.End, Length: uint32(len(payload))}
+	}
+	return h, payload
+}
+
+// broken ends the group because a connection broke, unless the reason for that comes
+// soon: a node that ends the group closes its connections too.
+func (r *ring) broken(format string, args ...any) {
+	r.wg.Go(func() {
+		select {
+		case <-r.stop:
+		case <-time.After(reasonFor):
+			r.fail(format, args...)
+		}
+	})
 }
 
 // fail ends the group because of something between nodes.
@@ -215,7 +244,7 @@ func (r *ring) send(ctx context.Context, lane int) {
 	over := r.over
 	r.mu.Unlock()
 	if over {
-		_ = conn.SetDeadline(time.Now().Add(time.Second))
+		_ = conn.SetDeadline(time.Now().Add(farewellFor))
 	}
 	r.wg.Go(func() { r.backchannel(conn) })
 	if err := r.out[lane].Run(conn); err != nil {
@@ -223,7 +252,7 @@ func (r *ring) send(ctx context.Context, lane int) {
 		due := r.oldest() != nil
 		r.mu.Unlock()
 		if due {
-			r.fail("the connection from node %s to node %s broke: %v", r.name(r.self), r.name(to), err)
+			r.broken("the connection from node %s to node %s broke: %v", r.name(r.self), r.name(to), err)
 		}
 		// Otherwise the other node has left after all was done; the next round fails.
 		<-r.stop
@@ -238,15 +267,8 @@ func (r *ring) send(ctx context.Context, lane int) {
 // backchannel reads what comes back on a connection that we dialled, which is only a
 // farewell from a node that refuses us.
 func (r *ring) backchannel(conn net.Conn) {
-	for {
-		h, err := transport.ReadHeader(conn)
-		if err != nil {
-			return
-		}
-		if h.Kind != transport.End {
-			return
-		}
-		r.farewell(conn, h)
+	if h, err := transport.ReadHeader(conn); err == nil && h.Kind == transport.End {
+		_ = r.farewell(conn, h)
 	}
 }
 
@@ -365,7 +387,7 @@ func (r *ring) take(t *trip) {
 
 // gone ends the group because the node before us on a lane has left.
 func (r *ring) gone(lane int) {
-	r.fail("node %s has closed its connection to node %s", r.name((r.self-r.hops[lane]+r.size)%r.size), r.name(r.self))
+	r.broken("node %s has closed its connection to node %s", r.name((r.self-r.hops[lane]+r.size)%r.size), r.name(r.self))
 }
 
 // await waits until all local ranks have handed over so many rounds; false when the ring
