@@ -74,6 +74,9 @@ func TestClusterFaults(t *testing.T) {
 			"7: pool.min: 3 is more than max, 2", `12: pool.name: "p" is the name of the pool in line 4 too`, "14: pool.max: 4 is more than the 1 nodes"}},
 		{"no pool name", "version = 1\n[[pool]]\nbackend = \"lokal\"\nnodes = 3\n", []string{
 			"2: pool.name: missing", `3: pool.backend: "lokal" is unknown; did you mean local?`}},
+		{"no backend", "version = 1\n[[pool]]\nnmae = \"a\"\nbackedn = \"local\"\nnodse = 3\nhosts = 1\n", []string{
+			"2: pool.name: missing", "2: pool.backend: missing", "3: pool.nmae: unknown key; did you mean name?", "4: pool.backedn: unknown key; did you mean backend?", "5: pool.nodse: unknown key; did you mean nodes?"}},
+		{"one of", "version = 1\n[security]\nencrypt = true" + okPool, []string{"3: security.encrypt: true is a boolean; give one of all, control"}},
 		{"foreign keys", "version = 1" + okPool + "hosts = [\"a\"]\n", []string{"5: pool.hosts: unknown key"}},
 		{"ssh", "version = 1\n[[pool]]\nname = \"p\"\nbackend = \"ssh\"\nhosts = [\n  \"a[01-03]\",\n  \"a02\",\n  \"b c\",\n  7,\n]\ntransport = \"x\"\nport = 0\n", []string{
 			`4: pool.backend: "ssh": not in this version`, `7: pool.hosts: "a02" is in the list twice`, `8: pool.hosts: "b c" is not a host`, "9: pool.hosts: element 4, 7, is an integer",
@@ -88,7 +91,7 @@ func TestClusterFaults(t *testing.T) {
 		{"env", "version = 1" + okPool + "env = { \"A-B\" = \"1\", LAUNCHER_X = \"1\" }\nlabels = { a = 1 }\n", []string{
 			"5: pool.env.A-B: \"A-B\" is not a name", "5: pool.env.LAUNCHER_X: names that begin with LAUNCHER_", "6: pool.labels.a: 1 is an integer; put it in quotes"}},
 		{"float", "version = 1" + okPool + "nodes = 2.0\nuntil = 06:00:00\nlabels = []\n", []string{
-			"5: pool.nodes: 2.0 is a number; give an integer", "6: pool.until: 0000-01-01T06:00:00Z is a date or time without quotes; give a string", "7: pool.labels: is a list; give a table"}},
+			"5: pool.nodes: 2.0 is a number; give an integer", "6: pool.until: 06:00:00 is a date or time without quotes; give a string", "7: pool.labels: is a list; give a table"}},
 		{"a job file", "version = 1\ncommand = [\"x\"]\n", []string{"1: : it is a job file, not a cluster spec; hand it to launcher submit"}},
 		{"windows", "\ufeffversion = 1\r\n[[pool]]\r\nname = \"p\"\r\nbackend = \"local\"\r\nnodes = 0\r\n", []string{"5: pool.nodes: 0 is out of bounds"}},
 		{"pool is a table", "version = 1\n[pool]\nname = \"x\"\n", []string{"2: pool: is a table; give tables, each begun by [[pool]]"}},

@@ -43,6 +43,9 @@ func (f Faults) Error() string {
 	return strings.Join(lines, "\n")
 }
 
+// maxFaults is how many faults of a file are told; nobody reads more at once.
+const maxFaults = 100
+
 // asError makes the one error of a file: Unbuilt when nothing else is wrong with it.
 func (f Faults) asError() error {
 	if len(f) == 0 {
@@ -52,6 +55,9 @@ func (f Faults) asError() error {
 	kind := errs.Unbuilt
 	if slices.ContainsFunc(f, func(x Fault) bool { return !x.Unbuilt }) {
 		kind = errs.Invalid
+	}
+	if more := len(f) - maxFaults; more > 0 {
+		f = append(f[:maxFaults:maxFaults], Fault{File: f[0].File, Msg: fmt.Sprintf("and %d more faults", more)})
 	}
 	return &errs.Error{Kind: kind, Err: f}
 }

@@ -197,9 +197,13 @@ func (j *Job) readArray(t *table, dir string) {
 	a := &Array{}
 	spec, lines := t.str("range", ""), t.str("each_line", "")
 	switch {
-	case t.has("range") && t.has("each_line"):
-		t.fault("each_line", "range says what the elements are already; give one of the two")
-	case t.has("range") && !t.bad["range"]:
+	case t.has("range"):
+		if t.has("each_line") {
+			t.fault("each_line", "range says what the elements are already; give one of the two")
+		}
+		if t.bad["range"] {
+			break
+		}
 		var err error
 		if a.Ranges, err = ParseRanges(spec); err != nil {
 			t.fault("range", "%s", err)

@@ -30,7 +30,7 @@ func TestJobFaults(t *testing.T) {
 		{"resources", run + "[resources]\ncpu = 0.00001\ngpus = 1\ntime = \"10m\"\ntime_request = \"1h\"\n", []string{
 			"4: resources.cpu: 1e-05 is too fine", "5: resources.gpus: unknown key; did you mean gpu?", "7: resources.time_request: 1h is more than time, 10m"}},
 		{"array", run + "[array]\n", []string{"3: array.range: missing"}},
-		{"array both", run + "[array]\nrange = \"9-0\"\neach_line = \"f\"\n", []string{"5: array.each_line: range says"}},
+		{"array both", run + "[array]\nrange = \"9-0\"\neach_line = \"f\"\n", []string{`4: array.range: "9-0" is not a range`, "5: array.each_line: range says"}},
 		{"array range", run + "[array]\nrange = \"9-0\"\n", []string{`4: array.range: "9-0" is not a range: 9 is after 0`}},
 		{"train", run + "[train]\nworkers = \"8:2\"\nper_node = 3\nscore = \"loss\"\nkeep = 0\nmax_restarts = -1\n", []string{
 			`4: train.workers: "8:2": the least is more`, `6: train.score: "loss" is not a score`, "7: train.keep: 0 is out of bounds", "8: train.max_restarts: -1 is out of bounds"}},
@@ -50,6 +50,11 @@ func TestJobFaults(t *testing.T) {
 			"16: sweep.parameters.j.min: 0.5 is a number; give an integer", "17: sweep.parameters.k.step: unknown key", "18: sweep.parameters.l.max: exp(1e+06) is too large"}},
 		{"grid of a continuum", "version = 1\n[sweep]\nprogram = \"x\"\nmethod = \"grid\"\n[sweep.parameters]\na = { min = 0.0, max = 1.0 }\n", []string{
 			`6: sweep.parameters.a: method grid cannot count the values of distribution "uniform"`}},
+		{"grid, nested", "version = 1\n[sweep]\nprogram = \"x\"\nmethod = \"grid\"\n[sweep.parameters]\nd = { values = [1, 2], probabilities = [0.5, 0.5] }\n[sweep.parameters.o.parameters]\na = { value = 1 }\nb = { min = 0.0, max = 1.0 }\n", []string{
+			"6: sweep.parameters.d: method grid takes each value once", "9: sweep.parameters.o.b: method grid cannot count"}},
+		{"values that JSON has not", "version = 1\n[sweep]\nprogram = \"x\"\nmethod = \"random\"\nrun_cap = 1\n[sweep.parameters]\na = { values = [1, nan] }\nb = { value = { x = [inf] } }\nc = { value = 2020-01-02 }\nd = { min = 0, max = 9223372036854775807 }\ne = { min = -9007199254740993, max = 0 }\n", []string{
+			"7: sweep.parameters.a.values: NaN is not a finite number", "8: sweep.parameters.b.value: +Inf is not a finite number", "9: sweep.parameters.c.value: 2020-01-02 is a date or time without quotes; put it in quotes",
+			"10: sweep.parameters.d.max: 9223372036854775807 is out of bounds; give an integer from -9007199254740992 to 9007199254740992", "11: sweep.parameters.e.min: -9007199254740993 is out of bounds"}},
 		{"macros", "version = 1\ncommand = [\"${interpeter}\", \"${program}\", \"${envvar:A-B}\"]\n[sweep]\nmethod = \"grid\"\nparameters.a.value = 1\n", []string{
 			"2: command: ${interpeter} is no macro; did you mean interpreter?", "2: command: ${program} needs the key program", `2: command: ${envvar:A-B}: "A-B" is not the name of a variable`}},
 		{"two commands", "version = 1\ncommand = [\"a\"]\n[sweep]\ncommand = [\"b\"]\nmethod = \"grid\"\nparameters.a.value = 1\n", []string{"4: sweep.command: the job file has a command too"}},

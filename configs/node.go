@@ -8,10 +8,15 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"syscall"
+	"time"
 )
 
 // maxFile bounds a configuration file; a larger one is no configuration file.
 const maxFile = 4 << 20
+
+// readBound is how long a pipe may take to give the file.
+const readBound = 10 * time.Second
 
 // node is a value of a file with the line it is on. val is a string, int64, float64,
 // bool, stamp, nil (YAML's null), []*node or *object.
@@ -108,15 +113,20 @@ func (n *node) plain() any {
 
 // readFile reads a whole configuration file, bounded.
 func readFile(path, what string) ([]byte, error) {
-	f, err := os.Open(path)
+	// Not to wait for ever where path is a pipe that nobody writes to.
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, unreadable(path, err, what)
 	}
 	defer f.Close()
+	_ = f.SetReadDeadline(time.Now().Add(readBound)) // only pipes and the like have one
 	if st, err := f.Stat(); err == nil && !st.Mode().IsRegular() && st.IsDir() {
 		return nil, unreadable(path, errors.New("it is a directory"), what)
 	}
 	b, err := io.ReadAll(io.LimitReader(f, maxFile+1))
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		err = errors.New("it is a pipe whose writer does not come to an end")
+	}
 	if err == nil && len(b) > maxFile {
 		err = fmt.Errorf("it is larger than %d MiB", maxFile>>20)
 	}

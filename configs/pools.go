@@ -24,8 +24,15 @@ var backendsKnown = map[string]backendKeys{
 var commonKeys = []string{"name", "backend", "min", "max", "idle", "hold", "total", "until", "max_jobs",
 	"setup", "env", "python", "container", "resources", "labels", "share"}
 
+// maxPools bounds the pools of a cluster.
+const maxPools = 256
+
 func readPools(t *table, dir string) []Pool {
 	tables := t.tables("pool")
+	if len(tables) > maxPools {
+		t.faultAt(tables[maxPools].line, "pool", "%d pools; give at most %d", len(tables), maxPools)
+		tables = tables[:maxPools]
+	}
 	if len(tables) == 0 && !t.bad["pool"] {
 		t.fault("pool", `missing; a cluster needs at least one [[pool]], such as one with backend = "local"`)
 	}
@@ -111,8 +118,12 @@ func readPool(t *table, dir string) Pool {
 		p.Labels[k] = values[i]
 	}
 	p.Share = t.oneOf("share", "yield", "yield", "ignore")
-	if keys == nil { // whose keys the others are, nobody knows
-		t.known = append(t.known, t.obj.keys...)
+	if keys == nil { // whose keys the others are, nobody knows: those of any backend pass
+		guess := &table{f: &file{}, obj: t.obj, bad: map[string]bool{}}
+		for _, b := range known {
+			backendsKnown[b](guess, dir)
+		}
+		t.known = append(t.known, guess.known...)
 	}
 	t.done()
 

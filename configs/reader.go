@@ -98,6 +98,12 @@ func (t *table) str(key, def string) string {
 }
 
 func (t *table) oneOf(key, def string, allowed ...string) string {
+	if n := t.get(key); n != nil {
+		if _, ok := n.val.(string); !ok {
+			t.want(key, n, "one of "+strings.Join(allowed, ", "))
+			return def
+		}
+	}
 	s := t.str(key, def)
 	if t.has(key) && !t.bad[key] && !slices.Contains(allowed, s) {
 		t.fault(key, "%q is unknown; %s", s, didYouMean(s, allowed))

@@ -186,6 +186,7 @@ func readParameter(t *table, name string) wire.Parameter {
 	}
 	if n := t.get("value"); n != nil {
 		p.Values = []any{n.plain()}
+		plainValue(t, "value", n)
 	}
 	readValues(&p, t)
 	p0 := func(key string, def float64) float64 { return t.number(key, def, -math.MaxFloat64, math.MaxFloat64) }
@@ -193,8 +194,12 @@ func readParameter(t *table, name string) wire.Parameter {
 	if d.integral {
 		for _, k := range bounds {
 			if n := t.obj.m[k]; n != nil && !t.bad[k] {
-				if _, ok := n.val.(int64); !ok {
+				v, ok := n.val.(int64)
+				switch {
+				case !ok:
 					t.want(k, n, "an integer")
+				case v < -maxExact || v > maxExact:
+					t.fault(k, "%d is out of bounds; give an integer%s", v, between(-maxExact, maxExact))
 				}
 			}
 		}
@@ -222,6 +227,29 @@ func readParameter(t *table, name string) wire.Parameter {
 	}
 	t.done()
 	return p
+}
+
+// maxExact bounds whole numbers to what a float64, and so every JSON reader, holds.
+const maxExact = 1 << 53
+
+// plainValue reports what programs could not be handed as it is: parameters travel as JSON.
+func plainValue(t *table, key string, n *node) {
+	switch v := n.val.(type) {
+	case float64:
+		if math.IsNaN(v) || math.IsInf(v, 0) {
+			t.faultAt(n.line, key, "%v is not a finite number; put it in quotes if it is meant as text", v)
+		}
+	case stamp:
+		t.faultAt(n.line, key, "%s is a date or time without quotes; put it in quotes", v)
+	case []*node:
+		for _, e := range v {
+			plainValue(t, key, e)
+		}
+	case *object:
+		for _, k := range v.keys {
+			plainValue(t, key, v.m[k])
+		}
+	}
 }
 
 func guessDistribution(t *table) string {
@@ -255,7 +283,7 @@ func checkGrid(t, params *table, s *wire.SweepSpec) {
 		case "constant", "categorical", "int_uniform", "q_uniform":
 			total *= float64(GridSize(p))
 			if len(p.Probs) > 0 {
-				t.faultAt(params.line, key, "method grid takes each value once; leave probabilities out")
+				t.faultAt(lineOf(params, p.Name), key, "method grid takes each value once; leave probabilities out")
 			}
 		default:
 			t.faultAt(lineOf(params, p.Name), key, "method grid cannot count the values of distribution %q; give values, or method random", p.Distribution)
@@ -267,11 +295,19 @@ func checkGrid(t, params *table, s *wire.SweepSpec) {
 }
 
 func lineOf(t *table, dotted string) int {
-	first, _, _ := strings.Cut(dotted, ".")
 	if n := t.obj.m[dotted]; n != nil {
 		return n.line
 	}
-	if n := t.obj.m[first]; n != nil {
+	for i, c := range dotted { // nested: as deep as it goes
+		n := t.obj.m[dotted[:i]]
+		if c != '.' || n == nil {
+			continue
+		}
+		if o, ok := n.val.(*object); ok && o.m["parameters"] != nil {
+			if inner, ok := o.m["parameters"].val.(*object); ok {
+				return lineOf(&table{obj: inner, line: n.line}, dotted[i+1:])
+			}
+		}
 		return n.line
 	}
 	return t.line
@@ -307,7 +343,7 @@ func checkMacros(t *table, key string, command []string, program string) {
 			}
 			switch {
 			case !slices.Contains(sweepMacros, name):
-				t.fault(key, "${%s} is no macro; %s", name, didYouMean(name, append(slices.Clone(sweepMacros), "envvar:NAME")))
+				t.fault(key, "${%s} is no macro; %s (a variable of the shell is $NAME)", name, didYouMean(name, append(slices.Clone(sweepMacros), "envvar:NAME")))
 			case name == "program" && program == "":
 				t.fault(key, "${program} needs the key program, the script to run")
 			}
@@ -348,6 +384,7 @@ func readValues(p *wire.Parameter, t *table) {
 		}
 		for _, e := range list {
 			p.Values = append(p.Values, e.plain())
+			plainValue(t, "values", e)
 		}
 	}
 	q := t.get("probabilities")

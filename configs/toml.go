@@ -14,6 +14,9 @@ import (
 // parseTOML reads a TOML file into a tree. The library decodes and checks; it does not
 // tell where a value stands, so scan finds the lines of a text known to be valid.
 func parseTOML(file string, text []byte) (*node, Faults) {
+	if line := tooDeep(string(text), true); line > 0 {
+		return nil, Faults{{File: file, Line: line, Msg: "not TOML that can be read: nested too deep"}}
+	}
 	m := map[string]any{}
 	if _, err := toml.Decode(string(text), &m); err != nil {
 		line, msg := 1, err.Error()
@@ -80,11 +83,24 @@ func (s *scanner) build(path string, v any) *node {
 	case []any:
 		list(len(v), func(i int) any { return v[i] })
 	case time.Time:
-		n.val = stamp(v.Format(time.RFC3339))
+		n.val = stamp(v.Format(stampLayout(v)))
 	default:
 		n.val = v
 	}
 	return n
+}
+
+// stampLayout is how a date or time stood in the file.
+func stampLayout(v time.Time) string {
+	switch v.Location().String() { // so the library calls what has no offset
+	case "date-local":
+		return time.DateOnly
+	case "time-local":
+		return time.TimeOnly
+	case "datetime-local":
+		return "2006-01-02T15:04:05"
+	}
+	return time.RFC3339
 }
 
 func (s *scanner) mark(path string) {

@@ -249,7 +249,7 @@ func expandHosts(s string) ([]string, error) {
 func Amount(v float64) (int64, error) {
 	u := v * wire.Unit
 	if !(v >= 0 && v <= 1e9) {
-		return 0, errs.New(errs.Invalid, "%v is out of bounds; give 0 or more", v)
+		return 0, errs.New(errs.Invalid, "%v is out of bounds; give from 0 to 1000000000", v)
 	}
 	if r := math.Round(u); math.Abs(u-r) < 1e-6*max(1, u) {
 		return int64(r), nil

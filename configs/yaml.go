@@ -1,6 +1,7 @@
 package configs
 
 import (
+	"bytes"
 	"fmt"
 	"math"
 	"path/filepath"
@@ -45,6 +46,10 @@ func ParseWandb(name, abs string, text []byte) (*Job, error) {
 	return j, nil
 }
 
+// maxYAML bounds a W&B file: the parser's time grows with the square of its size where
+// the text is hostile.
+const maxYAML = 64 << 10
+
 // parseYAML reads the one document of a YAML file into a tree.
 func parseYAML(file string, text []byte) (root *node, faults Faults) {
 	bad := func(line int, format string, args ...any) (*node, Faults) {
@@ -56,8 +61,18 @@ func parseYAML(file string, text []byte) (root *node, faults Faults) {
 			root, faults = bad(1, "malformed")
 		}
 	}()
+	if len(text) > maxYAML {
+		return bad(1, "it is larger than %d KiB; write such a sweep as a TOML job file", maxYAML>>10)
+	}
 	if i := strings.IndexByte(string(text), 0); i >= 0 {
 		return bad(1+strings.Count(string(text[:i]), "\n"), "it has a NUL byte in it")
+	}
+	text = bytes.TrimPrefix(text, []byte("\ufeff"))
+	if at := invalidUTF8(text); at >= 0 {
+		return bad(1+bytes.Count(text[:at], []byte("\n")), "it is not UTF-8")
+	}
+	if line := tooDeep(string(text), false); line > 0 {
+		return bad(line, "nested too deep")
 	}
 	doc, err := parser.ParseBytes(text, 0)
 	if err != nil {
