@@ -4,6 +4,7 @@ import (
 	"math"
 	"math/bits"
 	"math/rand/v2"
+	"strconv"
 
 	"launcher/wire"
 )
@@ -31,11 +32,20 @@ func Size(s *wire.SweepSpec) int64 {
 func points(p wire.Parameter) int64 {
 	switch p.Distribution {
 	case "int_uniform":
-		return max(1, int64(math.Floor(p.Max)-math.Ceil(p.Min))+1)
+		return steps(math.Floor(p.Max) - math.Ceil(p.Min))
 	case "q_uniform":
-		return max(1, int64(math.Floor((p.Max-p.Min)/p.Q+1e-9))+1)
+		return steps(math.Floor((p.Max-p.Min)/p.Q + 1e-9))
 	}
 	return max(1, int64(len(p.Values)))
+}
+
+// steps is n+1, at least 1, and bounded where n is not a number to count with.
+func steps(n float64) int64 {
+	const most = 1 << 53
+	if !(n < most) {
+		return most
+	}
+	return max(1, int64(n)+1)
 }
 
 // Params gives the parameters of trial i, in the order of the file. A grid is walked
@@ -101,7 +111,13 @@ func (d dice) normal() float64 {
 }
 
 func (d dice) sample(p wire.Parameter) any {
-	within := func(lo, hi float64) float64 { return lo + d.float()*(hi-lo) }
+	within := func(lo, hi float64) float64 {
+		u := d.float()
+		if w := hi - lo; !math.IsInf(w, 0) {
+			return lo + u*w
+		}
+		return lo*(1-u) + hi*u
+	}
 	clip := func(x float64) float64 { return min(max(x, p.Min), p.Max) }
 	switch p.Distribution {
 	case "uniform":
@@ -116,7 +132,7 @@ func (d dice) sample(p wire.Parameter) any {
 	case "q_log_uniform":
 		return stepped(p, math.Exp(within(p.Min, p.Max)))
 	case "inv_log_uniform":
-		return math.Exp(-within(p.Min, p.Max))
+		return finiteFloat(math.Exp(-within(p.Min, p.Max)))
 	case "log_uniform_values":
 		return clip(math.Exp(within(math.Log(p.Min), math.Log(p.Max))))
 	case "q_log_uniform_values":
@@ -124,11 +140,11 @@ func (d dice) sample(p wire.Parameter) any {
 	case "inv_log_uniform_values": // log(1/x) is uniform between log(1/max) and log(1/min)
 		return clip(math.Exp(-within(-math.Log(p.Max), -math.Log(p.Min))))
 	case "normal":
-		return p.Mu + p.Sigma*d.normal()
+		return finiteFloat(p.Mu + p.Sigma*d.normal())
 	case "q_normal":
 		return stepped(p, p.Mu+p.Sigma*d.normal())
 	case "log_normal":
-		return math.Exp(p.Mu + p.Sigma*d.normal())
+		return finiteFloat(math.Exp(p.Mu + p.Sigma*d.normal()))
 	case "q_log_normal":
 		return stepped(p, math.Exp(p.Mu+p.Sigma*d.normal()))
 	}
@@ -157,13 +173,24 @@ func (d dice) pick(p wire.Parameter) any {
 
 // stepped rounds x to a multiple of the parameter's step; a whole step gives integers.
 func stepped(p wire.Parameter, x float64) any {
-	v := math.Round(x/p.Q) * p.Q
+	v := x
+	if n := math.Round(x / p.Q); !math.IsInf(n, 0) {
+		v = finiteFloat(n * p.Q)
+	}
+	v = finiteFloat(v)
 	if p.Q == math.Trunc(p.Q) && math.Abs(v) < 1<<53 {
 		return int64(v)
 	}
 	// 3 * 0.1 is 0.30000000000000004; what is meant is the nearest short number.
-	return math.Round(v*1e12) / 1e12
+	short, err := strconv.ParseFloat(strconv.FormatFloat(v, 'g', 14, 64), 64)
+	if err != nil {
+		return v
+	}
+	return short
 }
+
+// finiteFloat keeps what overflows among the numbers that JSON has.
+func finiteFloat(x float64) float64 { return min(max(x, -math.MaxFloat64), math.MaxFloat64) }
 
 // clipStep keeps the multiple of the step nearest to x between min and max.
 func clipStep(p wire.Parameter, x float64) float64 {

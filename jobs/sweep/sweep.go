@@ -275,15 +275,15 @@ func (m *Sweep) giveUp(e jobs.End) {
 	}
 	if n >= firstFailures && m.stopped == "" {
 		m.aborted = true
-		m.stopped = fmt.Sprintf("the first %d trials to end all failed without a report, the last, %d, %s", n, e.Index, how(e))
+		m.stopped = fmt.Sprintf("the first %d trials to end all failed without a report; the last: %s", n, how(e))
 	}
 }
 
 func how(e jobs.End) string {
 	if e.Cause != "" {
-		return "so: " + e.Cause
+		return e.Cause
 	}
-	return fmt.Sprintf("with exit code %d", e.Code)
+	return fmt.Sprintf("trial %d exited with %d", e.Index, e.Code)
 }
 
 // Over says whether the search has ended. It ends well when a trial did.
@@ -291,8 +291,9 @@ func (m *Sweep) Over() (wire.State, int32, string, bool) {
 	if m.live > 0 || m.stopped == "" && len(m.trials) < int(m.total) {
 		return wire.StateUnknown, 0, "", false
 	}
-	good, bad, code := 0, 0, int32(0)
+	good, bad, code, reported := 0, 0, int32(0), false
 	for _, t := range m.trials {
+		reported = reported || t.Reported
 		switch t.State {
 		case done, pruned:
 			good++
@@ -316,6 +317,8 @@ func (m *Sweep) Over() (wire.State, int32, string, bool) {
 		return wire.StateCancelled, 130, "all trials were cancelled", true
 	case bad > 0:
 		return wire.StateDone, 0, fmt.Sprintf("%d of %d trials failed", bad, len(m.trials)), true
+	case !reported && m.s.Metric != "":
+		return wire.StateDone, 0, fmt.Sprintf("no trial reported the metric %q", m.s.Metric), true
 	}
 	return wire.StateDone, 0, m.stopped, true
 }
