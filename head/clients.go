@@ -69,9 +69,23 @@ func (h *head) ask(ctx context.Context, req any, gone <-chan struct{}, got func(
 		case <-r.more:
 			stall.Stop()
 		case <-stall.C:
-			// Answers come in the order of the journal: with a full disk there are none.
+			// Answers come in the order of the journal: with a full disk there are none, but
+			// for those that what is safe can give.
 			if err := h.journal.Stalled(); err != nil {
-				return errs.Wrap(errs.Unknown, err, "the head cannot write its journal")
+				v, ok, err2 := h.committed(req, err)
+				switch {
+				case err2 != nil:
+					return err2
+				case !ok:
+					return errs.Wrap(errs.Unknown, err, "the head cannot write its journal")
+				}
+				if _, watch := req.(wire.Watch); !watch {
+					return got(v)
+				}
+				if err := got(v); err != nil { // and more once there is room
+					return err
+				}
+				continue
 			}
 			stall.Reset(stallAfter)
 			continue
@@ -130,10 +144,23 @@ func (h *head) answer(ctx context.Context, st *session.Stream, req any) error {
 			return errs.Wrap(errs.Unknown, err, "the head takes no new work: it cannot write its journal")
 		}
 	}
-	return h.ask(ctx, req, st.Unwanted(), func(v any) error {
+	say := func(v any) error {
 		_ = st.SetWriteDeadline(time.Now().Add(writeBound))
 		return st.WriteMsg(wire.MsgOK, v)
-	})
+	}
+	switch req.(type) {
+	case wire.InfoRequest, wire.NodesRequest, wire.PoolsRequest, wire.JobsRequest:
+		// Not by way of the core, behind what waits for the disk.
+		if stalled := h.journal.Stalled(); stalled != nil {
+			if v, ok, err := h.committed(req, stalled); ok || err != nil {
+				if err != nil {
+					return err
+				}
+				return say(v)
+			}
+		}
+	}
+	return h.ask(ctx, req, st.Unwanted(), say)
 }
 
 // decodeRequest gives the struct of a request.
@@ -180,7 +207,7 @@ func (h *head) serveLogs(ctx context.Context, st *session.Stream, q wire.LogsReq
 	if !ok {
 		return errs.New(errs.NotFound, "there is no job %d", q.Job).Hint("`launcher jobs --all` lists them")
 	}
-	if !info.State.Terminal() {
+	if q.Follow && !info.State.Terminal() {
 		// A client may ask before the first output or table has made the job's directory.
 		if _, err := h.logs.grown(q.Job); err != nil {
 			return err

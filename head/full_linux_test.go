@@ -52,11 +52,48 @@ func TestFullDisk(t *testing.T) {
 	if !errs.Is(err, errs.Exhausted) || len(errs.HintsOf(err)) == 0 {
 		t.Errorf("a submit: %v", err)
 	}
-	if _, err := ask[wire.ClusterInfo](s, wire.MsgInfo, wire.InfoRequest{}); !errs.Is(err, errs.Exhausted) {
-		t.Errorf("status: %v", err)
+	// The rest is answered, without what is not safe: the jobs that were refused and the
+	// ends of the tasks.
+	info, err := ask[wire.ClusterInfo](s, wire.MsgInfo, wire.InfoRequest{})
+	if err != nil || info.Trouble == "" || info.Jobs["running"] != 1 || len(info.Jobs) != 1 || len(info.Nodes) != 1 || info.Nodes[0].State != "up" {
+		t.Errorf("status: %+v, %v", info, err)
+	}
+	jobs, err := ask[[]wire.JobInfo](s, wire.MsgJobs, wire.JobsRequest{All: true})
+	if err != nil || len(jobs) != 1 || jobs[0].ID != 1 || jobs[0].State != wire.StateRunning || jobs[0].Done != 0 || jobs[0].Running == 0 {
+		t.Errorf("jobs: %+v, %v", jobs, err)
+	}
+	if nodes, err := ask[[]wire.NodeInfo](s, wire.MsgNodes, wire.NodesRequest{}); err != nil || len(nodes) != 1 {
+		t.Errorf("nodes: %+v, %v", nodes, err)
+	}
+	if pools, err := ask[[]wire.PoolInfo](s, wire.MsgPools, wire.PoolsRequest{}); err != nil || len(pools) != 1 {
+		t.Errorf("pools: %+v, %v", pools, err)
+	}
+	if _, err := read(s, wire.LogsRequest{Job: 1, Task: -1, Rank: -1}); err != nil {
+		t.Errorf("logs: %v", err)
+	}
+	followed := make(chan wire.JobInfo, 1)
+	c.wg.Go(func() {
+		var last wire.JobInfo
+		_ = stream(s, wire.MsgWatch, wire.Watch{Job: 1}, func(i wire.JobInfo) error {
+			if last.ID == 0 {
+				followed <- i
+			}
+			last = i
+			return nil
+		})
+		followed <- last
+	})
+	if i := <-followed; i.Done != 0 || i.State != wire.StateRunning {
+		t.Errorf("the first that a watcher is told: %+v", i)
+	}
+	if err := stream(s, wire.MsgWatch, wire.Watch{Job: 2}, func(wire.JobInfo) error { return nil }); err == nil {
+		t.Error("a job that is not written down can be watched")
 	}
 	if err := os.Remove(ballast); err != nil {
 		t.Fatal(err)
+	}
+	if i := <-followed; i.State != wire.StateDone {
+		t.Errorf("the last that a watcher is told: %+v", i)
 	}
 	if info := watch(t, s, 1); info.State != wire.StateDone || info.Done != 20 {
 		t.Errorf("the job that ran: %+v", info)

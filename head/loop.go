@@ -95,7 +95,12 @@ func (h *head) step(ev core.Event, conn *agentConn) error {
 		}
 	}
 	h.now = max(h.now, h.clock.Now())
-	out := h.core.Step(h.now, ev)
+	h.keep(h.core.Step(h.now, ev))
+	return nil
+}
+
+// keep takes what a step gave: it is for the next flush.
+func (h *head) keep(out core.Output) {
 	for _, r := range out.Records {
 		b := core.EncodeRecord(r)
 		h.records = append(h.records, b)
@@ -115,7 +120,6 @@ func (h *head) step(ev core.Event, conn *agentConn) error {
 		}
 		h.effects = append(h.effects, p)
 	}
-	return nil
 }
 
 // flush hands the records of the steps so far to the journal and their effects to the

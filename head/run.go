@@ -60,6 +60,7 @@ type head struct {
 	items   chan item
 	over    chan struct{} // the loop has ended
 	release releaseQueue
+	views   views
 	closed  chan struct{} // CloseDown was performed
 
 	// The loop's own.
@@ -319,7 +320,7 @@ func (h *head) recover(again bool) error {
 		h.sinceBytes += int64(len(r))
 	}
 	h.snapSize = int64(len(rec.Snapshot))
-	h.core = core.New(core.Config{
+	h.views.cfg = core.Config{
 		Cluster:   h.config.Name,
 		Nonce:     hex.EncodeToString(nonce[:]),
 		SpecPath:  h.config.SpecPath,
@@ -333,8 +334,10 @@ func (h *head) recover(again bool) error {
 		Machines:  h.o.Machines,
 		Suspect:   int64(h.o.Suspect),
 		Lost:      int64(h.o.Lost),
-		Again:     again,
-	}, d)
+	}
+	cfg := h.views.cfg
+	cfg.Again = again
+	h.core = core.New(cfg, d)
 	return nil
 }
 
@@ -359,6 +362,7 @@ func replay(rec *journal.Recovered, machines map[wire.Kind]core.Maker) (d *core.
 
 // stalled is told by the journal when writing fails and when it goes on.
 func (h *head) stalled(err error) {
+	h.views.forget()
 	if err != nil {
 		h.log.Error("the journal cannot be written; new work is refused until it can", "err", err)
 	} else {

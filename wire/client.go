@@ -44,6 +44,7 @@ type ClusterInfo struct {
 	Jobs       map[string]int // state -> number
 	Total      Resources
 	Free       Resources
+	Trouble    string // what keeps the head from taking work, such as a full disk; "" = nothing
 }
 
 // State of a job, task or trial. Order matters: everything from StateDone on is terminal.

@@ -132,3 +132,40 @@ func TestFullThenRoom(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+// TestHungDisk: a disk that does not answer is told of, though no write has failed.
+func TestHungDisk(t *testing.T) {
+	hang, in := make(chan struct{}), make(chan struct{}, 1)
+	j, _, err := open(t.TempDir(), Options{SlowAfter: time.Nanosecond}, func(path string) (file, error) {
+		f, err := createFile(path)
+		return &faulty{file: f, write: func(p []byte) (int, error) {
+			if len(p) != segHeader {
+				in <- struct{}{}
+				<-hang
+			}
+			return len(p), nil
+		}}, err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := j.Stalled(); err != nil {
+		t.Errorf("idle: %v", err)
+	}
+	seq, err := j.Append(val(1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	<-in
+	if err := j.Stalled(); !errs.Is(err, errs.Unavailable) || len(errs.HintsOf(err)) == 0 {
+		t.Errorf("a write that hangs: %v", err)
+	}
+	close(hang)
+	if err := j.Wait(bounded(t), seq); err != nil {
+		t.Fatal(err)
+	}
+	if err := j.Stalled(); err != nil {
+		t.Errorf("afterwards: %v", err)
+	}
+	mustClose(t, j)
+}

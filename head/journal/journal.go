@@ -40,6 +40,8 @@ type Options struct {
 	Log *slog.Logger // nil = discard
 	// SegmentSize is when a new segment is begun; 0 = 16 MiB.
 	SegmentSize int64
+	// SlowAfter is how long a write may take before Stalled says so; 0 = 5 s.
+	SlowAfter time.Duration
 	// RetryEvery is how often a write to a full or failing disk is tried again; 0 = 1 s.
 	RetryEvery time.Duration
 	// OnStall is told when writing begins to fail, and with nil when it goes on. It is
@@ -77,6 +79,7 @@ type Journal struct {
 	safe    uint64        // last record that is on disk and acknowledged
 	failed  error         // the journal cannot be used any more
 	stalled error         // writing fails for now
+	began   time.Time     // when the write under way began; zero = none
 	changed chan struct{} // closed and replaced whenever safe grows: for readers
 	rotate  bool          // begin a new segment before the next write
 	closing bool
@@ -95,6 +98,9 @@ func open(dir string, opts Options, create func(string) (file, error)) (*Journal
 	}
 	if opts.SegmentSize <= 0 {
 		opts.SegmentSize = 16 << 20
+	}
+	if opts.SlowAfter <= 0 {
+		opts.SlowAfter = 5 * time.Second
 	}
 	if opts.RetryEvery <= 0 {
 		opts.RetryEvery = time.Second
@@ -202,14 +208,22 @@ func (j *Journal) Safe() uint64 {
 }
 
 // Stalled says why nothing can be written at the moment: errs.Exhausted when the disk or
-// the quota is full, errs.Unavailable when it fails, errs.Fenced for good; nil = all well.
+// the quota is full, errs.Unavailable when it fails or does not answer, errs.Fenced for
+// good; nil = all well.
 func (j *Journal) Stalled() error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	if j.failed != nil {
+	switch {
+	case j.failed != nil:
 		return j.failed
+	case j.stalled != nil || j.began.IsZero():
+		return j.stalled
 	}
-	return j.stalled
+	if d := time.Since(j.began); d > j.opts.SlowAfter {
+		return errs.New(errs.Unavailable, "the disk of the journal %s has not answered for %s", j.dir, d.Round(time.Second)).
+			Hint("look at that file system; the head goes on by itself")
+	}
+	return nil
 }
 
 // Changed gives a channel that is closed when more records are safe than now.

@@ -51,7 +51,10 @@ func (j *Journal) write() {
 func (j *Journal) take() (batch [][]byte, rotate bool) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	return fitting(j.pending), j.rotate
+	if batch = fitting(j.pending); len(batch) > 0 || j.rotate {
+		j.began = time.Now()
+	}
+	return batch, j.rotate
 }
 
 // fitting is how many of records, at least one if there is one, go into one write.
@@ -111,7 +114,7 @@ func (j *Journal) nextSegment() error {
 func (j *Journal) settle(batch [][]byte, rotate bool, err error) {
 	j.mu.Lock()
 	was := j.stalled
-	j.stalled = err
+	j.stalled, j.began = err, time.Time{}
 	if err == nil {
 		clear(j.pending[:len(batch)])
 		j.pending = j.pending[len(batch):]
