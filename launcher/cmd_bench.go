@@ -12,6 +12,7 @@ import (
 
 func (a *app) cmdBench() *cobra.Command {
 	var repeats int
+	var py string
 	var about strings.Builder
 	for _, b := range benches() {
 		fmt.Fprintf(&about, "  %-12s %s\n", b.name, b.about)
@@ -24,7 +25,7 @@ func (a *app) cmdBench() *cobra.Command {
 		RunE: func(c *cobra.Command, args []string) (err error) {
 			all := benches()
 			for _, n := range args {
-				if !slices.ContainsFunc(all, func(b bench) bool { return b.name == n }) {
+				if !slices.ContainsFunc(all, func(b benchmark) bool { return b.name == n }) {
 					var names []string
 					for _, b := range all {
 						names = append(names, b.name)
@@ -37,10 +38,15 @@ func (a *app) cmdBench() *cobra.Command {
 			}
 			ctx, stop := detachOnInterrupt(c.Context())
 			defer stop()
+			python, err := numpyPython(ctx, py)
+			if err != nil {
+				return err
+			}
 			e, err := newBenchEnv(a, repeats)
 			if err != nil {
 				return err
 			}
+			e.python = python
 			defer func() {
 				if cerr := e.close(); err == nil && cerr != nil {
 					err = cerr
@@ -67,6 +73,7 @@ func (a *app) cmdBench() *cobra.Command {
 			return nil
 		},
 	}
+	c.Flags().StringVar(&py, "python", "", "`PATH` of a Python with numpy (default: the virtual environment, else python3)")
 	c.Flags().IntVar(&repeats, "repeats", 3, "runs of each measurement")
 	return c
 }

@@ -11,6 +11,7 @@ import (
 
 	"launcher/agent/supervisor"
 	"launcher/broker"
+	"launcher/collectives/bench"
 	"launcher/internal/errs"
 	"launcher/internal/logx"
 )
@@ -27,6 +28,9 @@ func (a *app) hiddenCommands() []*cobra.Command {
 	return append(a.nodeCommands(),
 		a.process("node", "a node's first process: guard of its supervisor", func(ctx context.Context) error {
 			return supervisor.GuardMain(ctx, a.in)
+		}),
+		a.process("bench-rank", "a rank of the collectives' benchmark", func(context.Context) error {
+			return bench.Rank(a.in, a.out)
 		}),
 		a.process("supervise", "a node's supervisor", supervisor.Main),
 		withDir(a.process("head-supervise", "the head's supervisor", func(ctx context.Context) error {
