@@ -30,14 +30,28 @@ class Error(RuntimeError):
         return (Error, (self.kind, self.msg, self.hints))
 
 
+class _Socket(socket.socket):
+    """A socket whose reads end at a time: a timeout alone begins again with each byte."""
+
+    end = 0.0
+
+    def recv_into(self, *args: Any, **kw: Any) -> int:
+        left = self.end - time.monotonic()
+        if left <= 0:
+            raise socket.timeout("timed out")
+        self.settimeout(left)
+        return super().recv_into(*args, **kw)
+
+
 class _Connection(http.client.HTTPConnection):
     def __init__(self, path: str, timeout: float) -> None:
         super().__init__("launcher", timeout=timeout)
         self._path = path
 
     def connect(self) -> None:
-        s = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        s = _Socket(socket.AF_UNIX, socket.SOCK_STREAM)
         s.settimeout(self.timeout)
+        s.end = time.monotonic() + float(self.timeout or 0)
         try:
             s.connect(self._path)
         except BaseException:
@@ -102,6 +116,10 @@ def call(method: str, path: str, body: Optional[Dict[str, Any]] = None, timeout:
         value = {}
     if status // 100 != 2:
         raise _refused(status, path, value)
+    if value is None:  # how the agent says that there are no parameters
+        return {}
+    if not isinstance(value, dict):
+        raise Error("corrupt", f"the agent's answer to {path} is {type(value).__name__}, not a table")
     return value
 
 
@@ -109,5 +127,6 @@ def _refused(status: int, path: str, value: Any) -> Error:
     if isinstance(value, dict) and isinstance(value.get("error"), dict):
         value = value["error"]
     if isinstance(value, dict) and value.get("msg"):
-        return Error(str(value.get("kind") or "unknown"), str(value["msg"]), [str(h) for h in value.get("hints") or []])
+        hints = value.get("hints")
+        return Error(str(value.get("kind") or "unknown"), str(value["msg"]), [str(h) for h in hints] if isinstance(hints, list) else [])
     return Error("unavailable", f"the agent answered {status} to {path}")

@@ -69,6 +69,16 @@ _step: Optional[int] = None  # of the newest report of this process
 _noted = False
 
 
+def _forked() -> None:
+    """A child must not inherit a lock that another thread of its parent held."""
+    global _lock
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
+
+
 def in_run() -> bool:
     """Whether launcher started this process."""
     return bool(os.environ.get("LAUNCHER_SOCKET")) and bool(os.environ.get("LAUNCHER_PROC"))
@@ -263,6 +273,8 @@ def _numbers(metrics: Optional[Mapping[str, Any]], kw: Mapping[str, Any]) -> Dic
                 number = float(value)
             except (TypeError, ValueError) as e:
                 raise TypeError(f"the metric {name!r} is {type(value).__name__}, not a number") from e
+            except OverflowError as e:
+                raise ValueError(f"the metric {name!r} is too large for a float") from e
             # JSON has no NaN and no infinity; a loss that diverged is told all the same.
             if math.isnan(number):
                 out[name] = "NaN"

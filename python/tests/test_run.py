@@ -124,6 +124,7 @@ class InRun(Case):
             (TypeError, "must be a string", lambda: report({3: 1})),
             (ValueError, "given twice", lambda: report({"loss": 1}, loss=2)),
             (TypeError, "step must be a whole number", lambda: report(loss=1, step=1.5)),
+            (ValueError, "'loss' is too large", lambda: report(loss=10**400)),
             (ValueError, "0 or more", lambda: report(loss=1, step=-1)),
             (ValueError, "not a directory", lambda: report(loss=1, step=1, checkpoint="/nonexistent/x")),
         ]:
@@ -201,6 +202,8 @@ class InRun(Case):
             (400, {"error": {"kind": "invalid", "msg": "no"}}, "invalid", "no"),
             (500, b"oops", "unavailable", "the agent answered 500"),
             (200, b"oops", "corrupt", "is no JSON"),
+            (200, [1], "corrupt", "is list, not a table"),
+            (500, {"msg": "m", "hints": 7}, "unknown", "m"),
         ]:
             self.agent.answers = [(status, answer)]
             with self.assertRaises(self.launcher.Error) as caught:
@@ -238,6 +241,50 @@ class Gone(Case):
             with self.assertRaises(self.launcher.Error) as caught:
                 call("GET", "/v1/should-leave", timeout=0.3)
             self.assertEqual(caught.exception.kind, "timeout")
+
+
+    def test_agent_dripping(self):
+        # Each byte is in time, the whole never is.
+        path, done = os.path.join(self.dir, "s"), threading.Event()
+
+        def drip(s):
+            try:
+                c = s.accept()[0]
+                with c:
+                    while not done.wait(0.05):
+                        c.sendall(b"H")
+            except OSError:
+                pass
+
+        with socket.socket(socket.AF_UNIX) as s:
+            s.bind(path)
+            s.listen(5)
+            s.settimeout(30)
+            t = threading.Thread(target=drip, args=(s,))
+            t.start()
+            giving_up = threading.Timer(20, done.set)
+            giving_up.start()
+            os.environ.update(LAUNCHER_SOCKET=path, LAUNCHER_PROC="1.0#1/0")
+            from launcher._http import call
+
+            with self.assertRaises(self.launcher.Error) as caught:
+                call("GET", "/v1/should-leave", timeout=0.5)
+            in_time = not done.is_set()
+            giving_up.cancel()
+            done.set()
+            t.join()
+        self.assertTrue(in_time)
+        self.assertEqual(caught.exception.kind, "timeout")
+
+    def test_fork_while_another_thread_reports(self):
+        code = (
+            "import os, sys, launcher\nfrom launcher import _run\n"
+            "_run._lock.acquire()  # as a thread does that reports just now\n"
+            "if os.fork() == 0:\n    launcher.report(loss=1)\n    os._exit(7)\n"
+            "assert os.wait()[1] == 7 << 8\n"
+        )
+        p = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=20, env=dict(os.environ), start_new_session=True)
+        self.assertEqual(p.returncode, 0, p.stderr)
 
 
 class Outside(Case):
