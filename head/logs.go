@@ -38,9 +38,14 @@ type logKeeper struct {
 	known  map[wire.JobID]bool           // jobs that exist; guarded by mu
 }
 
+// ackDue is an acknowledgement of what is safe at the next sync.
 type ackDue struct {
-	st *session.Stream
-	wire.LogAck
+	st    *session.Stream
+	job   wire.JobID
+	node  wire.NodeID
+	epoch wire.Epoch
+	to    int64
+	gone  bool // the job was forgotten
 }
 
 func newLogKeeper(h *head) *logKeeper {
@@ -109,14 +114,21 @@ func (l *logKeeper) serve(ctx context.Context, s *session.Session, st *session.S
 		case err == nil:
 			have = b.To // of a job that was forgotten: the agent may forget it too
 		}
-		if err != nil && !errs.Is(err, errs.Invalid) {
+		if errs.Is(err, errs.Invalid) {
+			// A gap. The agent learns what is safe and begins there on another stream.
+			if safe, err2 := l.w.Safe(b.Job, b.Node, b.Epoch); err2 == nil {
+				_ = st.SetWriteDeadline(time.Now().Add(ackBound))
+				_ = st.WriteMsg(wire.MsgLogAck, wire.LogAck{Job: b.Job, To: safe})
+			}
+		}
+		if err != nil {
 			if l.h.ctx.Err() == nil {
 				l.h.log.Warn("output refused", "node", s.Peer().Name, "job", b.Job, "err", err)
 			}
 			_ = st.WriteErr(err)
 			return
 		}
-		l.ack(st, b.Job, have)
+		l.ack(ackDue{st: st, job: b.Job, node: b.Node, epoch: b.Epoch, to: have, gone: !known})
 	}
 }
 
@@ -140,16 +152,16 @@ func (l *logKeeper) take(ctx context.Context, b wire.LogBatch) (int64, error) {
 	}
 }
 
-func (l *logKeeper) ack(st *session.Stream, job wire.JobID, to int64) {
+func (l *logKeeper) ack(a ackDue) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for i := range l.acks {
-		if a := &l.acks[i]; a.st == st && a.Job == job {
-			a.To = to
+		if b := &l.acks[i]; b.st == a.st && b.job == a.job && b.epoch == a.epoch {
+			b.to = a.to
 			return
 		}
 	}
-	l.acks = append(l.acks, ackDue{st, wire.LogAck{Job: job, To: to}})
+	l.acks = append(l.acks, a)
 	l.poke()
 }
 
@@ -207,17 +219,25 @@ func (l *logKeeper) sync(ctx context.Context) error {
 	acks := l.acks
 	l.acks = nil
 	l.mu.Unlock()
-	if err := l.w.Sync(); err != nil {
-		l.mu.Lock()
-		l.acks = append(acks, l.acks...)
-		l.mu.Unlock()
-		return err
-	}
+	failed := l.w.Sync()
 	for _, a := range acks {
-		_ = a.st.SetWriteDeadline(time.Now().Add(ackBound))
-		if err := a.st.WriteMsg(wire.MsgLogAck, a.LogAck); err != nil {
+		safe, err := a.to, error(nil)
+		if !a.gone {
+			safe, err = l.w.Safe(a.job, a.node, a.epoch)
+		}
+		if err == nil && safe < a.to {
+			err = errs.New(errs.Unavailable, "output of job %d could not be made safe", a.job)
+		}
+		if err == nil {
+			_ = a.st.SetWriteDeadline(time.Now().Add(ackBound))
+			err = a.st.WriteMsg(wire.MsgLogAck, wire.LogAck{Job: a.job, To: a.to})
+		}
+		if err != nil {
 			_ = a.st.CloseWith(err) // the agent opens another and sends again
 		}
+	}
+	if failed != nil {
+		return failed
 	}
 	return l.complete()
 }

@@ -16,7 +16,7 @@ func (w *Writer) output(job wire.JobID) (*output, error) {
 	if job == 0 {
 		return nil, errs.New(errs.Invalid, "job 0 has no output")
 	}
-	o := &output{dir: JobDir(w.dir, job), numbers: map[nodeKey]uint32{}, changed: make(chan struct{})}
+	o := &output{job: job, dir: JobDir(w.dir, job), numbers: map[nodeKey]uint32{}, changed: make(chan struct{})}
 	if err := os.MkdirAll(o.dir, 0o700); err != nil {
 		return nil, diskError(err, "cannot write output of job %d", job)
 	}
@@ -85,7 +85,7 @@ func (o *output) load(n int, last bool) (cut int64, err error) {
 		_ = f.Close()
 		return 0, diskError(err, "cannot open output")
 	}
-	o.f, o.size = f, s.good
+	o.f, o.size, o.synced = f, s.good, s.good
 	return s.limit - s.good, nil
 }
 
@@ -152,6 +152,8 @@ func (w *Writer) drop(id wire.JobID) {
 	}
 	why := fmt.Sprintf("output was dropped to keep the record under %s", wire.Bytes(w.opts.Cap))
 	w.opts.Log.Warn("record: "+why, "job", id)
+	w.tables.Lock()
+	defer w.tables.Unlock()
 	if t, err := readTable(w.dir, id); err == nil {
 		t.Dropped = why
 		_ = writeJSON(dir+"/table.json", t)

@@ -127,5 +127,6 @@ func WriteFile(path string, b []byte) (err error) {
 		_ = os.Remove(f.Name())
 		return diskError(err, "cannot write %s", path)
 	}
+	syncDir(filepath.Dir(path))
 	return nil
 }

@@ -375,7 +375,7 @@ func TestCapDropsOldestEnded(t *testing.T) {
 		if job == 2 {
 			state = wire.StateRunning
 		}
-		if err := w.WriteTable(Table{Job: wire.JobInfo{ID: job, State: state}}); err != nil {
+		if err := w.WriteTable(Table{Job: wire.JobInfo{ID: job, State: state, LogsDone: state.Terminal()}}); err != nil {
 			t.Fatal(err)
 		}
 	}

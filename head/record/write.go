@@ -37,7 +37,11 @@ type Writer struct {
 	dec  *zstd.Decoder
 	enc  *zstd.Encoder
 
-	mu    sync.Mutex // guards all below, and all writing
+	syncing sync.Mutex           // held by Sync; before mu
+	fsync   func(*os.File) error // (*os.File).Sync but in tests
+	tables  sync.Mutex           // held while a table is written; after mu
+
+	mu    sync.Mutex // guards all below, and all writing of output
 	jobs  map[wire.JobID]*output
 	total int64 // bytes of output of all jobs
 	ended map[wire.JobID]bool
@@ -45,10 +49,13 @@ type Writer struct {
 
 // output is a job's output, open for appending.
 type output struct {
+	job     wire.JobID
 	dir     string
 	n       int      // number of the last segment
 	f       *os.File // nil = none yet
 	size    int64    // of f
+	synced  int64    // of size, what is safe
+	fresh   bool     // f is not yet safely in its directory
 	at      int64    // length of the job's log
 	nodes   []nodeEntry
 	numbers map[nodeKey]uint32
@@ -83,7 +90,7 @@ func NewWriter(dir string, opts Options) (*Writer, error) {
 	if err := os.MkdirAll(filepath.Join(dir, "jobs"), 0o700); err != nil {
 		return nil, diskError(err, "cannot make the record")
 	}
-	w := &Writer{dir: dir, opts: opts, jobs: map[wire.JobID]*output{}, ended: map[wire.JobID]bool{}}
+	w := &Writer{dir: dir, opts: opts, fsync: (*os.File).Sync, jobs: map[wire.JobID]*output{}, ended: map[wire.JobID]bool{}}
 	var err error
 	if w.dec, err = newDecoder(); err != nil {
 		return nil, err
@@ -95,18 +102,32 @@ func NewWriter(dir string, opts Options) (*Writer, error) {
 	if err != nil {
 		return nil, err
 	}
+	sweep(filepath.Join(dir, "nodes.json"))
 	for _, id := range ids {
+		sweep(filepath.Join(JobDir(dir, id), "table.json"))
 		n, err := outputSize(JobDir(dir, id))
 		if err != nil {
 			return nil, err
 		}
 		w.total += n
-		if t, err := readTable(dir, id); err == nil && t.Job.State.Terminal() {
+		if t, err := readTable(dir, id); err == nil && complete(t) {
 			w.ended[id] = true
 		}
 	}
 	return w, nil
 }
+
+// sweep removes what a head that died left of writing path.
+func sweep(path string) {
+	names, _ := filepath.Glob(path + ".tmp*")
+	for _, name := range names {
+		_ = os.Remove(name)
+	}
+}
+
+// complete reports whether no more output of a job will come. Before that, what there is
+// of each node's spool must not be forgotten.
+func complete(t *Table) bool { return t.Job.State.Terminal() && t.Job.LogsDone }
 
 func newDecoder() (*zstd.Decoder, error) {
 	d, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxMemory(maxRaw))
@@ -168,7 +189,7 @@ func (w *Writer) Append(b wire.LogBatch) (have int64, err error) {
 	}
 	var buf []byte
 	switch {
-	case o.f == nil: // each segment can be read by itself
+	case o.f == nil || o.size == 0: // each segment can be read by itself
 		buf = appendNodes(buf, o.at, 0, nodes)
 	case !known:
 		buf = appendNodes(buf, o.at, num, nodes[num:])
@@ -203,7 +224,7 @@ func (w *Writer) write(o *output, buf []byte) error {
 		if err != nil {
 			return diskError(err, "cannot write output")
 		}
-		o.f, o.size = f, 0
+		o.f, o.size, o.synced, o.fresh = f, 0, 0, true
 	}
 	if _, err := o.f.WriteAt(buf, o.size); err != nil {
 		_ = o.f.Truncate(o.size) // what is left behind o.size is written over
@@ -222,11 +243,16 @@ func (w *Writer) roll(o *output) error {
 	if o.f == nil || o.size < w.opts.Segment {
 		return nil
 	}
-	if err := o.f.Sync(); err != nil {
-		return diskError(err, "cannot write output to %s", o.f.Name())
+	if o.dirty {
+		if err := w.fsync(o.f); err != nil {
+			name := o.f.Name()
+			w.lose(o)
+			return diskError(err, "cannot write output to %s", name)
+		}
+		o.syncDirs()
 	}
 	_ = o.f.Close()
-	o.f, o.size, o.dirty = nil, 0, false
+	o.f, o.size, o.synced, o.dirty = nil, 0, 0, false
 	o.n++
 	return nil
 }
@@ -285,25 +311,76 @@ func (w *Writer) End(job wire.JobID) (int64, <-chan struct{}, error) {
 	return o.at, o.changed, nil
 }
 
-// Sync makes all output that was appended safe.
+// Sync makes all output that was appended before it safe. Appends go on meanwhile. After
+// an error what could not be made safe is not there any more (Have and Safe say so): the
+// kernel may have dropped it, and another try would only seem to succeed.
 func (w *Writer) Sync() error {
+	w.syncing.Lock()
+	defer w.syncing.Unlock()
+	type due struct {
+		o     *output
+		f     *os.File
+		size  int64
+		haves []int64
+	}
+	var dues []due
 	w.mu.Lock()
-	defer w.mu.Unlock()
-	var first error
 	for _, o := range w.jobs {
-		if !o.dirty {
-			continue
+		if o.dirty {
+			dues = append(dues, due{o, o.f, o.size, o.haves()})
 		}
-		// Without the lock appends could go on, but then dirty would have to be counted.
-		if err := o.f.Sync(); err != nil {
+	}
+	w.mu.Unlock()
+	var first error
+	for _, d := range dues {
+		err := w.fsync(d.f)
+		w.mu.Lock()
+		switch o := d.o; {
+		case w.jobs[o.job] != o || o.f != d.f:
+			// Closed meanwhile, and made safe before that.
+		case err != nil:
 			if first == nil {
-				first = diskError(err, "cannot write output to %s", o.f.Name())
+				first = diskError(err, "cannot write output to %s", d.f.Name())
 			}
-			continue
+			w.lose(o)
+		default:
+			o.syncDirs()
+			o.synced, o.safe = d.size, d.haves
+			o.dirty = o.size != d.size
 		}
-		o.dirty = false
+		w.mu.Unlock()
 	}
 	return first
+}
+
+// lose forgets what of a job's output is not safe. mu must be held.
+func (w *Writer) lose(o *output) {
+	if err := o.f.Truncate(o.synced); err != nil {
+		w.opts.Log.Error("record: output that could not be made safe cannot be cut off", "file", o.f.Name(), "err", err)
+	}
+	w.total -= o.size - o.synced
+	_ = o.f.Close()
+	close(o.changed)
+	delete(w.jobs, o.job) // read again when it is needed
+}
+
+// syncDirs makes the name of a new segment safe.
+func (o *output) syncDirs() {
+	if !o.fresh {
+		return
+	}
+	o.fresh = false
+	for _, dir := range []string{o.dir, filepath.Dir(o.dir)} {
+		syncDir(dir)
+	}
+}
+
+// syncDir makes the names in dir safe, where directories can be synced.
+func syncDir(dir string) {
+	if d, err := os.Open(dir); err == nil {
+		_ = d.Sync()
+		_ = d.Close()
+	}
 }
 
 // Ended tells that a job has ended and all its output is there: its files are closed.
@@ -316,22 +393,23 @@ func (w *Writer) Ended(job wire.JobID) error {
 }
 
 // release closes a job's files. mu must be held.
-func (w *Writer) release(job wire.JobID) (err error) {
+func (w *Writer) release(job wire.JobID) error {
 	o := w.jobs[job]
 	if o == nil {
 		return nil
 	}
 	if o.f != nil {
 		if o.dirty {
-			err = o.f.Sync()
+			if err := w.fsync(o.f); err != nil {
+				w.lose(o)
+				return diskError(err, "cannot write output of job %d", job)
+			}
+			o.syncDirs()
 		}
 		_ = o.f.Close()
 	}
 	close(o.changed)
 	delete(w.jobs, job)
-	if err != nil {
-		return diskError(err, "cannot write output of job %d", job)
-	}
 	return nil
 }
 
@@ -356,13 +434,15 @@ func (w *Writer) WriteTable(t Table) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return diskError(err, "cannot write the record of job %d", t.Job.ID)
 	}
-	w.mu.Lock()
-	defer w.mu.Unlock()
+	if complete(&t) {
+		w.mu.Lock()
+		w.ended[t.Job.ID] = true
+		w.mu.Unlock()
+	}
+	w.tables.Lock()
+	defer w.tables.Unlock()
 	if old, err := readTable(w.dir, t.Job.ID); err == nil {
 		t.Dropped = old.Dropped
-	}
-	if t.Job.State.Terminal() {
-		w.ended[t.Job.ID] = true
 	}
 	return writeJSON(filepath.Join(dir, "table.json"), t)
 }
