@@ -38,7 +38,7 @@ def main():
             n += 1
     part = os.path.join(OUT, f"part-{index}")
     # Written whole or not at all: an element that is run again leaves one right file.
-    draft = f"{part}.{os.environ.get('LAUNCHER_ATTEMPT', '1')}"
+    draft = os.path.join(OUT, f"draft-{index}.{os.environ.get('LAUNCHER_ATTEMPT', '1')}")
     with open(draft, "wb") as f:
         for word in sorted(words):
             f.write(b"%d %s\n" % (words[word], word))

@@ -8,7 +8,7 @@ from collections import Counter
 
 def main():
     words = Counter()
-    parts = glob.glob(os.path.join(sys.argv[1], "part-*"))
+    parts = glob.glob(os.path.join(glob.escape(sys.argv[1]), "part-*"))
     if not parts:
         sys.exit(f"no parts in {sys.argv[1]}")
     for part in parts:

@@ -7,7 +7,7 @@ set -eu
 LC_ALL=C
 export LC_ALL
 here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
-tree=${1:-$(go env GOROOT)/src}
+tree=$(CDPATH='' cd -- "${1:-$(go env GOROOT)/src}" && pwd) # the tasks have a directory of their own
 launcher=${LAUNCHER:-launcher}
 out=$(mktemp -d)
 trap 'rm -rf "$out"' EXIT

@@ -22,7 +22,10 @@ func TestCount(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	tree, out := t.TempDir(), t.TempDir()
+	tree, out := t.TempDir(), filepath.Join(t.TempDir(), "o[ 1]")
+	if err := os.Mkdir(out, 0o700); err != nil {
+		t.Fatal(err)
+	}
 	want := map[string]int{}
 	for name, text := range map[string]string{
 		"a.go": "one two\ttwo\nthree", "b/c.go": "three\x0bfour\r\n\xff\xfe two", "b/d/e.go": "", "b/d/f.go": "one\x00one \u00a0x",
@@ -53,6 +56,19 @@ func TestCount(t *testing.T) {
 			t.Fatalf("%v: %v", args, err)
 		}
 		return b
+	}
+	// An attempt that dies before its part is in place leaves nothing that is counted.
+	part := filepath.Join(out, "part-1")
+	if err := os.MkdirAll(filepath.Join(part, "in the way"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	dies := exec.Command(py, "count.py")
+	dies.Env = append(os.Environ(), "SHARDS=3", "TREE="+tree, "OUT="+out, "LAUNCHER_TASK_INDEX=1", "LAUNCHER_ATTEMPT=7")
+	if err := dies.Run(); err == nil {
+		t.Fatal("a part was put over a directory")
+	}
+	if err := os.RemoveAll(part); err != nil {
+		t.Fatal(err)
 	}
 	for i := range 3 {
 		run([]string{"count.py"}, "SHARDS=3", "TREE="+tree, "OUT="+out, fmt.Sprintf("LAUNCHER_TASK_INDEX=%d", i))
