@@ -59,8 +59,20 @@ func TestJoining(t *testing.T) {
 			t.Errorf("%s: %v, want %s", what, err, x.kind)
 		}
 	}
-	if err := join(nil); err != nil {
+	p, err := secure.NewPending()
+	if err != nil {
+		t.Fatal(err)
+	}
+	with := func() error {
+		_, err := session.JoinWith(bounded(t), r.Join.Addrs, r.Join.CA, session.Config{Cluster: "test"},
+			secure.JoinRequest{Key: r.Join.Key, Node: string(r.Nodes[0]), Epoch: uint64(r.Epochs[0]), Token: r.Token}, p)
+		return err
+	}
+	if err := with(); err != nil {
 		t.Fatalf("the right key, after all that: %v", err)
+	}
+	if err := with(); err != nil {
+		t.Errorf("the one that joined, whose answer was lost: %v", err)
 	}
 	if err := join(nil); !errs.Is(err, errs.Fenced) {
 		t.Errorf("the same key again: %v", err)
@@ -70,6 +82,9 @@ func TestJoining(t *testing.T) {
 	c.start()
 	if err := join(nil); !errs.Is(err, errs.Fenced) {
 		t.Errorf("the same key at the next head: %v", err)
+	}
+	if err := with(); err != nil {
+		t.Errorf("the one that joined, at the next head: %v", err)
 	}
 	if err := join(func(q *secure.JoinRequest) { q.Node = string(r.Nodes[1]) }); err != nil {
 		t.Errorf("the other node at the next head: %v", err)

@@ -26,13 +26,19 @@ type Joined struct {
 // Join gets a certificate for a node from the head of the cluster whose CA is given. The
 // request's CSR, Version and Clock are filled in. cfg.Cluster must be set.
 func Join(ctx context.Context, addrs []string, ca []byte, cfg Config, req secure.JoinRequest) (Joined, error) {
-	cfg = cfg.withDefaults()
-	cfg.Role, cfg.Name = secure.RoleNone, req.Node
-	tc, err := secure.JoinTLS(ca, cfg.Cluster)
+	p, err := secure.NewPending()
 	if err != nil {
 		return Joined{}, err
 	}
-	p, err := secure.NewPending()
+	return JoinWith(ctx, addrs, ca, cfg, req, p)
+}
+
+// JoinWith is Join with a private key of the caller's, who may ask again with it when the
+// answer was lost: to the head that is the same use of the join key.
+func JoinWith(ctx context.Context, addrs []string, ca []byte, cfg Config, req secure.JoinRequest, p *secure.Pending) (Joined, error) {
+	cfg = cfg.withDefaults()
+	cfg.Role, cfg.Name = secure.RoleNone, req.Node
+	tc, err := secure.JoinTLS(ca, cfg.Cluster)
 	if err != nil {
 		return Joined{}, err
 	}
