@@ -10,13 +10,35 @@ import (
 // of a long queue do not wait for all of it.
 const maxWrite = 4 << 20
 
+// commitEvery is the time between two commits under load; burst are allowed at once.
+const (
+	commitEvery = 10 * time.Millisecond
+	burst       = 8
+)
+
 // write is the writer: it ends when quit is closed or the journal failed.
 func (j *Journal) write() {
 	defer close(j.done)
 	defer func() { _ = j.seg.f.Close() }()
 	retry := time.NewTimer(0)
 	<-retry.C
+	// Under load commits are gathered: one sync serves all that came meanwhile. The first
+	// few after a pause are not held up.
+	free := time.Now().Add(-burst * commitEvery) // the pace allows a commit from here on
 	for {
+		if j.waiting() {
+			now := time.Now()
+			if wait := free.Sub(now); wait > 0 {
+				retry.Reset(wait)
+				select {
+				case <-retry.C:
+				case <-j.quit:
+				}
+			} else if early := now.Add(-burst * commitEvery); free.Before(early) {
+				free = early
+			}
+			free = free.Add(commitEvery)
+		}
 		batch, rotate := j.take()
 		if len(batch) == 0 && !rotate {
 			select {
@@ -45,6 +67,13 @@ func (j *Journal) write() {
 			return
 		}
 	}
+}
+
+// waiting says whether anything is to be written.
+func (j *Journal) waiting() bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return len(j.pending) > 0 || j.rotate
 }
 
 // take gives what is to be written next. It stays pending until settle.
