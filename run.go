@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/http"
@@ -158,7 +160,8 @@ func askLeave(ctx context.Context, method, path string, body any, bound time.Dur
 }
 
 // Checkpoint is the directory to resume from and the step it belongs to; "" for a fresh
-// start. In a gang it is what this rank saved, or rank 0 where this one saved nothing.
+// start. In a gang it is what this rank saved; where it saved nothing, what the first
+// rank that did.
 // It is launcher's copy: read only.
 func Checkpoint(ctx context.Context) (dir string, step int64, err error) {
 	own.Lock()
@@ -167,13 +170,35 @@ func Checkpoint(ctx context.Context) (dir string, step int64, err error) {
 	if err != nil || c.Path == "" {
 		return "", 0, err
 	}
-	for _, rank := range []int{Rank(), 0} {
-		shard := filepath.Join(c.Path, fmt.Sprintf("rank-%d", rank))
-		if st, err := os.Stat(shard); err == nil && st.IsDir() {
-			return shard, c.Step, nil
+	if isShard(filepath.Base(c.Path)) {
+		return c.Path, c.Step, nil
+	}
+	entries, err := os.ReadDir(c.Path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", 0, errs.New(errs.NotFound, "the checkpoint %s is gone: newer ones have taken its place", c.Path).Hint("read it before reporting new ones, or keep more (train keep)")
+	}
+	first := -1
+	for _, e := range entries {
+		if n, err := strconv.Atoi(strings.TrimPrefix(e.Name(), "rank-")); err == nil && isShard(e.Name()) {
+			if n == Rank() {
+				first = n
+				break
+			}
+			if first < 0 || n < first {
+				first = n
+			}
 		}
 	}
+	if first >= 0 {
+		return filepath.Join(c.Path, fmt.Sprintf("rank-%d", first)), c.Step, nil
+	}
 	return c.Path, c.Step, nil
+}
+
+// isShard reports whether a directory is what one rank saved.
+func isShard(name string) bool {
+	n, ok := strings.CutPrefix(name, "rank-")
+	return ok && n != "" && strings.Trim(n, "0123456789") == ""
 }
 
 // resume asks once; own is locked.

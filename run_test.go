@@ -136,7 +136,7 @@ func TestReportRefuses(t *testing.T) {
 func TestCheckpoint(t *testing.T) {
 	dir := t.TempDir()
 	a := inRun(t, `200 {"path":"`+dir+`","step":5}`)
-	for _, sub := range []string{"", "rank-0", "rank-1"} {
+	for _, sub := range []string{"", "rank-10", "rank-2", "rank-0", "rank-1"} {
 		want := filepath.Join(dir, sub)
 		if err := os.MkdirAll(want, 0o700); err != nil {
 			t.Fatal(err)
@@ -144,6 +144,12 @@ func TestCheckpoint(t *testing.T) {
 		if got, step, err := Checkpoint(t.Context()); got != want || step != 5 || err != nil {
 			t.Errorf("%s, %d, %v; want %s", got, step, err, want)
 		}
+	}
+	if err := os.RemoveAll(dir); err != nil {
+		t.Fatal(err)
+	}
+	if got, _, err := Checkpoint(t.Context()); got != "" || !errs.Is(err, errs.NotFound) {
+		t.Errorf("a checkpoint that is gone: %q, %v", got, err)
 	}
 	if len(a.seen) != 1 {
 		t.Error("asked more than once")

@@ -152,7 +152,10 @@ def checkpoint(rank: Optional[int] = None) -> Optional[str]:
     wanted = os.path.join(root, f"rank-{_number('RANK', 0) if rank is None else rank}")
     if os.path.isdir(wanted):
         return wanted
-    shards = [d for d in os.listdir(root) if _SHARD.fullmatch(d)]
+    try:
+        shards = [d for d in os.listdir(root) if _SHARD.fullmatch(d)]
+    except FileNotFoundError as e:
+        raise Error("not-found", f"the checkpoint {root} is gone: newer ones have taken its place", ["read it before reporting new ones, or keep more (train keep)"]) from e
     return os.path.join(root, min(shards, key=lambda d: int(d[5:]))) if shards else root
 
 

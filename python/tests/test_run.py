@@ -158,6 +158,11 @@ class InRun(Case):
         self.assertEqual(self.launcher.checkpoint(), mine)
         self.assertEqual(self.launcher.checkpoint(rank=0), other)
 
+    def test_checkpoint_is_gone(self):
+        self.agent.answers = [(200, {"path": os.path.join(self.dir, "step-3.a1"), "step": 3})]
+        with self.assertRaisesRegex(self.launcher.Error, "step-3.a1 is gone: newer ones"):
+            self.launcher.checkpoint()
+
     def test_no_checkpoint(self):
         self.agent.answers = [(200, {"path": "", "step": 0})]
         self.assertIsNone(self.launcher.checkpoint())
