@@ -14,6 +14,7 @@ name = "lab"
 name = "local"
 backend = "local"
 nodes = 2
+resources = { cpu = 2 }
 python = "$PY"
 EOF
 if is_root; then chown -R launcher-t1 "$WORK"; fi
@@ -47,7 +48,7 @@ gotest core.sim ./internal/sim .
 gotest core.head ./head/core .
 gotest core.agent ./agent/core .
 gotest journal.torn ./head/journal .
-gotest journal.durable ./head Durable
+gotest journal.durable ./head Replay
 
 # ---------------------------------------------------------------- 5 supervisor and agent, 6 backends, 7 security
 gotest supervisor.kills ./agent/supervisor .
@@ -58,6 +59,10 @@ gotest backends.fake ./backends/fake .
 gotest security.join ./wire/secure .
 gotest security.session ./wire/session .
 gotest link ./broker .
+if is_root; then
+	out=$(make -s root 2>&1); rc=$?
+	check root.tests "exit $rc: $(grep -cE '^ok' <<<"$out") packages: cgroup v1, full disk, second user $(grep -E '^(---|FAIL)' <<<"$out" | head -3)" test $rc = 0
+else skip root.tests "not root"; fi
 
 # ---------------------------------------------------------------- up, run
 a=$(now_ms); out=$(L up "$SPEC" 2>&1); rc=$?; b=$(now_ms)
@@ -87,7 +92,7 @@ for n in 1 2 4; do
 done
 gotest train.same-weights ./examples/digits .
 # kill -9 of a rank in the middle: same optimum, from the checkpoint
-L train -n 4 examples/digits/train.py >"$WORK/train.out" 2>&1 & tp=$!
+L train -n 4 examples/digits/train.py --pause 0.3 >"$WORK/train.out" 2>&1 & tp=$!
 kill_rank() { for p in $(ours); do tr '\0' '\n' <"/proc/$p/environ" 2>/dev/null | grep -qx 'RANK=2' && tr '\0' ' ' <"/proc/$p/cmdline" | grep -q train.py && kill -9 "$p" && return 0; done; return 1; }
 eventually 20 kill_rank; killed=$?; wait $tp; rc=$?
 obj=$(grep -oE '0\.2618[0-9]+' "$WORK/train.out" | tail -1)

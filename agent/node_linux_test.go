@@ -207,9 +207,9 @@ func TestRefused(t *testing.T) {
 	}
 }
 
-// TestOtherUser: the socket is for this user's processes only, whatever the modes of
+// TestRootOtherUser: the socket is for this user's processes only, whatever the modes of
 // files say.
-func TestOtherUser(t *testing.T) {
+func TestRootOtherUser(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("only root can be somebody else")
 	}

@@ -114,7 +114,7 @@ func group(t *testing.T, set map[string]map[string]string) (enter string) {
 	return enter
 }
 
-func TestVersion1ForReal(t *testing.T) {
+func TestRootVersion1ForReal(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("control groups can be made by root only")
 	}

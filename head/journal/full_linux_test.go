@@ -13,7 +13,7 @@ import (
 )
 
 // TestRealFullDisk fills a small file system of its own.
-func TestRealFullDisk(t *testing.T) {
+func TestRootFullDisk(t *testing.T) {
 	dir := t.TempDir()
 	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=256k,mode=0700"); err != nil {
 		t.Skipf("SKIP: a file system of 256 KiB cannot be mounted here: %v", err)

@@ -63,7 +63,7 @@ func TestUnix(t *testing.T) {
 
 // Another user is refused by who it is, even where the modes of files would let it in,
 // and is told so.
-func TestAnotherUser(t *testing.T) {
+func TestRootAnotherUser(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("only root can become another user")
 	}
