@@ -33,8 +33,11 @@ type agentConn struct {
 	more  chan struct{}
 }
 
-// serveAgent serves the control stream st of an agent's session.
-func (h *head) serveAgent(ctx context.Context, s *session.Session, st *session.Stream) {
+// serveAgent serves the control stream st of an agent's session. said is closed once the
+// loop has the agent's Hello, or there will be none.
+func (h *head) serveAgent(ctx context.Context, s *session.Session, st *session.Stream, said chan<- struct{}) {
+	tell := sync.OnceFunc(func() { close(said) })
+	defer tell()
 	defer st.Close()
 	_ = st.SetReadDeadline(time.Now().Add(helloBound))
 	typ, body, err := st.ReadMsg()
@@ -67,12 +70,36 @@ func (h *head) serveAgent(ctx context.Context, s *session.Session, st *session.S
 	if !h.post(item{ev: core.AgentUp{Node: c.node, Epoch: c.epoch, Hello: hello}, conn: c}) {
 		return
 	}
+	tell()
 	err = h.readAgent(c)
 	cause := "its connection was lost"
 	if err != nil {
 		cause += ": " + err.Error()
 	}
 	h.post(item{ev: core.AgentDown{Node: c.node, Epoch: c.epoch, Cause: cause}, conn: c})
+}
+
+// member says whether a session is the one by which its node is part of the cluster. A
+// certificate outlives its node by up to a day: by itself it gives no right to anything.
+func (h *head) member(ctx context.Context, s *session.Session, said <-chan struct{}) error {
+	bound := time.NewTimer(helloBound)
+	defer bound.Stop()
+	select {
+	case <-said:
+	case <-bound.C:
+	case <-s.Done():
+		return errEnding()
+	case <-ctx.Done():
+		return errEnding()
+	}
+	node, ok := wire.NodeID(s.Peer().Name), false
+	if !h.do(func(*core.Core) { ok = h.current[node] != nil && h.current[node].s == s }) {
+		return errEnding()
+	}
+	if !ok {
+		return errs.New(errs.Fenced, "node %s is not part of cluster %s, or not by this connection", node, h.config.Name)
+	}
+	return nil
 }
 
 // readAgent gives an agent's messages to the core until the stream ends.

@@ -330,7 +330,7 @@ func (h *head) serveSession(ctx context.Context, s *session.Session) {
 	peer := s.Peer()
 	var g errgroup.Group
 	defer func() { _ = g.Wait() }()
-	control := false
+	control, said := false, make(chan struct{})
 	for {
 		kind, st, err := s.Accept(ctx)
 		if err != nil {
@@ -338,18 +338,28 @@ func (h *head) serveSession(ctx context.Context, s *session.Session) {
 		}
 		agent := peer.Role == secure.RoleAgent && !peer.Unix
 		switch {
+		case agent && (kind == wire.StreamRequest || kind == wire.StreamLogs):
+			g.Go(func() error {
+				switch err := h.member(ctx, s, said); {
+				case err != nil:
+					_ = st.CloseWith(err)
+				case kind == wire.StreamLogs:
+					h.logs.serve(ctx, s, st)
+				default:
+					h.serveRequest(ctx, st)
+				}
+				return nil
+			})
 		case kind == wire.StreamRequest:
 			g.Go(func() error { h.serveRequest(ctx, st); return nil })
 		case kind == wire.StreamControl && agent && !control:
 			control = true
 			g.Go(func() error {
-				h.serveAgent(ctx, s, st)
+				h.serveAgent(ctx, s, st, said)
 				// Without it the session has no meaning, and its end tells the agent so.
 				_ = s.Close()
 				return nil
 			})
-		case kind == wire.StreamLogs && agent:
-			g.Go(func() error { h.logs.serve(ctx, s, st); return nil })
 		default:
 			_ = st.CloseWith(errs.New(errs.Permission, "%s may not open a stream of kind %d", peer.Role, kind))
 		}

@@ -131,21 +131,42 @@ func TestSessionIsForItsNode(t *testing.T) {
 			t.Errorf("%s: the session goes on", what)
 		}
 	}
-	// Output of another node.
-	s, err := session.Dial(bounded(t), r.Join.Addrs, session.Config{Identity: a.id}, secure.RoleHead)
-	if err != nil {
-		t.Fatal(err)
+	// A node with a certificate that is not part of the cluster, since it was replaced, has
+	// no right to anything; nor has one that is to the output of another.
+	hello := func(epoch wire.Epoch, kind uint16, typ uint16, msg any) (uint16, error) {
+		s, err := session.Dial(bounded(t), r.Join.Addrs, session.Config{Identity: a.id}, secure.RoleHead)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.Close()
+		st, err := s.Open(bounded(t), kind)
+		if err == nil {
+			err = st.WriteMsg(typ, msg)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		control, err := s.Open(bounded(t), wire.StreamControl)
+		if err == nil {
+			err = control.WriteMsg(wire.MsgHello, wire.Hello{Node: a.node, Epoch: epoch})
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = st.SetReadDeadline(time.Now().Add(testBound))
+		typ, _, err = st.ReadMsg()
+		return typ, err
 	}
-	defer s.Close()
-	st, err := s.Open(bounded(t), wire.StreamLogs)
-	if err == nil {
-		err = st.WriteMsg(wire.MsgLogBatch, wire.LogBatch{Job: 1, Node: "p-9", Epoch: 1})
+	if typ, err := hello(99, wire.StreamRequest, wire.MsgJobs, wire.JobsRequest{}); err == nil && typ != wire.MsgError {
+		t.Errorf("a replaced node asks: message %#x", typ)
 	}
-	if err != nil {
-		t.Fatal(err)
+	if typ, err := hello(99, wire.StreamLogs, wire.MsgLogBatch, wire.LogBatch{Job: 1, Node: a.node, Epoch: 99}); err == nil && typ != wire.MsgError {
+		t.Errorf("a replaced node sends output: message %#x", typ)
 	}
-	_ = st.SetReadDeadline(time.Now().Add(testBound))
-	if typ, _, err := st.ReadMsg(); err != nil || typ != wire.MsgError {
+	if typ, err := hello(a.epoch, wire.StreamRequest, wire.MsgJobs, wire.JobsRequest{}); err != nil || typ != wire.MsgOK {
+		t.Errorf("a node asks: message %#x, %v", typ, err)
+	}
+	if typ, err := hello(a.epoch, wire.StreamLogs, wire.MsgLogBatch, wire.LogBatch{Job: 1, Node: "p-9", Epoch: 1}); err != nil || typ != wire.MsgError {
 		t.Errorf("output of another node: message %#x, %v", typ, err)
 	}
 }
