@@ -249,7 +249,24 @@ func (c *Core) submitted(ev Submitted) {
 		return
 	}
 	if !s.Known {
-		c.record(RecAllocs{Token: ev.Token, Allocs: ev.Allocs})
+		c.granted(s.Pool, ev.Token, ev.Allocs)
+	}
+}
+
+// granted writes down what a submission made. A cluster that has already given its other
+// allocations back gives this one back, too.
+func (c *Core) granted(pool, token string, allocs []Alloc) {
+	c.record(RecAllocs{Token: token, Allocs: allocs})
+	if c.down == nil || c.down.phase < downAllocs {
+		return
+	}
+	var hs [][]byte
+	for _, a := range allocs {
+		hs = append(hs, a.Handle)
+	}
+	c.effect(CancelAllocs{Pool: pool, Handles: hs})
+	if p := c.pools[pool]; p != nil {
+		p.query, p.flying = c.now, false
 	}
 }
 
@@ -268,7 +285,7 @@ func (c *Core) found(ev Found) {
 			continue
 		}
 		if a := ev.Allocs[t]; len(a) > 0 {
-			c.record(RecAllocs{Token: t, Allocs: a})
+			c.granted(ev.Pool, t, a)
 			if p != nil {
 				p.query = c.now
 			}
