@@ -166,6 +166,9 @@ func (a *app) printBest(ctx context.Context, t target, job wire.JobID) error {
 		}
 	}
 	a.note("%s, %d stopped early, %d steps in all; `launcher sweep show %d` lists them", plural(len(tt.Trials), "trial"), pruned, tt.Units, job)
+	if tt.Job.State == wire.StateDone && tt.Job.Cause != "" { // of a failed one the cause is told with its end
+		a.note("%s", tt.Job.Cause)
+	}
 	if r := ranked(tt); len(r) > 0 && r[0].Best != nil {
 		fmt.Fprintf(a.out, "best: trial %d  %s=%s  %s\n", r[0].Index, cmp.Or(tt.Metric, "metric"), number(*r[0].Best), paramsText(r[0].Params))
 	}

@@ -104,6 +104,10 @@ func TestSweep(t *testing.T) {
 	if out := h.OK("sweep", "show", "1"); !strings.Contains(out, "BEST loss") || !strings.Contains(out, "x=9") {
 		t.Errorf("%s", out)
 	}
+	h.Write("typo.toml", strings.Replace(sweepFile, `name = "loss"`, `name = "lose"`, 1))
+	if r := h.Run("sweep", "typo.toml"); r.Code != 0 || !strings.Contains(r.Err, "no trial reported the metric \"lose\"\n") {
+		t.Errorf("a metric that nobody reports: %s", r)
+	}
 	h.OK("down", "lab")
 	if out := h.OK("sweep", "show", "1"); !strings.Contains(out, "pruned") {
 		t.Errorf("the record's table: %s", out)
