@@ -88,6 +88,8 @@ func TestClusterFaults(t *testing.T) {
 			`4: pool.backend: "yarn": not in this version`, "6: pool.resourcemanager: hadoop_conf names it already", "7: pool.keytab: principal and keytab belong together"}},
 		{"resources", "version = 1" + okPool + "[pool.resources]\ncpus = 2\ngpu = -1\nmemory = \"lots\"\nlicense = 2\nfoo = \"x\"\n", []string{
 			"6: pool.resources.cpus: unknown key; did you mean cpu?", "7: pool.resources.gpu: -1 is out of bounds", `8: pool.resources.memory: "lots" is not a size`, "10: pool.resources.foo: unknown key"}},
+		{"no resources", "version = 1" + okPool + "[pool.resources]\ncpu = 0\ngpu = 0\nmemory = \"0B\"\n", []string{
+			"6: pool.resources.cpu: 0 is out of bounds; a node needs some", "8: pool.resources.memory: 0 is out of bounds; a node needs some"}},
 		{"env", "version = 1" + okPool + "env = { \"A-B\" = \"1\", LAUNCHER_X = \"1\" }\nlabels = { a = 1 }\n", []string{
 			"5: pool.env.A-B: \"A-B\" is not a name", "5: pool.env.LAUNCHER_X: names that begin with LAUNCHER_", "6: pool.labels.a: 1 is an integer; put it in quotes"}},
 		{"float", "version = 1" + okPool + "nodes = 2.0\nuntil = 06:00:00\nlabels = []\n", []string{

@@ -107,6 +107,13 @@ func readPool(t *table, dir string) Pool {
 	}
 	if rt := t.table("resources"); rt.present {
 		r := rt.resources(wire.Resources{})
+		// 0 stands for what detection finds from here on: it must not be taken for none.
+		if rt.has("cpu") && !rt.bad["cpu"] && r.CPU == 0 {
+			rt.fault("cpu", "0 is out of bounds; a node needs some, or leave the key out for what it has")
+		}
+		if rt.has("memory") && !rt.bad["memory"] && r.Memory == 0 {
+			rt.fault("memory", "0 is out of bounds; a node needs some, or leave the key out for what it has")
+		}
 		p.Resources = &r
 		rt.done()
 	}
