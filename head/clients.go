@@ -62,7 +62,11 @@ func (h *head) ask(ctx context.Context, req any, gone <-chan struct{}, got func(
 	if !h.post(item{ev: core.ClientReq{ID: id, Req: req}}) {
 		return errEnding()
 	}
-	stall := time.NewTimer(stallAfter)
+	wait := stallAfter
+	if _, watch := req.(wire.Watch); watch && h.journal.Stalled() != nil {
+		wait = 0
+	}
+	stall := time.NewTimer(wait)
 	defer stall.Stop()
 	for {
 		select {
