@@ -15,7 +15,7 @@ import (
 func TestHostileFiles(t *testing.T) {
 	r, n := strings.Repeat, 100_000
 	many := &strings.Builder{}
-	for i := range n {
+	for i := range n / 5 {
 		fmt.Fprintf(many, "k%d = 1\n", i)
 	}
 	for _, c := range []struct{ name, text, want string }{
@@ -23,7 +23,7 @@ func TestHostileFiles(t *testing.T) {
 		{"tables.toml", "version = 1\na = " + r("{a=", n) + "1" + r("}", n), ":2: not TOML that can be read: nested too deep"},
 		{"dots.toml", "version = 1\n\na" + r(" . a", n) + " = 1\n", ":3: not TOML that can be read: nested too deep"},
 		{"header.toml", "[a" + r(".a", n) + "]\n", ":1: not TOML that can be read: nested too deep"},
-		{"keys.toml", "version = 1\n" + many.String(), fmt.Sprintf("and %d more faults", n+1-maxFaults)},
+		{"keys.toml", "version = 1\n" + many.String(), fmt.Sprintf("and %d more faults", n/5+1-maxFaults)},
 		{"pools.toml", "version = 1\n" + r("[[pool]]\n", 257), "and 413 more faults"},
 		{"flow.yaml", "a: " + r("[", 30_000) + r("]", 30_000), ":1: not YAML: nested too deep"},
 		{"dashes.yaml", "a:\n  " + r("- ", n) + "1\n", ":1: not YAML: it is larger than 64 KiB; write"},
