@@ -3,7 +3,9 @@ package main
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -289,5 +291,57 @@ func TestHeadSaysNo(t *testing.T) {
 	r = invoke("run", "--json", "--cpus", "64", "--", "true")
 	if r.Code != 125 || r.Err != "" || !strings.Contains(r.Out, `"kind":"exhausted"`) {
 		t.Errorf("%s", r)
+	}
+}
+
+// TestOtherVersion talks to a head of another protocol, and to something that is no head.
+func TestOtherVersion(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		hello  []byte
+		expect []string
+	}{
+		{"newer", binary.LittleEndian.AppendUint16([]byte("LNCH"), 9), []string{"error: ", "protocol", "9"}},
+		{"noise", []byte("HTTP/1.0 400 Bad Request\r\n\r\n"), []string{"error: ", "does not speak launcher's protocol"}},
+		{"silent", nil, []string{"error: "}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			newFakeHead(t, "other") // for LAUNCHER_HOME
+			sock := filepath.Join(os.Getenv("LAUNCHER_HOME"), "clusters", c.name, "head.sock")
+			if err := os.MkdirAll(filepath.Dir(sock), 0o700); err != nil {
+				t.Fatal(err)
+			}
+			ln, err := sockpath.Listen(sock)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var wg sync.WaitGroup
+			wg.Go(func() {
+				for {
+					conn, err := ln.Accept()
+					if err != nil {
+						return
+					}
+					hello := c.hello
+					if c.name == "newer" {
+						hello = append(hello, make([]byte, 6)...)
+					}
+					_, _ = conn.Write(hello)
+					_, _ = io.CopyN(io.Discard, conn, 12)
+					_ = conn.Close()
+				}
+			})
+			defer wg.Wait()
+			defer ln.Close()
+			r := invoke("-c", c.name, "run", "--", "true")
+			if r.Code != 125 || r.Took > 20*time.Second {
+				t.Errorf("%s", r)
+			}
+			for _, w := range c.expect {
+				if !strings.Contains(r.Err, w) {
+					t.Errorf("%q is not said: %s", w, r)
+				}
+			}
+		})
 	}
 }
