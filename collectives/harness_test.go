@@ -263,7 +263,7 @@ func start(t testing.TB, kind string, argv ...string) *child {
 		argv = []string{os.Args[0]}
 	}
 	c := &child{cmd: exec.Command(argv[0], argv[1:]...)}
-	c.cmd.Env = append(os.Environ(), childEnv+"="+kind, "GOMAXPROCS=2", "GORACE=halt_on_error=1")
+	c.cmd.Env = append(os.Environ(), childEnv+"="+kind, "GOMAXPROCS=2", "GORACE=halt_on_error=1 atexit_sleep_ms=0")
 	c.cmd.Stderr = os.Stderr
 	var err error
 	if c.in, err = c.cmd.StdinPipe(); err != nil {
