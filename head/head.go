@@ -59,6 +59,7 @@ type Options struct {
 	started      func(*head) // called with the head once it answers
 	snapshotRecs int         // records between two snapshots; 0 = the constant
 	journalRetry time.Duration
+	checkEvery   time.Duration // between two looks for another head; 0 = the constant
 }
 
 // Main runs the head of the cluster in o.Dir until the cluster is down; that is the only

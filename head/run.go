@@ -1,6 +1,7 @@
 package head
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
@@ -163,6 +164,7 @@ func (h *head) serve(ctx context.Context, cancel context.CancelFunc) error {
 	g.Go(func() error { return h.releaser(ctx) })
 	g.Go(func() error { h.logs.run(ctx); return nil })
 	g.Go(func() error { h.tables.run(ctx); return nil })
+	g.Go(func() error { return h.watchJournal(ctx) })
 	g.Go(func() error { h.id.Keep(ctx, h.ca.Renewer(h.id.Subject(), h.certLife()), h.log); return nil })
 	if epoch := h.epoch(); epoch != 0 {
 		if err := h.writeClusterFile(epoch); err != nil {
@@ -358,6 +360,25 @@ func replay(rec *journal.Recovered, machines map[wire.Kind]core.Maker) (d *core.
 		}
 	}
 	return d, nil
+}
+
+// checkEvery is how often a head looks whether another one has replaced it. One that
+// writes notices by that; one with nothing to do would go on answering for ever.
+const checkEvery = 5 * time.Second
+
+func (h *head) watchJournal(ctx context.Context) error {
+	tick := time.NewTicker(cmp.Or(h.o.checkEvery, checkEvery))
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+			if err := h.journal.Check(); errs.Is(err, errs.Fenced) {
+				return err
+			}
+		case <-ctx.Done():
+			return nil
+		}
+	}
 }
 
 // stalled is told by the journal when writing fails and when it goes on.

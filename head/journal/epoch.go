@@ -114,6 +114,10 @@ func removeClaims(dir string, n uint64) {
 	}
 }
 
+// Check says (errs.Fenced) when another writer has taken the journal over. A writer that
+// has nothing to write would not notice.
+func (j *Journal) Check() error { return j.fenced() }
+
 // fenced says whether another writer has taken dir over.
 func (j *Journal) fenced() error {
 	now, err := readEpoch(j.dir)
