@@ -51,6 +51,15 @@ func newApp(in io.Reader, out, errw io.Writer) *app {
 	a := &app{in: in, out: out, err: errw}
 	a.tty, a.outTTY, a.inTTY = isTerminal(errw), isTerminal(out), isTerminal(in)
 	a.screen = newScreen(out, errw, a.tty)
+	if f, ok := errw.(*os.File); ok && a.tty {
+		a.screen.width = func() int {
+			w, _, err := term.GetSize(int(f.Fd()))
+			if err != nil {
+				return 0
+			}
+			return w
+		}
+	}
 	return a
 }
 

@@ -334,12 +334,6 @@ func jobExit(j wire.JobInfo) error {
 // jobSummary is the closing line about a job that did not end well.
 func jobSummary(j wire.JobInfo) string {
 	s := fmt.Sprintf("launcher: job %d %s", j.ID, j.State)
-	if j.Tasks > 1 {
-		s += fmt.Sprintf(": %d of %d tasks failed", j.Failed, j.Tasks)
-		if j.Cancelled > 0 {
-			s += fmt.Sprintf(", %d cancelled", j.Cancelled)
-		}
-	}
 	if j.Cause != "" {
 		s += ": " + j.Cause
 	}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 	"unicode/utf8"
@@ -304,7 +305,11 @@ func (v *view) start(ctx context.Context, t target) {
 		defer c.Close()
 		var w wire.WhyAnswer
 		if c.call(ctx, wire.MsgWhy, wire.Why{Job: v.job}, &w) == nil && len(w.Lines) > 0 {
-			v.a.note("launcher: job %d waits: %s", v.job, w.Lines[0])
+			why := w.Lines[1:] // after the summary
+			if len(why) == 0 {
+				why = w.Lines
+			}
+			v.a.note("launcher: job %d waits: %s", v.job, strings.Join(why[:min(3, len(why))], "; "))
 		}
 	})
 }

@@ -15,6 +15,7 @@ import (
 type screen struct {
 	out, err io.Writer
 	tty      bool
+	width    func() int // of the terminal, now; nil = unknown
 
 	mu    sync.Mutex // guards what follows and the order of writes
 	shown string     // the progress line, as drawn
@@ -76,6 +77,9 @@ func (s *screen) progress(text string) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.width != nil {
+		text = fit(text, s.width())
+	}
 	if text == s.shown || (text != "" && time.Since(s.drawn) < 50*time.Millisecond) {
 		return
 	}
