@@ -56,6 +56,7 @@ type agent struct {
 	head   *headLink
 	ship   *shipper
 	starts *starter
+	done   done
 	local  *localServer
 	groups *groups
 	peers  *peers
@@ -144,6 +145,7 @@ func (a *agent) run(ctx context.Context) error {
 // open makes or takes up everything that the agent works with.
 func (a *agent) open(ctx context.Context, d detected) (err error) {
 	a.events.init()
+	a.done.more = make(chan struct{}, 1)
 	a.total, a.gpus, a.cores = d.Total, d.GPUs, len(d.CPUs)
 	if a.state, err = openJournal(ctx, a.super, a.take("state"), a.log); err != nil {
 		return err
@@ -206,6 +208,7 @@ func (a *agent) serve(ctx context.Context) error {
 	g.Go(func() error { return a.local.serve(in) })
 	g.Go(func() error { return a.peers.serve(in) })
 	g.Go(func() error { return a.starts.run(in) })
+	g.Go(func() error { a.done.run(in, a); return nil })
 	g.Go(func() error { a.groups.watch(in); return nil })
 	g.Go(func() error { a.renew(in); return nil })
 	g.Go(func() error { a.watchGPUs(in); return nil })

@@ -28,8 +28,14 @@ const (
 	// maxUnsent bounds what waits for a head that does not read; then the session ends
 	// and the next greeting tells what matters.
 	maxUnsent = 64 << 20
-	// writeGap is how long messages are collected after a write; the first never waits.
-	writeGap = time.Millisecond
+	// firstGap is how long messages are collected after a write; the first never waits.
+	// While they keep coming the gap becomes longGap: waking the head and its disk for
+	// every short task costs more than the task.
+	firstGap = time.Millisecond
+	longGap  = 5 * time.Millisecond
+	// longAfter is after how many writes without a pause of calm that is.
+	longAfter = 8
+	calm      = 25 * time.Millisecond
 )
 
 // headLink keeps one session with the head.
@@ -309,7 +315,7 @@ func (c *headConn) poke() {
 
 // write sends what is queued until ctx ends or the session does.
 func (c *headConn) write(ctx context.Context) {
-	last := time.Time{}
+	last, row := time.Time{}, 0
 	for {
 		select {
 		case <-c.more:
@@ -318,7 +324,13 @@ func (c *headConn) write(ctx context.Context) {
 		case <-c.s.Done():
 			return
 		}
-		if wait := writeGap - time.Since(last); wait > 0 {
+		gap, since := firstGap, time.Since(last)
+		if row++; since >= calm {
+			row = 0
+		} else if row > longAfter {
+			gap = longGap
+		}
+		if wait := gap - since; wait > 0 {
 			time.Sleep(wait)
 		}
 		c.mu.Lock()

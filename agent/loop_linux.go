@@ -132,7 +132,7 @@ func (a *agent) recover(ctx context.Context) error {
 func (a *agent) exited(x supervisor.Exit) event {
 	a.spool.Exited(x.Proc)
 	a.groups.exited(x.Proc)
-	return event{ev: core.ProcExited{Proc: x.Proc, Code: x.Code, Signal: x.Signal, RSS: x.RSS, At: x.Ended, Leftover: x.Leftover}}
+	return event{ev: core.ProcExited{Proc: x.Proc, Code: x.Code, Signal: x.Signal, RSS: x.RSS, At: x.Ended, Started: x.Started, Leftover: x.Leftover}}
 }
 
 // tick samples what a beat tells.
@@ -224,9 +224,7 @@ func (a *agent) performAll(ctx context.Context, effects []effect) error {
 	}
 	a.head.flush()
 	if len(acks) > 0 {
-		if err := a.super.Ack(acks...); err != nil {
-			a.log.Warn("ends cannot be acknowledged", "err", err)
-		}
+		a.done.add(acks, nil)
 	}
 	if left != nil {
 		a.head.drain()
@@ -251,7 +249,7 @@ func (a *agent) spooled(e spool.Event) {
 		if e.Lost > 0 {
 			a.log.Error("output was lost: the spool could not be written", "proc", e.Proc, "bytes", e.Lost)
 		}
-		_ = a.super.DropFD(spool.FDName(e.Proc, spool.Stdout), spool.FDName(e.Proc, spool.Stderr))
+		a.done.add(nil, []string{spool.FDName(e.Proc, spool.Stdout), spool.FDName(e.Proc, spool.Stderr)})
 		a.events.push(core.OutputDrained{Proc: e.Proc, LogEnd: e.End})
 	case spool.Paused:
 		a.log.Warn("output waits", "job", e.Job, "err", e.Err)

@@ -56,6 +56,8 @@ type (
 		Signal int32
 		RSS    int64
 		At     int64
+		// Started is when it was started: its end may be told before ProcStarted.
+		Started int64
 		// Leftover: processes of its group live on.
 		Leftover bool
 	}

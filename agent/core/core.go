@@ -40,11 +40,13 @@ type Core struct {
 
 	// What follows is not kept over a restart: the head's greeting and the supervisor's
 	// list bring back what matters of it.
-	up        bool            // a session is up and the greeting is sent
-	welcome   bool            // and was answered
-	sent      uint64          // completions up to this number were sent on this session
-	started   []wire.TryState // to be told at Flush
-	reports   []*report       // not answered by the head
+	up      bool            // a session is up and the greeting is sent
+	welcome bool            // and was answered
+	sent    uint64          // completions up to this number were sent on this session
+	started []wire.TryState // to be told at Flush
+	// overtaken are the processes whose end came before the news of their start.
+	overtaken map[wire.Proc]bool
+	reports   []*report // not answered by the head
 	waiting   map[uint64]*report
 	repSeq    uint64
 	beatAt    int64
@@ -60,7 +62,7 @@ type Core struct {
 // New makes a reactor of a state; an empty one is NewState(). A state that was rebuilt
 // needs Recovered as its first event.
 func New(cfg Config, s *State) *Core {
-	c := &Core{cfg: cfg, s: s, waiting: map[uint64]*report{}}
+	c := &Core{cfg: cfg, s: s, waiting: map[uint64]*report{}, overtaken: map[wire.Proc]bool{}}
 	c.pool = newPool(cfg.Hello.Total, cfg.Hello.GPUs, cfg.CPUs)
 	for _, t := range s.tries {
 		for i := range t.Ranks {

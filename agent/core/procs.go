@@ -78,6 +78,10 @@ func (c *Core) recovered(procs []ProcInfo) {
 func (c *Core) procStarted(ev ProcStarted) {
 	t, i := c.s.rank(ev.Proc)
 	if t == nil || t.Ranks[i].Ended {
+		if c.overtaken[ev.Proc] {
+			delete(c.overtaken, ev.Proc)
+			return
+		}
 		c.do(Signal{Proc: ev.Proc, Sig: sigKILL, Group: true})
 		return
 	}
@@ -187,7 +191,7 @@ func (c *Core) drainDue() {
 func (c *Core) finish(t *Try, i int, reason wire.Reason, err *errs.Wire) {
 	r := &t.Ranks[i]
 	x := r.exit
-	e := wire.Ended{Proc: t.proc(i), Code: x.Code, Signal: x.Signal, Reason: reason, Started: r.Started, Ended: x.At, Err: err, RSS: x.RSS, LogEnd: r.logEnd}
+	e := wire.Ended{Proc: t.proc(i), Code: x.Code, Signal: x.Signal, Reason: reason, Started: max(r.Started, x.Started), Ended: x.At, Err: err, RSS: x.RSS, LogEnd: r.logEnd}
 	atFault := t.Fault != nil && t.Fault.Rank == int32(e.Proc.Rank)
 	if reason == wire.ReasonNone && t.Stop != nil && !r.byItself && !(atFault && t.Stop.Reason == wire.ReasonPeer) {
 		e.Reason = t.Stop.Reason
@@ -200,6 +204,9 @@ func (c *Core) finish(t *Try, i int, reason wire.Reason, err *errs.Wire) {
 	}
 	if atFault && err == nil && r.sent == sentKill {
 		e.Err = wireErr(errs.New(errs.Lost, "%s", t.Fault.Cause))
+	}
+	if r.Started == 0 && x.Started != 0 {
+		c.overtaken[e.Proc] = true
 	}
 	need, slot, group := t.need(), r.Slot, t.grouped()
 	c.record(RecEnded{Ended: e})

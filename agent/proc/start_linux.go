@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -16,7 +17,24 @@ import (
 type Starter struct {
 	all, now unix.CPUSet // affinity of the thread: its own, and as it is set now
 	oom      int
+	found    map[lookup]program
 }
+
+// lookup is a program's name with what decides where it is.
+type lookup struct{ name, path, dir string }
+
+// program is where one was found, and when.
+type program struct {
+	file string
+	at   time.Time
+}
+
+// Programs are looked for in PATH, which may be long, once for a while: tasks come in
+// thousands.
+const (
+	foundFor = time.Second
+	maxFound = 256
+)
 
 // NewStarter makes the Starter of the calling thread.
 func NewStarter() (*Starter, error) {
@@ -37,7 +55,7 @@ func (s *Starter) Start(spec *Spec) (pid int, err error) {
 	if len(spec.Argv) == 0 || spec.Argv[0] == "" {
 		return 0, &StartError{StepResolve, syscall.ENOENT, ""}
 	}
-	path, errno := Resolve(spec.Argv[0], spec.Env, spec.Dir)
+	path, known, errno := s.resolve(spec)
 	if errno != 0 {
 		step := StepResolve
 		if errno != syscall.ENOENT {
@@ -59,6 +77,13 @@ func (s *Starter) Start(spec *Spec) (pid int, err error) {
 	}
 	attr := &syscall.ProcAttr{Dir: spec.Dir, Env: spec.Env, Files: files, Sys: sys}
 	pid, err = syscall.ForkExec(path, spec.Argv, attr)
+	if err != nil && known { // it may have moved
+		clear(s.found)
+		if again, _, errno := s.resolve(spec); errno == 0 {
+			path = again
+			pid, err = syscall.ForkExec(path, spec.Argv, attr)
+		}
+	}
 	if err != nil {
 		return 0, s.explain(spec, path, errnoOf(err))
 	}
@@ -133,12 +158,41 @@ func Resolve(name string, env []string, dir string) (string, syscall.Errno) {
 	if strings.Contains(name, "/") {
 		return name, 0 // execve finds it, after chdir
 	}
+	return search(name, pathOf(env), dir)
+}
+
+// resolve is Resolve with the answers of the last moment; known means that it is one of
+// those.
+func (s *Starter) resolve(spec *Spec) (path string, known bool, errno syscall.Errno) {
+	name := spec.Argv[0]
+	if strings.Contains(name, "/") {
+		return name, false, 0
+	}
+	key, now := lookup{name, pathOf(spec.Env), spec.Dir}, time.Now()
+	if p, ok := s.found[key]; ok && now.Sub(p.at) < foundFor {
+		return p.file, true, 0
+	}
+	if path, errno = search(name, key.path, key.dir); errno == 0 {
+		if s.found == nil || len(s.found) >= maxFound {
+			s.found = map[lookup]program{}
+		}
+		s.found[key] = program{path, now}
+	}
+	return path, false, errno
+}
+
+func pathOf(env []string) string {
 	path := "/usr/local/bin:/usr/bin:/bin"
 	for _, kv := range env {
 		if v, ok := strings.CutPrefix(kv, "PATH="); ok {
 			path = v // the last one counts, as in most shells
 		}
 	}
+	return path
+}
+
+// search looks for a program in the directories of path.
+func search(name, path, dir string) (string, syscall.Errno) {
 	errno := syscall.ENOENT
 	for d := range strings.SplitSeq(path, ":") {
 		if !filepath.IsAbs(d) {

@@ -201,13 +201,19 @@ func (e Ended) Code() (code, signal int32) {
 
 // AwaitAny blocks until some child of this process has ended and gives its pid without
 // reaping it, so that its pid and group stay taken. ok is false when there is no child.
-func AwaitAny() (pid int, ok bool) {
+func AwaitAny() (pid int, ok bool) { return waitAny(0) }
+
+// EndedNow is AwaitAny that does not block; ok is false also when none has ended.
+func EndedNow() (pid int, ok bool) { return waitAny(unix.WNOHANG) }
+
+func waitAny(options int) (pid int, ok bool) {
 	for {
 		var info unix.Siginfo
-		switch err := unix.Waitid(unix.P_ALL, 0, &info, unix.WEXITED|unix.WNOWAIT|unix.WALL, nil); err {
+		switch err := unix.Waitid(unix.P_ALL, 0, &info, unix.WEXITED|unix.WNOWAIT|unix.WALL|options, nil); err {
 		case nil:
 			// si_pid lies behind signo, errno and code, at the next multiple of eight.
-			return int(*(*int32)(unsafe.Add(unsafe.Pointer(&info), 16))), true
+			pid = int(*(*int32)(unsafe.Add(unsafe.Pointer(&info), 16)))
+			return pid, pid != 0
 		case unix.EINTR:
 		default:
 			return 0, false

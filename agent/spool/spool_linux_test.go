@@ -500,7 +500,7 @@ func TestKilledSpooler(t *testing.T) {
 }
 
 // On a full disk one job waits, others go on; with room again nothing is missing.
-func TestDiskFull(t *testing.T) {
+func TestRootDiskFull(t *testing.T) {
 	dir := t.TempDir()
 	full, other := filepath.Join(dir, "1"), filepath.Join(dir, "2")
 	for _, d := range []string{full, other} {

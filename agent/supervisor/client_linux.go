@@ -4,6 +4,7 @@ import (
 	"context"
 	"maps"
 	"os"
+	"runtime"
 	"slices"
 	"sync"
 	"syscall"
@@ -314,11 +315,11 @@ func (c *Client) call(ctx context.Context, typ uint16, v any, files ...*os.File)
 	if err != nil {
 		return r, err
 	}
+	defer runtime.KeepAlive(files)
 	w := make(chan reply, 1)
 	c.mu.Lock()
 	if c.gone {
 		c.mu.Unlock()
-		closeAll(fds)
 		return r, errs.New(errs.Lost, "the supervisor is gone")
 	}
 	c.seq++
@@ -330,7 +331,7 @@ func (c *Client) call(ctx context.Context, typ uint16, v any, files ...*os.File)
 		delete(c.waiting, seq)
 		c.mu.Unlock()
 	}
-	if err := c.out.sendOwn(typ, seq, v, fds); err != nil {
+	if err := c.out.sendLent(typ, seq, v, fds); err != nil {
 		forget()
 		return r, err
 	}
@@ -349,23 +350,17 @@ func (c *Client) call(ctx context.Context, typ uint16, v any, files ...*os.File)
 	}
 }
 
-// descriptors gives copies of files: a packet that waits in the queue needs them open,
-// and f.Fd would change the blocking mode that all holders share.
+// descriptors gives the numbers of files, which the caller keeps open meanwhile. f.Fd
+// would change the blocking mode that all holders share.
 func descriptors(files []*os.File) (fds []int, err error) {
 	for _, f := range files {
 		raw, err := f.SyscallConn()
-		dup := -1
 		if err == nil {
-			cerr := raw.Control(func(n uintptr) { dup, err = unix.FcntlInt(n, unix.F_DUPFD_CLOEXEC, 0) })
-			if err == nil {
-				err = cerr
-			}
+			err = raw.Control(func(n uintptr) { fds = append(fds, int(n)) })
 		}
 		if err != nil {
-			closeAll(fds)
-			return nil, errs.Wrap(errs.Exhausted, err, "copying descriptor %s", f.Name())
+			return nil, errs.Wrap(errs.Unavailable, err, "descriptor %s", f.Name())
 		}
-		fds = append(fds, dup)
 	}
 	return fds, nil
 }

@@ -25,17 +25,19 @@ func socketPair() (ours, theirs int, err error) {
 }
 
 // packet is one message to be sent. It owns the file of a long body, and with own set
-// its descriptors too: they must stay open until the packet has left the queue.
+// its descriptors too. With lent set they are the caller's, open until send returns: a
+// packet that has to wait gets copies.
 type packet struct {
 	data []byte
 	fds  []int
 	own  bool
+	lent bool
 	file *os.File
 }
 
-func newPacket(typ uint16, seq uint32, v any, own bool, fds []int) (packet, error) {
+func newPacket(typ uint16, seq uint32, v any, lent bool, fds []int) (packet, error) {
 	body := wire.Marshal(v)
-	p := packet{fds: fds, own: own}
+	p := packet{fds: fds, lent: lent}
 	var flags uint16
 	if len(body) > maxInline {
 		f, err := shm.CreateFile("message")
@@ -82,9 +84,24 @@ func (s *sender) send(typ uint16, seq uint32, v any, fds ...int) error {
 	return s.sendPacket(newPacket(typ, seq, v, false, fds))
 }
 
-// sendOwn sends a message and closes its descriptors, also when it fails.
-func (s *sender) sendOwn(typ uint16, seq uint32, v any, fds []int) error {
+// sendLent sends a message with descriptors that the caller may close afterwards.
+func (s *sender) sendLent(typ uint16, seq uint32, v any, fds []int) error {
 	return s.sendPacket(newPacket(typ, seq, v, true, fds))
+}
+
+// copied gives a lent packet descriptors of its own.
+func (p packet) copied() (packet, error) {
+	var own []int
+	for _, fd := range p.fds {
+		n, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+		if err != nil {
+			closeAll(own)
+			return p, errs.Wrap(errs.Exhausted, err, "copying descriptor %d", fd)
+		}
+		own = append(own, n)
+	}
+	p.fds, p.lent, p.own = own, false, true
+	return p, nil
 }
 
 func (s *sender) sendPacket(p packet, err error) error {
@@ -98,7 +115,8 @@ func (s *sender) sendPacket(p packet, err error) error {
 		p.done()
 		return errs.New(errs.Lost, "the other end of the supervisor's socket is gone")
 	}
-	if len(s.queue) == 0 {
+	waits := len(s.queue) > 0
+	if !waits {
 		err := sendPacket(s.fd, p, unix.MSG_DONTWAIT)
 		if err == nil {
 			p.done()
@@ -109,9 +127,17 @@ func (s *sender) sendPacket(p packet, err error) error {
 			s.broken = true
 			return errs.Wrap(errs.Lost, err, "the other end of the supervisor's socket is gone")
 		}
-		s.writers.Go(s.drain)
+	}
+	if p.lent {
+		if p, err = p.copied(); err != nil {
+			p.done()
+			return err
+		}
 	}
 	s.queue = append(s.queue, p)
+	if !waits {
+		s.writers.Go(s.drain)
+	}
 	return nil
 }
 

@@ -35,6 +35,8 @@ type server struct {
 	agentEnd chan proc.Ended // its end
 	dying    bool            // nothing may be started any more
 	born     chan struct{}   // tells the reaper that there is a child
+	starting bool            // a process is being started, its pid not known yet
+	known    *sync.Cond      // starting has become false
 	stopping bool            // no agent may be started any more
 	farewell string          // why all is over, by the agent
 }
@@ -54,11 +56,13 @@ func newServer(log *slog.Logger, config []byte, mark string) (*server, error) {
 	if err != nil {
 		return nil, errs.Wrap(errs.Unavailable, err, "/dev/null")
 	}
-	return &server{
+	s := &server{
 		log: log, config: config, mark: mark, starter: starter, null: null,
 		procs: map[wire.Proc]*entry{}, pids: map[int]*entry{}, fds: map[string]int{},
 		born: make(chan struct{}, 1), agentEnd: make(chan proc.Ended, 1),
-	}, nil
+	}
+	s.known = sync.NewCond(&s.mu)
+	return s, nil
 }
 
 // serve hands everything over to the agent at the other end of fd and performs its
@@ -198,8 +202,8 @@ func (s *server) keep(names []string, m *message) {
 	}
 }
 
-// spawn starts a process. The lock is held meanwhile, so that the reaper finds every
-// process in the table that it learns the end of.
+// spawn starts a process. The lock is not held while the kernel works, so the reaper
+// waits with the end of a process that is not in the table yet.
 func (s *server) spawn(o *spawnOrder, m *message) reply {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -224,8 +228,13 @@ func (s *server) spawn(o *spawnOrder, m *message) reply {
 	if len(given) != len(o.Keep) {
 		return reply{Err: "descriptors are missing in the order"}
 	}
+	s.starting = true
+	s.mu.Unlock()
 	pid, err := s.starter.Start(&spec)
 	now := time.Now().UnixNano()
+	s.mu.Lock()
+	s.starting = false
+	s.known.Broadcast()
 	if err != nil {
 		if pid > 0 { // it lives, but not as ordered: killed, and reaped as an orphan
 			s.wakeReaper()
@@ -369,35 +378,54 @@ func (s *server) wakeReaper() {
 	}
 }
 
-// reap takes every ended child off the kernel's list, for ever.
+// reap takes every ended child off the kernel's list, for ever. Ends that come together
+// are told together.
 func (s *server) reap() {
+	var ends []Exit
 	for {
 		pid, ok := proc.AwaitAny()
 		if !ok {
 			<-s.born
 			continue
 		}
-		s.ended(pid)
+		ends = ends[:0]
+		s.mu.Lock()
+		for ok && len(ends) < maxEnds {
+			for s.starting && s.pids[pid] == nil && pid != s.agentPID {
+				s.known.Wait()
+			}
+			if x := s.ended(pid); x != nil {
+				ends = append(ends, *x)
+			}
+			pid, ok = proc.EndedNow()
+		}
+		if s.agent != nil && len(ends) > 0 {
+			if err := s.agent.send(msgExits, 0, ends); err != nil {
+				s.log.Debug("the next agent will hear of an end", "proc", ends[0].Proc, "err", err)
+			}
+		}
+		s.mu.Unlock()
 	}
 }
 
+// maxEnds bounds how many ends are told together.
+const maxEnds = 64
+
 // ended records the end of one child. Until it is reaped here, under the lock, its pid
 // cannot be given to another process; so nobody who holds the lock signals a stranger.
-func (s *server) ended(pid int) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+func (s *server) ended(pid int) *Exit {
 	end, ok, _ := proc.Reap(pid)
 	if !ok {
-		return
+		return nil
 	}
 	if pid == s.agentPID {
 		s.agentPID = 0
 		s.agentEnd <- end
-		return
+		return nil
 	}
 	e := s.pids[pid]
 	if e == nil {
-		return // an orphan that came to us
+		return nil // an orphan that came to us
 	}
 	delete(s.pids, pid)
 	e.reaped = true
@@ -406,9 +434,5 @@ func (s *server) ended(pid int) {
 		Leftover: unix.Kill(-pid, 0) == nil}
 	x.Code, x.Signal = end.Code()
 	e.info.Exit = &x
-	if s.agent != nil {
-		if err := s.agent.send(msgExits, 0, []Exit{x}); err != nil {
-			s.log.Debug("the next agent will hear of an exit", "proc", x.Proc, "err", err)
-		}
-	}
+	return &x
 }
