@@ -184,7 +184,9 @@ func agentOrders() func(order) answer {
 				<-run
 			}
 		}
+		mu.Lock()
 		n, run = nil, nil
+		mu.Unlock()
 	}
 	return func(o order) answer {
 		switch o.Do {
