@@ -128,7 +128,8 @@ func countsText(m map[string]int) string {
 }
 
 func (a *app) cmdNodes() *cobra.Command {
-	return &cobra.Command{
+	var all bool
+	c := &cobra.Command{
 		Use:   "nodes",
 		Short: "the cluster's nodes",
 		Args:  argCount(0, 0),
@@ -136,6 +137,9 @@ func (a *app) cmdNodes() *cobra.Command {
 			nodes, err := request[[]wire.NodeInfo](c.Context(), a, wire.MsgNodes, wire.NodesRequest{})
 			if err != nil {
 				return err
+			}
+			if !all {
+				nodes = slices.DeleteFunc(nodes, func(n wire.NodeInfo) bool { return n.State == "gone" })
 			}
 			if a.json {
 				a.printJSON(doc{"nodes": mapAll(nodes, toJSONNode)})
@@ -151,6 +155,8 @@ func (a *app) cmdNodes() *cobra.Command {
 			return nil
 		},
 	}
+	c.Flags().BoolVar(&all, "all", false, "nodes that are gone, too")
+	return c
 }
 
 // clockText shows how far a node's clock is off, when it is worth showing.

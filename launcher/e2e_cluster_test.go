@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -282,4 +283,72 @@ func TestRootSecondUser(t *testing.T) {
 	if out := h.OK("run", "--", "echo", "still here"); out != "still here\n" {
 		t.Errorf("%q", out)
 	}
+}
+
+// TestUpdate changes the spec of a running cluster.
+func TestUpdate(t *testing.T) {
+	h := lab(t)
+	nodes := func() string {
+		var ids []string
+		for _, n := range lastJSON(t, h.OK("nodes", "--json"))["nodes"].([]any) {
+			m := n.(map[string]any)
+			ids = append(ids, m["id"].(string)+" "+m["state"].(string))
+		}
+		slices.Sort(ids)
+		return strings.Join(ids, ", ")
+	}
+	h.Write("lab.toml", strings.Replace(labSpec, "nodes = 2", "nodes = 3", 1))
+	r := h.Run("up", "lab.toml")
+	if r.Code != 0 || !strings.Contains(r.Err, "the file differs") || !strings.Contains(r.Out, "3 nodes") {
+		t.Errorf("%s", r)
+	}
+	if got := nodes(); got != "local-0 up, local-1 up, local-2 up" {
+		t.Error(got)
+	}
+	// Fewer nodes end work: not without asking.
+	job := strings.TrimSpace(h.OK("run", "--detach", "--cpus", "4", "--nodes", "3", "--", "sh", "-c", "exec sleep 600"))
+	testkit.Eventually(t, 20*time.Second, func() string {
+		if out := h.OK("tasks"); !strings.Contains(out, "running") {
+			return "tasks: " + out
+		}
+		return ""
+	})
+	h.Write("lab.toml", strings.Replace(labSpec, "nodes = 2", "nodes = 1", 1))
+	h.Fails(125, []string{"this removes 2 nodes", "--yes"}, "up", "lab.toml")
+	if got := nodes(); got != "local-0 up, local-1 up, local-2 up" {
+		t.Error(got)
+	}
+	h.OK("cancel", "--grace", "0s", job)
+	h.Fails(130, nil, "wait", job)
+	h.OK("up", "--yes", "lab.toml")
+	testkit.Eventually(t, 30*time.Second, func() string {
+		if got := nodes(); got != "local-0 up" {
+			return "nodes: " + got
+		}
+		return ""
+	})
+	if out := h.OK("run", "--", "echo", "one"); out != "one\n" {
+		t.Errorf("%q", out)
+	}
+	// Bad files change nothing.
+	h.Write("lab.toml", labSpec+"nodse = 3\n")
+	h.Fails(125, []string{"nodse"}, "up", "lab.toml")
+	h.Write("lab.toml", labSpec)
+	h.OK("up", "lab.toml")
+}
+
+func TestDrain(t *testing.T) {
+	h := lab(t)
+	r := running(t, h, "--", "sh", "-c", "echo up; while ! test -e gate; do sleep 0.02; done; echo end")
+	h.OK("drain", "local-0")
+	h.OK("drain", "local-1")
+	id := strings.TrimSpace(h.OK("run", "--detach", "--", "echo", "late"))
+	if out := h.OK("why", id); !strings.Contains(out, "drain") {
+		t.Errorf("why: %s", out)
+	}
+	h.Write("gate", "")
+	if res := r.Wait(); res.Code != 0 || res.Out != "up\nend\n" {
+		t.Errorf("what ran on a drained node: %s", res)
+	}
+	h.Fails(125, []string{"local-7"}, "drain", "local-7")
 }
