@@ -3,17 +3,18 @@
 package collectives
 
 import (
+	"context"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
-	"net"
 )
-
-func runOtherChild(kind string) int { return 2 }
 
 func bytesAcked(c *net.TCPConn) int64 {
 	raw, err := c.SyscallConn()
@@ -95,5 +96,21 @@ func TestEveryWorldSize(t *testing.T) {
 				return
 			}
 		}
+	}
+}
+
+// TestPythonSDK runs the tests of the Python side by itself.
+func TestPythonSDK(t *testing.T) {
+	py, ok := findPython()
+	if !ok {
+		t.Skip("SKIP: there is no python with numpy (make setup makes one)")
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, py[0], "-W", "error", "-m", "unittest", "test_collective")
+	cmd.Dir = filepath.Dir(py[1])
+	cmd.Env = append(os.Environ(), "PYTHONDONTWRITEBYTECODE=1")
+	if out, err := cmd.CombinedOutput(); err != nil || !strings.Contains(string(out), "\nOK") {
+		t.Fatalf("%v\n%s", err, out)
 	}
 }

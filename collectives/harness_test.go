@@ -35,7 +35,7 @@ func TestMain(m *testing.M) {
 	case "agent":
 		serve(agentOrders())
 	default:
-		os.Exit(runOtherChild(os.Getenv(childEnv)))
+		os.Exit(2)
 	}
 }
 
