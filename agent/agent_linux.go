@@ -139,7 +139,7 @@ func (a *agent) run(ctx context.Context) error {
 	if err := a.open(ctx, d); err != nil {
 		return err
 	}
-	return a.serve(ctx)
+	return a.serve(ctx, d)
 }
 
 // open makes or takes up everything that the agent works with.
@@ -196,7 +196,7 @@ func (a *agent) take(name string) *os.File {
 var errLeft = errs.New(errs.Cancelled, "the node leaves")
 
 // serve runs all parts until the node leaves or one of them cannot go on.
-func (a *agent) serve(ctx context.Context) error {
+func (a *agent) serve(ctx context.Context, d detected) error {
 	// A signal is an order to the core, not the end of the parts.
 	g, in := errgroup.WithContext(context.WithoutCancel(ctx))
 	stop := context.AfterFunc(ctx, func() {
@@ -212,6 +212,7 @@ func (a *agent) serve(ctx context.Context) error {
 	g.Go(func() error { a.groups.watch(in); return nil })
 	g.Go(func() error { a.renew(in); return nil })
 	g.Go(func() error { a.watchGPUs(in); return nil })
+	g.Go(func() error { a.findPython(in, d); return nil })
 	g.Go(func() error {
 		select {
 		case <-a.super.Done():

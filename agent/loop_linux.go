@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"os"
+	"path/filepath"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -253,8 +254,10 @@ func (a *agent) spooled(e spool.Event) {
 		a.events.push(core.OutputDrained{Proc: e.Proc, LogEnd: e.End})
 	case spool.Paused:
 		a.log.Warn("output waits", "job", e.Job, "err", e.Err)
+		a.events.push(core.OutputHeld{Job: e.Job, Why: e.Err.Error() + " (on node " + string(a.cfg.Node) + " it is written to " + filepath.Join(a.cfg.Dir, "spool") + ")"})
 	case spool.Resumed:
 		a.log.Info("output goes on", "job", e.Job)
+		a.events.push(core.OutputHeld{Job: e.Job})
 	case spool.Failed:
 		a.events.push(core.OutputFailed{Job: e.Job, Err: errs.ToWire(e.Err)})
 	}

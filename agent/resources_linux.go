@@ -42,9 +42,7 @@ func (a *agent) detect(ctx context.Context) (d detected, err error) {
 	if d, err = a.look(ctx); err != nil {
 		return d, err
 	}
-	if err := a.keepMemory(ctx, detectedName, wire.Marshal(d)); err != nil {
-		a.log.Warn("what was detected is not kept over a restart", "err", err)
-	}
+	a.keepDetected(ctx, d)
 	return d, nil
 }
 
@@ -73,13 +71,33 @@ func (a *agent) look(ctx context.Context) (d detected, err error) {
 	if r := a.cfg.Resources; r != nil {
 		d.Total = override(d.Total, *r)
 	}
-	// A node without Python takes commands.
-	if p, err := detect.FindPython(ctx, "", os.Environ()); err == nil {
-		d.Python = p.String()
-	} else {
-		a.log.Info("no python on this node", "err", err)
-	}
 	return d, nil
+}
+
+// findPython asks the node's interpreter who it is, unless an earlier agent has. It takes
+// longer than all else at the start, and only people want to know. A node without Python
+// takes commands.
+func (a *agent) findPython(ctx context.Context, d detected) {
+	if d.Python != "" {
+		return
+	}
+	p, err := detect.FindPython(ctx, "", os.Environ())
+	if ctx.Err() != nil {
+		return
+	}
+	if err != nil {
+		a.log.Info("no python on this node", "err", err)
+		return
+	}
+	d.Python = p.String()
+	a.events.push(core.PythonFound{Python: d.Python})
+	a.keepDetected(ctx, d)
+}
+
+func (a *agent) keepDetected(ctx context.Context, d detected) {
+	if err := a.keepMemory(ctx, detectedName, wire.Marshal(d)); err != nil {
+		a.log.Warn("what was detected is not kept over a restart", "err", err)
+	}
 }
 
 // override puts the amounts that the spec names in the place of those found.

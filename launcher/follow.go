@@ -183,6 +183,9 @@ func (f *follower) readInfo(ctx context.Context, c *client) error {
 		case err != nil:
 			return err
 		}
+		if j.Held != "" && j.Held != f.last.Held {
+			f.a.note("launcher: job %d waits: %s", f.job, j.Held)
+		}
 		f.last, f.version = j, j.Version
 		if f.info != nil {
 			f.info(j)

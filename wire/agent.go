@@ -309,6 +309,15 @@ type Beat struct {
 	Load1   float64
 	MemFree int64
 	GPUs    []GPU
+	Python  string       // as in Hello, once it is known
+	Held    []HeldOutput // by job
+}
+
+// HeldOutput says that the output of a job cannot be written on a node: its processes
+// wait in write.
+type HeldOutput struct {
+	Job JobID
+	Why string
 }
 
 // Leaving is the supervisor's or agent's farewell: proof that the node's work is dead.

@@ -106,6 +106,7 @@ type JobInfo struct {
 	Step      int64
 	Version   uint64 // grows with each change
 	LogsDone  bool   // all output of ended tasks is in the record
+	Held      string // why its processes wait although they run: a node cannot write their output
 }
 
 type Watch struct {

@@ -95,6 +95,14 @@ type (
 		Job wire.JobID
 		Err *errs.Wire
 	}
+	// OutputHeld: the output of a job cannot be written at the moment and its processes
+	// wait; Why is empty when it goes on.
+	OutputHeld struct {
+		Job wire.JobID
+		Why string
+	}
+	// PythonFound: the node's interpreter, path and version.
+	PythonFound struct{ Python string }
 	// StopNode: the node was told to end by its own machine (a signal).
 	StopNode struct {
 		Why   string
@@ -260,6 +268,8 @@ func (LocalGone) event()        {}
 func (ResourcesChanged) event() {}
 func (LogsShipped) event()      {}
 func (OutputFailed) event()     {}
+func (OutputHeld) event()       {}
+func (PythonFound) event()      {}
 func (StopNode) event()         {}
 func (Tick) event()             {}
 func (Flush) event()            {}

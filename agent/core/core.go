@@ -1,6 +1,9 @@
 package core
 
 import (
+	"cmp"
+	"slices"
+
 	"launcher/internal/errs"
 	"launcher/wire"
 )
@@ -10,6 +13,8 @@ const (
 	second      = int64(1e9)
 
 	beatEvery = second
+	// beatGap is between two beats at least, when there is news.
+	beatGap = second / 10
 	// drainWait is how long output may go on after the end of a process whose children,
 	// out of reach in a session of their own, hold its pipes.
 	drainWait = 2 * second
@@ -46,10 +51,13 @@ type Core struct {
 	started []wire.TryState // to be told at Flush
 	// overtaken are the processes whose end came before the news of their start.
 	overtaken map[wire.Proc]bool
-	reports   []*report // not answered by the head
+	held      map[wire.JobID]string // jobs whose output waits, and why
+	reports   []*report             // not answered by the head
 	waiting   map[uint64]*report
 	repSeq    uint64
 	beatAt    int64
+	beatLast  int64
+	beatBusy  bool // the last beat told of work
 	load      float64
 	memFree   int64
 	admitting bool // something changed that may let queued tries start
@@ -62,7 +70,7 @@ type Core struct {
 // New makes a reactor of a state; an empty one is NewState(). A state that was rebuilt
 // needs Recovered as its first event.
 func New(cfg Config, s *State) *Core {
-	c := &Core{cfg: cfg, s: s, waiting: map[uint64]*report{}, overtaken: map[wire.Proc]bool{}}
+	c := &Core{cfg: cfg, s: s, waiting: map[uint64]*report{}, overtaken: map[wire.Proc]bool{}, held: map[wire.JobID]string{}}
 	c.pool = newPool(cfg.Hello.Total, cfg.Hello.GPUs, cfg.CPUs)
 	for _, t := range s.tries {
 		for i := range t.Ranks {
@@ -133,6 +141,16 @@ func (c *Core) Step(now int64, ev Event) Output {
 				c.stop(t, wire.ReasonNone, 0, t.job.spec.Spec.Grace)
 			}
 		}
+	case OutputHeld:
+		if ev.Why == "" {
+			delete(c.held, ev.Job)
+		} else {
+			c.held[ev.Job] = ev.Why
+		}
+		c.hurry()
+	case PythonFound:
+		c.cfg.Hello.Python = ev.Python
+		c.hurry()
 	case StopNode:
 		c.endWith(ev.Why, ev.Grace)
 	case LogsShipped:
@@ -144,6 +162,10 @@ func (c *Core) Step(now int64, ev Event) Output {
 		c.beat()
 	case Flush:
 		c.flush()
+		if c.beatBusy && len(c.s.tries) == 0 && c.s.queued() == 0 {
+			c.hurry() // all is over: the head should not show it for another second
+		}
+		c.beat()
 	}
 	if c.admitting {
 		c.admitting = false
@@ -183,18 +205,27 @@ func (c *Core) flush() {
 	}
 }
 
+// hurry makes the next beat come soon, but never many of them.
+func (c *Core) hurry() { c.beatAt = min(c.beatAt, c.beatLast+beatGap) }
+
 func (c *Core) beat() {
 	if !c.welcome || c.now < c.beatAt {
 		return
 	}
-	c.beatAt = c.now + beatEvery
+	c.beatAt, c.beatLast = c.now+beatEvery, c.now
 	running := uint32(0)
 	for _, t := range c.s.tries {
 		if !t.reserved() {
 			running++
 		}
 	}
-	c.tell(wire.MsgBeat, wire.Beat{Free: c.pool.available(), Queued: c.s.queued(), Running: running, Load1: c.load, MemFree: c.memFree, GPUs: c.pool.gpuList()})
+	b := wire.Beat{Free: c.pool.available(), Queued: c.s.queued(), Running: running, Load1: c.load, MemFree: c.memFree, GPUs: c.pool.gpuList(), Python: c.cfg.Hello.Python}
+	for job, why := range c.held {
+		b.Held = append(b.Held, wire.HeldOutput{Job: job, Why: why})
+	}
+	slices.SortFunc(b.Held, func(x, y wire.HeldOutput) int { return cmp.Compare(x.Job, y.Job) })
+	c.beatBusy = len(c.s.tries) > 0 || b.Queued > 0
+	c.tell(wire.MsgBeat, b)
 }
 
 // timers does what is due by the clock.

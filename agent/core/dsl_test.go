@@ -323,6 +323,9 @@ func (w *world) do(line string) {
 	case "exited":
 		for _, p := range words[1:] {
 			ev := ProcExited{Proc: w.proc(p), Code: int32(w.num(o["code"])), Signal: int32(w.num(o["sig"])), At: w.now, Leftover: o["leftover"] != ""}
+			if o["start"] != "" {
+				ev.Started = epoch0 + w.dur(o["start"])
+			}
 			if ev.Signal != 0 {
 				ev.Code = 128 + ev.Signal
 			}
@@ -345,6 +348,10 @@ func (w *world) do(line string) {
 			ev.Metrics = map[string]float64{"loss": f}
 		}
 		w.step(ev)
+	case "held":
+		w.step(OutputHeld{Job: wire.JobID(w.num(arg(1))), Why: o["why"]})
+	case "python":
+		w.step(PythonFound{Python: arg(1)})
 	case "shipped":
 		w.step(LogsShipped{})
 	case "flush":

@@ -152,6 +152,7 @@ func (c *Core) forget(id wire.JobID) {
 			}
 		}
 	}
+	delete(c.held, id)
 	if j.live == 0 {
 		c.record(RecForget{Job: id})
 		c.do(ReleaseLogs{Job: id})

@@ -2,6 +2,7 @@ package core
 
 import (
 	"slices"
+	"strings"
 
 	"launcher/wire"
 )
@@ -53,6 +54,7 @@ func (c *Core) jobInfo(d *jobD) wire.JobInfo {
 			x.State = wire.StateWaiting
 		}
 		x.Metrics, x.Step = j.metrics, j.step
+		x.Held = strings.Join(c.heldOutput(d.ID), "; ")
 	}
 	if t, ok := c.table(d); ok {
 		x.Best = best(t)
@@ -260,6 +262,9 @@ func (c *Core) nodeInfos() []wire.NodeInfo {
 			x.Free, x.Running, x.Queued, x.Load1, x.MemFree, x.GPUs, x.Seen = n.beat.Free, n.beat.Running, n.beat.Queued, n.beat.Load1, n.beat.MemFree, n.beat.GPUs, n.seen
 			if n.greeted {
 				x.Total = n.total
+			}
+			for _, h := range n.beat.Held {
+				x.Why = h.Why
 			}
 			switch {
 			case d.Drain != nil:

@@ -256,7 +256,9 @@ func (c *Core) agentMsg(ev AgentMsg) {
 		c.report(n, m)
 	case wire.Beat:
 		old := n.total
+		c.heldChanged(n, m.Held)
 		n.beat = m
+		n.hello.Python = cmp.Or(m.Python, n.hello.Python)
 		n.count()
 		if n.total.GPU != old.GPU {
 			c.touchNode(n)

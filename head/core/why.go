@@ -199,10 +199,35 @@ func (c *Core) whyJob(d *jobD) []string {
 		}
 		out = append(out, fmt.Sprintf("%d tasks are exclusive and were on %s, which is silent: they run again in %d s, when its lease is certainly over", l.tries.len(), who, (l.until-c.now+second-1)/second))
 	}
+	out = append(out, c.heldOutput(d.ID)...)
 	if j.pending.len() > 0 {
 		out = append(out, c.waiting(j)...)
 	}
 	return out
+}
+
+// heldOutput says where a job's output cannot be written.
+func (c *Core) heldOutput(job wire.JobID) (out []string) {
+	for _, n := range c.order {
+		for _, h := range n.beat.Held {
+			if h.Job == job {
+				out = append(out, fmt.Sprintf("processes on node %s wait in write: %s", n.id, h.Why))
+			}
+		}
+	}
+	return out
+}
+
+// heldChanged tells who watches a job that its output waits, or goes on.
+func (c *Core) heldChanged(n *node, now []wire.HeldOutput) {
+	if slices.Equal(n.beat.Held, now) {
+		return
+	}
+	for _, h := range slices.Concat(n.beat.Held, now) {
+		if j := c.jobs[h.Job]; j != nil {
+			j.touch()
+		}
+	}
 }
 
 // waiting says what a job's next task waits for, by the predicates that place it.
