@@ -73,6 +73,9 @@ func (g *groups) open(ctx context.Context, e core.OpenGroup) {
 	x.n = n
 	if err != nil {
 		stop()
+		if g.a.lostSupervisor(ctx, err) {
+			return
+		}
 		g.a.log.Error("no collectives for a gang", "gang", e.Gang, "err", err)
 		g.a.events.push(core.GroupFailed{Gang: e.Gang, Rank: -1, Cause: "node " + string(g.a.cfg.Node) + ": " + err.Error()})
 		return

@@ -122,6 +122,9 @@ func (s *starter) start(ctx context.Context, e core.Spawn) {
 		s.a.events.push(core.ProcStarted{Proc: e.Proc, PID: started.PID, At: started.At})
 		return
 	}
+	if s.a.lostSupervisor(ctx, err) {
+		return
+	}
 	code := int32(-1)
 	if se, ok := errors.AsType[*proc.StartError](err); ok {
 		code = se.Code()
@@ -135,6 +138,23 @@ func (s *starter) start(ctx context.Context, e core.Spawn) {
 	}
 	s.a.events.push(core.ProcFailed{Proc: e.Proc, Code: code, Err: w})
 	s.clean(e.Proc)
+}
+
+// lostSupervisor reports whether a start failed because the supervisor is gone. Then the
+// node is lost, and the head is to hear no other reason why its work did not go well:
+// work is run again after the loss of its node, not after a failure. The start itself or
+// a shell that was killed for the same reason may fail first, so the supervisor is asked.
+func (a *agent) lostSupervisor(ctx context.Context, err error) bool {
+	if !errs.Is(err, errs.Lost) {
+		ctx, cancel := context.WithTimeout(ctx, signalBound)
+		defer cancel()
+		err = a.super.Alive(ctx)
+	}
+	if errs.Is(err, errs.Lost) {
+		a.log.Warn("nothing is started: the supervisor is gone")
+		return true
+	}
+	return false
 }
 
 func (s *starter) try(ctx context.Context, e *core.Spawn) (started supervisor.Started, err error) {

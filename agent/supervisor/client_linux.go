@@ -273,6 +273,13 @@ func (c *Client) Signal(ctx context.Context, p wire.Proc, sig syscall.Signal, gr
 	return errs.Wrap(errs.Unknown, err, "signal %d to process %s", sig, p)
 }
 
+// Alive asks the supervisor for an answer: an error of kind errs.Lost means that it is
+// gone or is ending everything, and whatever failed before may have failed for that.
+func (c *Client) Alive(ctx context.Context) error {
+	_, err := c.call(ctx, msgSignal, signalOrder{})
+	return err
+}
+
 // Sweep kills everything that ended processes have left behind below the supervisor, also
 // what called setsid: what has LAUNCHER_PROC of one that does not run, and, when none
 // runs, all that is not the agent's. It costs a look at every process of the machine, so
@@ -339,6 +346,9 @@ func (c *Client) call(ctx context.Context, typ uint16, v any, files ...*os.File)
 	case r, ok := <-w:
 		if !ok {
 			return r, errs.New(errs.Lost, "the supervisor is gone")
+		}
+		if r.Ending {
+			return r, errs.New(errs.Lost, "the supervisor is ending everything")
 		}
 		if r.Err != "" {
 			return r, errs.New(errs.Unavailable, "%s", r.Err)

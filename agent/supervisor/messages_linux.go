@@ -97,4 +97,5 @@ type reply struct {
 	Path    string
 	Err     string // anything else
 	Count   int    // of msgSweep
+	Ending  bool   // everything is being killed: what fails now says nothing
 }

@@ -211,7 +211,7 @@ func (s *server) spawn(o *spawnOrder, m *message) reply {
 		return reply{PID: e.info.PID, Started: e.info.Started, Known: true}
 	}
 	if s.dying {
-		return reply{Err: "the node is ending"}
+		return reply{Ending: true}
 	}
 	spec := proc.Spec{Argv: o.Argv, Env: s.marked(o.Env), Dir: o.Dir, CPUs: o.CPUs, Limits: o.Limits, OOM: oomRaise}
 	given := m.fds
@@ -276,6 +276,8 @@ func (s *server) signal(o *signalOrder) reply {
 	defer s.mu.Unlock()
 	e := s.procs[o.Proc]
 	switch {
+	case s.dying:
+		return reply{Ending: true}
 	case e == nil:
 		return reply{Errno: int(unix.ESRCH)}
 	case !o.Group && e.reaped:
@@ -399,7 +401,9 @@ func (s *server) reap() {
 			}
 			pid, ok = proc.EndedNow()
 		}
-		if s.agent != nil && len(ends) > 0 {
+		// Once all is being killed, an end is no news of the process: its agent, which dies
+		// with it, must not tell anybody that the process failed.
+		if s.agent != nil && len(ends) > 0 && !s.dying {
 			if err := s.agent.send(msgExits, 0, ends); err != nil {
 				s.log.Debug("the next agent will hear of an end", "proc", ends[0].Proc, "err", err)
 			}
