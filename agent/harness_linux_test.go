@@ -57,6 +57,7 @@ type fakeHead struct {
 	quiet bool          // do not welcome
 	joins int
 	life  time.Duration
+	admit func(secure.JoinRequest) error // more to say about who joins
 }
 
 type logKey struct {
@@ -81,6 +82,9 @@ func (h *fakeHead) Admit(r secure.JoinRequest) error {
 		return errs.New(errs.Permission, "the join key is not right")
 	}
 	h.joins++
+	if h.admit != nil {
+		return h.admit(r)
+	}
 	return nil
 }
 

@@ -15,6 +15,7 @@ import (
 
 const (
 	identityName = "identity"
+	pendingName  = "pending"
 	maxIdentity  = 1 << 20
 )
 
@@ -32,17 +33,24 @@ func (a *agent) join(ctx context.Context) error {
 		}
 		return nil
 	}
+	key, err := a.joinPair(ctx)
+	if err != nil {
+		return err
+	}
 	ctx, cancel := context.WithTimeout(ctx, max(joinBound, time.Duration(a.cfg.Grace)))
 	defer cancel()
 	req := secure.JoinRequest{Key: a.cfg.JoinKey, Node: string(a.cfg.Node), Epoch: uint64(a.cfg.Epoch), Token: a.cfg.Token}
 	cfg := session.Config{Cluster: a.cfg.Cluster, Version: a.o.Version, Log: a.log}
 	pause := firstPause
 	for {
-		j, err := session.Join(ctx, headAddrs(a.cfg), a.cfg.CA, cfg, req)
+		j, err := session.JoinWith(ctx, headAddrs(a.cfg), a.cfg.CA, cfg, req, key)
 		if err == nil {
 			a.id = j.Identity
 			a.log.Info("joined", "cluster", a.cfg.Cluster, "clock", j.Clock)
-			return a.keepIdentity(ctx)
+			if err := a.keepIdentity(ctx); err != nil {
+				return err
+			}
+			return a.super.DropFD(pendingName)
 		}
 		if !errs.Retryable(err) || ctx.Err() != nil {
 			return err
@@ -55,6 +63,28 @@ func (a *agent) join(ctx context.Context) error {
 		}
 		pause = min(2*pause, lastPause)
 	}
+}
+
+// joinPair gives the private key to join with. It is the same at every attempt, also those
+// of an agent that was killed: the head takes it for one use of the join key.
+func (a *agent) joinPair(ctx context.Context) (*secure.Pending, error) {
+	if f := a.take(pendingName); f != nil {
+		defer f.Close()
+		b, err := io.ReadAll(io.NewSectionReader(f, 0, maxIdentity))
+		if err != nil {
+			return nil, errs.Wrap(errs.Unavailable, err, "the key that node %s began to join with", a.cfg.Node)
+		}
+		return secure.ImportPending(b)
+	}
+	p, err := secure.NewPending()
+	if err != nil {
+		return nil, err
+	}
+	b, err := p.Export()
+	if err == nil {
+		err = a.keepMemory(ctx, pendingName, b)
+	}
+	return p, err
 }
 
 // keepIdentity gives the identity to the supervisor, in memory.

@@ -2,11 +2,16 @@ package agent
 
 import (
 	"context"
+	"crypto/x509"
+	"encoding/pem"
 	"testing"
 
 	"launcher/agent/core"
 	"launcher/agent/supervisor/supervisortest"
+	"launcher/internal/errs"
+	"launcher/internal/logx"
 	"launcher/wire"
+	"launcher/wire/secure"
 )
 
 // TestStartWithoutSupervisor: a start that fails because the supervisor is gone is no
@@ -47,5 +52,55 @@ func TestStartWithoutSupervisor(t *testing.T) {
 	s.start(ctx, order(&setup, "true"))
 	if n := failed(); n != 0 {
 		t.Errorf("%d failures were told after the supervisor's death", n)
+	}
+}
+
+// TestJoinsWithOneKey: answers that were lost, and an agent that was killed before it
+// could keep one, are no further uses of the join key.
+func TestJoinsWithOneKey(t *testing.T) {
+	h := startHead(t, 0)
+	var asked []string
+	enough := make(chan struct{})
+	h.admit = func(r secure.JoinRequest) error {
+		b, _ := pem.Decode(r.CSR)
+		csr, err := x509.ParseCertificateRequest(b.Bytes)
+		if err != nil {
+			return err
+		}
+		asked = append(asked, string(csr.RawSubjectPublicKeyInfo))
+		switch {
+		case asked[0] != asked[len(asked)-1]:
+			return errs.New(errs.Fenced, "another key")
+		case len(asked) < 3:
+			return errs.New(errs.Unavailable, "the answer is lost")
+		case len(asked) == 3:
+			close(enough)
+			return errs.New(errs.Unavailable, "the answer is lost")
+		}
+		return nil
+	}
+	cfg := h.config(t, "p-0")
+	sv := supervisortest.Start(t)
+	c := sv.Connect(t)
+	ctx, cancel := context.WithTimeout(context.Background(), bound)
+	defer cancel()
+	first := make(chan error, 1)
+	go func() {
+		first <- Main(ctx, Options{Log: logx.Discard(), Supervisor: c, Config: &cfg, Binary: "/bin/launcher"})
+	}()
+	select {
+	case <-enough:
+	case err := <-first:
+		t.Fatalf("the first agent ended with %v", err)
+	}
+	cancel()
+	if err := <-first; err == nil {
+		t.Fatal("the first agent joined")
+	}
+	c.Close()
+	inProcess(t, h, cfg, sv)
+	h.up("p-0", 1)
+	if n := len(asked); n != 4 {
+		t.Errorf("%d requests to join, want 4", n)
 	}
 }
