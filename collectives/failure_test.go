@@ -288,3 +288,29 @@ func TestTraffic(t *testing.T) {
 		}
 	}
 }
+
+// TestSlowLink: on links of a given rate the ring keeps them busy: several rounds are on
+// their way at a time. With one at a time half of the time would be lost.
+func TestSlowLink(t *testing.T) {
+	const rate, elems, times = 40 << 20, 4 << 20, 1
+	for _, counts := range [][]int{{1, 1}, {1, 1, 1}} {
+		n := len(counts)
+		c := newCrew(t, n, n)
+		best := 0.0
+		for range 4 { // a busy machine may spoil a try
+			g := c.form(order{Rate: rate}, counts...)
+			g.run("repeat", 0, elems, 1)
+			start := time.Now()
+			g.run("repeat", 0, elems, times)
+			ideal := 2 * float64(n-1) / float64(n) * 4 * elems * times / rate
+			best = max(best, ideal/time.Since(start).Seconds())
+			if best > 0.9 {
+				break
+			}
+		}
+		t.Logf("%d nodes: %.2f of the links' rate", n, best)
+		if best < 0.7 {
+			t.Errorf("%d nodes: the links are used to %.2f", n, best)
+		}
+	}
+}

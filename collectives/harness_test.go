@@ -55,6 +55,7 @@ type order struct {
 	CPUs    int
 	Addrs   map[wire.NodeID]string // connect
 	Cause   string
+	Rate    int // bytes per second of each connection; 0 = as fast as it goes
 }
 
 // answer is the line back.
@@ -211,6 +212,9 @@ func agentOrders() func(order) answer {
 					mu.Lock()
 					conns[lane] = conn.(*net.TCPConn)
 					mu.Unlock()
+					if o.Rate > 0 {
+						return &slowConn{Conn: conn, rate: o.Rate}, nil
+					}
 					return conn, nil
 				},
 			})
@@ -249,6 +253,33 @@ func agentOrders() func(order) answer {
 		}
 		return answer{Err: "unknown order " + o.Do}
 	}
+}
+
+// slowConn is a link of a given rate: a write takes as long as its bytes are on the wire.
+type slowConn struct {
+	net.Conn // not *net.TCPConn, which writes several buffers past us
+	rate     int
+	free     time.Time // when the wire is
+}
+
+func (c *slowConn) Write(b []byte) (int, error) {
+	n := 0
+	for len(b) > 0 {
+		k := min(len(b), 32<<10)
+		// A sleep takes longer than asked for; up to so much is made good.
+		if least := time.Now().Add(-5 * time.Millisecond); c.free.Before(least) {
+			c.free = least
+		}
+		c.free = c.free.Add(time.Duration(k) * time.Second / time.Duration(c.rate))
+		time.Sleep(time.Until(c.free))
+		m, err := c.Conn.Write(b[:k])
+		n += m
+		if err != nil {
+			return n, err
+		}
+		b = b[k:]
+	}
+	return n, nil
 }
 
 // child is a process under test.

@@ -80,7 +80,7 @@ type arrival struct {
 
 // frameSize is how much goes in one frame: a node can pass it on while the next comes
 // in.
-const frameSize = 128 << 10
+const frameSize = 256 << 10
 
 // farewellFor is how long telling other nodes that the group has ended may take.
 const farewellFor = time.Second

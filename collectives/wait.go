@@ -10,8 +10,8 @@ import (
 )
 
 // How a rank waits for a word of another: it looks at it again and again for spinFor,
-// when every local rank has a core of its own; otherwise it lets others run yields
-// times. Then it sleeps in the kernel until the word changes, for at most napMax at a
+// when every local rank has a core of its own; otherwise, and when it waits for the
+// agent, which has none, it lets others run yields times. Then it sleeps in the kernel until the word changes, for at most napMax at a
 // time, because a wake-up may be missed when the other side is Python on a processor
 // that delays stores, and because the state word has to be looked at.
 const (
@@ -38,7 +38,7 @@ func (c *Comm) wait(word *uint64, target uint64, who int) error {
 
 func (c *Comm) waitLong(word *uint64, target uint64, who int) error {
 	start := time.Now()
-	if c.spin {
+	if c.spin && who != c.m.n {
 		for time.Since(start) < spinFor {
 			for range 64 {
 				if atomic.LoadUint64(word) >= target {

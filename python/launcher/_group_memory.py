@@ -295,7 +295,7 @@ class Memory:
         if w[word] >= target:
             return
         start = time.monotonic()
-        if self.spin:
+        if self.spin and who != self.n:  # the agent has no core of its own
             end = time.perf_counter_ns() + SPIN_NS
             while time.perf_counter_ns() < end:
                 for _ in range(64):
