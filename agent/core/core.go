@@ -13,6 +13,9 @@ const (
 	second      = int64(1e9)
 
 	beatEvery = second
+	// maxEarly bounds how many processes that have ended, and given their room to others,
+	// wait for their output to be in: a spool that is stuck must not let them pile up.
+	maxEarly = 64
 	// beatGap is between two beats at least, when there is news.
 	beatGap = second / 10
 	// drainWait is how long output may go on after the end of a process whose children,
@@ -55,6 +58,7 @@ type Core struct {
 	reports   []*report             // not answered by the head
 	waiting   map[uint64]*report
 	repSeq    uint64
+	early     int // processes whose room was given back before their output was in
 	beatAt    int64
 	beatLast  int64
 	beatBusy  bool // the last beat told of work

@@ -14,7 +14,7 @@ func checkInvariants(t *testing.T, c *Core) {
 	for _, try := range c.s.tries {
 		for i := range try.Ranks {
 			r := &try.Ranks[i]
-			if r.Ended {
+			if r.Ended || r.freed {
 				continue
 			}
 			need := try.need()

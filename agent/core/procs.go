@@ -31,6 +31,9 @@ func (c *Core) recovered(procs []ProcInfo) {
 			switch {
 			case ok:
 				r.spawned = true
+				if p.Exited {
+					c.freeEarly(t, r) // the agent before this one may have done so
+				}
 				if r.Started == 0 {
 					c.record(RecStarted{Proc: t.proc(i), PID: p.PID, At: p.At})
 				}
@@ -133,6 +136,20 @@ func (c *Core) procExited(ev ProcExited) {
 		c.finish(t, i, wire.ReasonNone, nil)
 	} else {
 		r.drainBy = c.now + drainWait
+		if !ev.Leftover {
+			c.freeEarly(t, r)
+		}
+	}
+}
+
+// freeEarly gives the room of a process that has ended back: the next one need not wait
+// until the spool has noticed.
+func (c *Core) freeEarly(t *Try, r *Rank) {
+	if !r.freed && c.early < maxEarly {
+		c.early++
+		r.freed = true
+		c.pool.give(t.need(), r.Slot)
+		c.admitting = true
 	}
 }
 
@@ -208,9 +225,13 @@ func (c *Core) finish(t *Try, i int, reason wire.Reason, err *errs.Wire) {
 	if r.Started == 0 && x.Started != 0 {
 		c.overtaken[e.Proc] = true
 	}
-	need, slot, group := t.need(), r.Slot, t.grouped()
+	need, slot, group, freed := t.need(), r.Slot, t.grouped(), r.freed
 	c.record(RecEnded{Ended: e})
-	c.pool.give(need, slot)
+	if freed {
+		c.early--
+	} else {
+		c.pool.give(need, slot)
+	}
 	c.do(AckExit{Proc: e.Proc})
 	c.unreport(e.Proc)
 	if c.s.byTry[t.ID] == nil {

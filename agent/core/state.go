@@ -65,6 +65,7 @@ type Rank struct {
 	drained  bool
 	logEnd   int64
 	drainBy  int64
+	freed    bool  // its room was given back before its output was in
 	spawned  bool  // the effect was given by this life of the agent
 	sent     int   // signal that was sent to end it
 	byItself bool  // it ended before anyone asked it to
