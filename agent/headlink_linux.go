@@ -110,7 +110,7 @@ func headAddrs(cfg wire.NodeConfig) []string {
 }
 
 func (a *agent) sessionConfig() session.Config {
-	return session.Config{Identity: a.id, Version: a.o.Version, Log: a.log}
+	return session.Config{Identity: a.id, Version: a.o.Version, Log: a.log, Epoch: uint64(a.cfg.Epoch), Token: a.cfg.Token}
 }
 
 // connect makes a session and serves it until it ends.

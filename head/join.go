@@ -19,6 +19,7 @@ import (
 	"launcher/wire"
 	"launcher/wire/reclog"
 	"launcher/wire/secure"
+	"launcher/wire/session"
 )
 
 const (
@@ -178,6 +179,16 @@ func (j *joiner) Admit(r secure.JoinRequest) error {
 	}
 	j.used[k] = who
 	return nil
+}
+
+// mayRenew is asked before a certificate is renewed.
+func (h *head) mayRenew(p session.Peer, r secure.RenewRequest) error {
+	if p.Role != secure.RoleAgent {
+		return nil
+	}
+	err := errEnding()
+	h.do(func(c *core.Core) { err = c.MayRenew(wire.NodeID(p.Name), wire.Epoch(r.Epoch), r.Token) })
+	return err
 }
 
 // publicKey gives the digest of the public key that a CSR is for.

@@ -217,7 +217,7 @@ func (h *head) openUnix(ctx context.Context) (net.Listener, error) {
 
 func (h *head) serveUnix(ctx context.Context, l net.Listener) error {
 	cfg := h.session
-	cfg.Identity, cfg.Authority, cfg.Joiner = nil, nil, nil
+	cfg.Identity, cfg.Authority, cfg.Joiner, cfg.MayRenew = nil, nil, nil, nil
 	cfg.Cluster, cfg.Role, cfg.Name = h.config.Name, secure.RoleHead, "head"
 	return session.ServeUnix(ctx, l, cfg, h.serveSession)
 }

@@ -260,6 +260,22 @@ func TestBackendTells(t *testing.T) {
 		t.Fatal("nobody watches")
 	}
 	within(t, "another node", func() bool { c.mu.Lock(); defer c.mu.Unlock(); return len(c.reqs) >= 2 })
+	// The certificate of the one that is gone lives on, but not for longer than it has to,
+	// also when another node has its name.
+	renew := func(a *agent) error {
+		cfg := session.Config{Identity: a.id, Epoch: uint64(a.epoch), Token: a.req.Token}
+		return a.id.Renew(bounded(t), session.Renewer(c.head.addresses, cfg))
+	}
+	if err := renew(first); !errs.Is(err, errs.Fenced) {
+		t.Errorf("renewing the certificate of a node that is gone: %v", err)
+	}
+	within(t, "the other node", func() bool { return up() == 1 })
+	c.mu.Lock()
+	second := c.agents[c.reqs[1].Nodes[0]]
+	c.mu.Unlock()
+	if err := renew(second); err != nil {
+		t.Errorf("renewing the certificate of a node: %v", err)
+	}
 }
 
 func TestUpdate(t *testing.T) {

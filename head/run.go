@@ -299,7 +299,7 @@ func (h *head) identity() (err error) {
 	if h.joins, err = newJoiner(h); err != nil {
 		return err
 	}
-	h.session = session.Config{Identity: h.id, Authority: h.ca, Joiner: h.joins, CertLife: h.certLife(), Version: h.o.Version, Log: h.log}
+	h.session = session.Config{Identity: h.id, Authority: h.ca, Joiner: h.joins, MayRenew: h.mayRenew, CertLife: h.certLife(), Version: h.o.Version, Log: h.log}
 	return nil
 }
 

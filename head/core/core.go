@@ -311,3 +311,12 @@ func (c *Core) Admit(id wire.NodeID, epoch wire.Epoch, token string) error {
 	}
 	return nil
 }
+
+// MayRenew reports whether a node may have its certificate renewed. One that is lost may
+// come back; one that is gone has no business here for another day.
+func (c *Core) MayRenew(id wire.NodeID, epoch wire.Epoch, token string) error {
+	if d := c.d.st.Nodes[id]; d == nil || d.Epoch != epoch || d.Token != token || d.State == nodeGone {
+		return errs.New(errs.Fenced, "node %s of epoch %d is not part of cluster %s any more", id, epoch, c.cfg.Cluster)
+	}
+	return nil
+}

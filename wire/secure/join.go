@@ -27,7 +27,9 @@ type JoinAnswer struct {
 // RenewRequest asks, over a connection with a valid certificate, for another one for the
 // same role and name. The answer is a JoinAnswer.
 type RenewRequest struct {
-	CSR []byte
+	CSR   []byte
+	Epoch uint64 // of an agent's node, whose name another may have by now
+	Token string // its submission
 }
 
 // Joiner decides who joins. Admit must compare the key in constant time (SameKey), allow

@@ -297,6 +297,32 @@ func TestJoin(t *testing.T) {
 	}
 }
 
+// The head may refuse to renew what is no member any more.
+func TestMayRenew(t *testing.T) {
+	l := newLab(t)
+	cfg := l.config(l.head)
+	cfg.Authority = l.ca
+	cfg.MayRenew = func(p Peer, r secure.RenewRequest) error {
+		if p.Role == secure.RoleAgent && p.Name == "gone" && r.Epoch == 3 && r.Token == "tok" {
+			return errs.New(errs.Fenced, "node %s is no member", p.Name)
+		}
+		return nil
+	}
+	addr := l.serve(cfg, func(ctx context.Context, s *Session) { <-ctx.Done() })
+	for name, want := range map[string]errs.Kind{"here": errs.Unknown, "gone": errs.Fenced} {
+		id, err := l.ca.IssueSelf(secure.RoleAgent, name, time.Hour)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ac := l.config(id)
+		ac.Epoch, ac.Token = 3, "tok"
+		err = id.Renew(l.context(), Renewer(func() []string { return []string{addr} }, ac))
+		if (want == errs.Unknown) != (err == nil) || err != nil && !errs.Is(err, want) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
 // With certificates of a few seconds, a session that is open stays open and new ones can
 // be made, over several lives.
 func TestRenewal(t *testing.T) {

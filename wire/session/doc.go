@@ -35,6 +35,13 @@ type Config struct {
 	Authority *secure.Authority
 	Joiner    secure.Joiner
 	CertLife  time.Duration // of what Authority signs; 0 = secure.DefaultLife
+	// MayRenew may refuse to renew the certificate of a peer that shows one, because it is
+	// no member any more; nil = all may.
+	MayRenew func(Peer, secure.RenewRequest) error
+
+	// An agent only: which node it is, for Renewer.
+	Epoch uint64
+	Token string
 
 	// Allow may refuse a peer that has authenticated; its error is sent to the peer.
 	Allow func(Peer) error

@@ -62,7 +62,7 @@ func JoinWith(ctx context.Context, addrs []string, ca []byte, cfg Config, req se
 func Renewer(addrs func() []string, cfg Config) secure.Renewer {
 	cfg = cfg.withDefaults()
 	return func(ctx context.Context, csr []byte) ([]byte, time.Duration, error) {
-		a, err := ask(ctx, addrs(), cfg, cfg.Identity.ClientTLS(secure.RoleHead), purposeRenew, msgRenew, secure.RenewRequest{CSR: csr})
+		a, err := ask(ctx, addrs(), cfg, cfg.Identity.ClientTLS(secure.RoleHead), purposeRenew, msgRenew, secure.RenewRequest{CSR: csr, Epoch: cfg.Epoch, Token: cfg.Token})
 		return a.Cert, time.Duration(a.Life), err
 	}
 }
@@ -122,11 +122,17 @@ func serveJoin(c net.Conn, cfg Config) error {
 	})
 }
 
-func serveRenew(c net.Conn, cfg Config, who secure.Subject) error {
+func serveRenew(c net.Conn, cfg Config, p Peer, who secure.Subject) error {
+	p.Role, p.Name = who.Role, who.Name
 	return answer(c, cfg, msgRenew, func(body []byte) ([]byte, error) {
 		var req secure.RenewRequest
 		if err := wire.Unmarshal(body, &req); err != nil {
 			return nil, err
+		}
+		if cfg.MayRenew != nil {
+			if err := cfg.MayRenew(p, req); err != nil {
+				return nil, err
+			}
 		}
 		return cfg.Authority.Sign(req.CSR, who.Role, who.Name, cfg.CertLife)
 	})

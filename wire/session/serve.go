@@ -175,7 +175,7 @@ func greetTLS(ctx context.Context, c *tls.Conn, cfg Config) (*Session, error) {
 	case purposeJoin:
 		return nil, serveJoin(c, cfg)
 	case purposeRenew:
-		return nil, serveRenew(c, cfg, who)
+		return nil, serveRenew(c, cfg, h.peer(c), who)
 	}
 	p := h.peer(c)
 	p.Role, p.Name = who.Role, who.Name
