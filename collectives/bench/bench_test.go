@@ -24,10 +24,14 @@ func TestMain(m *testing.M) {
 }
 
 // TestRun: every figure is there, checked and plausible. How fast it is, is not for a
-// test on a busy machine; BENCH=4096,65536 (bytes) prints it.
+// test on a busy machine; BENCH=4096,65536 (bytes) prints it,
+// BENCH_RANKS=4 with so many ranks.
 func TestRun(t *testing.T) {
 	t.Setenv(rankEnv, "1")
 	o := Options{Rank: []string{os.Args[0]}, Ranks: 2, Sizes: []int{4 << 10, 300 << 10}, Samples: 1, Log: t.Logf}
+	if n, err := strconv.Atoi(os.Getenv("BENCH_RANKS")); err == nil {
+		o.Ranks = n
+	}
 	if sizes := os.Getenv("BENCH"); sizes != "" {
 		o.Sizes, o.Samples = nil, 5
 		for s := range strings.SplitSeq(sizes, ",") {
