@@ -202,18 +202,56 @@ func (a *app) revive(ctx context.Context, t target) (bool, error) {
 	return true, nil
 }
 
-// askDown tells the head to end the cluster and follows how far it is.
+// returnBound is how long a head may be away before down goes on without it: one that
+// died is started again by its supervisor and goes on with what it was doing.
+const returnBound = 15 * time.Second
+
+// wentDown reports that the cluster's head ended it completely: nothing is left to do.
+func wentDown(dir string) bool {
+	_, err := os.Stat(filepath.Join(dir, "down.done"))
+	return err == nil
+}
+
+// askDown tells the head to end the cluster and follows how far it is; a head that goes
+// away meanwhile is told again when it is back.
 func (a *app) askDown(ctx context.Context, t target, o downOptions) error {
-	c, err := dial(ctx, t)
-	if err != nil {
-		return err
-	}
-	defer c.Close()
 	if !o.drain { // draining takes as long as the work takes
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, o.grace+downBound)
 		defer cancel()
 	}
+	for {
+		err := a.askDownOnce(ctx, t, o)
+		if err == nil || wentDown(t.dir) {
+			return nil
+		}
+		for away := time.Now(); ; {
+			if k := errs.KindOf(err); ctx.Err() != nil || k != errs.NotFound && !errs.Retryable(err) || time.Since(away) > returnBound {
+				return err
+			}
+			select {
+			case <-ctx.Done():
+				return ctx.Err()
+			case <-time.After(50 * time.Millisecond):
+			}
+			if wentDown(t.dir) {
+				return nil
+			}
+			var c *client
+			if c, err = dial(ctx, t); err == nil {
+				c.Close()
+				break
+			}
+		}
+	}
+}
+
+func (a *app) askDownOnce(ctx context.Context, t target, o downOptions) error {
+	c, err := dial(ctx, t)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
 	st, err := c.open(ctx, wire.MsgDown, wire.Down{Drain: o.drain, Grace: int64(o.grace)})
 	if err != nil {
 		return err
@@ -227,7 +265,7 @@ func (a *app) askDown(ctx context.Context, t target, o downOptions) error {
 		err := answer(st, &p)
 		switch {
 		case errors.Is(err, io.EOF):
-			return nil
+			return errs.New(errs.Unavailable, "the head of cluster %s went away before all was ended", t.name)
 		case ctx.Err() != nil:
 			return ctx.Err()
 		case err != nil:

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -121,15 +122,21 @@ func (a *app) bringUp(ctx context.Context, spec string, o upOptions) (t target, 
 	for try := 1; ; try++ {
 		t, started, err = a.ensureHead(ctx, cl, o)
 		// A head that is just dying still takes connections: look again, it will be gone.
+		if err == nil {
+			if err = a.awaitPools(ctx, t, began, o.wait); err == nil || try == 3 || !errors.Is(err, errWentDown) {
+				return t, started, err
+			}
+			continue
+		}
 		if try == 3 || !errs.Is(err, errs.NotFound) && !errs.Is(err, errs.Unavailable) {
-			break
+			return t, started, err
 		}
 	}
-	if err != nil {
-		return t, started, err
-	}
-	return t, started, a.awaitPools(ctx, t, began, o.wait)
 }
+
+// errWentDown: the head was still ending the cluster, as it had been told before, and is
+// done with that now. It can be started again.
+var errWentDown = errs.New(errs.Unavailable, "the cluster went down: it had been told to before")
 
 // ensureHead makes the cluster's head run with this spec: it starts one, or hands a
 // running one the difference.
@@ -242,6 +249,8 @@ func (a *app) awaitPools(ctx context.Context, t target, began time.Time, wait ti
 			if done {
 				return poolsFailed(i)
 			}
+		case ctx.Err() == nil && wentDown(t.dir) && !answers(t.dir):
+			return errWentDown
 		case ctx.Err() == nil && !errs.Retryable(err) && !errs.Is(err, errs.NotFound):
 			return err
 		}

@@ -125,3 +125,48 @@ func TestKillNode(t *testing.T) {
 		t.Errorf("the output of %d tasks of %d came", got, n)
 	}
 }
+
+// TestDownInterrupted: a head that is killed while it ends the cluster goes on with that
+// when it is back, down waits for it, and the cluster can be brought up again at once.
+func TestDownInterrupted(t *testing.T) {
+	h := lab(t)
+	stubborn := func() {
+		t.Helper()
+		h.Write("up", "")
+		h.OK("run", "--detach", "--", "sh", "-c", "trap '' TERM; echo x >> up; while :; do sleep 0.05; done")
+		testkit.Eventually(t, 30*time.Second, func() string {
+			if h.Read("up") == "" {
+				return "the task has not started"
+			}
+			return ""
+		})
+	}
+	stubborn()
+	r := h.Start("down", "--grace", "1s", "lab")
+	time.Sleep(200 * time.Millisecond) // into the grace of the task; anywhere else is as good
+	kill(t, h, "head")
+	if res := r.Wait(); res.Code != 0 {
+		t.Errorf("down: %s", res)
+	}
+	if left := h.Leaks(); len(left) > 0 {
+		t.Errorf("left after down:\n%s", strings.Join(left, "\n"))
+	}
+	if out := h.OK("up", "lab.toml"); !strings.Contains(out, "2 nodes") {
+		t.Errorf("up: %q", out)
+	}
+	// Everything dies in the middle: the next head has a down to finish, then comes up.
+	stubborn()
+	r = h.Start("down", "--grace", "30s", "lab")
+	time.Sleep(200 * time.Millisecond) // as above
+	r.Signal(syscall.SIGKILL)
+	_ = r.Wait()
+	for _, p := range h.Processes() {
+		_ = syscall.Kill(p.PID, syscall.SIGKILL)
+	}
+	if out := h.OK("up", "lab.toml"); !strings.Contains(out, "2 nodes") {
+		t.Errorf("up after a down that was cut off: %q", out)
+	}
+	if out := h.OK("run", "--", "echo", "back"); out != "back\n" {
+		t.Errorf("%q", out)
+	}
+}

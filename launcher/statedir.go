@@ -164,11 +164,14 @@ func (d *stateDir) start(ctx context.Context) error {
 	if err != nil {
 		return stateError(d.home, err)
 	}
+	before := wentDown(d.dir)
 	for {
 		taken, err := d.startOnce(ctx, log)
 		switch {
 		case err == nil:
 			return nil
+		case !before && wentDown(d.dir) && ctx.Err() == nil && errs.Is(err, errs.Unavailable):
+			before = true // it first ended what it had been told to end; now it can begin anew
 		case taken && ctx.Err() == nil: // by a supervisor that is dying, else it would have answered
 			select {
 			case <-ctx.Done():
