@@ -57,6 +57,7 @@ type agent struct {
 	ship   *shipper
 	starts *starter
 	done   done
+	ends   chan struct{} // a process has ended: there may be something to sweep
 	local  *localServer
 	groups *groups
 	peers  *peers
@@ -146,6 +147,7 @@ func (a *agent) run(ctx context.Context) error {
 func (a *agent) open(ctx context.Context, d detected) (err error) {
 	a.events.init()
 	a.done.more = make(chan struct{}, 1)
+	a.ends = make(chan struct{}, 1)
 	a.total, a.gpus, a.cores = d.Total, d.GPUs, len(d.CPUs)
 	if a.state, err = openJournal(ctx, a.super, a.take("state"), a.log); err != nil {
 		return err
@@ -209,6 +211,7 @@ func (a *agent) serve(ctx context.Context, d detected) error {
 	g.Go(func() error { return a.peers.serve(in) })
 	g.Go(func() error { return a.starts.run(in) })
 	g.Go(func() error { a.done.run(in, a); return nil })
+	g.Go(func() error { a.sweep(in); return nil })
 	g.Go(func() error { a.groups.watch(in); return nil })
 	g.Go(func() error { a.renew(in); return nil })
 	g.Go(func() error { a.watchGPUs(in); return nil })

@@ -133,6 +133,10 @@ func (a *agent) recover(ctx context.Context) error {
 func (a *agent) exited(x supervisor.Exit) event {
 	a.spool.Exited(x.Proc)
 	a.groups.exited(x.Proc)
+	select {
+	case a.ends <- struct{}{}:
+	default:
+	}
 	return event{ev: core.ProcExited{Proc: x.Proc, Code: x.Code, Signal: x.Signal, RSS: x.RSS, At: x.Ended, Started: x.Started, Leftover: x.Leftover}}
 }
 

@@ -84,15 +84,15 @@ func (s *shipper) stream(ctx context.Context, ss *session.Session) error {
 	defer stop()
 	last := time.Time{}
 	for {
-		n, err := s.round(st)
+		n, more, err := s.round(st)
 		if err != nil {
 			if cause := context.Cause(ctx); cause != nil {
 				return cause
 			}
 			return err
 		}
-		if n >= batchSize {
-			continue // there is much: no reason to wait
+		if more {
+			continue // nobody may tell of what is there already
 		}
 		if n > 0 {
 			last = time.Now()
@@ -113,8 +113,9 @@ func (s *shipper) stream(ctx context.Context, ss *session.Session) error {
 	}
 }
 
-// round sends at most one batch of each job and gives the size of the largest.
-func (s *shipper) round(st *session.Stream) (most int, err error) {
+// round sends at most one batch of each job, gives the size of the largest and says
+// whether there is more that may be sent now.
+func (s *shipper) round(st *session.Stream) (most int, more bool, err error) {
 	for _, j := range s.a.spool.Jobs() {
 		s.mu.Lock()
 		x := s.jobs[j.Job]
@@ -133,7 +134,7 @@ func (s *shipper) round(st *session.Stream) (most int, err error) {
 				s.skip(j.Job, from)
 				continue
 			}
-			return 0, err
+			return 0, false, err
 		}
 		if to == from {
 			continue
@@ -148,11 +149,14 @@ func (s *shipper) round(st *session.Stream) (most int, err error) {
 		s.mu.Unlock()
 		_ = st.SetWriteDeadline(time.Now().Add(writeBound))
 		if err := st.WriteMsg(wire.MsgLogBatch, b); err != nil {
-			return 0, err
+			return 0, false, err
 		}
 		most = max(most, len(data))
+		s.mu.Lock()
+		more = more || to < j.End && x.sent-x.acked < window
+		s.mu.Unlock()
 	}
-	return most, nil
+	return most, more, nil
 }
 
 // skip goes on behind output that is not in the spool any more.

@@ -307,8 +307,11 @@ func (s *server) signal(o *signalOrder) reply {
 // another's by now, so it is not used to signal.
 func (s *server) sweep(e *entry, sig unix.Signal) reply {
 	name := procVar + "=" + e.info.Proc.String()
-	n := s.signalOrphans(sig, func(d proc.Stat) bool {
-		return d.Session == e.info.PID || d.Group == e.info.PID || proc.HasMark(d.PID, name)
+	n := s.signalOrphans(sig, func(d proc.Stat) verdict {
+		if d.Session == e.info.PID || d.Group == e.info.PID || proc.HasMark(d.PID, name) {
+			return signalIt
+		}
+		return passBy
 	})
 	if n == 0 {
 		return reply{Errno: int(unix.ESRCH)}
@@ -327,18 +330,31 @@ func (s *server) strays() reply {
 	for _, e := range s.pids {
 		running[e.info.Proc.String()] = true
 	}
-	return reply{Count: s.signalOrphans(unix.SIGKILL, func(d proc.Stat) bool {
-		if name, ok := proc.Variable(d.PID, procVar); ok {
-			return !running[name]
+	return reply{Count: s.signalOrphans(unix.SIGKILL, func(d proc.Stat) verdict {
+		name, ok := proc.Variable(d.PID, procVar)
+		switch {
+		case ok && running[name]:
+			return spareTree // below it may be a cluster of its own, with names of its own
+		case ok || len(running) == 0:
+			return signalIt
 		}
-		return len(running) == 0
+		return passBy
 	})}
 }
+
+// verdict on an orphan.
+type verdict int
+
+const (
+	passBy verdict = iota
+	signalIt
+	spareTree // and everything below it
+)
 
 // signalOrphans signals what lives below us, but neither is the agent, nor a process of
 // the table, nor lives below one of those. A kill is repeated until nothing new appears:
 // a process may fork while we look.
-func (s *server) signalOrphans(sig unix.Signal, pick func(proc.Stat) bool) (count int) {
+func (s *server) signalOrphans(sig unix.Signal, pick func(proc.Stat) verdict) (count int) {
 	seen := map[proc.Stat]bool{}
 	for deadline := time.Now().Add(sweepBound); ; time.Sleep(time.Millisecond) {
 		owned := map[int]bool{s.agentPID: true}
@@ -348,7 +364,12 @@ func (s *server) signalOrphans(sig unix.Signal, pick func(proc.Stat) bool) (coun
 				owned[d.PID] = true
 				continue
 			}
-			if d.State == 'Z' || !pick(d) || unix.Kill(d.PID, sig) != nil {
+			if d.State == 'Z' {
+				continue
+			}
+			v := pick(d)
+			owned[d.PID] = v == spareTree
+			if v != signalIt || unix.Kill(d.PID, sig) != nil {
 				continue
 			}
 			found++
