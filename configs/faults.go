@@ -117,7 +117,11 @@ func unreadable(path string, err error, what string) error {
 		if near, _ := filepath.Glob(filepath.Join(filepath.Dir(path), "*"+filepath.Ext(path))); len(near) > 0 && filepath.Ext(path) != "" {
 			return e.Hint("there are: %s", strings.Join(near[:min(len(near), 5)], ", "))
 		}
-		return e.Hint("check the path; samples are in configs/")
+		switch filepath.Ext(path) {
+		case ".toml", ".yaml", ".yml":
+			return e.Hint("check the path; samples are in configs/")
+		}
+		return e.Hint("check the path")
 	}
 	return e
 }

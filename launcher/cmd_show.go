@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -56,7 +57,7 @@ func statusDoc(i wire.ClusterInfo, up bool) doc {
 		jobs = map[string]int{}
 	}
 	return doc{
-		"cluster": doc{"name": i.Name, "spec": i.SpecPath, "state": state, "version": i.Version, "started": stamp(i.Started),
+		"cluster": doc{"name": i.Name, "spec": i.SpecPath, "state": state, "version": i.Version, "started": stamp(i.Started), "trouble": i.Trouble,
 			"head":  doc{"pid": i.HeadPID, "host": i.HeadHost, "epoch": i.HeadEpoch},
 			"total": toJSONResources(i.Total), "free": toJSONResources(i.Free)},
 		"pools": mapAll(i.Pools, toJSONPool), "nodes": mapAll(i.Nodes, toJSONNode), "jobs": jobs,
@@ -86,6 +87,9 @@ func (a *app) printStatus(i wire.ClusterInfo, up bool) {
 	}
 	fmt.Fprintf(w, "in use    %s\n", useText(i.Free, i.Total))
 	fmt.Fprintf(w, "jobs      %s\n", countsText(i.Jobs))
+	if i.Trouble != "" {
+		fmt.Fprintf(w, "trouble   %s\n", i.Trouble)
+	}
 }
 
 func poolText(p wire.PoolInfo) string {
@@ -414,11 +418,11 @@ func paramsText(m map[string]any) string {
 		var v string
 		switch x := m[k].(type) {
 		case string:
-			v = x
+			v = quoted(x)
 		case float64:
 			v = number(x)
 		case []byte:
-			v = string(x)
+			v = quoted(string(x))
 		default:
 			b, err := json.Marshal(x)
 			if err != nil {
@@ -429,4 +433,12 @@ func paramsText(m map[string]any) string {
 		parts = append(parts, k+"="+v)
 	}
 	return strings.Join(parts, " ")
+}
+
+// quoted is a value on one line, as one word.
+func quoted(s string) string {
+	if s == "" || strings.ContainsFunc(s, func(r rune) bool { return r == ' ' || r == '"' || !strconv.IsPrint(r) }) {
+		return strconv.Quote(s)
+	}
+	return s
 }

@@ -2,6 +2,9 @@ package main
 
 import (
 	"context"
+	"errors"
+	"io/fs"
+	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -44,6 +47,9 @@ func (a *app) launchFile(ctx context.Context, j *configs.Job, on string, detach 
 	}
 	s, err := j.Spec()
 	if err != nil {
+		return err
+	}
+	if err := checkScript(s); err != nil {
 		return err
 	}
 	l := launch{spec: s, detach: detach && on == "", on: on, style: styleOf(s)}
@@ -120,6 +126,9 @@ launcher train JOB.toml.`,
 				}
 			}
 			s.Kind, s.Ranks, s.RanksPerNode, s.Train = wire.KindTrain, n, perNode, &t
+			if err := checkScript(s); err != nil {
+				return err
+			}
 			return a.launch(c.Context(), launch{spec: s, detach: f.detach, on: f.on, style: styleRanks})
 		},
 	}
@@ -134,6 +143,24 @@ launcher train JOB.toml.`,
 	fs.StringVar(&t.Score, "score", "", `keep the best too: "-loss" or "+accuracy"`)
 	fs.BoolVar(&torchrun, "torchrun", false, "take torchrun's flags (not in this version)")
 	return c
+}
+
+// checkScript refuses a training whose Python script is not there: every rank would fail
+// at it, and again at each restart. Nodes run it in this very directory.
+func checkScript(s wire.JobSpec) error {
+	if s.Kind != wire.KindTrain || len(s.Command) < 2 || !strings.HasPrefix(filepath.Base(s.Command[0]), "python") || filepath.Ext(s.Command[1]) != ".py" {
+		return nil
+	}
+	path := s.Command[1]
+	if !filepath.IsAbs(path) {
+		path = filepath.Join(s.Dir, path)
+	}
+	if st, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+		return errs.New(errs.NotFound, "there is no script %s", path).Hint("scripts are looked for from the working directory, see --workdir")
+	} else if err == nil && st.IsDir() {
+		return errs.New(errs.Invalid, "the script %s is a directory", path)
+	}
+	return nil
 }
 
 // parseWorkers reads -n.

@@ -3,10 +3,13 @@ package main
 import (
 	"encoding/json"
 	"math"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
+	"launcher/internal/errs"
 	"launcher/wire"
 )
 
@@ -134,5 +137,45 @@ func TestRanked(t *testing.T) {
 	tt.Maximize = true
 	if r := ranked(tt); r[0].Index != 1 || r[2].Index != 0 {
 		t.Errorf("maximize: %v", r)
+	}
+}
+
+func TestParamsOnOneLine(t *testing.T) {
+	got := paramsText(map[string]any{"a": "two\nlines", "b": "plain", "c": []byte("x\x1b[2J"), "d": "", "e": 0.5, "f": "a b"})
+	if want := `a="two\nlines" b=plain c="x\x1b[2J" d="" e=0.5 f="a b"`; got != want {
+		t.Errorf("got  %s\nwant %s", got, want)
+	}
+}
+
+func TestStatusTellsTrouble(t *testing.T) {
+	var out strings.Builder
+	a := &app{out: &out}
+	a.printStatus(wire.ClusterInfo{Name: "lab", Trouble: "the journal's disk is full", Pools: []wire.PoolInfo{{Name: "p", Why: "no room"}}}, true)
+	for _, want := range []string{"trouble   the journal's disk is full\n", "no room"} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("no %q in %s", want, out.String())
+		}
+	}
+	b, err := json.Marshal(statusDoc(wire.ClusterInfo{Trouble: "full"}, true))
+	if err != nil || !strings.Contains(string(b), `"trouble":"full"`) {
+		t.Errorf("%s, %v", b, err)
+	}
+}
+
+func TestScriptThatIsNotThere(t *testing.T) {
+	dir := t.TempDir()
+	s := wire.JobSpec{Kind: wire.KindTrain, Dir: dir, Command: []string{"python", "train.py"}}
+	if err := checkScript(s); !errs.Is(err, errs.NotFound) {
+		t.Errorf("got %v", err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "train.py"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := checkScript(s); err != nil {
+		t.Error(err)
+	}
+	s.Command = []string{"python", "-m", "pkg"}
+	if err := checkScript(s); err != nil {
+		t.Error(err)
 	}
 }
