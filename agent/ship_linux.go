@@ -234,8 +234,9 @@ func (s *shipper) complete() bool {
 	for _, j := range s.a.spool.Jobs() {
 		s.mu.Lock()
 		x := s.jobs[j.Job]
+		behind := x == nil || x.acked < j.End
 		s.mu.Unlock()
-		if j.End > 0 && j.End > j.Base && (x == nil || x.acked < j.End) {
+		if j.End > 0 && j.End > j.Base && behind {
 			return false
 		}
 	}
