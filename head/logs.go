@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"launcher/head/core"
@@ -17,6 +18,8 @@ const (
 	// ackEvery is how long output waits to be made safe together with other output. A
 	// lost node loses at most what was not acknowledged, 2 s of it.
 	ackEvery = 300 * time.Millisecond
+	// ackBytes is how much output is acknowledged without waiting for that.
+	ackBytes = 2 << 20
 	// endEvery is the same when a job has ended and somebody may wait for the last of it.
 	endEvery = 3 * time.Millisecond
 	// fullRetry is how often output is tried again on a full or failing disk.
@@ -30,7 +33,8 @@ type logKeeper struct {
 	h      *head
 	w      *record.Writer
 	kick   chan struct{}
-	urgent chan struct{} // a job has ended
+	urgent chan struct{} // a job has ended, or much is not safe yet
+	unsafe atomic.Int64  // about how much was taken since the last sync
 
 	mu     sync.Mutex
 	acks   []ackDue                      // guarded by mu
@@ -50,6 +54,14 @@ type ackDue struct {
 
 func newLogKeeper(h *head) *logKeeper {
 	return &logKeeper{h: h, w: h.record, kick: make(chan struct{}, 1), urgent: make(chan struct{}, 1), wanted: map[wire.JobID][]core.LogPart{}, known: map[wire.JobID]bool{}}
+}
+
+// hurry makes what was taken safe now, not at the usual pace.
+func (l *logKeeper) hurry() {
+	select {
+	case l.urgent <- struct{}{}:
+	default:
+	}
 }
 
 func (l *logKeeper) poke() {
@@ -111,6 +123,10 @@ func (l *logKeeper) serve(ctx context.Context, s *session.Session, st *session.S
 		switch {
 		case err == nil && known:
 			have, err = l.take(ctx, b)
+			// An agent sends a bounded amount ahead of its acknowledgement: do not let it wait.
+			if l.unsafe.Add(b.To-b.From) > ackBytes {
+				l.hurry()
+			}
 		case err == nil:
 			have = b.To // of a job that was forgotten: the agent may forget it too
 		}
@@ -171,10 +187,7 @@ func (l *logKeeper) want(job wire.JobID, parts []core.LogPart) {
 	defer l.mu.Unlock()
 	l.wanted[job] = parts
 	l.poke()
-	select {
-	case l.urgent <- struct{}{}:
-	default:
-	}
+	l.hurry()
 }
 
 // run makes output safe and acknowledges it until ctx ends.
@@ -219,6 +232,7 @@ func (l *logKeeper) sync(ctx context.Context) error {
 	acks := l.acks
 	l.acks = nil
 	l.mu.Unlock()
+	l.unsafe.Store(0)
 	failed := l.w.Sync()
 	for _, a := range acks {
 		safe, err := a.to, error(nil)
