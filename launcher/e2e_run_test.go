@@ -82,8 +82,11 @@ func TestRun(t *testing.T) {
 		}
 	})
 	t.Run("much", func(t *testing.T) {
-		if r := h.Run("run", "--", "sh", "-c", `head -c 3000000 /dev/zero | tr '\0' x`); r.Code != 0 || r.Out != strings.Repeat("x", 3000000) {
-			t.Errorf("%d bytes, exit code %d: %s", len(r.Out), r.Code, r.Err)
+		// Output is sent ahead of its acknowledgements: one batch for each would take minutes.
+		const n = 40_000_000
+		r := h.Run("run", "--", "sh", "-c", fmt.Sprintf(`head -c %d /dev/zero | tr '\0' x`, n))
+		if r.Code != 0 || len(r.Out) != n || strings.Trim(r.Out, "x") != "" || r.Took > 30*time.Second {
+			t.Errorf("%d bytes, exit code %d after %s: %s", len(r.Out), r.Code, r.Took, r.Err)
 		}
 	})
 	t.Run("not started", func(t *testing.T) {
