@@ -289,8 +289,9 @@ func TestTraffic(t *testing.T) {
 	}
 }
 
-// TestSlowLink: on links of a given rate the ring keeps them busy: several rounds are on
-// their way at a time. With one at a time half of the time would be lost.
+// TestSlowLink: on links of a given rate and a delay of 15 ms the ring keeps them busy:
+// several rounds are on their way at a time. With one at a time half of the time would
+// be lost.
 func TestSlowLink(t *testing.T) {
 	const rate, elems, times = 40 << 20, 4 << 20, 1
 	for _, counts := range [][]int{{1, 1}, {1, 1, 1}} {
@@ -309,7 +310,7 @@ func TestSlowLink(t *testing.T) {
 			}
 		}
 		t.Logf("%d nodes: %.2f of the links' rate", n, best)
-		if best < 0.7 {
+		if best < 0.72 {
 			t.Errorf("%d nodes: the links are used to %.2f", n, best)
 		}
 	}

@@ -213,7 +213,7 @@ func agentOrders() func(order) answer {
 					conns[lane] = conn.(*net.TCPConn)
 					mu.Unlock()
 					if o.Rate > 0 {
-						return &slowConn{Conn: conn, rate: o.Rate}, nil
+						return slow(conn, o.Rate, 15*time.Millisecond), nil
 					}
 					return conn, nil
 				},
@@ -255,15 +255,37 @@ func agentOrders() func(order) answer {
 	}
 }
 
-// slowConn is a link of a given rate: a write takes as long as its bytes are on the wire.
+// slowConn is a link of a given rate and delay: a write takes as long as its bytes are
+// on the wire, and they arrive after the delay.
 type slowConn struct {
 	net.Conn // not *net.TCPConn, which writes several buffers past us
 	rate     int
 	free     time.Time // when the wire is
+	queue    chan parcel
+	done     chan struct{}
+}
+
+type parcel struct {
+	b   []byte
+	due time.Time
+}
+
+func slow(c net.Conn, rate int, delay time.Duration) net.Conn {
+	s := &slowConn{Conn: c, rate: rate, queue: make(chan parcel, 1000), done: make(chan struct{})}
+	go func() {
+		defer close(s.done)
+		for p := range s.queue {
+			time.Sleep(time.Until(p.due.Add(delay)))
+			if _, err := c.Write(p.b); err != nil {
+				return
+			}
+		}
+	}()
+	return s
 }
 
 func (c *slowConn) Write(b []byte) (int, error) {
-	n := 0
+	n := len(b)
 	for len(b) > 0 {
 		k := min(len(b), 32<<10)
 		// A sleep takes longer than asked for; up to so much is made good.
@@ -272,14 +294,20 @@ func (c *slowConn) Write(b []byte) (int, error) {
 		}
 		c.free = c.free.Add(time.Duration(k) * time.Second / time.Duration(c.rate))
 		time.Sleep(time.Until(c.free))
-		m, err := c.Conn.Write(b[:k])
-		n += m
-		if err != nil {
-			return n, err
+		select {
+		case c.queue <- parcel{append([]byte(nil), b[:k]...), c.free}:
+		case <-c.done:
+			return 0, net.ErrClosed
 		}
 		b = b[k:]
 	}
 	return n, nil
+}
+
+func (c *slowConn) Close() error {
+	close(c.queue)
+	<-c.done
+	return c.Conn.Close()
 }
 
 // child is a process under test.

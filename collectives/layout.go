@@ -153,7 +153,7 @@ func (s shape) layout() header {
 }
 
 // roundSize: within a node a round and all its staging should stay in the caches, and
-// each rank's share be 64 KiB so that waiting is rare beside work. Between nodes a
+// each rank's share be 64 KiB or more so that waiting is rare beside work. Between nodes a
 // round is cut into one piece per node, which should be large enough for the network.
 // All nodes must come to the same size.
 func (s shape) roundSize(most int) int {
@@ -166,7 +166,7 @@ func (s shape) roundSize(most int) int {
 	if nodes := s.nodes.Len(); nodes > 1 {
 		return min(max(256<<10*nodes, 1<<20), 4<<20)
 	}
-	return min(max(64<<10*most, 128<<10), 512<<10, max(128<<10, 16<<20/most/4096*4096))
+	return min(max(64<<10*most, 256<<10), 512<<10, max(128<<10, 16<<20/most/4096*4096))
 }
 
 // check says whether h can be trusted to find things in size bytes.
