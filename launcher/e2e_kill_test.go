@@ -143,7 +143,7 @@ func TestDownInterrupted(t *testing.T) {
 	}
 	stubborn()
 	r := h.Start("down", "--grace", "1s", "lab")
-	time.Sleep(200 * time.Millisecond) // into the grace of the task; anywhere else is as good
+	time.Sleep(200 * time.Millisecond) // sleep: into the grace of the task; anywhere else is as good
 	kill(t, h, "head")
 	if res := r.Wait(); res.Code != 0 {
 		t.Errorf("down: %s", res)
@@ -157,7 +157,7 @@ func TestDownInterrupted(t *testing.T) {
 	// Everything dies in the middle: the next head has a down to finish, then comes up.
 	stubborn()
 	r = h.Start("down", "--grace", "30s", "lab")
-	time.Sleep(200 * time.Millisecond) // as above
+	time.Sleep(200 * time.Millisecond) // sleep: as above
 	r.Signal(syscall.SIGKILL)
 	_ = r.Wait()
 	for _, p := range h.Processes() {
