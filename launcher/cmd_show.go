@@ -90,6 +90,11 @@ func (a *app) printStatus(i wire.ClusterInfo, up bool) {
 	if i.Trouble != "" {
 		fmt.Fprintf(w, "trouble   %s\n", i.Trouble)
 	}
+	for _, n := range i.Nodes {
+		if n.State == "up" && n.Why != "" { // output that cannot be written there
+			fmt.Fprintf(w, "trouble   %s: %s\n", n.ID, n.Why)
+		}
+	}
 }
 
 func poolText(p wire.PoolInfo) string {
