@@ -41,30 +41,32 @@ var leftover = []string{"spool", "tasks"}
 
 // agent is one life of a node's agent.
 type agent struct {
-	o      Options
-	log    *slog.Logger
-	super  *supervisor.Client
-	cfg    wire.NodeConfig
-	clock  clock.Clock
-	fdMu   sync.Mutex
-	fds    map[string]*os.File // handed over by the supervisor, taken out as they are used; guarded by fdMu
-	id     *secure.Identity
-	state  *journal
-	core   *core.Core
-	spool  *spool.Spool
-	events queue
-	head   *headLink
-	ship   *shipper
-	starts *starter
-	done   done
-	ends   chan struct{} // a process has ended: there may be something to sweep
-	local  *localServer
-	groups *groups
-	peers  *peers
-	env    *environment
-	total  wire.Resources
-	gpus   []wire.GPU
-	cores  int
+	o       Options
+	log     *slog.Logger
+	super   *supervisor.Client
+	cfg     wire.NodeConfig
+	clock   clock.Clock
+	fdMu    sync.Mutex
+	fds     map[string]*os.File // handed over by the supervisor, taken out as they are used; guarded by fdMu
+	id      *secure.Identity
+	state   *journal
+	core    *core.Core
+	spool   *spool.Spool
+	events  queue
+	head    *headLink
+	ship    *shipper
+	starts  *starter
+	done    done
+	ends    chan struct{} // a process has ended: there may be something to sweep
+	local   *localServer
+	groups  *groups
+	peers   *peers
+	env     *environment
+	checked chan check // the first outcome of checkPool, when the greeting waited for it
+	trouble string     // what the node lacks, when it greets
+	total   wire.Resources
+	gpus    []wire.GPU
+	cores   int
 
 	wg   sync.WaitGroup // what effects started
 	left chan string    // why the node leaves; closed by the loop
@@ -129,11 +131,17 @@ func (a *agent) run(ctx context.Context) error {
 	if err := os.MkdirAll(a.cfg.Dir, 0o700); err != nil {
 		return errs.Wrap(errs.Unavailable, err, "the node's directory")
 	}
+	a.env = newEnvironment(a)
 	// Finding out what there is and joining take a while each.
 	var d detected
 	g, in := errgroup.WithContext(ctx)
 	g.Go(func() (err error) { d, err = a.detect(in); return err })
 	g.Go(func() error { return a.join(in) })
+	if len(a.cfg.Setup) > 0 || a.cfg.Python != "" {
+		a.checked = make(chan check, 1)
+		a.wg.Go(func() { a.checked <- a.checkPool(ctx) })
+		g.Go(func() error { a.awaitCheck(in); return nil })
+	}
 	if err := g.Wait(); err != nil {
 		return err
 	}
@@ -158,7 +166,6 @@ func (a *agent) open(ctx context.Context, d detected) (err error) {
 	if a.local, err = listenLocal(ctx, a); err != nil {
 		return err
 	}
-	a.env = newEnvironment(a)
 	a.groups = newGroups(a)
 	a.starts = newStarter(a)
 	a.core = core.New(a.coreConfig(d), a.state.state)
@@ -179,7 +186,7 @@ func (a *agent) coreConfig(d detected) core.Config {
 	return core.Config{
 		Hello: wire.Hello{
 			Node: c.Node, Epoch: c.Epoch, Restarts: a.super.Restarts(), Pool: c.Pool, Token: c.Token, Version: a.o.Version,
-			Host: d.Host, Addr: a.peers.addr(), Total: d.Total, GPUs: d.GPUs, Labels: c.Labels, Deadline: c.Deadline, PID: os.Getpid(), Python: d.Python,
+			Host: d.Host, Addr: a.peers.addr(), Total: d.Total, GPUs: d.GPUs, Labels: c.Labels, Deadline: c.Deadline, PID: os.Getpid(), Python: d.Python, Why: a.trouble,
 		},
 		CPUs: d.CPUs, Grace: c.Grace, Binary: a.o.Binary, Socket: a.local.path, Cluster: c.Cluster, Dir: c.Dir,
 	}

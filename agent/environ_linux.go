@@ -149,6 +149,12 @@ func (e *environment) job(ctx context.Context, spec *wire.Job) (*jobEnv, error) 
 		add("PATH=" + defaultPath)
 	}
 	if filepath.IsAbs(spec.Python) {
+		if cmd := spec.Spec.Command; len(cmd) > 0 && (cmd[0] == "python" || cmd[0] == "python3") {
+			// Without this another python would be found, and not be the one that was meant.
+			if _, err := os.Stat(spec.Python); err != nil {
+				return nil, errs.Wrap(errs.NotFound, err, "the pool's python").Hint("set python in the pool to an interpreter that its nodes have")
+			}
+		}
 		front("PATH", filepath.Dir(spec.Python), defaultPath)
 	}
 	if dir := e.sdk(); dir != "" {
@@ -247,7 +253,11 @@ func runSetup(ctx context.Context, lines, env []string) ([]string, error) {
 	var got bytes.Buffer
 	_, _ = got.ReadFrom(r)
 	if err := cmd.Wait(); err != nil {
-		return nil, errs.Wrap(errs.Invalid, err, "the pool's setup fails: %s", lastLines(out.String())).
+		said := lastLines(out.String())
+		if said != "" {
+			said = ": " + said
+		}
+		return nil, errs.Wrap(errs.Invalid, err, "the pool's setup fails%s", said).
 			Hint("try the lines of setup in a login shell on that node")
 	}
 	var vars []string

@@ -70,28 +70,108 @@ func (a *agent) look(ctx context.Context) (d detected, err error) {
 	d.Total.GPU = int64(len(d.GPUs)) * wire.Unit
 	if r := a.cfg.Resources; r != nil {
 		d.Total = override(d.Total, *r)
+		if r.GPU < 0 {
+			d.GPUs = nil
+		}
 	}
 	return d, nil
 }
 
-// findPython asks the node's interpreter who it is, unless an earlier agent has. It takes
-// longer than all else at the start, and only people want to know. A node without Python
-// takes commands.
+const (
+	// checkBound is how long a node waits with its greeting for what its pool wants to be
+	// there; slow setup lines are told of later.
+	checkBound = 10 * time.Second
+	// checkEvery is how often what was wrong is looked at again.
+	checkEvery = time.Minute
+)
+
+// check is the outcome of looking whether this node has what its pool says.
+type check struct {
+	python string
+	why    string // what is wrong
+}
+
+// checkPool runs the pool's setup lines and asks its interpreter who it is. The tasks to
+// come use the same run of the setup lines.
+func (a *agent) checkPool(ctx context.Context) (c check) {
+	env := os.Environ()
+	if len(a.cfg.Setup) > 0 {
+		vars, err := a.env.setup(ctx, &wire.Job{Setup: a.cfg.Setup, PoolEnv: a.cfg.Env}, inherited(a.env.outer, false))
+		if err != nil {
+			c.why = err.Error()
+			return c
+		}
+		env = vars
+	}
+	p, err := detect.FindPython(ctx, a.cfg.Python, env)
+	switch {
+	case err == nil:
+		c.python = p.String()
+	case a.cfg.Python != "":
+		c.why = "the python of pool " + a.cfg.Pool + " cannot be used on node " + string(a.cfg.Node) + ": " + err.Error()
+	default:
+		a.log.Info("no python on this node", "err", err) // it takes commands
+	}
+	return c
+}
+
+// awaitCheck waits, for a while, for the outcome of checkPool, so that the node's greeting
+// tells it and `up` can show it.
+func (a *agent) awaitCheck(ctx context.Context) {
+	late := time.NewTimer(checkBound)
+	defer late.Stop()
+	select {
+	case c := <-a.checked:
+		a.trouble = c.why
+		a.checked <- c // for findPython
+	case <-late.C:
+	case <-ctx.Done():
+	}
+}
+
+// findPython makes sure of what the pool says that its nodes have, unless an earlier agent
+// has. It takes longer than all else at the start, so only what the pool names is waited
+// for; the rest is for people.
 func (a *agent) findPython(ctx context.Context, d detected) {
-	if d.Python != "" {
+	if d.Python != "" && len(a.cfg.Setup) == 0 {
 		return
 	}
-	p, err := detect.FindPython(ctx, "", os.Environ())
-	if ctx.Err() != nil {
-		return
+	told := ""
+	for {
+		var c check
+		if a.checked != nil {
+			select {
+			case c = <-a.checked:
+			case <-ctx.Done():
+				return
+			}
+			a.checked = nil
+		} else {
+			c = a.checkPool(ctx)
+		}
+		if ctx.Err() != nil {
+			return
+		}
+		if c.why != told {
+			if told = c.why; told != "" {
+				a.log.Error("the node lacks what its pool says", "why", told)
+			}
+			a.events.push(core.NodeTrouble{Why: told})
+		}
+		if c.why == "" {
+			if c.python != "" && c.python != d.Python {
+				d.Python = c.python
+				a.events.push(core.PythonFound{Python: d.Python})
+				a.keepDetected(ctx, d)
+			}
+			return
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(checkEvery):
+		}
 	}
-	if err != nil {
-		a.log.Info("no python on this node", "err", err)
-		return
-	}
-	d.Python = p.String()
-	a.events.push(core.PythonFound{Python: d.Python})
-	a.keepDetected(ctx, d)
 }
 
 func (a *agent) keepDetected(ctx context.Context, d detected) {
@@ -105,8 +185,11 @@ func override(found, spec wire.Resources) wire.Resources {
 	if spec.CPU > 0 {
 		found.CPU = spec.CPU
 	}
-	if spec.GPU > 0 {
+	switch {
+	case spec.GPU > 0:
 		found.GPU = spec.GPU
+	case spec.GPU < 0: // wire.NoGPUs
+		found.GPU = 0
 	}
 	if spec.Memory > 0 {
 		found.Memory = spec.Memory

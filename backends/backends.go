@@ -59,9 +59,12 @@ type Request struct {
 	Grace     int64
 	Memory    string // [objects] memory
 	Spill     string
-	Ports     string // [network] ports
-	Interface string // [network] interface
-	CertLife  int64  // of certificates, nanoseconds; 0 = the default
+	Ports     string   // [network] ports
+	Interface string   // [network] interface
+	CertLife  int64    // of certificates, nanoseconds; 0 = the default
+	Setup     []string // of the pool, as is what follows
+	Env       []string
+	Python    string
 }
 
 // Join is how an agent gets into the cluster. Key is secret: it travels by stdin or a

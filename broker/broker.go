@@ -148,6 +148,7 @@ func fill(p wire.Pool, r backends.Request) (backends.Request, error) {
 	if r.Resources == nil {
 		r.Resources = p.Resources
 	}
+	r.Setup, r.Env, r.Python = p.Setup, p.Env, p.Python
 	if r.Labels == nil {
 		r.Labels = p.Labels
 	}

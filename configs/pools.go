@@ -114,6 +114,9 @@ func readPool(t *table, dir string) Pool {
 		if rt.has("memory") && !rt.bad["memory"] && r.Memory == 0 {
 			rt.fault("memory", "0 is out of bounds; a node needs some, or leave the key out for what it has")
 		}
+		if rt.has("gpu") && !rt.bad["gpu"] && r.GPU == 0 {
+			r.GPU = wire.NoGPUs
+		}
 		p.Resources = &r
 		rt.done()
 	}

@@ -60,6 +60,7 @@ type Hello struct {
 	Clock     int64 // the agent's wall clock in unix nanoseconds
 	PID       int
 	Python    string // path and version of the node's python, "" when none or < 3.9
+	Why       string // as in Beat
 }
 
 // GPU is one device of a node.
@@ -311,6 +312,7 @@ type Beat struct {
 	GPUs    []GPU
 	Python  string       // as in Hello, once it is known
 	Held    []HeldOutput // by job
+	Why     string       // what is wrong with the node although it is up
 }
 
 // HeldOutput says that the output of a job cannot be written on a node: its processes

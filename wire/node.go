@@ -25,8 +25,11 @@ type NodeConfig struct {
 	Deadline     int64
 	Ports        string // "20000-20100" or ""
 	Interface    string
-	CertLife     int64 // lifetime of certificates, nanoseconds; 0 = 24 h
-	Slot, Slots  int   // this node is number Slot of Slots that divide this machine (GPUs too); 0, 0 = it is alone
+	CertLife     int64    // lifetime of certificates, nanoseconds; 0 = 24 h
+	Slot, Slots  int      // this node is number Slot of Slots that divide this machine (GPUs too); 0, 0 = it is alone
+	Setup        []string // of the pool, as in Job: checked when the node starts
+	Env          []string
+	Python       string
 }
 
 // HeadConfig is clusters/NAME/head.config (msgpack, 0600), written by `up` and by Update.

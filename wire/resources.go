@@ -20,6 +20,10 @@ type Resources struct {
 	Custom map[string]int64
 }
 
+// NoGPUs is the GPU amount of a pool whose nodes are to offer none of theirs; 0 there
+// stands for what detection finds.
+const NoGPUs = -1
+
 // Fits reports whether need can be taken out of r.
 func (r Resources) Fits(need Resources) bool {
 	if need.CPU > r.CPU || need.GPU > r.GPU || need.Memory > r.Memory {
@@ -85,7 +89,7 @@ func (r Resources) Negative() bool {
 // String is a user's form, for example "cpu=2 gpu=0.5 memory=2GiB".
 func (r Resources) String() string {
 	s := "cpu=" + units(r.CPU)
-	if r.GPU != 0 {
+	if r.GPU > 0 {
 		s += " gpu=" + units(r.GPU)
 	}
 	if r.Memory != 0 {

@@ -103,6 +103,8 @@ type (
 	}
 	// PythonFound: the node's interpreter, path and version.
 	PythonFound struct{ Python string }
+	// NodeTrouble: something is wrong with the node although it runs; "" = not any more.
+	NodeTrouble struct{ Why string }
 	// StopNode: the node was told to end by its own machine (a signal).
 	StopNode struct {
 		Why   string
@@ -270,6 +272,7 @@ func (LogsShipped) event()      {}
 func (OutputFailed) event()     {}
 func (OutputHeld) event()       {}
 func (PythonFound) event()      {}
+func (NodeTrouble) event()      {}
 func (StopNode) event()         {}
 func (Tick) event()             {}
 func (Flush) event()            {}

@@ -155,6 +155,9 @@ func (c *Core) Step(now int64, ev Event) Output {
 	case PythonFound:
 		c.cfg.Hello.Python = ev.Python
 		c.hurry()
+	case NodeTrouble:
+		c.cfg.Hello.Why = ev.Why
+		c.hurry()
 	case StopNode:
 		c.endWith(ev.Why, ev.Grace)
 	case LogsShipped:
@@ -223,7 +226,7 @@ func (c *Core) beat() {
 			running++
 		}
 	}
-	b := wire.Beat{Free: c.pool.available(), Queued: c.s.queued(), Running: running, Load1: c.load, MemFree: c.memFree, GPUs: c.pool.gpuList(), Python: c.cfg.Hello.Python}
+	b := wire.Beat{Free: c.pool.available(), Queued: c.s.queued(), Running: running, Load1: c.load, MemFree: c.memFree, GPUs: c.pool.gpuList(), Python: c.cfg.Hello.Python, Why: c.cfg.Hello.Why}
 	for job, why := range c.held {
 		b.Held = append(b.Held, wire.HeldOutput{Job: job, Why: why})
 	}

@@ -54,7 +54,8 @@ func (b *Backend) plan(r backends.Request) ([]plan, error) {
 				Addrs: r.Join.Addrs, CA: r.Join.CA, JoinKey: r.Join.Key,
 				Dir: filepath.Join(b.nodesDir(home, r.Cluster), string(id)), CacheDir: filepath.Join(home, "cache"),
 				Resources: r.Resources, Labels: r.Labels, Share: r.Share, Grace: r.Grace, ObjectMemory: r.Memory, Spill: r.Spill,
-				Ports: r.Ports, Interface: r.Interface, CertLife: r.CertLife},
+				Ports: r.Ports, Interface: r.Interface, CertLife: r.CertLife,
+				Setup: r.Setup, Env: r.Env, Python: r.Python},
 			share: "the whole machine",
 		}
 		if slots > 1 {

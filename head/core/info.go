@@ -1,6 +1,7 @@
 package core
 
 import (
+	"cmp"
 	"slices"
 	"strings"
 
@@ -263,6 +264,7 @@ func (c *Core) nodeInfos() []wire.NodeInfo {
 			if n.greeted {
 				x.Total = n.total
 			}
+			x.Why = cmp.Or(n.beat.Why, x.Why)
 			for _, h := range n.beat.Held {
 				x.Why = h.Why
 			}
@@ -286,6 +288,11 @@ func (c *Core) poolInfos() []wire.PoolInfo {
 	for _, p := range c.sortedPools() {
 		x := wire.PoolInfo{Name: p.spec.Name, Backend: p.spec.Backend, Min: p.spec.Min, Max: p.spec.Max, Failed: p.failures, Wanted: p.wanted, Why: p.why}
 		x.Up, x.Pending, _, _ = c.standing(p)
+		for _, n := range c.order {
+			if n.pool == p.spec.Name && n.greeted {
+				x.Why = cmp.Or(x.Why, n.beat.Why)
+			}
+		}
 		out = append(out, x)
 	}
 	return out

@@ -111,7 +111,7 @@ func (c *Core) agentUp(ev AgentUp) {
 	if h.Clock == 0 {
 		n.offset = 0
 	}
-	n.beat.GPUs = h.GPUs
+	n.beat.GPUs, n.beat.Why = h.GPUs, h.Why
 	n.count()
 	n.known, n.rounds = map[wire.JobID]bool{}, map[wire.Try]int{}
 	first := len(c.out.Effects)

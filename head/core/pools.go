@@ -53,7 +53,9 @@ func (c *Core) loadPools() {
 		}
 		p.spec = s
 		if s.Resources != nil {
-			p.shape = s.Resources
+			shape := *s.Resources
+			shape.GPU = max(shape.GPU, 0)
+			p.shape = &shape
 		}
 		c.pools[s.Name] = p
 	}
