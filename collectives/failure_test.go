@@ -39,7 +39,8 @@ func TestKilledRank(t *testing.T) {
 			for _, r := range g.ranks {
 				r.tell(t, order{Do: "suite", Suite: "repeat", Args: []int{elems, 1 << 30}})
 			}
-			time.Sleep(30 * time.Millisecond) // somewhere in the middle
+			// sleep: to be somewhere in the middle; any moment will do
+			time.Sleep(30 * time.Millisecond)
 			const victim = 1
 			if err := g.ranks[victim].cmd.Process.Kill(); err != nil {
 				t.Fatal(err)
@@ -77,6 +78,7 @@ func TestAbortWhileAsleep(t *testing.T) {
 	for _, i := range []int{0, 1, 2} { // rank 3 does not call
 		g.ranks[i].tell(t, order{Do: "suite", Suite: "repeat", Args: []int{10, 1}})
 	}
+	// sleep: until the ranks are in the kernel; were they not yet, the test would still hold
 	time.Sleep(400 * time.Millisecond)
 	start := time.Now()
 	g.nodeOf(3).do(t, order{Do: "abort", Rank: 3, Cause: "exited with code 1"})
@@ -234,6 +236,7 @@ func TestDeadAgent(t *testing.T) {
 	for _, r := range g.ranks {
 		r.tell(t, order{Do: "suite", Suite: "repeat", Args: []int{300_000, 1 << 30}})
 	}
+	// sleep: to be somewhere in the middle; any moment will do
 	time.Sleep(30 * time.Millisecond)
 	start := time.Now()
 	if err := g.agents[1].cmd.Process.Kill(); err != nil {

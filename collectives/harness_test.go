@@ -242,7 +242,8 @@ func agentOrders() func(order) answer {
 			for lane := range uint32(len(conns)) {
 				acked := bytesAcked(conns[lane])
 				for end := time.Now().Add(5 * time.Second); acked < a.Sent[lane] && time.Now().Before(end); acked = bytesAcked(conns[lane]) {
-					time.Sleep(time.Millisecond) // on its way
+					// sleep: bytes on their way have no event
+					time.Sleep(time.Millisecond)
 				}
 				a.Acked = append(a.Acked, acked)
 			}
@@ -275,6 +276,7 @@ func slow(c net.Conn, rate int, delay time.Duration) net.Conn {
 	go func() {
 		defer close(s.done)
 		for p := range s.queue {
+			// sleep: the delay of a link
 			time.Sleep(time.Until(p.due.Add(delay)))
 			if _, err := c.Write(p.b); err != nil {
 				return
@@ -293,6 +295,7 @@ func (c *slowConn) Write(b []byte) (int, error) {
 			c.free = least
 		}
 		c.free = c.free.Add(time.Duration(k) * time.Second / time.Duration(c.rate))
+		// sleep: the rate of a link
 		time.Sleep(time.Until(c.free))
 		select {
 		case c.queue <- parcel{append([]byte(nil), b[:k]...), c.free}:

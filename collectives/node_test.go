@@ -302,6 +302,7 @@ func TestTwoGoroutines(t *testing.T) {
 	first := make(chan error, 1)
 	go func() { first <- c.Barrier() }()
 	for !c.busy.Load() {
+		// sleep: between two looks at a flag
 		time.Sleep(time.Millisecond)
 	}
 	if err := c.Barrier(); !errs.Is(err, errs.Invalid) {
