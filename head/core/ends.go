@@ -134,7 +134,7 @@ func (c *Core) ended1(n *node, e *wire.Ended) {
 	if l, ok := j.leaving[i]; ok && l.attempt == e.Proc.Attempt {
 		delete(j.leaving, i)
 	}
-	delete(j.steps, i)
+	c.forgetSteps(j, i, false)
 }
 
 // unshare takes a try off a node's share.

@@ -54,7 +54,7 @@ func (c *Core) gangChanged(j *job, i uint32) {
 		}
 		delete(j.gangs, i)
 		delete(j.leaving, i)
-		delete(j.steps, i)
+		c.forgetSteps(j, i, c.broken(d) && j.d.Cancel == nil && j.d.State == 0)
 		j.dry = false
 		if j.d.Cancel == nil {
 			j.requeue(one(i))

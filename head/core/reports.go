@@ -1,6 +1,7 @@
 package core
 
 import (
+	"fmt"
 	"path"
 	"slices"
 	"strings"
@@ -113,6 +114,7 @@ func (c *Core) watchLeaves() {
 type steps struct {
 	attempt wire.Attempt
 	open    map[int64]*stepSeen
+	dead    []string // directories of steps that were overtaken before every rank had reported them
 }
 
 type stepSeen struct {
@@ -138,7 +140,7 @@ func (c *Core) stepped(j *job, n *node, r wire.Report) {
 		o = &stepSeen{}
 		s.open[r.Step] = o
 		if len(s.open) > 64 { // ranks that never report a step must not pile them up
-			delete(s.open, sortedKeys(s.open)[0])
+			s.drop(sortedKeys(s.open)[0])
 		}
 	}
 	o.ranks.addOne(r.Proc.Rank)
@@ -155,10 +157,11 @@ func (c *Core) stepped(j *job, n *node, r wire.Report) {
 		return
 	}
 	for _, k := range sortedKeys(s.open) {
-		if k <= r.Step {
-			delete(s.open, k)
+		if k < r.Step {
+			s.drop(k)
 		}
 	}
+	delete(s.open, r.Step)
 	if o.dir == "" {
 		return
 	}
@@ -178,6 +181,66 @@ func (c *Core) stepped(j *job, n *node, r wire.Report) {
 	if len(gone) > 0 {
 		c.effect(DeleteCheckpoints{Job: j.id, Paths: gone})
 	}
+}
+
+// drop gives up a step that did not become a checkpoint.
+func (s *steps) drop(k int64) {
+	if o := s.open[k]; o.dir != "" {
+		s.dead = append(s.dead, o.dir)
+	}
+	delete(s.open, k)
+}
+
+// forgetSteps ends the steps of an attempt that is over. When it failed and another one
+// follows, what some ranks had saved of checkpoints that were never whole is of no use to
+// anybody; what an attempt leaves that nothing follows is its user's.
+func (c *Core) forgetSteps(j *job, i uint32, failed bool) {
+	s := j.steps[i]
+	delete(j.steps, i)
+	if s == nil || !failed {
+		return
+	}
+	for _, k := range sortedKeys(s.open) {
+		s.drop(k)
+	}
+	gone := slices.DeleteFunc(s.dead, func(p string) bool {
+		return slices.ContainsFunc(j.d.checks(i), func(x RecCheckpoint) bool { return x.Path == p })
+	})
+	if len(gone) > 0 {
+		c.effect(DeleteCheckpoints{Job: j.id, Paths: gone})
+	}
+}
+
+// halfSaved says which checkpoint of a gang waits for ranks that have not reported it.
+func (c *Core) halfSaved(j *job) (out []string) {
+	for _, i := range sortedKeys(j.steps) {
+		s, g := j.steps[i], j.d.Gangs[i]
+		if g == nil {
+			continue
+		}
+		for _, k := range slices.Backward(sortedKeys(s.open)) {
+			o := s.open[k]
+			if o.dir == "" {
+				continue
+			}
+			var missing []string
+			for r := range g.World {
+				if !o.ranks.has(r) {
+					missing = append(missing, fmt.Sprint(r))
+				}
+			}
+			if more := len(missing) - 8; more > 0 {
+				missing = append(missing[:8], fmt.Sprintf("%d more", more))
+			}
+			have, ranks := "has", "rank "
+			if len(missing) > 1 {
+				have, ranks = "have", "ranks "
+			}
+			out = append(out, fmt.Sprintf("the checkpoint at step %d waits for %s%s, which %s not reported that step", k, ranks, strings.Join(missing, ", "), have))
+			break
+		}
+	}
+	return out
 }
 
 func (j *jobD) checks(i uint32) []RecCheckpoint {
