@@ -38,6 +38,7 @@ type shipper struct {
 type shipped struct {
 	acked int64
 	sent  int64 // on this session
+	lost  bool  // what was before acked is gone here: should the record lack it, it is to say so
 }
 
 func newShipper(a *agent) *shipper {
@@ -120,12 +121,12 @@ func (s *shipper) round(st *session.Stream) (most int, more bool, err error) {
 		s.mu.Lock()
 		x := s.jobs[j.Job]
 		if x == nil {
-			x = &shipped{acked: j.Base, sent: j.Base}
+			x = &shipped{acked: j.Base, sent: j.Base, lost: j.Base > 0}
 			s.jobs[j.Job] = x
 		}
-		from, room := x.sent, x.sent-x.acked < window
+		from, room, lost := x.sent, x.sent-x.acked < window, x.lost && x.sent == x.acked
 		s.mu.Unlock()
-		if j.End <= from || !room {
+		if j.End <= from && !(lost && j.End == from) || !room {
 			continue
 		}
 		data, to, err := s.a.spool.Read(j.Job, from, batchSize)
@@ -136,16 +137,20 @@ func (s *shipper) round(st *session.Stream) (most int, more bool, err error) {
 			}
 			return 0, false, err
 		}
-		if to == from {
+		if to == from && !lost {
 			continue
 		}
 		b := wire.LogBatch{Job: j.Job, Node: s.a.cfg.Node, Epoch: s.a.cfg.Epoch, From: from, To: to, Zstd: s.enc.EncodeAll(data, nil)}
+		if lost {
+			b.Base = from
+		}
 		s.mu.Lock()
 		if x.sent != from {
 			s.mu.Unlock()
 			continue // an acknowledgement has moved it
 		}
 		x.sent = to
+		x.lost = x.lost && !lost
 		s.mu.Unlock()
 		_ = st.SetWriteDeadline(time.Now().Add(writeBound))
 		if err := st.WriteMsg(wire.MsgLogBatch, b); err != nil {
@@ -171,7 +176,7 @@ func (s *shipper) skip(job wire.JobID, from int64) {
 		delete(s.jobs, job)
 	case state.Base > from:
 		s.a.log.Error("the record lacks output that is deleted here", "job", job, "from", from, "to", state.Base)
-		x.acked, x.sent = state.Base, state.Base
+		x.acked, x.sent, x.lost = state.Base, state.Base, true
 	}
 }
 

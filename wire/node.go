@@ -73,6 +73,7 @@ type LogBatch struct {
 	Epoch    Epoch
 	From, To int64
 	Zstd     []byte
+	Base     int64 // equal to From: what was before it is gone at the node, so a gap up to it is a loss that the record notes
 }
 
 // LogAck: the record has the spool of Job up to To.

@@ -573,3 +573,53 @@ func BenchmarkAppend(b *testing.B) {
 		}
 	}
 }
+
+// TestLostAtTheNode: what the node has deleted and the record does not have is noted, and
+// the rest goes on, also after a restart; a gap for no such reason is refused.
+func TestLostAtTheNode(t *testing.T) {
+	dir := t.TempDir()
+	w := newWriter(t, dir, Options{})
+	s := &spool{job: 1, node: "a", epoch: 1}
+	s.write(4, 0, "first\n")
+	s.send(t, w)
+	s.write(4, 0, "gone\n")
+	from := len(s.b)
+	s.write(5, 0, "second\n")
+	b := s.batch(from, len(s.b))
+	if _, err := w.Append(b); !errs.Is(err, errs.Invalid) {
+		t.Fatalf("a gap: %v", err)
+	}
+	b.Base = b.From
+	for range 2 { // the second is there already
+		if have, err := w.Append(b); err != nil || have != b.To {
+			t.Fatalf("a loss: %d, %v", have, err)
+		}
+	}
+	// All that is left is lost: there is nothing to go on with.
+	s.write(5, 0, "gone too\n")
+	b = s.batch(len(s.b), len(s.b))
+	b.Base = b.From
+	if have, err := w.Append(b); err != nil || have != b.To {
+		t.Fatalf("a loss at the end: %d, %v", have, err)
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	w = newWriter(t, dir, Options{})
+	defer w.Close()
+	if have, err := w.Have(1, "a", 1); err != nil || have != int64(len(s.b)) {
+		t.Errorf("the next writer has %d of %d, %v", have, len(s.b), err)
+	}
+	s.sent = len(s.b)
+	s.write(4, 0, "third\n")
+	s.send(t, w)
+	out, _ := logs(t, dir, all(1))
+	for _, want := range []string{"first", fmt.Sprintf("launcher: %d bytes of output of node a are lost here", wire.LogFrameHeader+len("gone\n")), "second",
+		fmt.Sprintf("launcher: %d bytes of output of node a are lost here", wire.LogFrameHeader+len("gone too\n")), "third"} {
+		i := strings.Index(out, want)
+		if i < 0 {
+			t.Fatalf("no %q, in this order, in\n%s", want, out)
+		}
+		out = out[i:]
+	}
+}

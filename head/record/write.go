@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"sync"
 	"syscall"
+	"time"
 
 	"github.com/klauspost/compress/zstd"
 
@@ -166,6 +167,15 @@ func (w *Writer) Append(b wire.LogBatch) (have int64, err error) {
 	switch {
 	case b.To <= have:
 		return have, nil
+	case b.From > have && b.Base == b.From:
+		// The node has deleted what the record has not: nobody has it any more. Readers are
+		// told where it was.
+		raw = append(lostNote(raw, b, have), raw...)
+		blk = block{kind: kindOutput, from: have, to: b.To}
+		if err := blk.summarize(raw); err != nil {
+			return have, err
+		}
+		b.Zstd = w.enc.EncodeAll(raw, nil)
 	case b.From > have:
 		return have, errs.New(errs.Invalid, "output of job %d from %s: begins at %d, the record has %d", b.Job, b.Node, b.From, have)
 	case b.From < have:
@@ -209,6 +219,18 @@ func (w *Writer) Append(b wire.LogBatch) (have int64, err error) {
 		w.shrink(b.Job)
 	}
 	return b.To, nil
+}
+
+// lostNote makes a log frame that says what is missing before raw, as output of the task
+// that goes on behind it.
+func lostNote(raw []byte, b wire.LogBatch, have int64) []byte {
+	f, _, _, err := wire.ParseLogFrame(raw)
+	if err != nil || len(raw) == 0 {
+		f = wire.LogFrame{Attempt: 1, Time: time.Now().UnixNano()}
+	}
+	text := fmt.Sprintf("\nlauncher: %d bytes of output of node %s are lost here\n", b.From-have, b.Node)
+	f.Stream, f.Length = 2, uint32(len(text))
+	return append(f.Append(nil), text...)
 }
 
 // appendNodes appends the part of a node table that begins with number first.
