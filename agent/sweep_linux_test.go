@@ -30,7 +30,7 @@ func TestStrays(t *testing.T) {
 		_, err = os.Stat("/proc/" + strings.TrimSpace(string(pid)))
 		return err == nil
 	}
-	for late := time.Now().Add(bound); alive("2"); time.Sleep(10 * time.Millisecond) { // nothing tells of it
+	for late := time.Now().Add(bound); alive("2"); time.Sleep(10 * time.Millisecond) { // sleep: nothing tells of it
 		if time.Now().After(late) {
 			t.Fatal("the process of a task that is over lives on")
 		}
