@@ -4,15 +4,15 @@
 // A journal is a directory of plain files, which only ever grow by appending and change
 // by renaming, so it works on NFS and Lustre: no file lock, no mmap.
 //
-//	epoch             the number of the writer that may write, decimal
+//	epoch.N           the claim of writer N; the one not struck out is the writer's
 //	seg-SEQ.EPOCH     records from number SEQ on, by writer EPOCH (package reclog)
 //	snap-SEQ          the state after record SEQ
 //
 // Each Open is a new writer with a higher epoch. It moves the records of the last segment
 // into one of its own, less a torn tail. A segment of an older epoch counts only up to
 // where that of a newer one begins; so what a replaced writer still writes is never read,
-// and before it tells anyone that a record is safe it looks at the epoch file once more,
-// finds itself replaced, and fails (errs.Fenced).
+// and before it tells anyone that a record is safe, or removes anything that it has
+// replaced, it looks at its claim once more, finds it struck out, and fails (errs.Fenced).
 //
 // Appends are gathered while the disk is busy and made safe together by one fdatasync
 // (group commit). Nothing waits for company: an append to an idle journal is written at
@@ -67,6 +67,7 @@ type Journal struct {
 	dir   string
 	opts  Options
 	epoch uint64
+	claim string // what is in our claim while we are the writer
 
 	wake chan struct{} // the writer has something to do
 	quit chan struct{}
@@ -108,34 +109,57 @@ func open(dir string, opts Options, create func(string) (file, error)) (*Journal
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, nil, classify(err, "cannot make the journal")
 	}
-	epoch, err := claim(dir)
+	epoch, text, err := claim(dir)
 	if err != nil {
 		return nil, nil, err
-	}
-	was, err := find(dir)
-	if err != nil {
-		return nil, nil, err
-	}
-	rec := &was.Recovered
-	if rec.CutFile != "" {
-		opts.Log.Warn("journal: torn tail cut off", "file", rec.CutFile, "bytes", rec.Cut)
 	}
 	j := &Journal{
-		dir: dir, opts: opts, epoch: epoch, open: create,
+		dir: dir, opts: opts, epoch: epoch, claim: text, open: create,
 		wake: make(chan struct{}, 1), quit: make(chan struct{}), done: make(chan struct{}), changed: make(chan struct{}),
-		next: rec.Last() + 1, safe: rec.Last(),
 	}
 	j.moved = sync.NewCond(&j.mu)
-	// The last segment is the one that a writer which does not yet know that it is
-	// replaced may still change, so its records move into a segment of our own.
-	if j.seg, err = j.newSegment(was.tail, rec.Records[was.tail-rec.SnapshotSeq-1:]); err != nil {
+	rec, err := j.recover()
+	if err != nil {
+		if fenced := j.fenced(); errs.Is(fenced, errs.Fenced) {
+			err = fenced // that is why: the newer writer moves things
+		}
 		return nil, nil, err
-	}
-	for _, name := range was.stale {
-		_ = os.Remove(filepath.Join(dir, name)) // never read again either way
 	}
 	go j.write()
 	return j, rec, nil
+}
+
+// recover reads what is there and begins our own segment.
+func (j *Journal) recover() (*Recovered, error) {
+	was, err := find(j.dir)
+	if err != nil {
+		return nil, err
+	}
+	rec := &was.Recovered
+	if rec.CutFile != "" {
+		j.opts.Log.Warn("journal: torn tail cut off", "file", rec.CutFile, "bytes", rec.Cut)
+	}
+	j.next, j.safe = rec.Last()+1, rec.Last()
+	// The last segment is the one that a writer which does not yet know that it is
+	// replaced may still change, so its records move into a segment of our own.
+	if j.seg, err = j.newSegment(was.tail, rec.Records[was.tail-rec.SnapshotSeq-1:]); err != nil {
+		return nil, err
+	}
+	// A newer writer that lists the directory while we remove files must be certain to
+	// see the one that we put in their place: so it must not have begun before that.
+	if err := j.fenced(); err != nil {
+		_ = j.seg.f.Close()
+		return nil, err
+	}
+	for _, name := range was.tmps {
+		if tmpEpoch(name) < j.epoch {
+			was.stale = append(was.stale, name)
+		}
+	}
+	for _, name := range was.stale {
+		_ = os.Remove(filepath.Join(j.dir, name)) // never read again either way
+	}
+	return rec, nil
 }
 
 // Epoch is the number of this writer: higher than that of any before.

@@ -371,7 +371,7 @@ func TestDamage(t *testing.T) {
 	}
 }
 
-func TestDamagedSnapshotAndEpoch(t *testing.T) {
+func TestDamagedSnapshot(t *testing.T) {
 	dir := t.TempDir()
 	j, _ := mustOpen(t, dir, Options{})
 	fill(t, j, 5)
@@ -387,9 +387,6 @@ func TestDamagedSnapshotAndEpoch(t *testing.T) {
 	}
 	if _, err := Load(dir); !errs.Is(err, errs.Corrupt) || !strings.Contains(err.Error(), path) {
 		t.Error(err)
-	}
-	if err := os.WriteFile(filepath.Join(dir, epochFile), []byte("?"), 0o600); err != nil {
-		t.Fatal(err)
 	}
 	if _, _, err := Open(dir, Options{}); !errs.Is(err, errs.Corrupt) {
 		t.Error(err)
@@ -437,48 +434,149 @@ func TestFenced(t *testing.T) {
 	}
 }
 
+// TestManyWritersClaim: writers that open at the same time, and append as soon as they
+// have, never share a number, exactly one is left, and what any of them was told is safe
+// is there in the end, in the order in which it was told.
 func TestManyWritersClaim(t *testing.T) {
 	dir := t.TempDir()
+	const writers, rounds = 8, 3
 	var mu sync.Mutex
 	var js []*Journal
+	told := map[string]bool{}
+	write := func(j *Journal, text string) error {
+		seq, err := j.Append([]byte(text))
+		if err == nil {
+			err = j.Wait(bounded(t), seq)
+		}
+		mu.Lock()
+		told[text] = err == nil
+		mu.Unlock()
+		return err
+	}
 	var wg sync.WaitGroup
-	for range 8 {
+	for w := range writers {
 		wg.Go(func() {
-			j, _, err := Open(dir, Options{})
-			if err != nil {
-				t.Error(err)
-				return
+			for r := range rounds {
+				j, _, err := Open(dir, Options{})
+				if errs.Is(err, errs.Fenced) {
+					continue // replaced before it had begun
+				}
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				mu.Lock()
+				js = append(js, j)
+				mu.Unlock()
+				for i := range 3 {
+					err := write(j, fmt.Sprintf("writer %d round %d record %d", w, r, i))
+					if err == nil && i == 1 {
+						err = j.Snapshot(0, nil) // at no record: prunes nothing, but moves files
+					}
+					if err != nil && !errs.Is(err, errs.Fenced) {
+						t.Errorf("writer %d: %v", j.Epoch(), err)
+					}
+				}
 			}
-			mu.Lock()
-			js = append(js, j)
-			mu.Unlock()
 		})
 	}
 	wg.Wait()
 	epochs := map[uint64]bool{}
-	var newest *Journal
+	var highest uint64
 	for _, j := range js {
 		if epochs[j.Epoch()] {
 			t.Errorf("two writers with epoch %d", j.Epoch())
 		}
 		epochs[j.Epoch()] = true
+		highest = max(highest, j.Epoch())
 	}
-	now, _ := readEpoch(dir)
+	left := 0
 	for _, j := range js {
-		seq, err := j.Append(val(1))
-		if err == nil {
-			err = j.Wait(bounded(t), seq)
-		}
-		if j.Epoch() == now {
-			newest = j
-		} else if !errs.Is(err, errs.Fenced) {
-			t.Errorf("writer %d, where %d is the newest: %v", j.Epoch(), now, err)
+		err := write(j, fmt.Sprintf("at last %d", j.Epoch()))
+		switch {
+		case err == nil:
+			left++
+			if j.Epoch() != highest {
+				t.Errorf("writer %d can write, though there was %d", j.Epoch(), highest)
+			}
+		case !errs.Is(err, errs.Fenced):
+			t.Errorf("writer %d: %v", j.Epoch(), err)
 		}
 		_ = j.Close(bounded(t))
 	}
-	if newest == nil {
-		t.Error("no writer is left")
+	if left != 1 {
+		t.Errorf("%d writers are left", left)
 	}
+	rec, err := Load(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := map[string]int{}
+	for i, r := range rec.Records {
+		if _, twice := found[string(r)]; twice {
+			t.Errorf("%q is there twice", r)
+		}
+		found[string(r)] = i
+	}
+	for text, safe := range told {
+		if _, there := found[text]; safe && !there {
+			t.Errorf("%q was safe and is gone", text)
+		}
+	}
+	names, _ := filepath.Glob(filepath.Join(dir, claimPrefix+"*"))
+	if len(names) > 2*keepClaims {
+		t.Errorf("%d claims are left: %q", len(names), names)
+	}
+}
+
+// TestClaims: a stale view of the directory gives nobody a number that was given before.
+func TestClaims(t *testing.T) {
+	dir := t.TempDir()
+	n, text, err := claim(dir)
+	if err != nil || n != 1 {
+		t.Fatal(n, err)
+	}
+	old := &Journal{dir: dir, epoch: n, claim: text}
+	if err := old.Check(); err != nil {
+		t.Fatal(err)
+	}
+	for want := uint64(2); want < 2*keepClaims; want++ {
+		n, text, err := claim(dir)
+		if err != nil || n != want {
+			t.Fatal(n, err)
+		}
+		if err := (&Journal{dir: dir, epoch: n, claim: text}).Check(); err != nil {
+			t.Fatal(err)
+		}
+		if err := old.Check(); !errs.Is(err, errs.Fenced) {
+			t.Fatal(err)
+		}
+		if err := createSafe(filepath.Join(dir, claimName(n-1)), "x"); !os.IsExist(err) {
+			t.Fatalf("the number before %d can be had again: %v", n, err)
+		}
+	}
+	taken, _, _ := claims(dir)
+	if len(taken) > keepClaims+1 {
+		t.Errorf("claims %d are left", taken)
+	}
+	// Claims that are lost do not make numbers start again where there are segments.
+	j, _ := mustOpen(t, dir, Options{})
+	was := j.Epoch()
+	mustClose(t, j)
+	names, _ := filepath.Glob(filepath.Join(dir, claimPrefix+"*"))
+	for _, name := range names {
+		if err := os.Remove(name); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := j.Check(); !errs.Is(err, errs.Fenced) {
+		t.Error(err)
+	}
+	j, _ = mustOpen(t, dir, Options{})
+	if j.Epoch() <= was {
+		t.Errorf("epoch %d after %d", j.Epoch(), was)
+	}
+	mustClose(t, j)
 }
 
 func TestWaitIsBounded(t *testing.T) {

@@ -28,6 +28,7 @@ type found struct {
 	Recovered
 	tail  uint64   // first number of the last segment's records
 	stale []string // files that no reader needs once the last segment has been rewritten
+	tmps  []string // unfinished files of writers before, or of one that replaces us
 }
 
 // span is a segment and the first number that is not its own any more.
@@ -66,7 +67,7 @@ func findOnce(dir string) (*found, error) {
 		} else if seq, ok := parseSnapshot(e.Name()); ok {
 			snaps = append(snaps, seq)
 		} else if strings.HasSuffix(e.Name(), ".tmp") {
-			f.stale = append(f.stale, e.Name())
+			f.tmps = append(f.tmps, e.Name())
 		}
 	}
 	for _, s := range segs {

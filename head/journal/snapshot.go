@@ -2,6 +2,7 @@ package journal
 
 import (
 	"encoding/binary"
+	"fmt"
 	"hash/crc32"
 	"os"
 	"path/filepath"
@@ -31,17 +32,25 @@ func (j *Journal) Snapshot(seq uint64, state []byte) error {
 		return errs.New(errs.Internal, "a snapshot of record %d, of which only %d are safe", seq, safe)
 	}
 	path := filepath.Join(j.dir, snapshotName(seq))
-	if err := writeSnapshot(path, seq, state); err != nil {
+	tmp := fmt.Sprintf("%s.%d.tmp", path, j.epoch)
+	if err := writeSnapshot(tmp, seq, state); err != nil {
 		return err
 	}
 	if err := j.fenced(); err != nil {
-		_ = os.Remove(path + ".tmp")
+		_ = os.Remove(tmp)
 		return err
 	}
-	if err := os.Rename(path+".tmp", path); err != nil {
+	if err := os.Rename(tmp, path); err != nil {
+		if fenced := j.fenced(); errs.Is(fenced, errs.Fenced) {
+			return fenced // the newer writer tidied up
+		}
 		return classify(err, "cannot keep a snapshot of the journal")
 	}
 	if err := syncDir(j.dir); err != nil {
+		return err
+	}
+	// What the snapshot replaces goes only if no newer writer may be looking for it.
+	if err := j.fenced(); err != nil {
 		return err
 	}
 	j.mu.Lock()
@@ -73,8 +82,7 @@ func (j *Journal) prune(seq uint64) error {
 	return nil
 }
 
-func writeSnapshot(path string, seq uint64, state []byte) (err error) {
-	tmp := path + ".tmp"
+func writeSnapshot(tmp string, seq uint64, state []byte) (err error) {
 	f, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
 		return classify(err, "cannot keep a snapshot of the journal")
