@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -85,10 +86,10 @@ func TestMixedLanguages(t *testing.T) {
 
 // TestEveryWorldSize holds all operations to the serial reference at every world size
 // from 1 to 17 on 1 to 3 nodes, each rank and agent a process. Each group does a part of
-// the types; all are done at many sizes.
+// the types; all are done at many sizes. Under the race detector it is a few sizes.
 func TestEveryWorldSize(t *testing.T) {
-	c := newCrew(t, 3, 17)
-	for n := 1; n <= 17; n++ {
+	c := newCrew(t, 3, slices.Max(worldSizes))
+	for _, n := range worldSizes {
 		for nodes := 1; nodes <= min(3, n); nodes++ {
 			// Short rounds make short vectors take many.
 			c.form(order{Round: 8192}, spreadOver(n, nodes)...).run("all", uint64(n*10+nodes), 12007, 1+n+nodes)
