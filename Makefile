@@ -15,7 +15,7 @@ export GOTOOLCHAIN := local
 export CGO_CFLAGS := -O1 -g0 -Wno-deprecated-declarations
 UNIT := $(shell go list ./... 2>/dev/null | grep -v '^launcher/launcher$$')
 
-.PHONY: help setup build test race unit e2e root fuzz bench lint demo check long release clean
+.PHONY: help setup build test race unit unit-full e2e root fuzz bench lint demo check long release clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -29,7 +29,7 @@ build: ## build .build/launcher (static)
 	CGO_ENABLED=0 go build -trimpath -o $(BIN) ./launcher
 
 test: setup build ## everything a change must pass: lint, unit under race, simulation, local end to end
-	scripts/timed 900 "make test" $(MAKE) --no-print-directory lint race root e2e
+	scripts/timed 900 "make test" $(MAKE) --no-print-directory lint race unit-full root e2e
 
 lint: ## formatting, vet, the rules of the tree
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { echo "gofmt: $$(gofmt -l $$(git ls-files '*.go'))"; exit 1; }
@@ -41,6 +41,9 @@ unit: setup build ## unit tests without the race detector
 
 race: ## unit tests and simulation under the race detector
 	$(GOTEST) -race -timeout 480s $(UNIT)
+
+unit-full: ## what the race detector is too slow for: every world size of the collectives, rates of links
+	$(GOTEST) -timeout 240s -run '^(TestEveryWorldSize|TestSlowLink)$$' ./collectives
 
 e2e: build ## the command end to end on a local cluster
 	$(GOTEST) -timeout 420s ./launcher
