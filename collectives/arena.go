@@ -4,6 +4,7 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"time"
 
 	"launcher/internal/errs"
 	"launcher/shm"
@@ -23,7 +24,12 @@ type arena struct {
 
 type extent struct{ from, to uint64 } // offsets in the memory
 
-const punch = 1 << 20
+const (
+	punch      = 1 << 20
+	takePiece  = int64(16 << 20)
+	takeMargin = int64(32 << 20)
+	takeBound  = time.Minute // how long another process may hold up taking memory
+)
 
 func (a *arena) take(n int) (off uint64, err error) {
 	step := uint64(128)
@@ -49,15 +55,37 @@ func (a *arena) take(n int) (off uint64, err error) {
 		}
 		from = a.used[i].to
 	}
-	if size < 64<<10 { // asking costs more than such a buffer
-	} else if room := shm.Room(); int64(size) > room {
-		return 0, errs.New(errs.Exhausted, "a buffer of %s in the group's shared memory: %s of memory are left", wire.Bytes(int64(n)), wire.Bytes(room))
-	}
-	if err := reserve(a.file, int64(from), int64(size)); err != nil {
+	if err := a.reserve(int64(from), int64(size)); err != nil {
 		return 0, errs.Wrap(errs.Exhausted, err, "a buffer of %s in the group's shared memory", wire.Bytes(int64(n)))
 	}
 	a.used = slices.Insert(a.used, i, extent{from, from + size})
 	return from, nil
+}
+
+// reserve takes memory in pieces, each only while the rest of it and some margin still
+// fit, and as the only process of the group: the kernel answers taking more than there
+// is by killing a process.
+func (a *arena) reserve(at, size int64) error {
+	defer lock(a.file)()
+	margin := int64(0)
+	if size >= takeMargin {
+		margin = takeMargin
+	}
+	for done := int64(0); done < size; {
+		if size < 64<<10 { // asking costs more than such a buffer
+		} else if room := shm.Room(); size-done+margin > room {
+			release(a.file, at, done)
+			return errs.New(errs.Exhausted, "%s of memory are left", wire.Bytes(room)).
+				Hint("give buffers back that are not needed any more, use fewer ranks per node, or give the job more memory")
+		}
+		n := min(takePiece, size-done)
+		if err := reserve(a.file, at+done, n); err != nil {
+			release(a.file, at, done)
+			return err
+		}
+		done += n
+	}
+	return nil
 }
 
 func (a *arena) give(off uint64) {

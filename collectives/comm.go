@@ -5,6 +5,7 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
+	"time"
 	"unsafe"
 
 	"launcher/collectives/plan"
@@ -83,6 +84,13 @@ func newComm(m *memory, rank int) (*Comm, error) {
 
 // Rank is this process's number in the group.
 func (c *Comm) Rank() int { return c.rank }
+
+// SetTimeout sets how long a rank may stay away from an operation that others wait in
+// before the group ends with a Timeout that names it; DefaultTimeout at first. It holds
+// for all ranks of the node: give all ranks of the group the same.
+func (c *Comm) SetTimeout(d time.Duration) {
+	atomic.StoreUint64(&c.m.h.timeout, uint64(max(d, time.Nanosecond)))
+}
 
 // Size is the number of ranks.
 func (c *Comm) Size() int { return c.world }

@@ -53,7 +53,7 @@ func (e *Timeout) Error() string { return e.Cause }
 // Unwrap classifies the error as errs.Timeout and says what to try.
 func (e *Timeout) Unwrap() error {
 	return errs.New(errs.Timeout, "%s", e.Cause).
-		Hint("see what that rank does (`launcher logs JOB --rank %d`), or give the group a longer timeout", e.Rank)
+		Hint("see what that rank does (`launcher logs JOB --rank %d`), or give the group a longer one with SetTimeout", e.Rank)
 }
 
 // Kinds of the record that explains why a group ended; part of the shared-memory

@@ -37,7 +37,7 @@ const (
 	arenaAlign = 64
 )
 
-// header is the first page. Fields but state never change after creation.
+// header is the first page. Fields but state and timeout never change after creation.
 type header struct {
 	magic     uint64 // 0
 	version   uint32 // 8
@@ -50,7 +50,7 @@ type header struct {
 	small     uint32 // 36: bytes up to which vectors go through the small slots
 	slots     uint32 // 40
 	round     uint32 // 44: bytes of a round
-	timeout   uint64 // 48: nanoseconds
+	timeout   uint64 // 48: nanoseconds; a rank may set it
 	records   uint64 // 56: offsets from the start of the memory
 	sleepers  uint64 // 64
 	controls  uint64 // 72
@@ -360,7 +360,7 @@ func (m *memory) ended() error {
 		return nil
 	}
 	kind, rank, cause := m.why(s)
-	return groupError(kind, rank, cause, time.Duration(m.h.timeout))
+	return groupError(kind, rank, cause, m.timeout())
 }
 
 func (m *memory) why(state uint32) (kind uint32, rank int, cause string) {
@@ -370,3 +370,6 @@ func (m *memory) why(state uint32) (kind uint32, rank int, cause string) {
 	r := m.records[state-1]
 	return r.kind, int(r.rank), string(r.text[:min(r.length, recordText)])
 }
+
+// timeout is how long a rank may stay away from an operation that others wait in.
+func (m *memory) timeout() time.Duration { return time.Duration(atomic.LoadUint64(&m.h.timeout)) }

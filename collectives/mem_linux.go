@@ -3,6 +3,7 @@ package collectives
 import (
 	"errors"
 	"os"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -27,6 +28,25 @@ func reserve(f *os.File, at, n int64) error {
 		err := unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_KEEP_SIZE, at, n)
 		if !errors.Is(err, unix.EINTR) {
 			return err
+		}
+	}
+}
+
+// lock lets no other process of the group take memory until the function that it gives
+// is called. A process that was stopped while it had the lock must not hold up the others
+// for ever: after takeBound they go on without.
+func lock(f *os.File) func() {
+	l := unix.Flock_t{Type: unix.F_WRLCK, Len: 1}
+	for end := time.Now().Add(takeBound); ; time.Sleep(time.Millisecond) {
+		err := unix.FcntlFlock(f.Fd(), unix.F_SETLK, &l)
+		if err == nil {
+			return func() {
+				l.Type = unix.F_UNLCK
+				_ = unix.FcntlFlock(f.Fd(), unix.F_SETLK, &l)
+			}
+		}
+		if err != unix.EAGAIN && err != unix.EACCES && err != unix.EINTR || time.Now().After(end) {
+			return func() {}
 		}
 	}
 }

@@ -418,7 +418,14 @@ func (r *ring) overdue(i int, ctl *control, rounds uint64) {
 	if since.IsZero() || atomic.LoadUint64(&ctl.bin) >= rounds {
 		return
 	}
-	rank, waited, limit := int(r.m.h.first)+i, time.Since(since), time.Duration(r.m.h.timeout)
+	// Rank i may itself wait for another one here, which is the one to name: the one that
+	// has got least far.
+	for j, other := range r.m.controls[:r.m.n] {
+		if atomic.LoadUint64(&other.step) < atomic.LoadUint64(&ctl.step) {
+			i, ctl = j, other
+		}
+	}
+	rank, waited, limit := int(r.m.h.first)+i, time.Since(since), r.m.timeout()
 	switch {
 	case atomic.LoadUint32(&ctl.left) != 0 && waited > leftGrace:
 		r.m.end(r.m.n, kindLost, rank, "it left the group; other nodes still waited for it")

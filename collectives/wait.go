@@ -61,7 +61,7 @@ func (c *Comm) waitLong(word *uint64, target uint64, who int) error {
 			}
 		}
 	}
-	timeout := time.Duration(c.m.h.timeout)
+	timeout := c.m.timeout()
 	if who == c.m.n {
 		timeout += agentGrace
 	}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import errno
+import fcntl
 import json
 import mmap
 import os
@@ -75,7 +77,7 @@ class Timeout(Error):
     """A rank did not call within the group's time limit; every rank gets this."""
 
     def __init__(self, rank: int, cause: str) -> None:
-        super().__init__("timeout", cause, [f"see what that rank does (`launcher logs JOB --rank {rank}`), or give the group a longer timeout"])
+        super().__init__("timeout", cause, [f"see what that rank does (`launcher logs JOB --rank {rank}`), or give the group a longer timeout: collective.init(timeout=SECONDS)"])
         self.rank, self.cause = rank, cause
 
     def __reduce__(self) -> Any:
@@ -231,7 +233,6 @@ class Memory:
         self.n, self.world, self.first, self.nodes, self.node, spin, self.small, slots, self.round = h[2:11]
         self.spin = spin == 1
         q = struct.unpack_from("<11Q", self.bytes, 48)
-        self.timeout = q[0] / 1e9
         self.records, self.sleepers, self.controls, self.small_at, self.staging, self.results, self.arena, self.arena_size, total, firsts = q[1:]
         if total != size or slots != SLOTS or self.n == 0 or not self.first <= rank < self.first + self.n <= self.world:
             raise bad("its header is wrong")
@@ -310,7 +311,7 @@ class Memory:
                     return
                 if self._u32[48]:
                     return self._lost(word, target)
-        limit = self.timeout + (AGENT_GRACE if who == self.n else 0)
+        limit = self.words[6] / 1e9 + (AGENT_GRACE if who == self.n else 0)
         asleep = self.sleepers // 4 + self.me
         nap = NAP_MIN
         self._u32[asleep] = 1
@@ -424,6 +425,10 @@ class Memory:
         """Where rank i's input of this operation is in the memory; 0 = private."""
         return self.words[self.step_at[i] + 3 + (self.seq & 1)]
 
+    def set_timeout(self, seconds: float) -> None:
+        """Bound how long a rank may keep the others of this node, and of other nodes, waiting."""
+        self.words[6] = min(max(int(seconds * 1e9), 1), 1 << 62)
+
     def leave(self) -> None:
         """Leave the group. The mapping goes when the last array in it does."""
         if self.closed:
@@ -452,13 +457,13 @@ def room() -> int:
         return left
     for _, names, path in groups:
         if names == "":
-            left = min(left, _cgroup_room("/sys/fs/cgroup", path, "memory.max", "memory.current"))
+            left = min(left, _cgroup_room("/sys/fs/cgroup", path, "memory.max", "memory.current", "inactive_file"))
         elif "memory" in names.split(","):
-            left = min(left, _cgroup_room("/sys/fs/cgroup/memory", path, "memory.limit_in_bytes", "memory.usage_in_bytes"))
+            left = min(left, _cgroup_room("/sys/fs/cgroup/memory", path, "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"))
     return left
 
 
-def _cgroup_room(root: str, path: str, limit: str, usage: str) -> int:
+def _cgroup_room(root: str, path: str, limit: str, usage: str, cache: str) -> int:
     left, at = 1 << 62, os.path.normpath(root + path)
     while at.startswith(root):
         values: List[Optional[int]] = []
@@ -468,7 +473,70 @@ def _cgroup_room(root: str, path: str, limit: str, usage: str) -> int:
                     values.append(int(f.read()))
             except (OSError, ValueError):  # "max", or not there
                 values.append(None)
-        if None not in values:
-            left = min(left, max(values[0] - values[1], 0))  # type: ignore[operator]
+        most, used = values
+        if most is not None and used is not None:
+            left = min(left, max(most - used + min(used, _droppable(at, cache)), 0))
         at = os.path.dirname(at)
     return left
+
+
+def _droppable(at: str, key: str) -> int:
+    """Bytes of file cache that the kernel drops before it kills: they count as free."""
+    try:
+        with open(os.path.join(at, "memory.stat")) as f:
+            m = re.search(rf"^{key} (\d+)$", f.read(), re.M)
+            return int(m.group(1)) if m else 0
+    except OSError:
+        return 0
+
+
+# How a stretch of the arena is taken: in pieces, each only while the rest of it and MARGIN
+# beside it still fit, and by one rank of the group at a time. The kernel answers taking
+# more than there is by killing a process.
+PIECE = 16 << 20
+MARGIN = 32 << 20
+TAKE_BOUND = 60.0
+
+
+def reserve(fd: int, at: int, size: int) -> int:
+    """Take memory of fd from at on. Returns 0, or how many bytes are left when it does not fit."""
+    locked = _lock(fd)
+    try:
+        done = 0
+        while done < size:
+            left = room()
+            if size - done + (MARGIN if size >= MARGIN else 0) > left:
+                _punch(fd, at, done)
+                return max(left, 1)
+            n = min(PIECE, size - done)
+            try:
+                os.posix_fallocate(fd, at + done, n)
+            except OSError:
+                _punch(fd, at, done)
+                raise
+            done += n
+        return 0
+    finally:
+        if locked:
+            fcntl.lockf(fd, fcntl.LOCK_UN)
+
+
+def _lock(fd: int) -> bool:
+    """Let no other process of the group take memory meanwhile. One that was stopped while it
+    did must not hold up the others for ever."""
+    end = time.monotonic() + TAKE_BOUND
+    while True:
+        try:
+            fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except OSError as e:
+            if e.errno not in (errno.EAGAIN, errno.EACCES) or time.monotonic() > end:
+                return False
+            time.sleep(0.001)
+
+
+def _punch(fd: int, at: int, size: int) -> None:
+    if size:
+        libc = ctypes.CDLL(None, use_errno=True)
+        libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_longlong, ctypes.c_longlong]
+        libc.fallocate(fd, 3, at, size)  # KEEP_SIZE | PUNCH_HOLE

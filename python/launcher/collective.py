@@ -41,19 +41,27 @@ _TYPES = {np.dtype(t): i for i, t in enumerate(memory.TYPES) if t and t != "bflo
 _group: Optional["Group"] = None
 
 
-def init() -> "Group":
+def init(timeout: Optional[float] = None) -> "Group":
     """Join the group of this run's ranks; later calls give the same group until close().
+
+    timeout, in seconds (default 30 min): a rank that keeps others waiting in an operation
+    for so long ends the group; every rank gets Timeout, which names it. Give all ranks the
+    same.
 
     Does not wait for other ranks. Outside a run, and in a run of one rank, the group is
     of one. Raises launcher.Error when the agent refuses or is gone.
     """
     global _group
+    if timeout is not None and not timeout > 0:
+        raise Error("invalid", f"timeout must be more than 0 seconds, not {timeout}")
     if _group is None or _group.closed:
         if in_run() and world_size() > 1:
             fd, rank = memory.join(os.environ["LAUNCHER_SOCKET"], os.environ["LAUNCHER_PROC"])
             _group = Group(memory.Memory(fd, rank))
         else:
             _group = Group(None)
+    if timeout is not None and _group._mem is not None:
+        _group._mem.set_timeout(timeout)
     return _group
 
 
@@ -356,12 +364,16 @@ class Group(Steps):
                 f"an array of {n} bytes in the group's shared memory: the limit of a rank is {m.arena_size}",
                 ["drop arrays that are not needed any more, or use ordinary ones"],
             )
-        if size >= 64 << 10 and size > memory.room():
-            raise Error("exhausted", f"an array of {n} bytes in the group's shared memory: {memory.room()} bytes of memory are left")
         try:
-            os.posix_fallocate(m.fd, at, size)
+            left = memory.reserve(m.fd, at, size)
         except OSError as e:
             raise Error("exhausted", f"an array of {n} bytes in the group's shared memory: {e}") from e
+        if left:
+            raise Error(
+                "exhausted",
+                f"an array of {n} bytes in the group's shared memory: {left} bytes of memory are left",
+                ["drop arrays that are not needed any more, use fewer ranks per node, or give the job more memory"],
+            )
         self._arena.append((at, at + size))
         return at, at + size
 

@@ -223,6 +223,33 @@ class Failures(unittest.TestCase):
         with self.assertRaises(collective.Timeout):
             r.groups[1].barrier()
 
+    def test_set_timeout(self):
+        r = self.ranks(2)
+        r.groups[0]._mem.set_timeout(0.2)  # as init(timeout=0.2) does
+        start = time.monotonic()
+        with self.assertRaises(collective.Timeout) as e:
+            r.groups[0].barrier()
+        self.assertLess(time.monotonic() - start, 10)
+        self.assertEqual(e.exception.rank, 1)
+        with self.assertRaises(collective.Error):
+            collective.init(timeout=0)
+
+    def test_no_room(self):
+        r = self.ranks(1, arena=64 << 20)
+        g = r.groups[0]
+        whole, left = memory.room, [100 << 20, 84 << 20, 20 << 20]
+        before = os.fstat(g._mem.fd).st_blocks
+        memory.room = lambda: left.pop(0) if len(left) > 1 else left[0]
+        try:
+            with self.assertRaises(collective.Error) as e:  # others take what seemed free
+                g.empty(48 << 20, "uint8")
+        finally:
+            memory.room = whole
+        self.assertEqual(e.exception.kind, "exhausted")
+        self.assertIn(f"{20 << 20} bytes of memory are left", str(e.exception))
+        self.assertEqual(os.fstat(g._mem.fd).st_blocks, before, "what was taken is given back")
+        self.assertEqual(g.empty(48 << 20, "uint8").nbytes, 48 << 20)
+
     def test_leaves(self):
         r = self.ranks(2)
         r.groups[1].close()
