@@ -21,7 +21,7 @@ import (
 )
 
 // headStandIn is a head that keeps its port: it answers each connection with its pid
-// and restarts. "crash" in its directory makes it die at once, "done" ends it.
+// and restarts. "crash" in its directory makes it die at once and counts how often, "done" ends it.
 func headStandIn() int {
 	dir := os.Args[3]
 	c, err := supervisor.Connect(context.Background())
@@ -29,7 +29,8 @@ func headStandIn() int {
 		return 1
 	}
 	has := func(name string) bool { _, err := os.Stat(filepath.Join(dir, name)); return err == nil }
-	if has("crash") {
+	if f, err := os.OpenFile(filepath.Join(dir, "crash"), os.O_WRONLY|os.O_APPEND, 0); err == nil {
+		_, _ = f.WriteString("x") // one more
 		return 2
 	}
 	var l net.Listener
@@ -181,6 +182,15 @@ func TestBackOff(t *testing.T) {
 	began := time.Now()
 	unix.Kill(pid, unix.SIGKILL)
 	time.Sleep(500 * time.Millisecond) // sleep: time for restarts that the back-off must keep few
+	for {
+		if st, err := os.Stat(filepath.Join(dir, "crash")); err != nil || st.Size() >= 2 {
+			break
+		}
+		if time.Since(began) > time.Minute {
+			t.Fatal("not restarted again")
+		}
+		time.Sleep(2 * time.Millisecond) // sleep: bounded poll
+	}
 	os.Remove(filepath.Join(dir, "crash"))
 	_, restarts := askHead(t, dir)
 	if d := time.Since(began); restarts < 2 || restarts > 3+int(d/(50*time.Millisecond)) {

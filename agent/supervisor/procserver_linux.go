@@ -20,6 +20,7 @@ import (
 func ServeProcesses(listener int, alive *os.File, config []byte) error {
 	small()
 	proc.SealFDs()
+	ignoreNothing()
 	runtime.LockOSThread()
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		return err

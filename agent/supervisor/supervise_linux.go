@@ -111,12 +111,22 @@ func ownBinary() (string, error) {
 	return "/proc/self/exe", nil
 }
 
+// ignoreNothing catches what whoever started us ignores (nohup, a shell's &), since
+// children inherit what is ignored, but not what is caught.
+func ignoreNothing() {
+	for _, sig := range []os.Signal{unix.SIGHUP, unix.SIGINT, unix.SIGQUIT} {
+		if signal.Ignored(sig) {
+			signal.Notify(make(chan os.Signal, 1), sig)
+		}
+	}
+}
+
 // run keeps l alive until it is done, then kills everything below and exits the process.
 // guard is a pipe whose end means that the guard is dead; nil = there is none.
 func (s *server) run(ctx context.Context, l life, guard *os.File) error {
 	stop := make(chan struct{})
 	sigs := make(chan os.Signal, 8)
-	// HUP is caught rather than ignored, since children inherit what is ignored.
+	ignoreNothing()
 	signal.Notify(sigs, unix.SIGTERM, unix.SIGINT, unix.SIGHUP)
 	go s.watchSignals(ctx, sigs, stop, l)
 	if guard != nil {
