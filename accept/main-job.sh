@@ -14,7 +14,7 @@ name = "lab"
 name = "local"
 backend = "local"
 nodes = 2
-resources = { cpu = 2 }
+resources = { cpu = 3 }
 python = "$PY"
 EOF
 if is_root; then chown -R launcher-t1 "$WORK"; fi
@@ -58,7 +58,12 @@ gotest backends.local ./backends/local .
 gotest backends.fake ./backends/fake .
 gotest security.join ./wire/secure .
 gotest security.session ./wire/session .
+gotest security.renewed ./agent Renewal
+gotest security.renewed-session ./wire/session Renew
 gotest link ./broker .
+gotest sdk.go . 'Report|Params|Checkpoint'
+gotest bad.version ./launcher OtherVersion
+gotest bad.disk-full ./head FullDisk
 if is_root; then
 	out=$(make -s root 2>&1); rc=$?
 	check root.tests "exit $rc: $(grep -cE '^ok' <<<"$out") packages: cgroup v1, full disk, second user $(grep -E '^(---|FAIL)' <<<"$out" | head -3)" test $rc = 0
@@ -84,7 +89,55 @@ L run --nodes 2 --ranks-per-node 2 -- sh -c 'echo "$RANK/$WORLD_SIZE $LOCAL_RANK
 check run.gang "exit $rc: $(sort "$WORK/ranks" | tr '\n' ';')" test "$(grep -cE '[0-3]/4 [01]/2 .+:[0-9]+' "$WORK/ranks")" = 4
 
 # ---------------------------------------------------------------- 8, 12 collectives, training
+cat >"$WORK/rank.py" <<'EOF'
+"""rank.py MODE MARK [N]: all-reduces with the others while rank 1 does as MODE says."""
+import os, sys, time
+import numpy as np
+from launcher import collective
+mode, mark, n = sys.argv[1], sys.argv[2], float((sys.argv[3:] or [0])[0])
+g = collective.init(timeout=2 if mode == "never" else None)
+mine = g.rank == 1
+a = np.ones(1000, "float32")
+try:
+    g.barrier()
+    if mode == "memory":
+        g.empty(int(n), "uint8")
+        print("got it", flush=True)
+    if mine:
+        with open(mark + ".tmp", "w") as f:
+            f.write(str(os.getpid()))
+        os.rename(mark + ".tmp", mark)
+        if mode == "early":
+            sys.exit(0)
+        end = time.monotonic() + n
+        while mode == "compute" and time.monotonic() < end:
+            np.random.rand(100, 100) @ np.random.rand(100, 100)
+        if mode in ("never", "wait"):
+            time.sleep(120)
+    g.all_reduce(a)
+    print("sum", a[0], flush=True)
+except collective.Error as e:
+    print("ERR", time.time(), type(e).__name__, e, flush=True)
+    sys.exit(3)
+EOF
+chmod 644 "$WORK/rank.py"
+# a rank that computes for 60 s while the others wait is not touched; looked at near the end
+L train -n 3 --cpus 0.1 --max-restarts 0 "$WORK/rank.py" compute "$WORK/m.compute" 60 >"$WORK/compute.out" 2>&1 & compute=$!
+# rank_dies POINT SIGNAL MS: all other ranks, on both nodes, get an error naming rank 1 in time
+rank_dies() {
+	local at late out=$WORK/out.$1
+	L train -n 4 --cpus 0.5 --per-node 2 --max-restarts 0 "$WORK/rank.py" wait "$WORK/m.$1" >"$out" 2>&1 & local tp=$!
+	eventually 30 test -s "$WORK/m.$1"; sleep 0.5; at=$(now_ms); kill -"$2" "$(cat "$WORK/m.$1")"; wait $tp
+	late=$(grep -oE 'ERR [0-9.]+ PeerLost rank 1 ' "$out" | awk -v a="$at" '{d = $2 * 1000 - a; if (d > m) m = d} END {printf "%d", m}')
+	check "$1" "$(grep -c 'PeerLost rank 1 ' "$out") of 3 ranks told, the last after $late ms" test "$(grep -cE '^\[[023]\] ERR .*PeerLost rank 1 ' "$out")" = 3 -a "$late" -lt "$3"
+}
+rank_dies collectives.killed KILL 1000
+rank_dies collectives.stopped STOP 3000
+out=$(L train -n 3 --cpus 0.5 --max-restarts 0 "$WORK/rank.py" early "$WORK/m.early" 2>&1); check collectives.exits-early "$(grep -o 'rank 1 is lost[^;]*' <<<"$out" | head -1)" test "$(grep -c 'PeerLost rank 1 ' <<<"$out")" = 2
+out=$(L train -n 3 --cpus 0.5 --max-restarts 0 "$WORK/rank.py" never "$WORK/m.never" 2>&1); check collectives.never-calls "$(grep -o 'rank 1 [^;]*' <<<"$out" | head -1)" test "$(grep -cE '^\[[02]\] ERR .*Timeout rank 1 ' <<<"$out")" = 2
+out=$(L train -n 2 --cpus 0.5 --max-restarts 0 "$WORK/rank.py" memory "$WORK/m.quota" 1e14 2>&1); check bad.memory-quota "$(grep -o 'ERR.*' <<<"$out" | head -1)" test "$(grep -c 'ERR .*the limit of a rank' <<<"$out")" = 2
 gotest collectives ./collectives .
+gotest collectives.link-bytes ./collectives TestTraffic
 for n in 1 2 4; do
 	out=$(L train -n $n examples/digits/train.py 2>&1); rc=$?
 	obj=$(grep -oE '0\.2618[0-9]+' <<<"$out" | tail -1)
@@ -117,7 +170,8 @@ ledger() { # ledger WHOM: 1,000 tasks write start and end lines; WHOM is killed 
 	L run --array 0-999 -- sh -c 'echo "s $LAUNCHER_TASK_INDEX" >>'"$f"'; sleep 0.02; echo "e $LAUNCHER_TASK_INDEX" >>'"$f" >"$WORK/out.$1" 2>&1 & local rp=$!
 	for at in 100 300 600; do
 		eventually 60 eval "[ \$(wc -l <$f) -gt $at ]" || break
-		p=$(procs "$1" | head -1); [ -n "$p" ] && kill -9 "$p" && n=$((n + 1))
+		p=; for k in ${1//+/ }; do p="$p $(procs "$k" | head -1)"; done
+		kill -9 $p && n=$((n + 1))
 	done
 	wait $rp; rc=$?
 	local starts ends
@@ -126,11 +180,42 @@ ledger() { # ledger WHOM: 1,000 tasks write start and end lines; WHOM is killed 
 }
 ledger head
 ledger agent
+ledger head+agent
+# four shapes of child under kill -9 of the agent: same pids, no output lost, exit codes right
+cat >"$WORK/shape.py" <<'EOF'
+import subprocess, sys
+sys.exit(subprocess.run(["sh", "-c", sys.argv[1]]).returncode)
+EOF
+chmod 644 "$WORK/shape.py"
+count='echo pid $$; i=0; while [ $i -lt 30 ]; do echo n $i; i=$((i+1)); sleep 0.1; done; echo pid $$; exit 9'
+L run -- sh -c "$count" >"$WORK/s.plain" 2>&1 & s1=$!
+L run -- sh -c "sh -c '$count' & wait \$!" >"$WORK/s.background" 2>&1 & s2=$!
+L run -- setsid -w sh -c "$count" >"$WORK/s.setsid" 2>&1 & s3=$!
+L run -- /usr/bin/python3 "$WORK/shape.py" "$count" >"$WORK/s.python" 2>&1 & s4=$!
+for s in plain background setsid python; do eventually 20 grep -q 'n 3' "$WORK/s.$s"; done
+for p in $(procs agent); do kill -9 "$p"; done
+bad=; i=0
+for s in plain background setsid python; do
+	i=$((i + 1)); eval "wait \$s$i"; rc=$?
+	[ $rc = 9 ] && [ "$(grep -c '^n ' "$WORK/s.$s")" = 30 ] && [ "$(grep '^pid' "$WORK/s.$s" | sort -u | wc -l)" = 1 ] && [ "$(grep -c '^pid' "$WORK/s.$s")" = 2 ] || bad="$bad $s (exit $rc, $(grep -c '^n ' "$WORK/s.$s") of 30 lines)"
+done
+check kill.agent-children "wrong under kill -9 of both agents: ${bad:-none of four shapes}" test -z "$bad"
 # a supervisor: its node goes and comes back, the job ends well
 L run --array 0-199 -- sleep 0.05 >"$WORK/out" 2>&1 & rp=$!
 eventually 20 eval 'L tasks --json 2>/dev/null | grep -q running || true; [ -n "$(procs supervise)" ]'; kill -9 "$(procs supervise | head -1)"; wait $rp; rc=$?
 check kill.supervisor "exit $rc: $(tail -1 "$WORK/out")" test $rc = 0
 eventually 20 eval '[ "$(L nodes --json | jsel "sum(n[\"state\"]==\"up\" for n in d[\"nodes\"])")" = 2 ]'; check kill.supervisor-back "two nodes up again" test "$(L nodes --json | jsel 'sum(n["state"]=="up" for n in d["nodes"])')" = 2
+
+wait $compute; rc=$?
+check collectives.computes "exit $rc, $(grep -c 'sum 3' "$WORK/compute.out") of 3 ranks well after 60 s" test $rc = 0 -a "$(grep -c 'sum 3' "$WORK/compute.out")" = 3
+
+# ---------------------------------------------------------------- files
+printf 'version = 1\nname = "filed"\nkind = "run"\ncommand = ["echo", "from a file"]\n' >"$WORK/job.toml"
+job=$(L submit --json "$WORK/job.toml" | jsel 'd["job"]'); L wait "$job" >/dev/null 2>&1; rc=$?; out=$(L logs "$job")
+check submit "job $job, exit $rc: $out" test $rc = 0 -a "$out" = "from a file"
+printf 'method: grid\nmetric: {name: loss, goal: minimize}\nparameters:\n  lr: {values: [0.2, 0.1]}\ncommand: ["sh", "-c", "$LAUNCHER report loss=$($LAUNCHER param lr) step=1"]\n' >"$WORK/wandb.yaml"
+out=$(L sweep "$WORK/wandb.yaml" 2>&1); rc=$?; check sweep.wandb "exit $rc: $(tail -1 <<<"$out")" grep -q 'best: .*loss=0.1 ' <<<"$out"
+t1 mkdir "$WORK/a dir with spaces"; out=$(L run --workdir "$WORK/a dir with spaces" -- pwd 2>&1); check run.spaces "$out" test "$out" = "$WORK/a dir with spaces"
 
 # ---------------------------------------------------------------- Ctrl-C
 L run --grace 2s -- sh -c 'trap "echo got-term; exit 3" TERM; echo up; while :; do sleep 0.1; done' >"$WORK/cc" 2>&1 & rp=$!
@@ -160,6 +245,12 @@ if is_root; then
 	check bad.state-mode "state directory $(stat -c %a "$LAUNCHER_HOME")" test "$(stat -c %a "$LAUNCHER_HOME")" = 700
 else skip bad.second-user "not root"; skip bad.state-mode "not root"; fi
 
+# ---------------------------------------------------------------- the difference of a changed spec
+sed 's/nodes = 2/nodes = 1/' "$SPEC" >"$WORK/changed" && cp "$SPEC" "$WORK/whole" && cat "$WORK/changed" >"$SPEC"
+out=$(L up "$SPEC" 2>&1 </dev/null); rc=$?; check up.asks "exit $rc: $out" test $rc = 125 -a -n "$(grep 'removes 1 node' <<<"$out")"
+out=$(L up --yes "$SPEC" 2>&1); rc=$?; check up.applies "exit $rc" test $rc = 0 -a "$(L nodes --json | jsel 'sum(n["state"]=="up" for n in d["nodes"])')" = 1
+cat "$WORK/whole" >"$SPEC"; L up "$SPEC" >/dev/null 2>&1; check up.grows "two nodes again" test "$(L nodes --json | jsel 'sum(n["state"]=="up" for n in d["nodes"])')" = 2
+
 # ---------------------------------------------------------------- down, record, forget
 out=$(L down lab 2>&1); rc=$?; check down "exit $rc: $out" test $rc = 0
 check down.nothing-left "processes: $(ours | tr '\n' ' ') sockets: $(find "$WORK" -type s | tr '\n' ' ')" test -z "$(ours)$(find "$WORK" -type s)"
@@ -174,6 +265,17 @@ out=$(LAUNCHER_HOME=/proc/launcher L up "$SPEC" 2>&1); rc=$?; check bad.home "ex
 deep=$WORK/$(printf 'd%.0s' {1..60})/$(printf 'e%.0s' {1..60}); t1 mkdir -p "$deep"
 out=$(LAUNCHER_HOME=$deep L run --on "$SPEC" -- echo deep 2>&1); check bad.deep-home "$(tail -1 <<<"$out")" grep -q deep <<<"$out"
 gotest bad.more ./launcher .
+
+# ---------------------------------------------------------------- memory under a cgroup v1 limit
+cg=/sys/fs/cgroup/memory/accept-$$
+if is_root && mkdir "$cg" 2>/dev/null && echo 700M >"$cg/memory.limit_in_bytes" 2>/dev/null; then
+	sed 's/nodes = 2/nodes = 1/; s/cpu = 3/cpu = 4/' "$SPEC" | sed "s/name = .lab./name = \"small\"/" >"$WORK/small.toml"
+	# four ranks at once, of which the last does not fit
+	out=$(echo $BASHPID >"$cg/cgroup.procs"; L up "$WORK/small.toml" 2>&1; L train -n 4 --max-restarts 0 "$WORK/rank.py" memory "$WORK/m.cgroup" 1.8e8 2>&1; L down --all 2>&1)
+	killed=$(awk '$1 == "oom_kill" {print $2}' "$cg/memory.oom_control")
+	check bad.memory-cgroup "kills $killed; $(grep -o 'ERR.*memory are left' <<<"$out" | head -1)" test "${killed:-0}" = 0 -a -n "$(grep 'bytes of memory are left' <<<"$out")"
+	eventually 5 rmdir "$cg" 2>/dev/null
+else skip bad.memory-cgroup "needs root and a cgroup v1 memory controller"; fi
 
 # ---------------------------------------------------------------- bench
 L up "$SPEC" >/dev/null 2>&1
