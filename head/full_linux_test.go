@@ -13,9 +13,9 @@ import (
 	"launcher/wire"
 )
 
-// TestFullDisk: with no room for the journal, new work and every other request get an
+// TestRootFullDisk: with no room for the journal, new work and every other request get an
 // error that says so, what runs is not harmed, and with room again all goes on.
-func TestFullDisk(t *testing.T) {
+func TestRootFullDisk(t *testing.T) {
 	dir := t.TempDir()
 	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=1m,mode=0700"); err != nil {
 		t.Skipf("SKIP: a small file system cannot be mounted here: %v", err)

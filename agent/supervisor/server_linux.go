@@ -295,7 +295,8 @@ func (s *server) signal(o *signalOrder) reply {
 	}
 	err := unix.Kill(-e.info.PID, unix.Signal(o.Sig))
 	for _, d := range below {
-		if d.Group != e.info.PID && d.State != 'Z' {
+		// Whatever group it was in: it may have left it between the two looks.
+		if now, gone := proc.ReadStat(d.PID); gone == nil && now.Start == d.Start && now.State != 'Z' {
 			_ = unix.Kill(d.PID, unix.SIGKILL)
 		}
 	}
