@@ -113,6 +113,32 @@ func TestTruncatedAnywhere(t *testing.T) {
 
 // TestFlippedAnywhere: a flipped bit is damage when a later write is readable, a torn
 // tail when none is, and never gives a record that was not written.
+// TestShortensWhileRead: a reader beside a writer that takes a torn write back sees the
+// file end earlier than it was told; that is no error.
+func TestShortensWhileRead(t *testing.T) {
+	var f memory
+	f.b = make([]byte, 16)
+	want, ends, _ := fill(t, &f, 40)
+	told := int64(len(f.b))
+	for cut := 16; cut < len(f.b); cut++ {
+		whole := 0
+		for whole < len(ends) && ends[whole] <= int64(cut) {
+			whole++
+		}
+		n := 0
+		end, next, err := Scan(&memory{b: f.b[:cut]}, 16, told, 7, func(seq uint64, p []byte) error {
+			if (rec{seq, string(p)}) != want[n] {
+				t.Errorf("cut at %d: record %d is %q", cut, seq, p)
+			}
+			n++
+			return nil
+		})
+		if err != nil || n != whole || next != 7+uint64(whole) || end > int64(cut) {
+			t.Fatalf("cut at %d: %d records up to %d, want %d: %v", cut, n, end, whole, err)
+		}
+	}
+}
+
 func TestFlippedAnywhere(t *testing.T) {
 	var f memory
 	f.b = make([]byte, 16)

@@ -58,11 +58,17 @@ func (r *reader) bytes(off int64, n int) ([]byte, error) {
 		r.buf, r.at = r.buf[:want], off
 		k, err := r.f.ReadAt(r.buf, off)
 		if k < want {
-			r.buf = r.buf[:0]
-			if err == nil || err == io.EOF {
-				err = io.ErrUnexpectedEOF
+			r.buf = r.buf[:k]
+			if err != io.EOF {
+				r.buf = r.buf[:0]
+				return nil, errs.Wrap(errs.Unknown, err, "reading %d bytes at offset %d", want, off)
 			}
-			return nil, errs.Wrap(errs.Unknown, err, "reading %d bytes at offset %d", want, off)
+			// The file is shorter than it was: its writer took back what it could not
+			// write whole. What is not there any more is no record.
+			r.size = off + int64(k)
+			if k < n {
+				return nil, nil
+			}
 		}
 	}
 	i := int(off - r.at)
