@@ -11,6 +11,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -45,6 +46,13 @@ var build = sync.OnceValues(func() (string, error) {
 // Main runs a package's tests and removes the binary that Binary built for them. Use it
 // in TestMain of packages that call Binary.
 func Main(m *testing.M) int {
+	// A starter such as nohup leaves signals ignored, and commands would inherit that; a
+	// signal that is caught here is back at its default in them.
+	for _, sig := range []os.Signal{syscall.SIGHUP, syscall.SIGINT, syscall.SIGQUIT} {
+		if signal.Ignored(sig) {
+			signal.Notify(make(chan os.Signal, 1), sig)
+		}
+	}
 	code := m.Run()
 	if b, err := build(); err == nil && b != os.Getenv("LAUNCHER_TEST_BINARY") {
 		_ = os.RemoveAll(filepath.Dir(b))
