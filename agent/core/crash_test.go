@@ -172,7 +172,7 @@ func (s *schedule) headGets(m any) {
 		for _, t := range m.Tries {
 			known[t.Try] = true
 		}
-		s.toAgent(wire.Welcome{HeadEpoch: 1, Acked: s.acked})
+		s.toAgent(wire.Welcome{HeadEpoch: 1, Acked: s.acked, Number: 7})
 		s.toAgent(wire.Job{Job: 1, Spec: wire.JobSpec{Kind: wire.KindArray, Resources: wire.Resources{CPU: wire.Unit}, Ranks: 1}})
 		s.toAgent(wire.Job{Job: 2, Spec: wire.JobSpec{Kind: wire.KindTrain, Resources: wire.Resources{CPU: wire.Unit}, Ranks: 2}})
 		for i := range uint32(simTasks) {

@@ -105,7 +105,7 @@ func (c *Core) welcomed(w wire.Welcome) {
 		c.do(HangUp{Why: "a head of epoch " + utoa(int64(w.HeadEpoch)) + " answered, this node has spoken to epoch " + utoa(int64(c.s.headEpoch)) + ": it was replaced"})
 		return
 	}
-	c.record(RecHead{Epoch: w.HeadEpoch, Grace: w.Grace, Acked: w.Acked})
+	c.record(RecHead{Epoch: w.HeadEpoch, Grace: w.Grace, Acked: w.Acked, Number: w.Number})
 	c.welcome = true
 	for _, id := range w.Drop {
 		if t := c.s.byTry[id]; t == nil {

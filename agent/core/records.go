@@ -12,6 +12,8 @@ type (
 		Epoch wire.Epoch
 		Grace int64
 		Acked uint64
+		// Number is of this life of the node; 0 = not told.
+		Number uint32
 	}
 	// RecLost: the head is gone since At (0 = it is there).
 	RecLost struct{ At int64 }

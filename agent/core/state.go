@@ -20,6 +20,7 @@ type State struct {
 	byTry     map[wire.Try]*Try
 	unacked   []wire.Ended
 	seq       uint64 // number of the newest completion
+	number    uint32
 }
 
 // job is what the agent knows of a job.
@@ -77,6 +78,10 @@ func NewState() *State {
 	return &State{byJob: map[wire.JobID]*job{}, byTry: map[wire.Try]*Try{}}
 }
 
+// Number is what the head calls this life of the node (wire.Welcome); 0 until it has
+// greeted for the first time.
+func (s *State) Number() uint32 { return s.number }
+
 func (t *Try) reserved() bool { return t.Until != 0 }
 
 // live counts ranks that have not ended.
@@ -126,6 +131,9 @@ func (s *State) Apply(r Record) {
 	case RecHead:
 		s.headEpoch, s.grace, s.lost = r.Epoch, r.Grace, 0
 		s.ack(r.Acked)
+		if r.Number != 0 {
+			s.number = r.Number
+		}
 	case RecLost:
 		s.lost = r.At
 	case RecJob:
@@ -294,7 +302,7 @@ func (s *State) ack(seq uint64) {
 
 // Snapshot gives the state as few records, for a journal that has grown too long.
 func (s *State) Snapshot() []Record {
-	out := []Record{RecHead{Epoch: s.headEpoch, Grace: s.grace}, RecLost{At: s.lost}, s.phase}
+	out := []Record{RecHead{Epoch: s.headEpoch, Grace: s.grace, Number: s.number}, RecLost{At: s.lost}, s.phase}
 	for _, j := range s.jobs {
 		out = append(out, RecJob{Job: *j.spec})
 		out = append(out, j.queue.records(j.spec.Job)...)

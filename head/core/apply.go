@@ -110,6 +110,10 @@ func (d *Durable) applyNode(r Record) error {
 			return errs.New(errs.Corrupt, "node %s of epoch %d joined, which was not asked for", r.Node, r.Epoch)
 		}
 		n.State, n.Since, n.Host, n.Total, n.Cause = nodeUp, r.At, r.Host, r.Total, ""
+		if n.Number == 0 {
+			n.Number = r.Number
+		}
+		s.Numbers = max(s.Numbers, r.Number)
 	case RecNodeGone:
 		s.Unnamed = s.Unnamed || r.Unnamed
 		d.nodeGone(r.Node, r.Epoch, r.Proof, r.Cause, r.At)

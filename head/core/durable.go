@@ -42,7 +42,8 @@ type state struct {
 	NextJob  wire.JobID
 	Ended    []wire.JobID // in the order they ended
 	Down     *RecDown
-	Unnamed  bool // a node went away in recovery: what nobody claims may have run there
+	Unnamed  bool   // a node went away in recovery: what nobody claims may have run there
+	Numbers  uint32 // the highest number that a life of a node ever got
 }
 
 // subD is a submission that may still have something at the backend.
@@ -84,6 +85,8 @@ type nodeD struct {
 	Cause string
 	Acked uint64 // number of the newest completion on disk
 	Drain *RecDrain
+	// Number is of this life of the node; 0 before it joined.
+	Number uint32
 }
 
 // fate is how a task is over.

@@ -96,8 +96,12 @@ func (c *Core) agentUp(ev AgentUp) {
 		c.effect(DropAgent{Node: ev.Node, Epoch: ev.Epoch, Err: err})
 		return
 	}
-	if d.State != nodeUp {
-		c.record(RecNodeUp{Node: ev.Node, Epoch: ev.Epoch, Pool: d.Pool, Token: d.Token, Host: h.Host, Total: h.Total, At: c.now})
+	if d.State != nodeUp || d.Number == 0 {
+		number := d.Number
+		if number == 0 {
+			number = c.d.st.Numbers + 1
+		}
+		c.record(RecNodeUp{Node: ev.Node, Epoch: ev.Epoch, Pool: d.Pool, Token: d.Token, Host: h.Host, Total: h.Total, At: c.now, Number: number})
 		if p := c.pools[d.Pool]; p != nil {
 			p.failures, p.why, p.shape = 0, "", &h.Total
 		}
@@ -120,7 +124,7 @@ func (c *Core) agentUp(ev AgentUp) {
 	drop = append(drop, c.claimGangs(n, h.Gangs)...)
 	// Welcome goes first, whatever else came of the claims.
 	c.out.Effects = slices.Insert(c.out.Effects, first, Effect(SendAgent{Node: n.id, Epoch: n.epoch, Typ: wire.MsgWelcome,
-		Msg: wire.Welcome{Cluster: c.cfg.Cluster, HeadEpoch: c.Epoch(), Grace: c.cfg.Grace, Acked: c.durable(n).Acked, Drop: drop}}))
+		Msg: wire.Welcome{Cluster: c.cfg.Cluster, HeadEpoch: c.Epoch(), Grace: c.cfg.Grace, Acked: c.durable(n).Acked, Drop: drop, Number: d.Number}}))
 	c.afterWelcome(n)
 	c.full = true
 }

@@ -97,6 +97,9 @@ type RecNodeUp struct {
 	Host  string
 	Total wire.Resources
 	At    int64
+	// Number is what the first of these gives to a life of a node; Welcome.Number. Journals
+	// of before it have 0, and a node that they know gets one when it greets again.
+	Number uint32
 }
 
 // RecNodeGone: the node is lost (Proof false: it may come back, its attempts are

@@ -12,10 +12,14 @@ type laws struct {
 	tasks map[wire.Task][]wire.Proc
 	gone  map[string]int64 // when the head gave a life of a node up
 	back  map[string]int64 // when it took it back
+	// numbers are what lives of nodes were told to be, both ways.
+	numbers map[uint32]string
+	number  map[string]uint32
 }
 
 func newLaws(w *world) *laws {
-	return &laws{w: w, where: map[wire.Proc]*machine{}, tasks: map[wire.Task][]wire.Proc{}, gone: map[string]int64{}, back: map[string]int64{}}
+	return &laws{w: w, where: map[wire.Proc]*machine{}, tasks: map[wire.Task][]wire.Proc{}, gone: map[string]int64{}, back: map[string]int64{},
+		numbers: map[uint32]string{}, number: map[string]uint32{}}
 }
 
 // startedProc: a process was started on a node.
@@ -58,6 +62,22 @@ func (l *laws) startedProc(m *machine, p *proc) {
 		}
 	}
 	l.tasks[p.id.Task] = append(l.tasks[p.id.Task], p.id)
+}
+
+// told: the head sends a message to a life of a node. Each has a number of its own, for
+// good, whatever the head has been through.
+func (l *laws) told(m *machine, msg any) {
+	x, ok := msg.(wire.Welcome)
+	if !ok {
+		return
+	}
+	if was, ok := l.number[m.name()]; x.Number == 0 || ok && was != x.Number {
+		l.w.fail("%s is number %d, and was %d", m.name(), x.Number, was)
+	}
+	if was, ok := l.numbers[x.Number]; ok && was != m.name() {
+		l.w.fail("%s is number %d, and so was %s", m.name(), x.Number, was)
+	}
+	l.number[m.name()], l.numbers[x.Number] = x.Number, m.name()
 }
 
 // fenced reports whether what a node started at that time may have been given up by the

@@ -171,6 +171,7 @@ func (h *head) perform(e core.Effect) {
 	case core.SendAgent:
 		if c := h.conns[e.Node]; c != nil && c.m.epoch == e.Epoch {
 			w.trace("head -> %s %s", e.Node, brief{e.Msg})
+			w.laws.told(c.m, e.Msg)
 			c.toAgent(e.Msg)
 		}
 	case core.DropAgent:
