@@ -141,7 +141,7 @@ func (c *Core) giveBack(j *job, n uint32, why *errs.Wire) {
 // job in order. A job whose next try does not fit may be overtaken by others for a
 // while, then not any more, so that small tasks cannot starve a large one.
 func (c *Core) admit() {
-	if c.s.phase.Phase != Working {
+	if c.s.phase.Phase != Working || c.tasksStarve() {
 		return
 	}
 	for _, j := range c.s.jobs {

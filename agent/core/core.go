@@ -53,22 +53,27 @@ type Core struct {
 	sent    uint64          // completions up to this number were sent on this session
 	started []wire.TryState // to be told at Flush
 	// overtaken are the processes whose end came before the news of their start.
-	overtaken map[wire.Proc]bool
-	held      map[wire.JobID]string // jobs whose output waits, and why
-	reports   []*report             // not answered by the head
-	waiting   map[uint64]*report
-	repSeq    uint64
-	early     int // processes whose room was given back before their output was in
-	beatAt    int64
-	beatLast  int64
-	beatBusy  bool // the last beat told of work
-	load      float64
-	memFree   int64
-	admitting bool // something changed that may let queued tries start
-	shipped   bool
-	shipAt    int64 // when ShipLogs was given, 0 = not yet
-	left      bool
-	idleAt    int64 // when an ending node had nothing left to stop
+	overtaken  map[wire.Proc]bool
+	held       map[wire.JobID]string // jobs whose output waits, and why
+	reports    []*report             // not answered by the head
+	waiting    map[uint64]*report
+	repSeq     uint64
+	early      int // processes whose room was given back before their output was in
+	beatAt     int64
+	beatLast   int64
+	beatBusy   bool // the last beat told of work
+	load       float64
+	memFree    int64
+	admitting  bool           // something changed that may let queued tries start
+	tasksWait  int64          // since when tasks wait for room; 0 = they do not
+	tasksAsked int64          // when they last asked
+	roomGiven  bool           // room has come free that tasks may want
+	kept       wire.Resources // of a gang that did not fit: tasks leave it
+	keptUntil  int64
+	shipped    bool
+	shipAt     int64 // when ShipLogs was given, 0 = not yet
+	left       bool
+	idleAt     int64 // when an ending node had nothing left to stop
 }
 
 // New makes a reactor of a state; an empty one is NewState(). A state that was rebuilt
@@ -136,6 +141,7 @@ func (c *Core) Step(now int64, ev Event) Output {
 		}
 	case ResourcesChanged:
 		c.pool.set(ev.Total, ev.GPUs)
+		c.roomGiven = true
 		c.cfg.Hello.Total, c.cfg.Hello.GPUs = ev.Total, ev.GPUs
 		c.admitting = true
 	case OutputFailed:

@@ -43,10 +43,13 @@ func (c *Core) reserve(m wire.Reserve) {
 	need := j.spec.Spec.Resources
 	slots, ok := c.pool.take(need, int(m.Count))
 	if !ok {
+		// Small tasks would take what comes free before there is enough of it.
+		c.kept, c.keptUntil = wire.Resources{}.Add(need, int64(m.Count)), c.now+keepFor
 		n := uint32(c.pool.available().Times(need, int(m.Count)))
 		answer(false, n, "free are "+c.pool.available().String())
 		return
 	}
+	c.keptUntil = 0
 	c.record(RecReserve{Gang: m.Gang, Until: m.Until, Slots: slots})
 	answer(true, m.Count, "")
 }
@@ -54,7 +57,7 @@ func (c *Core) reserve(m wire.Reserve) {
 // release gives a reservation back.
 func (c *Core) release(t *Try) {
 	for i := range t.Ranks {
-		c.pool.give(t.need(), t.Ranks[i].Slot)
+		c.give(t.need(), &t.Ranks[i])
 	}
 	c.record(RecRelease{Gang: t.ID})
 	c.forgotten(t.job)
@@ -86,8 +89,8 @@ func (c *Core) start(m wire.Start) {
 		return
 	}
 	n := m.Nodes[i]
-	for _, r := range t.Ranks[n.Count:] {
-		c.pool.give(t.need(), r.Slot)
+	for i := range t.Ranks[n.Count:] {
+		c.give(t.need(), &t.Ranks[int(n.Count)+i])
 		c.admitting = true
 	}
 	c.record(RecStart{Start: m, First: n.First, Count: n.Count, At: c.now})

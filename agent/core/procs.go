@@ -148,7 +148,7 @@ func (c *Core) freeEarly(t *Try, r *Rank) {
 	if !r.freed && c.early < maxEarly {
 		c.early++
 		r.freed = true
-		c.pool.give(t.need(), r.Slot)
+		c.give(t.need(), r)
 		c.admitting = true
 	}
 }
@@ -225,12 +225,12 @@ func (c *Core) finish(t *Try, i int, reason wire.Reason, err *errs.Wire) {
 	if r.Started == 0 && x.Started != 0 {
 		c.overtaken[e.Proc] = true
 	}
-	need, slot, group, freed := t.need(), r.Slot, t.grouped(), r.freed
+	need, room, group, freed := t.need(), *r, t.grouped(), r.freed
 	c.record(RecEnded{Ended: e})
 	if freed {
 		c.early--
 	} else {
-		c.pool.give(need, slot)
+		c.give(need, &room)
 	}
 	c.do(AckExit{Proc: e.Proc})
 	c.unreport(e.Proc)

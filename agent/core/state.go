@@ -67,6 +67,7 @@ type Rank struct {
 	logEnd   int64
 	drainBy  int64
 	freed    bool  // its room was given back before its output was in
+	lent     bool  // its cores are lent out: it waits for tasks
 	spawned  bool  // the effect was given by this life of the agent
 	sent     int   // signal that was sent to end it
 	byItself bool  // it ended before anyone asked it to
