@@ -68,6 +68,8 @@ type agent struct {
 	gpus    []wire.GPU
 	cores   int
 
+	questions questions // what the head may ask
+
 	wg   sync.WaitGroup // what effects started
 	left chan string    // why the node leaves; closed by the loop
 	why  string

@@ -198,6 +198,8 @@ func (h *fakeHead) control(s *session.Session, st *session.Stream) {
 			msg, err = decode[wire.Reserved](body)
 		case wire.MsgReturned:
 			msg, err = decode[wire.Returned](body)
+		case wire.MsgTold:
+			msg, err = decode[wire.Told](body)
 		case wire.MsgGangGone:
 			msg, err = decode[wire.GangGone](body)
 		case wire.MsgLeaving:

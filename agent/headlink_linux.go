@@ -136,7 +136,7 @@ func (h *headLink) connect(ctx context.Context) error {
 	h.set(c)
 	h.a.events.add(event{ev: core.HeadUp{Addr: h.a.peers.addrFor(st.LocalAddr())}, conn: c})
 	h.a.log.Info("session with the head", "addr", s.Peer().Addr, "version", s.Peer().Version)
-	err = h.read(c)
+	err = h.read(ctx, c)
 	h.a.events.add(event{ev: core.HeadDown{Why: err.Error()}, conn: c})
 	h.set(nil)
 	_ = s.Close()
@@ -182,7 +182,7 @@ func (h *headLink) session(ctx context.Context) (*session.Session, error) {
 }
 
 // read gives the head's messages to the loop until the stream ends.
-func (h *headLink) read(c *headConn) error {
+func (h *headLink) read(ctx context.Context, c *headConn) error {
 	for {
 		typ, body, err := c.st.ReadMsg()
 		if err == io.EOF {
@@ -202,7 +202,9 @@ func (h *headLink) read(c *headConn) error {
 		if err != nil {
 			return err
 		}
-		if msg != nil { // else of a newer minor version
+		if m, ok := msg.(wire.Ask); ok {
+			h.asked(ctx, c, m)
+		} else if msg != nil { // else of a newer minor version
 			h.a.events.add(event{ev: core.FromHead{Msg: msg}, conn: c})
 		}
 	}
@@ -235,6 +237,8 @@ func decodeHead(typ uint16, body []byte) (any, error) {
 		return decode[wire.Checkpoint](body)
 	case wire.MsgForget:
 		return decode[wire.Forget](body)
+	case wire.MsgAsk:
+		return decode[wire.Ask](body)
 	case wire.MsgShutdown:
 		return decode[wire.Shutdown](body)
 	}

@@ -121,6 +121,10 @@ func (h *head) readAgent(c *agentConn) error {
 		if msg == nil {
 			continue // of a newer minor version
 		}
+		if t, ok := msg.(wire.Told); ok {
+			h.asks.told(c, t)
+			continue
+		}
 		if !h.post(item{ev: core.AgentMsg{Node: c.node, Epoch: c.epoch, Msg: msg}, conn: c}) {
 			return nil
 		}
@@ -146,6 +150,8 @@ func decodeAgent(typ uint16, body []byte) (any, error) {
 		return decode[wire.GangGone](body)
 	case wire.MsgLeaving:
 		return decode[wire.Leaving](body)
+	case wire.MsgTold:
+		return decode[wire.Told](body)
 	case wire.MsgHello:
 		return nil, errs.New(errs.Corrupt, "a second Hello on one connection")
 	}

@@ -142,6 +142,13 @@ func (h *head) answer(ctx context.Context, st *session.Stream, req any) error {
 	switch req.(type) {
 	case wire.LogsRequest:
 		return h.serveLogs(ctx, st, req.(wire.LogsRequest))
+	case wire.Query:
+		v, err := h.query(ctx, req.(wire.Query), st.Unwanted())
+		if err != nil {
+			return err
+		}
+		_ = st.SetWriteDeadline(time.Now().Add(writeBound))
+		return st.WriteMsg(wire.MsgOK, v)
 	case wire.Submit, wire.DrainRequest, wire.Update:
 		// New work must be written down; nothing is promised that cannot be.
 		if err := h.journal.Stalled(); err != nil {
@@ -198,6 +205,8 @@ func decodeRequest(typ uint16, body []byte) (any, error) {
 		return decode[wire.TrialsRequest](body)
 	case wire.MsgUpdate:
 		return decode[wire.Update](body)
+	case wire.MsgQuery:
+		return decode[wire.Query](body)
 	}
 	return nil, errs.New(errs.Version, "this head does not know requests of type %#x", typ).Hint("bring the cluster up again with this version of launcher")
 }

@@ -397,6 +397,21 @@ func (a *agent) message(st *session.Stream, typ uint16, body []byte) error {
 		for _, t := range tries {
 			a.finish(st, t, 143, m.Reason)
 		}
+	case wire.MsgAsk:
+		var m wire.Ask
+		if err := wire.Unmarshal(body, &m); err != nil {
+			return err
+		}
+		switch m.What {
+		case "silence":
+		case "refuse":
+			_ = st.WriteMsg(wire.MsgTold, wire.Told{ID: m.ID, Err: errs.ToWire(errs.New(errs.NotFound, "no"))})
+		case "much":
+			_ = st.WriteMsg(wire.MsgTold, wire.Told{ID: m.ID, JSON: make([]byte, wire.MaxTold)})
+		default:
+			_ = st.WriteMsg(wire.MsgTold, wire.Told{ID: m.ID + 7}) // nobody asked that
+			_ = st.WriteMsg(wire.MsgTold, wire.Told{ID: m.ID, JSON: append([]byte(m.What+" "+string(a.node)+" "), m.Args...)})
+		}
 	case wire.MsgShutdown:
 		a.mu.Lock()
 		a.down = true

@@ -83,8 +83,9 @@ type head struct {
 	config    wire.HeadConfig              // guarded by mu once the head serves
 	clients   map[uint64]*request          // guarded by mu
 	bells     map[wire.JobID]chan struct{} // closed at the job's next change; guarded by mu
-	listens   []*listener                  // guarded by mu
-	more      func(host string) error      // listens on one more address
+	asks      asks
+	listens   []*listener             // guarded by mu
+	more      func(host string) error // listens on one more address
 }
 
 func serveCluster(ctx context.Context, o Options) (err error) {

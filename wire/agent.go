@@ -20,6 +20,7 @@ const (
 	MsgBeat     uint16 = 0x0107
 	MsgGangGone uint16 = 0x0108
 	MsgLeaving  uint16 = 0x0109
+	MsgTold     uint16 = 0x010a
 	// head -> agent
 	MsgWelcome    uint16 = 0x0201
 	MsgJob        uint16 = 0x0202
@@ -34,6 +35,7 @@ const (
 	MsgForget     uint16 = 0x020b
 	MsgShutdown   uint16 = 0x020c
 	MsgCheckpoint uint16 = 0x020d
+	MsgAsk        uint16 = 0x020e
 )
 
 // Hello opens a connection. It lists everything the agent still answers for, so that a
@@ -328,3 +330,26 @@ type Leaving struct {
 	Why  string
 	Dead bool // all its processes are gone
 }
+
+// Ask passes a client's question (Query) on to an agent, who answers it with a Told of
+// the same ID within QueryBound. Neither side's reactor knows of it.
+type Ask struct {
+	ID   uint64
+	What string
+	Args []byte
+}
+
+// Told answers Ask.
+type Told struct {
+	ID   uint64
+	JSON []byte
+	Err  *errs.Wire
+}
+
+// Bounds of a question to agents: how long each has to answer (nanoseconds), how long
+// the answer of one may be, and those of all together.
+const (
+	QueryBound = 3_000_000_000
+	MaxTold    = 8 << 20
+	MaxAnswer  = 15 << 20
+)

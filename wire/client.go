@@ -23,6 +23,7 @@ const (
 	MsgDown   uint16 = 0x031b // Down -> DownProgress ..., then the head ends
 	MsgTrials uint16 = 0x031c // TrialsRequest -> TrialTable
 	MsgUpdate uint16 = 0x031d // Update (a changed spec) -> UpdateAnswer
+	MsgQuery  uint16 = 0x031e // Query -> QueryAnswer
 )
 
 // InfoRequest asks who is there.
@@ -272,6 +273,24 @@ type UpdateAnswer struct {
 	Changes []string // one line each
 	Removes []NodeID // nodes that would end
 	Stops   uint32   // running tasks that would be stopped
+}
+
+// Query asks agents what only they know (tasks, objects, what their time went into): the
+// head passes it on and gathers the answers. What names the question, Args is its
+// argument, JSON. Each node has QueryBound to answer.
+type Query struct {
+	What string
+	Node NodeID // "" = all
+	Args []byte
+}
+
+// QueryAnswer has an entry for every node that was asked.
+type QueryAnswer struct{ Nodes map[NodeID]NodeAnswer }
+
+// NodeAnswer is what a node answered: JSON, or why there is none.
+type NodeAnswer struct {
+	JSON []byte
+	Err  *errs.Wire
 }
 
 // Pool is what the head needs to know of a pool; the backend's own keys stay opaque to it.

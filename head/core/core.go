@@ -293,6 +293,15 @@ func (c *Core) Wake() int64 {
 // Epoch is the head's, valid after Start.
 func (c *Core) Epoch() wire.Epoch { return c.d.st.Head.Epoch }
 
+// Members are the nodes that are up, in the order of their names.
+func (c *Core) Members() []wire.NodeID {
+	out := make([]wire.NodeID, len(c.order))
+	for i, n := range c.order {
+		out[i] = n.id
+	}
+	return out
+}
+
 // Recovering reports whether the head still waits for agents that it knows.
 func (c *Core) Recovering() bool { return c.recovering }
 
