@@ -36,6 +36,7 @@ type Client struct {
 	gone    bool
 
 	exits  exitQueue
+	strays exitQueue
 	done   chan struct{}
 	owned  sync.WaitGroup
 	closed bool // by Close; not by the supervisor's death
@@ -57,9 +58,8 @@ func Connect(ctx context.Context) (*Client, error) {
 // connectFD makes a Client of one end of a socket pair, which it takes over.
 func connectFD(ctx context.Context, fd int) (*Client, error) {
 	c := &Client{out: &sender{fd: fd}, in: newReceiver(fd), fds: map[string]*os.File{}, waiting: map[uint32]chan reply{}, done: make(chan struct{})}
-	c.exits.out = make(chan Exit)
-	c.exits.stop = make(chan struct{})
-	c.exits.more = make(chan struct{}, 1)
+	c.exits.init()
+	c.strays.init()
 	stop := context.AfterFunc(ctx, func() { _ = unix.Shutdown(fd, unix.SHUT_RDWR) })
 	err := c.receiveHandover()
 	if !stop() && err == nil {
@@ -73,6 +73,7 @@ func connectFD(ctx context.Context, fd int) (*Client, error) {
 		return nil, errs.Wrap(errs.Lost, err, "taking over from the supervisor")
 	}
 	c.owned.Go(c.exits.pump)
+	c.owned.Go(c.strays.pump)
 	c.owned.Go(c.receive)
 	return c, nil
 }
@@ -119,7 +120,15 @@ func (c *Client) gotExits(body []byte) error {
 	if err := wire.Unmarshal(body, &xs); err != nil {
 		return err
 	}
-	c.exits.push(xs...)
+	ours := xs[:0]
+	for _, x := range xs {
+		if x.Proc == (wire.Proc{}) {
+			c.strays.push(x)
+		} else {
+			ours = append(ours, x)
+		}
+	}
+	c.exits.push(ours...)
 	return nil
 }
 
@@ -195,6 +204,10 @@ func (c *Client) FDs() map[string]*os.File { return maps.Clone(c.fds) }
 // Exits gives every unacknowledged end once: those of the handover, then each as it
 // happens. Nothing else waits for whoever reads it. Close closes it.
 func (c *Client) Exits() <-chan Exit { return c.exits.out }
+
+// Strays gives the ends of orphans that came to the supervisor: forked workers, and what
+// programs left behind. Those have no Proc, are told once, and are lost with an agent.
+func (c *Client) Strays() <-chan Exit { return c.strays.out }
 
 // Done is closed when the supervisor is gone. What it had started has been killed then
 // as far as this process can find it.
@@ -306,6 +319,19 @@ func (c *Client) StoreFD(ctx context.Context, name string, f *os.File) error {
 	return nil
 }
 
+// StoreFDs is StoreFD for several.
+func (c *Client) StoreFDs(ctx context.Context, fds map[string]*os.File) error {
+	names := slices.Sorted(maps.Keys(fds))
+	files := make([]*os.File, len(names))
+	for i, n := range names {
+		files[i] = fds[n]
+	}
+	if _, err := c.call(ctx, msgStore, names, files...); err != nil {
+		return errs.Wrap(errs.Unknown, err, "storing descriptors %v", names)
+	}
+	return nil
+}
+
 // DropFD makes the supervisor close stored descriptors. Unknown names are ignored.
 func (c *Client) DropFD(names ...string) error { return c.out.send(msgDrop, 0, names) }
 
@@ -392,6 +418,7 @@ func (c *Client) close() {
 	_ = unix.Shutdown(c.out.fd, unix.SHUT_RDWR)
 	<-c.done
 	c.exits.close()
+	c.strays.close()
 	c.owned.Wait()
 	c.out.stop()
 	_ = unix.Close(c.out.fd)
@@ -404,6 +431,10 @@ type exitQueue struct {
 	more chan struct{}
 	stop chan struct{}
 	out  chan Exit
+}
+
+func (x *exitQueue) init() {
+	x.out, x.stop, x.more = make(chan Exit), make(chan struct{}), make(chan struct{}, 1)
 }
 
 func (x *exitQueue) push(e ...Exit) {

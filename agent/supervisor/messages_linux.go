@@ -56,7 +56,8 @@ type ProcInfo struct {
 	Exit    *Exit // nil while it runs; kept until acknowledged
 }
 
-// Exit is the end of a process.
+// Exit is the end of a process. One without a Proc is of an orphan that came to the
+// supervisor.
 type Exit struct {
 	Proc     wire.Proc
 	PID      int

@@ -450,8 +450,10 @@ func (s *server) ended(pid int) *Exit {
 		return nil
 	}
 	e := s.pids[pid]
-	if e == nil {
-		return nil // an orphan that came to us
+	if e == nil { // an orphan that came to us
+		x := Exit{PID: pid, Ended: time.Now().UnixNano()}
+		x.Code, x.Signal = end.Code()
+		return &x
 	}
 	delete(s.pids, pid)
 	e.reaped = true
