@@ -121,7 +121,13 @@ func (t *template) launch() error {
 	}
 	t.sock = ours
 	first := make(chan answer, 1)
+	t.mu.Lock()
+	err = t.err
 	t.orders[0] = first
+	t.mu.Unlock()
+	if err != nil { // it has ended already
+		return err
+	}
 	t.p.wg.Go(t.receive)
 	select {
 	case <-first:
