@@ -242,13 +242,22 @@ func (w *worker) gone(end End) {
 	// What it started itself goes with it; its group's number is free only when all are gone.
 	_ = unix.Kill(-w.w.PID, unix.SIGKILL)
 	p.c.Ended(w.w.ID, end)
-	p.wg.Go(func() {
+	p.goes(func() {
 		w.outs.Wait()
 		_ = p.c.Super.DropFD(w.kept...)
 		if w.proc != (wire.Proc{}) {
 			_ = p.c.Super.Release(w.proc)
 		}
 	})
+}
+
+// goes runs f in a goroutine that Close waits for.
+func (p *Pool) goes(f func()) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.closed {
+		p.wg.Go(f)
+	}
 }
 
 // Stray takes the end of an orphan of the supervisor's.
@@ -308,6 +317,10 @@ func (p *Pool) Of(id uint32) (Worker, bool) {
 // EndJob ends the workers and templates of a job.
 func (p *Pool) EndJob(job string) {
 	p.mu.Lock()
+	if p.closed {
+		p.mu.Unlock()
+		return
+	}
 	var ids []uint32
 	for id, w := range p.workers {
 		if w.w.Job == job {

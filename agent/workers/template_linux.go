@@ -274,7 +274,7 @@ func (t *template) exited(x supervisor.Exit) {
 	delete(t.p.procs, t.proc)
 	t.p.mu.Unlock()
 	_ = t.p.c.Super.Release(t.proc)
-	t.p.wg.Go(func() {
+	t.p.goes(func() {
 		t.fail(errs.New(errs.Lost, "the template of node %s that Python workers are forked from has ended (%s)%s", t.p.c.Node, End{true, x.Code, x.Signal}, t.lastWords()))
 		t.close()
 	})
