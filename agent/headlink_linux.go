@@ -237,6 +237,16 @@ func decodeHead(typ uint16, body []byte) (any, error) {
 		return decode[wire.Checkpoint](body)
 	case wire.MsgForget:
 		return decode[wire.Forget](body)
+	case wire.MsgLeaseOffer:
+		return decode[wire.LeaseOffer](body)
+	case wire.MsgLeased:
+		return decode[wire.Leased](body)
+	case wire.MsgLeaseCut:
+		return decode[wire.LeaseCut](body)
+	case wire.MsgInfeasible:
+		return decode[wire.Infeasible](body)
+	case wire.MsgHold:
+		return decode[wire.Hold](body)
 	case wire.MsgAsk:
 		return decode[wire.Ask](body)
 	case wire.MsgShutdown:

@@ -150,6 +150,14 @@ func decodeAgent(typ uint16, body []byte) (any, error) {
 		return decode[wire.GangGone](body)
 	case wire.MsgLeaving:
 		return decode[wire.Leaving](body)
+	case wire.MsgDemand:
+		return decode[wire.Demand](body)
+	case wire.MsgLeaseGrant:
+		return decode[wire.LeaseGrant](body)
+	case wire.MsgLeaseBack:
+		return decode[wire.LeaseBack](body)
+	case wire.MsgPeerAsk:
+		return decode[wire.PeerAsk](body)
 	case wire.MsgTold:
 		return decode[wire.Told](body)
 	case wire.MsgHello:

@@ -316,6 +316,7 @@ type Beat struct {
 	Python  string       // as in Hello, once it is known
 	Held    []HeldOutput // by job
 	Why     string       // what is wrong with the node although it is up
+	Tasks   Resources    // what SDK tasks have of it, leases that are not used included, less the cores that waiting processes lend
 }
 
 // HeldOutput says that the output of a job cannot be written on a node: its processes

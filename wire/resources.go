@@ -73,6 +73,14 @@ func (r Resources) Add(o Resources, k int64) Resources {
 	return r
 }
 
+// Equal reports whether r and o are the same amounts.
+func (r Resources) Equal(o Resources) bool {
+	return r.CPU == o.CPU && r.GPU == o.GPU && r.Memory == o.Memory && maps.Equal(r.Custom, o.Custom)
+}
+
+// Nothing reports whether there is nothing in r.
+func (r Resources) Nothing() bool { return r.Equal(Resources{}) }
+
 // Negative reports whether any amount is below zero, which no free view may ever be.
 func (r Resources) Negative() bool {
 	if r.CPU < 0 || r.GPU < 0 || r.Memory < 0 {

@@ -105,6 +105,17 @@ type (
 	PythonFound struct{ Python string }
 	// NodeTrouble: something is wrong with the node although it runs; "" = not any more.
 	NodeTrouble struct{ Why string }
+	// DemandChanged: what waits on this node for room of others (asker's side of leases).
+	// Seen is the Seq of the newest LeaseTaken that is counted in.
+	DemandChanged struct {
+		Seen   uint64
+		Shapes []wire.Demanded
+	}
+	// LeaseIdle: so many slots of a lease, taken or given, are not wanted any more.
+	LeaseIdle struct {
+		Lease wire.LeaseID
+		Slots uint32
+	}
 	// StopNode: the node was told to end by its own machine (a signal).
 	StopNode struct {
 		Why   string
@@ -231,6 +242,14 @@ type (
 	// ShipLogs: the node is about to leave; LogsShipped when the head has all output, or
 	// after Bound nanoseconds.
 	ShipLogs struct{ Bound int64 }
+	// LeaseTaken: tasks of a shape may run on another node.
+	LeaseTaken struct{ wire.Leased }
+	// LeaseLess: slots of a lease, taken or given, are gone.
+	LeaseLess struct{ wire.LeaseCut }
+	// LeasesEnd: all leases are, with the session of the head that they came by.
+	LeasesEnd struct{}
+	// NoRoomEver: no node can run tasks of a shape.
+	NoRoomEver struct{ wire.Infeasible }
 	// HangUp ends the session with the head: it broke the protocol or is an older one.
 	HangUp struct{ Why string }
 	// Leave ends the agent and its supervisor; nothing of the node's work is left.
@@ -273,6 +292,8 @@ func (OutputFailed) event()     {}
 func (OutputHeld) event()       {}
 func (PythonFound) event()      {}
 func (NodeTrouble) event()      {}
+func (DemandChanged) event()    {}
+func (LeaseIdle) event()        {}
 func (StopNode) event()         {}
 func (Tick) event()             {}
 func (Flush) event()            {}
@@ -289,5 +310,9 @@ func (CloseGroup) effect()        {}
 func (LocalReply) effect()        {}
 func (DeleteCheckpoints) effect() {}
 func (ShipLogs) effect()          {}
+func (LeaseTaken) effect()        {}
+func (LeaseLess) effect()         {}
+func (LeasesEnd) effect()         {}
+func (NoRoomEver) effect()        {}
 func (HangUp) effect()            {}
 func (Leave) effect()             {}

@@ -74,12 +74,13 @@ type Core struct {
 	shipAt     int64 // when ShipLogs was given, 0 = not yet
 	left       bool
 	idleAt     int64 // when an ending node had nothing left to stop
+	leases     leases
 }
 
 // New makes a reactor of a state; an empty one is NewState(). A state that was rebuilt
 // needs Recovered as its first event.
 func New(cfg Config, s *State) *Core {
-	c := &Core{cfg: cfg, s: s, waiting: map[uint64]*report{}, overtaken: map[wire.Proc]bool{}, held: map[wire.JobID]string{}}
+	c := &Core{cfg: cfg, s: s, waiting: map[uint64]*report{}, leases: newLeases(), overtaken: map[wire.Proc]bool{}, held: map[wire.JobID]string{}}
 	c.pool = newPool(cfg.Hello.Total, cfg.Hello.GPUs, cfg.CPUs)
 	for _, t := range s.tries {
 		for i := range t.Ranks {
@@ -164,6 +165,10 @@ func (c *Core) Step(now int64, ev Event) Output {
 	case NodeTrouble:
 		c.cfg.Hello.Why = ev.Why
 		c.hurry()
+	case DemandChanged:
+		c.leases.demand, c.leases.demandDue = wire.Demand{Seen: ev.Seen, Shapes: ev.Shapes}, true
+	case LeaseIdle:
+		c.tell(wire.MsgLeaseBack, wire.LeaseBack{Lease: ev.Lease, Slots: ev.Slots})
 	case StopNode:
 		c.endWith(ev.Why, ev.Grace)
 	case LogsShipped:
@@ -171,6 +176,7 @@ func (c *Core) Step(now int64, ev Event) Output {
 	case Tick:
 		c.load, c.memFree = ev.Load1, ev.MemFree
 		c.timers()
+		c.holdOver()
 		c.flush()
 		c.beat()
 	case Flush:
@@ -216,6 +222,10 @@ func (c *Core) flush() {
 		c.tell(wire.MsgDone, wire.Done{Seq: c.s.seq, Items: items})
 		c.sent = c.s.seq
 	}
+	c.tellDemand()
+	if !c.leases.told.Equal(c.tasksUse()) {
+		c.hurry()
+	}
 }
 
 // hurry makes the next beat come soon, but never many of them.
@@ -232,7 +242,8 @@ func (c *Core) beat() {
 			running++
 		}
 	}
-	b := wire.Beat{Free: c.pool.available(), Queued: c.s.queued(), Running: running, Load1: c.load, MemFree: c.memFree, GPUs: c.pool.gpuList(), Python: c.cfg.Hello.Python, Why: c.cfg.Hello.Why}
+	c.leases.told = c.tasksUse()
+	b := wire.Beat{Free: c.pool.available().Add(c.unusedLeases(0), -1), Tasks: c.leases.told, Queued: c.s.queued(), Running: running, Load1: c.load, MemFree: c.memFree, GPUs: c.pool.gpuList(), Python: c.cfg.Hello.Python, Why: c.cfg.Hello.Why}
 	for job, why := range c.held {
 		b.Held = append(b.Held, wire.HeldOutput{Job: job, Why: why})
 	}
@@ -310,7 +321,14 @@ func (c *Core) Due() int64 {
 		}
 	}
 	if c.welcome {
-		want(c.beatAt)
+		if c.leases.told.Equal(c.tasksUse()) {
+			want(c.beatAt)
+		} else {
+			want(min(c.beatAt, c.beatLast+beatGap))
+		}
+		if c.leases.demandDue {
+			want(c.leases.demandAt)
+		}
 	}
 	if c.s.lost != 0 && c.s.phase.Phase < Ending {
 		want(c.s.lost + c.grace())

@@ -35,6 +35,7 @@ func (c *Core) hello() {
 func (t *Try) gang() bool { return t.reserved() || t.Gang != nil }
 
 func (c *Core) headDown() {
+	c.voidLeases()
 	c.up, c.welcome = false, false
 	if c.s.lost == 0 {
 		c.record(RecLost{At: c.now})
@@ -86,6 +87,16 @@ func (c *Core) fromHead(msg any) {
 		if len(m.Delete) > 0 {
 			c.do(DeleteCheckpoints{Job: m.Try.Job, Paths: m.Delete})
 		}
+	case wire.LeaseOffer:
+		c.leaseOffer(m)
+	case wire.Leased:
+		c.do(LeaseTaken{m})
+	case wire.LeaseCut:
+		c.leaseCut(m)
+	case wire.Infeasible:
+		c.do(NoRoomEver{m})
+	case wire.Hold:
+		c.holdRoom(m)
 	case wire.Forget:
 		c.forget(m.Job)
 	case wire.Shutdown:
@@ -126,6 +137,8 @@ func (c *Core) welcomed(w wire.Welcome) {
 		}
 	}
 	c.resend()
+	c.leases.demandDue = len(c.leases.demand.Shapes) > 0
+	c.leases.demand.Seen = 0
 	c.beatAt = c.now
 	c.beat()
 	c.admitting = true

@@ -21,15 +21,25 @@ const keepFor = 5 * second
 // TakeRoom takes room for one worker; false = there is none now, and the caller is to be
 // told when some is given back (RoomGiven).
 func (c *Core) TakeRoom(now int64, need wire.Resources) (Slot, bool) {
+	return c.takeRoom(now, need, 0, 0)
+}
+
+// takeRoom is TakeRoom for a task that takes no longer than the given time (0 = nobody
+// knows) and runs under a lease (0 = none).
+func (c *Core) takeRoom(now int64, need wire.Resources, time int64, lease wire.LeaseID) (Slot, bool) {
 	if c.s.phase.Phase >= Ending || c.queueStarves(now) {
 		return Slot{}, false
 	}
 	if now < c.keptUntil && !c.pool.available().Add(c.kept, -1).Fits(need) {
 		return Slot{}, false
 	}
+	if c.pool.available().Fits(need) && !c.roomBeside(now, time, lease).Fits(need) {
+		return Slot{}, false
+	}
 	slots, ok := c.pool.take(need, 1)
 	if ok {
 		c.tasksWait = 0
+		c.leases.tasks = c.leases.tasks.Add(need, 1)
 		return slots[0], true
 	}
 	if c.tasksWait == 0 || now-c.tasksAsked > starveAfter {
@@ -40,11 +50,15 @@ func (c *Core) TakeRoom(now int64, need wire.Resources) (Slot, bool) {
 }
 
 // KeepRoom books room that tasks had before the agent was restarted.
-func (c *Core) KeepRoom(need wire.Resources, s Slot) { c.pool.use(need, s, 1) }
+func (c *Core) KeepRoom(need wire.Resources, s Slot) {
+	c.leases.tasks = c.leases.tasks.Add(need, 1)
+	c.pool.use(need, s, 1)
+}
 
 // GiveRoom gives room back. The result says that the core waits for some: it is to have
 // an event soon.
 func (c *Core) GiveRoom(need wire.Resources, s Slot) (wanted bool) {
+	c.leases.tasks = c.leases.tasks.Add(need, -1)
 	c.pool.give(need, s)
 	c.admitting = true
 	return c.s.queued() > 0
@@ -61,6 +75,7 @@ func (c *Core) LendRoom(p wire.Proc, lend bool) (wanted bool) {
 	if lend {
 		k = -1
 	}
+	c.leases.tasks.CPU += k * t.need().CPU
 	c.pool.use(wire.Resources{CPU: t.need().CPU}, Slot{CPUs: t.Ranks[i].Slot.CPUs}, k)
 	t.Ranks[i].lent = lend
 	c.admitting = c.admitting || lend
@@ -102,6 +117,7 @@ func (c *Core) give(need wire.Resources, r *Rank) {
 	slot := r.Slot
 	if r.lent {
 		r.lent = false
+		c.leases.tasks.CPU += need.CPU
 		need.CPU, slot.CPUs = 0, nil
 	}
 	c.pool.give(need, slot)

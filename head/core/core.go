@@ -42,6 +42,11 @@ type Core struct {
 	hold   *job                // the gang job that room is held for
 	ticked int64
 	looked int64 // when a Tick last had everything looked at
+
+	leaseID  uint64 // counts the leases of this life
+	leasing  int64  // when demand is to be matched with room; 0 = nothing has changed
+	matched  int64  // when it last was
+	anyLease bool   // there may be demand or leases
 }
 
 // New makes the reactor of a head that has replayed its journal into d. The first event
@@ -256,6 +261,7 @@ func (c *Core) tick() {
 	c.watchLimbo()
 	if c.anyBackoffOver() || c.now-c.looked >= 500*millisecond {
 		c.full, c.looked = true, c.now
+		c.watchLeases()
 	}
 }
 
@@ -286,6 +292,12 @@ func (c *Core) Wake() int64 {
 		if j.d.Cancel != nil || j.pending.len() > 0 || j.live > 0 {
 			step = min(step, 500*millisecond)
 		}
+	}
+	if c.anyLease {
+		step = min(step, 500*millisecond)
+	}
+	if c.leasing != 0 {
+		return min(c.ticked+step, max(c.leasing, c.ticked+millisecond))
 	}
 	return c.ticked + step
 }

@@ -58,7 +58,7 @@ func (c *Core) watchDrain(n *node, d *nodeD) {
 		}
 	}
 	switch {
-	case len(n.shares) > 0 || len(n.parts) > 0:
+	case !n.vacant():
 	case !n.leaving:
 		n.leaving, n.asked = true, c.now
 		c.send(n, wire.MsgShutdown, wire.Shutdown{Grace: defaultGrace, Why: "the node is drained"})

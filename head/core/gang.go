@@ -16,7 +16,7 @@ const (
 	// leaveTime is how long the other ranks of a gang may go on saving after one has
 	// left on request.
 	leaveTime = 30 * second
-	maxRefuse = 6 // doublings of the back-off after refused reservations: 0.1 s to 6.4 s
+	maxRefuse = 5 // doublings of the back-off after refused reservations: 0.1 s to 3.2 s; agents keep room for longer
 )
 
 type gangPhase uint8

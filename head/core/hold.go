@@ -2,6 +2,7 @@ package core
 
 import (
 	"cmp"
+	"fmt"
 
 	"launcher/wire"
 )
@@ -20,6 +21,7 @@ func (c *Core) keepRoom(j *job) {
 		}
 		if ok {
 			c.timeHold(j)
+			c.keepFree(j)
 			return
 		}
 	}
@@ -45,7 +47,7 @@ func (c *Core) keepRoom(j *job) {
 	c.hold = j
 	for _, p := range plan {
 		n := c.nodes[p.Node]
-		n.held = j
+		n.held, n.heldNeed, n.heldTold = j, wire.Resources{}.Add(j.need, int64(p.Count)), 0
 		for _, id := range sortedKeys(n.shares) {
 			s := n.shares[id]
 			if q := s.tries.len(); !s.asked && n.conn && s.job.d.Spec.Priority <= j.d.Spec.Priority {
@@ -55,6 +57,29 @@ func (c *Core) keepRoom(j *job) {
 		}
 	}
 	c.timeHold(j)
+	c.keepFree(j)
+}
+
+// holdAgain is after how long a node is told of a hold once more.
+const holdAgain = wire.HoldFor / 4
+
+// keepFree has the nodes that are held leave their room to the gang: tasks that are not
+// over in time get none of it.
+func (c *Core) keepFree(j *job) {
+	for _, n := range c.order {
+		if n.held != j {
+			continue
+		}
+		c.takeBack(n, fmt.Sprintf("its room is held for job %d", j.id), func(l *lease) bool { return !c.mayLease(n, &l.spec) })
+		if n.heldTold == 0 || n.heldStart != n.until || c.now-n.heldTold >= holdAgain {
+			n.heldTold, n.heldStart = c.now, n.until
+			h := wire.Hold{Job: j.id, Need: n.heldNeed}
+			if n.until != 0 {
+				h.Start = n.until + n.offset
+			}
+			c.send(n, wire.MsgHold, h)
+		}
+	}
 }
 
 // timeHold names the time at which the held gang is expected to start: when everything
@@ -76,6 +101,9 @@ func (c *Core) timeHold(j *job) {
 
 // freeAt is when everything on the node is over, at least until; 0 = that is not known.
 func (n *node) freeAt(until, now int64) int64 {
+	if n.until == 0 && !n.tasks.Nothing() {
+		return 0 // what began after a time was named is over by then
+	}
 	for _, s := range n.shares {
 		t := cmp.Or(s.job.d.Spec.TimeRequest, s.job.d.Spec.TimeLimit)
 		if t == 0 {
@@ -102,8 +130,10 @@ func (n *node) freeAt(until, now int64) int64 {
 func (c *Core) dropHold() {
 	for _, n := range c.order {
 		if n.held != nil {
+			c.send(n, wire.MsgHold, wire.Hold{Job: n.held.id})
 			n.held, n.until = nil, 0
 			c.touchNode(n)
+			c.wanting()
 		}
 	}
 	c.hold = nil

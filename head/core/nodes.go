@@ -35,6 +35,18 @@ type node struct {
 	asked   int64
 	idle    int64 // since when it has nothing to do; 0 = it has
 	moved   bool  // its work has been told to leave
+
+	free      wire.Resources // by its last Beat, less what it was told to give since
+	tasks     wire.Resources // what SDK tasks have, likewise
+	offered   wire.Resources // in offers that it has not answered
+	demands   map[uint32]*demand
+	gives     map[wire.LeaseID]*lease // its room, for others
+	takes     map[wire.LeaseID]*lease // others' room, for it
+	leasedSeq uint64
+	heldNeed  wire.Resources  // what the gang that its room is kept for needs here
+	heldTold  int64           // when it was last told of that
+	heldStart int64           // and from when on
+	watches   map[uint32]bool // numbers whose lives it follows
 }
 
 // share is what a node has of a job with single-rank tasks: queued and running.
@@ -56,7 +68,8 @@ type part struct {
 
 func (c *Core) newNode(d *nodeD) *node {
 	n := &node{id: d.ID, epoch: d.Epoch, pool: d.Pool, total: d.Total, since: d.Since, seen: c.now,
-		shares: map[wire.JobID]*share{}, parts: map[wire.Task]*part{}}
+		shares: map[wire.JobID]*share{}, parts: map[wire.Task]*part{},
+		demands: map[uint32]*demand{}, gives: map[wire.LeaseID]*lease{}, takes: map[wire.LeaseID]*lease{}, watches: map[uint32]bool{}}
 	c.nodes[d.ID] = n
 	i, _ := slices.BinarySearchFunc(c.order, n, byName)
 	c.order = slices.Insert(c.order, i, n)
@@ -117,6 +130,8 @@ func (c *Core) agentUp(ev AgentUp) {
 	}
 	n.beat.GPUs, n.beat.Why = h.GPUs, h.Why
 	n.count()
+	c.endLeases(n, "node "+string(n.id)+" has connected again")
+	n.free, n.tasks, n.watches, n.heldTold = wire.Resources{}, wire.Resources{}, map[uint32]bool{}, 0
 	n.known, n.rounds = map[wire.JobID]bool{}, map[wire.Try]int{}
 	first := len(c.out.Effects)
 	c.done(n, h.Unacked, true)
@@ -126,6 +141,7 @@ func (c *Core) agentUp(ev AgentUp) {
 	c.out.Effects = slices.Insert(c.out.Effects, first, Effect(SendAgent{Node: n.id, Epoch: n.epoch, Typ: wire.MsgWelcome,
 		Msg: wire.Welcome{Cluster: c.cfg.Cluster, HeadEpoch: c.Epoch(), Grace: c.cfg.Grace, Acked: c.durable(n).Acked, Drop: drop, Number: d.Number}}))
 	c.afterWelcome(n)
+	c.tellPeers(n)
 	c.full = true
 }
 
@@ -261,12 +277,21 @@ func (c *Core) agentMsg(ev AgentMsg) {
 	case wire.Beat:
 		old := n.total
 		c.heldChanged(n, m.Held)
+		c.beatRoom(n, &m)
 		n.beat = m
 		n.hello.Python = cmp.Or(m.Python, n.hello.Python)
 		n.count()
 		if n.total.GPU != old.GPU {
 			c.touchNode(n)
 		}
+	case wire.Demand:
+		c.demanded(n, m)
+	case wire.LeaseGrant:
+		c.leaseGranted(n, m)
+	case wire.LeaseBack:
+		c.leaseBack(n, m)
+	case wire.PeerAsk:
+		c.peerAsk(n, m)
 	case wire.Leaving:
 		if m.Dead {
 			c.nodeGone(n, true, cmp.Or(m.Why, "it left"))
@@ -296,6 +321,7 @@ func (c *Core) agentDown(ev AgentDown) {
 		p.query = c.now // the backend may know more
 	}
 	c.dropReservations(n)
+	c.endLeases(n, "node "+string(n.id)+" has lost its connection")
 }
 
 // nodeGone gives a node up: with proof its processes are dead; without, it is lost, and
@@ -337,6 +363,8 @@ func (c *Core) nodeGone(n *node, proof bool, cause string) {
 		c.dead(n.id, n.epoch)
 	}
 	c.dropReservations(n)
+	c.endLeases(n, "node "+string(n.id)+" is gone: "+cause)
+	c.tellPeers(n)
 	for _, t := range sortedTasks(n.parts) {
 		if j := c.jobs[t.Job]; j != nil {
 			c.gangChanged(j, t.Index)

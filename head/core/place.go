@@ -28,6 +28,7 @@ func (c *Core) schedule() {
 	for k := 0; k < 4 && (c.full || len(c.dirty) > 0); k++ {
 		c.handOut()
 	}
+	c.matchAll()
 }
 
 func (c *Core) handOut() {
@@ -47,12 +48,15 @@ func (c *Core) handOut() {
 	c.placeGangs(full, on)
 	for _, j := range slices.Clone(c.queue) {
 		if !j.gang && j.d.Cancel == nil && c.jobs[j.id] == j {
+			if c.matching() {
+				c.match(j.d.Spec.Priority)
+			}
 			c.spawn(j)
 			c.placeTasks(j, on, full)
 		}
 	}
 	for _, n := range on {
-		if n.idle == 0 && len(n.shares) == 0 && len(n.parts) == 0 {
+		if n.idle == 0 && n.vacant() {
 			n.idle = c.now
 		}
 	}
@@ -98,6 +102,9 @@ func (c *Core) spawn(j *job) {
 // which a task starts at once.
 func (c *Core) room(n *node, j *job, idle bool) wire.Resources {
 	r := n.total
+	if idle {
+		r = r.Add(n.tasks, -1).Add(n.offered, -1)
+	}
 	for _, p := range n.parts {
 		r = r.Add(p.job.need, -p.count)
 	}
@@ -107,6 +114,11 @@ func (c *Core) room(n *node, j *job, idle bool) wire.Resources {
 		}
 	}
 	return r
+}
+
+// vacant reports whether a node has nothing to do.
+func (n *node) vacant() bool {
+	return len(n.shares) == 0 && len(n.parts) == 0 && len(n.gives) == 0 && n.tasks.Nothing()
 }
 
 // uses is how many tries of the share have room on the node; the rest is queued there.

@@ -163,7 +163,7 @@ func (c *Core) demand(p *pool) int {
 	if p.spec.Max <= p.spec.Min {
 		return 0
 	}
-	need := 0
+	need := c.leaseDemand(p)
 	for _, j := range c.queue {
 		s := &j.d.Spec
 		if j.d.Cancel != nil || s.Pool != "" && s.Pool != p.spec.Name || s.Node != "" {

@@ -1,0 +1,275 @@
+package core
+
+import (
+	"cmp"
+	"fmt"
+
+	"launcher/wire"
+)
+
+const (
+	// offerFor is how long an agent has to answer an offer.
+	offerFor = 3 * second
+	// matchEvery bounds how often demand is matched with room.
+	matchEvery = 10 * millisecond
+	// starveFor is how long a demand gets nothing before leases of others are cut for it.
+	starveFor = second
+	// leaseEpoch is the lowest bit of the head's epoch in a LeaseID.
+	leaseEpoch = 40
+)
+
+// lease is room on one node for another one's tasks.
+type lease struct {
+	id     wire.LeaseID
+	to     *node // who runs its tasks there
+	on     *node
+	shape  uint32 // of to
+	spec   wire.Shape
+	slots  int
+	seq    uint64 // of Leased; 0 = the offer is not answered
+	at     int64  // of the offer, then of the grant
+	cutFor int64  // when it was last cut for somebody else
+}
+
+// demand is what a node has waiting of one shape.
+type demand struct {
+	n       *node
+	id      uint32
+	spec    wire.Shape
+	waiting int
+	since   int64
+	flying  int   // slots under way to it, or told and not counted in
+	has     int   // slots of all its leases
+	hungry  int64 // since when it wants more and gets nothing; 0 = it does not
+}
+
+func (d *demand) want() int { return max(0, d.waiting-d.flying) }
+
+// demanded takes a node's new demand.
+func (c *Core) demanded(n *node, m wire.Demand) {
+	old := n.demands
+	n.demands = map[uint32]*demand{}
+	for i, x := range m.Shapes {
+		if i >= wire.MaxDemand {
+			break
+		}
+		d := &demand{n: n, id: x.ID, spec: x.Shape, waiting: int(min(x.Waiting, 1<<30)), since: min(c.now, x.Since-n.offset)}
+		if o := old[x.ID]; o != nil && o.waiting > 0 {
+			d.hungry = o.hungry
+		} else if why := c.neverLeased(n, &x.Shape); why != "" && x.Waiting > 0 {
+			c.send(n, wire.MsgInfeasible, wire.Infeasible{Shape: x.ID, Why: why})
+			continue
+		}
+		n.demands[x.ID] = d
+	}
+	c.anyLease = true
+	for _, l := range n.takes {
+		if d := n.demands[l.shape]; d != nil {
+			d.has += l.slots
+			if l.seq == 0 || l.seq > m.Seen {
+				d.flying += l.slots
+			}
+		}
+	}
+	c.wanting()
+}
+
+// wanting has demand looked at soon.
+func (c *Core) wanting() {
+	if c.leasing == 0 {
+		c.leasing = max(c.now, c.matched+matchEvery)
+	}
+}
+
+func (c *Core) offer(d *demand, on *node, slots int) {
+	c.leaseID++
+	l := &lease{id: wire.LeaseID(uint64(c.Epoch())<<leaseEpoch | c.leaseID), to: d.n, on: on, shape: d.id, spec: d.spec, slots: slots, at: c.now}
+	d.n.takes[l.id], on.gives[l.id] = l, l
+	on.offered = on.offered.Add(l.spec.Resources, int64(slots))
+	on.idle = 0
+	d.hungry, d.has = 0, d.has+slots
+	c.send(on, wire.MsgLeaseOffer, wire.LeaseOffer{Lease: l.id, For: d.n.id, Number: c.durable(d.n).Number, Shape: l.spec, Slots: uint32(slots), Until: c.now + offerFor + on.offset})
+}
+
+// leaseGranted takes the answer to an offer.
+func (c *Core) leaseGranted(n *node, m wire.LeaseGrant) {
+	l := n.gives[m.Lease]
+	if l == nil || l.seq != 0 {
+		if l == nil && m.Slots > 0 {
+			c.send(n, wire.MsgLeaseCut, wire.LeaseCut{Lease: m.Lease, Slots: m.Slots, Why: "it is not wanted any more"})
+		}
+		return
+	}
+	n.offered = n.offered.Add(l.spec.Resources, -int64(l.slots))
+	got := min(int(m.Slots), l.slots)
+	d := l.to.demands[l.shape]
+	if d != nil {
+		d.flying -= l.slots - got
+		d.has -= l.slots - got
+	}
+	l.slots = got
+	if got == 0 {
+		c.dropLease(l)
+		// Its next Beat says what it really has; until then it has nothing.
+		n.free = wire.Resources{}
+		c.wanting()
+		return
+	}
+	// Later Beats count it in; this one cannot.
+	n.tasks = n.tasks.Add(l.spec.Resources, int64(got))
+	n.free = n.free.Add(l.spec.Resources, -int64(got))
+	l.to.leasedSeq++
+	l.seq, l.at = l.to.leasedSeq, c.now
+	c.send(l.to, wire.MsgLeased, wire.Leased{Seq: l.seq, Lease: l.id, Shape: l.shape, Node: n.id, Number: c.durable(n).Number, Addr: n.hello.Addr, Slots: uint32(got)})
+}
+
+// leaseBack takes slots back that one side gives up; the other side is told.
+func (c *Core) leaseBack(n *node, m wire.LeaseBack) {
+	l := n.gives[m.Lease]
+	other := l
+	if l == nil {
+		l = n.takes[m.Lease]
+	}
+	if l == nil {
+		return
+	}
+	k := min(int(m.Slots), l.slots)
+	if other != nil {
+		c.cut(l, k, "node "+string(n.id)+" takes it back", l.to)
+	} else {
+		c.cut(l, k, "", l.on)
+	}
+	c.wanting()
+}
+
+// cut makes a lease smaller, or ends it, and tells the given nodes. The room itself comes
+// back with the Beats of the node that gave it.
+func (c *Core) cut(l *lease, k int, why string, tell ...*node) {
+	l.slots -= k
+	if d := l.to.demands[l.shape]; d != nil {
+		d.has -= k
+		if l.seq == 0 {
+			d.flying -= k
+		}
+	}
+	if l.seq == 0 {
+		l.on.offered = l.on.offered.Add(l.spec.Resources, -int64(k))
+	}
+	for _, n := range tell {
+		c.send(n, wire.MsgLeaseCut, wire.LeaseCut{Lease: l.id, Slots: uint32(k), Why: why})
+	}
+	if l.slots == 0 {
+		c.dropLease(l)
+	}
+}
+
+func (c *Core) dropLease(l *lease) {
+	delete(l.to.takes, l.id)
+	delete(l.on.gives, l.id)
+}
+
+// endLeases ends what a node has given and taken: it is away, gone, or begins anew.
+func (c *Core) endLeases(n *node, why string) {
+	for _, id := range sortedKeys(n.gives) {
+		l := n.gives[id]
+		c.cut(l, l.slots, why, l.to)
+	}
+	for _, id := range sortedKeys(n.takes) {
+		l := n.takes[id]
+		c.cut(l, l.slots, why, l.on)
+	}
+	n.demands, n.leasedSeq, n.offered = map[uint32]*demand{}, 0, wire.Resources{}
+	c.wanting()
+}
+
+// takeBack cuts the leases of a node that drains or is to be left to a gang.
+func (c *Core) takeBack(n *node, why string, which func(*lease) bool) {
+	for _, id := range sortedKeys(n.gives) {
+		if l := n.gives[id]; which == nil || which(l) {
+			c.cut(l, l.slots, why, l.to, n)
+		}
+	}
+}
+
+// watchLeases ends offers that nobody answers, and has leases of others cut for demands
+// that get nothing.
+func (c *Core) watchLeases() {
+	for _, n := range c.order {
+		for _, id := range sortedKeys(n.gives) {
+			if l := n.gives[id]; l.seq == 0 && c.now-l.at > offerFor {
+				c.cut(l, l.slots, "it was not answered in time", n)
+			}
+		}
+		if c.durable(n).Drain != nil {
+			c.takeBack(n, "node "+string(n.id)+" is drained", nil)
+		}
+	}
+	c.anyLease = false
+	share := c.leasedByJob()
+	for _, n := range c.order {
+		c.anyLease = c.anyLease || len(n.demands)+len(n.gives) > 0
+		for _, id := range sortedKeys(n.demands) {
+			d := n.demands[id]
+			if d.want() > 0 {
+				c.wanting()
+			}
+			switch {
+			case d.want() == 0 || d.flying > 0:
+				d.hungry = 0
+			case d.hungry == 0:
+				d.hungry = c.now
+			case c.now-d.hungry >= starveFor:
+				d.hungry = c.now
+				c.reclaim(d, share)
+			}
+		}
+	}
+}
+
+// reclaim cuts a lease of lower priority for a demand, or, where the priority is the
+// same, one of a job that has more than it would still have then. What runs under it
+// runs on; nothing new begins.
+func (c *Core) reclaim(d *demand, share map[wire.JobID]float64) {
+	var victim *lease
+	for _, n := range c.order {
+		if !c.usable(n) || !c.suits(n, d.n, &d.spec) || !c.mayLease(n, &d.spec) {
+			continue
+		}
+		for _, id := range sortedKeys(n.gives) {
+			l := n.gives[id]
+			if l.seq == 0 || l.spec.Priority > d.spec.Priority || l.spec.Job == d.spec.Job && l.spec.Priority == d.spec.Priority {
+				continue
+			}
+			after := share[l.spec.Job] - c.weight(l.spec.Resources)
+			if l.spec.Priority == d.spec.Priority && after <= share[d.spec.Job] {
+				continue
+			}
+			if victim == nil || cmp.Or(cmp.Compare(l.spec.Priority, victim.spec.Priority), cmp.Compare(share[victim.spec.Job], share[l.spec.Job])) < 0 {
+				victim = l
+			}
+		}
+	}
+	if victim == nil {
+		return
+	}
+	k := 1
+	for k < victim.slots && !(wire.Resources{}).Add(victim.spec.Resources, int64(k)).Fits(d.spec.Resources) {
+		k++
+	}
+	share[victim.spec.Job] -= float64(k) * c.weight(victim.spec.Resources)
+	c.cut(victim, k, fmt.Sprintf("others wait: job %d", d.spec.Job), victim.to, victim.on)
+}
+
+// beatRoom takes what a node's beat says for leases and holds.
+func (c *Core) beatRoom(n *node, b *wire.Beat) {
+	if !n.free.Equal(b.Free) || !n.tasks.Equal(b.Tasks) {
+		c.wanting()
+	}
+	if !n.tasks.Equal(b.Tasks) {
+		c.touchNode(n)
+	}
+	n.free, n.tasks = b.Free, b.Tasks
+	if !n.tasks.Nothing() {
+		n.idle = 0
+	}
+}

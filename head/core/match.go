@@ -1,0 +1,273 @@
+package core
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"math"
+	"slices"
+
+	"launcher/wire"
+)
+
+// maxRounds bounds the choices of one matching.
+const maxRounds = 1024
+
+// leaseRoom is what of a node can be leased now: free by its own word, and not given to
+// jobs or offered since.
+func (c *Core) leaseRoom(n *node) wire.Resources {
+	r := c.unused(n)
+	f := n.free
+	r.CPU, r.GPU, r.Memory = min(r.CPU, f.CPU), min(r.GPU, f.GPU), min(r.Memory, f.Memory)
+	if len(r.Custom) > 0 {
+		r.Custom = maps.Clone(r.Custom)
+		for k, v := range r.Custom {
+			r.Custom[k] = min(v, f.Custom[k])
+		}
+	}
+	return r.Add(n.offered, -1)
+}
+
+// unused is what of a node neither jobs nor tasks have.
+func (c *Core) unused(n *node) wire.Resources {
+	r := n.total.Add(n.tasks, -1)
+	for _, p := range n.parts {
+		r = r.Add(p.job.need, -p.count)
+	}
+	for _, s := range n.shares {
+		r = r.Add(s.job.need, -int64(s.uses(n)))
+	}
+	return r
+}
+
+// suits reports whether a node may run tasks of a demand at all.
+func (c *Core) suits(n *node, to *node, s *wire.Shape) bool {
+	if !n.total.Fits(s.Resources) || s.Time > 0 && n.hello.Deadline != 0 && c.now+s.Time > n.hello.Deadline*second {
+		return false
+	}
+	switch st := &s.Strategy; st.Kind {
+	case wire.StrategyNode:
+		x := c.nodes[st.Node]
+		if st.Soft && (x == nil || !c.usable(x) || !x.total.Fits(s.Resources)) {
+			return true
+		}
+		return n == x
+	case wire.StrategyLabels:
+		return wire.Matches(st.Hard, n.hello.Labels)
+	case wire.StrategySpread:
+		return true
+	}
+	return n != to // what fits there it runs without asking
+}
+
+// mayLease reports whether a hold leaves a node to a demand, as mayUse does for jobs.
+func (c *Core) mayLease(n *node, s *wire.Shape) bool {
+	h := n.held
+	if h == nil || s.Priority > h.d.Spec.Priority {
+		return true
+	}
+	return s.Time > 0 && n.until > 0 && c.now+s.Time <= n.until
+}
+
+// matching reports whether demand is to be matched with room now.
+func (c *Core) matching() bool {
+	return c.leasing != 0 && c.now >= c.leasing && !c.recovering && c.down == nil
+}
+
+// matchAll gives room to all demands, after jobs of their priority have had theirs.
+func (c *Core) matchAll() {
+	if c.matching() {
+		c.match(math.MinInt)
+		c.leasing, c.matched = 0, c.now
+	}
+}
+
+// match gives room to demands of a priority above the given one: by priority, then to
+// the job that has least, then to who waits longest.
+func (c *Core) match(above int) {
+	var ds []*demand
+	for _, n := range c.order {
+		if !c.usable(n) {
+			continue
+		}
+		for _, id := range sortedKeys(n.demands) {
+			if d := n.demands[id]; d.want() > 0 && d.spec.Priority > above {
+				ds = append(ds, d)
+			}
+		}
+	}
+	if len(ds) == 0 {
+		return
+	}
+	room := map[*node]wire.Resources{}
+	for _, n := range c.order {
+		if c.usable(n) {
+			room[n] = c.leaseRoom(n)
+		}
+	}
+	share := c.leasedByJob()
+	give := map[*demand]map[*node]int{}
+	for range maxRounds {
+		slices.SortStableFunc(ds, func(a, b *demand) int {
+			return cmp.Or(cmp.Compare(b.spec.Priority, a.spec.Priority), cmp.Compare(share[a.spec.Job], share[b.spec.Job]), cmp.Compare(a.since, b.since))
+		})
+		if len(ds) == 0 {
+			break
+		}
+		d := ds[0]
+		n := c.bestFor(d, room, give[d])
+		if n == nil {
+			ds = ds[1:]
+			continue
+		}
+		// In lumps: all of the room when nobody competes for it, else a part.
+		k := 1
+		if d.spec.Strategy.Kind != wire.StrategySpread {
+			k = max(1, min(d.want(), room[n].Times(d.spec.Resources, maxWindow)/len(ds)))
+		}
+		room[n] = room[n].Add(d.spec.Resources, -int64(k))
+		share[d.spec.Job] += float64(k) * c.weight(d.spec.Resources)
+		d.flying += k
+		if give[d] == nil {
+			give[d] = map[*node]int{}
+		}
+		give[d][n] += k
+		if d.want() == 0 {
+			ds = ds[1:]
+		}
+	}
+	c.offerAll(give)
+}
+
+// offerAll sends what match decided, in an order that does not depend on maps.
+func (c *Core) offerAll(give map[*demand]map[*node]int) {
+	ds := slices.SortedFunc(maps.Keys(give), func(a, b *demand) int { return cmp.Or(byName(a.n, b.n), cmp.Compare(a.id, b.id)) })
+	for _, d := range ds {
+		for _, n := range slices.SortedFunc(maps.Keys(give[d]), byName) {
+			c.offer(d, n, give[d][n])
+		}
+	}
+}
+
+// bestFor chooses a node with room for one more of a demand: where labels that are wanted
+// hold, then with SPREAD where fewest of it are, else where most fit.
+func (c *Core) bestFor(d *demand, room map[*node]wire.Resources, given map[*node]int) *node {
+	var best *node
+	var bestWant bool
+	bestScore := 0
+	for _, n := range c.order {
+		r, ok := room[n]
+		if !ok || !r.Fits(d.spec.Resources) || !c.suits(n, d.n, &d.spec) || !c.mayLease(n, &d.spec) {
+			continue
+		}
+		score := r.Times(d.spec.Resources, maxWindow)
+		if d.spec.Strategy.Kind == wire.StrategySpread {
+			score = -given[n]
+			for _, l := range n.gives {
+				if l.to == d.n && l.shape == d.id {
+					score -= l.slots
+				}
+			}
+		}
+		want := wire.Matches(d.spec.Strategy.Want, n.hello.Labels)
+		if best == nil || want && !bestWant || want == bestWant && score > bestScore {
+			best, bestWant, bestScore = n, want, score
+		}
+	}
+	return best
+}
+
+// leasedByJob is how much of the cluster each job's leases are, as weight.
+func (c *Core) leasedByJob() map[wire.JobID]float64 {
+	out := map[wire.JobID]float64{}
+	for _, n := range c.order {
+		for _, id := range sortedKeys(n.gives) {
+			l := n.gives[id]
+			out[l.spec.Job] += float64(l.slots) * c.weight(l.spec.Resources)
+		}
+	}
+	return out
+}
+
+// weight is a shape's dominant part of a node: of CPU, GPU, memory the one that it has
+// most of, in a node of usual size.
+func (c *Core) weight(r wire.Resources) float64 {
+	return max(float64(r.CPU)/wire.Unit, 8*float64(r.GPU)/wire.Unit, float64(r.Memory)/(4<<30), 1e-6)
+}
+
+// leaseDemand is how many nodes of a pool the tasks that wait could use.
+func (c *Core) leaseDemand(p *pool) int {
+	need := 0
+	for _, n := range c.order {
+		for _, d := range n.demands {
+			if d.want() == 0 || d.spec.Strategy.Kind == wire.StrategyNode && !d.spec.Strategy.Soft ||
+				d.spec.Strategy.Kind == wire.StrategyLabels && !wire.Matches(d.spec.Strategy.Hard, p.spec.Labels) {
+				continue
+			}
+			if p.shape == nil {
+				need = max(need, 1)
+			} else if per := p.shape.Times(d.spec.Resources, maxWindow); per > 0 {
+				need += (d.want() + per - 1) / per
+			}
+		}
+	}
+	return need
+}
+
+// neverLeased says why no node, as the cluster is or may grow, can run tasks of a shape;
+// "" = one may.
+func (c *Core) neverLeased(to *node, s *wire.Shape) string {
+	if c.recovering {
+		return ""
+	}
+	st := &s.Strategy
+	if st.Kind == wire.StrategyNode && !st.Soft {
+		x, d := c.nodes[st.Node], c.d.st.Nodes[st.Node]
+		switch {
+		case x == nil && (d == nil || d.State == nodeGone):
+			return fmt.Sprintf("a task asks for node %s, which is not there", st.Node)
+		case x != nil && x.greeted && !x.hello.Total.Fits(s.Resources):
+			return fmt.Sprintf("a task asks for %s on node %s, which has %s", s.Resources, x.id, x.hello.Total)
+		}
+		return ""
+	}
+	var largest *node
+	labelled := false
+	for _, n := range c.order {
+		if !n.greeted {
+			return ""
+		}
+		if st.Kind == wire.StrategyLabels && !wire.Matches(st.Hard, n.hello.Labels) {
+			continue
+		}
+		labelled = true
+		if n.hello.Total.Fits(s.Resources) {
+			return ""
+		}
+		if largest == nil || larger(n.hello.Total, largest.hello.Total, s.Resources) {
+			largest = n
+		}
+	}
+	for _, p := range c.sortedPools() {
+		up := 0
+		for _, n := range c.order {
+			if n.pool == p.spec.Name {
+				up++
+			}
+		}
+		if p.spec.Max <= up {
+			continue
+		}
+		// Nodes may yet come. Labels that only detection knows cannot be ruled out.
+		if p.shape == nil || p.shape.Fits(s.Resources) || c.mixed(p) {
+			return ""
+		}
+	}
+	switch {
+	case !labelled:
+		return "a task asks for labels that no node has"
+	case largest == nil:
+		return ""
+	}
+	return fmt.Sprintf("a task asks for %s; the largest node, %s, has %s", s.Resources, largest.id, largest.hello.Total)
+}
