@@ -15,6 +15,7 @@ import (
 	"launcher/agent/core"
 	"launcher/agent/spool"
 	"launcher/agent/supervisor"
+	"launcher/agent/workers"
 	"launcher/internal/clock"
 	"launcher/internal/errs"
 	"launcher/wire"
@@ -37,7 +38,7 @@ type Options struct {
 }
 
 // leftover is what is removed at the end of a node, below its directory.
-var leftover = []string{"spool", "tasks"}
+var leftover = []string{"spool", "tasks", "workers"}
 
 // agent is one life of a node's agent.
 type agent struct {
@@ -50,7 +51,10 @@ type agent struct {
 	fds     map[string]*os.File // handed over by the supervisor, taken out as they are used; guarded by fdMu
 	id      *secure.Identity
 	state   *journal
-	core    *core.Core
+	mu      sync.Mutex // of core and of the tasks' reactor
+	core    *core.Core // guarded by mu
+	sdk     *sdkServer
+	workers *workers.Pool
 	spool   *spool.Spool
 	events  queue
 	head    *headLink
@@ -171,6 +175,8 @@ func (a *agent) open(ctx context.Context, d detected) (err error) {
 	a.groups = newGroups(a)
 	a.starts = newStarter(a)
 	a.core = core.New(a.coreConfig(d), a.state.state)
+	a.sdk = newSDKServer(a)
+	a.workers = newWorkers(a)
 	a.spool, err = spool.Open(spool.Config{Dir: filepath.Join(a.cfg.Dir, "spool"), Log: a.log, Notify: a.spooled})
 	if err != nil {
 		return err
@@ -235,6 +241,7 @@ func (a *agent) serve(ctx context.Context, d detected) error {
 	})
 	err := g.Wait()
 	a.groups.close()
+	a.workers.Close()
 	a.wg.Wait()
 	a.spool.Close()
 	if err == errLeft {

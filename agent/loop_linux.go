@@ -12,6 +12,7 @@ import (
 	"launcher/agent/detect"
 	"launcher/agent/spool"
 	"launcher/agent/supervisor"
+	"launcher/agent/workers"
 	"launcher/internal/errs"
 	"launcher/wire"
 )
@@ -81,8 +82,12 @@ func (a *agent) loop(ctx context.Context) error {
 		return err
 	}
 	exits := a.super.Exits()
+	strays := a.super.Strays()
 	for {
-		if due := a.core.Due(); due != 0 {
+		a.mu.Lock()
+		due := a.core.Due()
+		a.mu.Unlock()
+		if due != 0 {
 			timer.Reset(due)
 		}
 		burst = burst[:0]
@@ -96,14 +101,18 @@ func (a *agent) loop(ctx context.Context) error {
 			if !ok {
 				return errs.New(errs.Lost, "the supervisor is gone")
 			}
-			burst = append(burst, a.exited(x))
+			burst = a.exited(burst, x)
+		case x, ok := <-strays:
+			if ok {
+				a.workers.Stray(x)
+			}
 		}
 		burst = a.events.takeAll(burst, maxBurst)
 		for len(burst) < maxBurst {
 			select {
 			case x, ok := <-exits:
 				if ok {
-					burst = append(burst, a.exited(x))
+					burst = a.exited(burst, x)
 					continue
 				}
 			default:
@@ -123,6 +132,9 @@ func (a *agent) recover(ctx context.Context) error {
 	}
 	var ev core.Recovered
 	for _, p := range a.super.List() {
+		if workers.Ours(p.Proc) {
+			continue // its pool knows
+		}
 		ev.Procs = append(ev.Procs, core.ProcInfo{Proc: p.Proc, PID: p.PID, At: p.Started, Exited: p.Exit != nil})
 		a.groups.started(p.Proc, p.PID)
 	}
@@ -130,14 +142,19 @@ func (a *agent) recover(ctx context.Context) error {
 	return a.process(ctx, []event{{ev: ev}})
 }
 
-func (a *agent) exited(x supervisor.Exit) event {
+// exited adds the end of a process to a burst, unless it is one of the workers'.
+func (a *agent) exited(burst []event, x supervisor.Exit) []event {
+	if workers.Ours(x.Proc) {
+		a.workers.Exited(x)
+		return burst
+	}
 	a.spool.Exited(x.Proc)
 	a.groups.exited(x.Proc)
 	select {
 	case a.ends <- struct{}{}:
 	default:
 	}
-	return event{ev: core.ProcExited{Proc: x.Proc, Code: x.Code, Signal: x.Signal, RSS: x.RSS, At: x.Ended, Started: x.Started, Leftover: x.Leftover}}
+	return append(burst, event{ev: core.ProcExited{Proc: x.Proc, Code: x.Code, Signal: x.Signal, RSS: x.RSS, At: x.Ended, Started: x.Started, Leftover: x.Leftover}})
 }
 
 // tick samples what a beat tells.
@@ -166,6 +183,7 @@ func (a *agent) process(ctx context.Context, burst []event) error {
 			effects = append(effects, effect{e, a.head.serving})
 		}
 	}
+	a.mu.Lock()
 	for _, e := range burst {
 		if e.conn != nil && !a.head.serves(e) {
 			continue
@@ -173,10 +191,16 @@ func (a *agent) process(ctx context.Context, burst []event) error {
 		step(e.ev)
 	}
 	step(core.Flush{})
-	if err := a.state.append(records); err != nil {
+	err := a.state.append(records)
+	given := a.core.RoomGiven()
+	a.mu.Unlock()
+	if err != nil {
 		return err
 	}
-	err := a.performAll(ctx, effects)
+	if given {
+		a.sdk.roomGiven()
+	}
+	err = a.performAll(ctx, effects)
 	if err != nil {
 		return err
 	}
