@@ -84,6 +84,41 @@ func (c *Core) Check() error {
 		if n.greeted && !n.total.Fits(used) {
 			return bad("%s has gangs for %s and is %s", id, used, n.total)
 		}
+		if err := c.checkLeases(n); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// checkLeases: what a node has given is known on both sides, and is no more than it has.
+func (c *Core) checkLeases(n *node) error {
+	leased, offered := wire.Resources{}, wire.Resources{}
+	for id, l := range n.gives {
+		if l.on != n || l.id != id || l.to.takes[id] != l || l.slots <= 0 || c.nodes[l.to.id] != l.to {
+			return errs.New(errs.Internal, "lease %d on %s is not one of %s", id, n.id, l.to.id)
+		}
+		leased = leased.Add(l.spec.Resources, int64(l.slots))
+		if l.seq == 0 {
+			offered = offered.Add(l.spec.Resources, int64(l.slots))
+		}
+	}
+	if !n.total.Fits(leased) {
+		return errs.New(errs.Internal, "%s has leases for %s and is %s", n.id, leased, n.total)
+	}
+	if !offered.Equal(n.offered) {
+		return errs.New(errs.Internal, "%s counts offers for %s; there are %s", n.id, n.offered, offered)
+	}
+	for _, d := range n.demands {
+		has := 0
+		for _, l := range n.takes {
+			if l.shape == d.id {
+				has += l.slots
+			}
+		}
+		if d.has != has || d.flying < 0 || d.flying > has {
+			return errs.New(errs.Internal, "%s counts %d slots of shape %d, %d under way; there are %d", n.id, d.has, d.id, d.flying, has)
+		}
 	}
 	return nil
 }

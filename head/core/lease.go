@@ -43,11 +43,15 @@ type demand struct {
 	hungry  int64 // since when it wants more and gets nothing; 0 = it does not
 }
 
+// flying reports whether who asked has not counted it in yet.
+func (l *lease) flying() bool { return l.seq == 0 || l.seq > l.to.leaseSeen }
+
 func (d *demand) want() int { return max(0, d.waiting-d.flying) }
 
 // demanded takes a node's new demand.
 func (c *Core) demanded(n *node, m wire.Demand) {
 	old := n.demands
+	n.leaseSeen = m.Seen
 	n.demands = map[uint32]*demand{}
 	for i, x := range m.Shapes {
 		if i >= wire.MaxDemand {
@@ -66,7 +70,7 @@ func (c *Core) demanded(n *node, m wire.Demand) {
 	for _, l := range n.takes {
 		if d := n.demands[l.shape]; d != nil {
 			d.has += l.slots
-			if l.seq == 0 || l.seq > m.Seen {
+			if l.flying() {
 				d.flying += l.slots
 			}
 		}
@@ -148,7 +152,7 @@ func (c *Core) cut(l *lease, k int, why string, tell ...*node) {
 	l.slots -= k
 	if d := l.to.demands[l.shape]; d != nil {
 		d.has -= k
-		if l.seq == 0 {
+		if l.flying() {
 			d.flying -= k
 		}
 	}
@@ -178,7 +182,7 @@ func (c *Core) endLeases(n *node, why string) {
 		l := n.takes[id]
 		c.cut(l, l.slots, why, l.on)
 	}
-	n.demands, n.leasedSeq, n.offered = map[uint32]*demand{}, 0, wire.Resources{}
+	n.demands, n.leasedSeq, n.leaseSeen, n.offered = map[uint32]*demand{}, 0, 0, wire.Resources{}
 	c.wanting()
 }
 

@@ -42,11 +42,12 @@ type node struct {
 	demands   map[uint32]*demand
 	gives     map[wire.LeaseID]*lease // its room, for others
 	takes     map[wire.LeaseID]*lease // others' room, for it
-	leasedSeq uint64
-	heldNeed  wire.Resources  // what the gang that its room is kept for needs here
-	heldTold  int64           // when it was last told of that
-	heldStart int64           // and from when on
-	watches   map[uint32]bool // numbers whose lives it follows
+	leasedSeq uint64                  // of the newest Leased
+	leaseSeen uint64                  // of the newest that its demand counts in
+	heldNeed  wire.Resources          // what the gang that its room is kept for needs here
+	heldTold  int64                   // when it was last told of that
+	heldStart int64                   // and from when on
+	watches   map[uint32]bool         // numbers whose lives it follows
 }
 
 // share is what a node has of a job with single-rank tasks: queued and running.
