@@ -55,6 +55,7 @@ type agent struct {
 	core    *core.Core // guarded by mu
 	sdk     *sdkServer
 	workers *workers.Pool
+	anyone  wire.Job // the job of programs that no job started
 	spool   *spool.Spool
 	events  queue
 	head    *headLink
@@ -175,6 +176,7 @@ func (a *agent) open(ctx context.Context, d detected) (err error) {
 	a.groups = newGroups(a)
 	a.starts = newStarter(a)
 	a.core = core.New(a.coreConfig(d), a.state.state)
+	a.anyone = anyoneOf(a.cfg)
 	a.sdk = newSDKServer(a)
 	a.workers = newWorkers(a)
 	a.spool, err = spool.Open(spool.Config{Dir: filepath.Join(a.cfg.Dir, "spool"), Log: a.log, Notify: a.spooled})

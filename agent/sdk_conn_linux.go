@@ -5,6 +5,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 
@@ -21,12 +22,12 @@ const (
 	maxLogs = 1 << 20
 )
 
-// sdkConn is the socket of a driver or worker. It is read by blocking system calls of a
-// goroutine of its own (a thread while it waits), which costs one wake per read less than
-// the poller does; and written by whoever has something for it, without waiting. Only
-// what the socket does not take at once is left to a writer.
+// sdkConn is the socket of a driver or worker. It is read by a goroutine of its own, and
+// written by whoever has something for it, without waiting. Only what the socket does not
+// take at once is left to a writer.
 type sdkConn struct {
-	fd int
+	c   *net.UnixConn
+	raw syscall.RawConn
 
 	mu      sync.Mutex
 	out     []byte   // not written; guarded by mu
@@ -45,24 +46,15 @@ type passed struct {
 	fd int // a copy
 }
 
-// newSDKConn takes the socket away from Go's poller.
+// newSDKConn takes a connection over.
 func newSDKConn(c *net.UnixConn) (*sdkConn, error) {
-	f, err := c.File()
-	c.Close()
+	raw, err := c.SyscallConn()
 	if err != nil {
-		return nil, errs.Wrap(errs.Exhausted, err, "a connection to the agent's socket")
+		c.Close()
+		return nil, err
 	}
-	defer f.Close()
-	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0) // Fd makes it blocking
-	if err != nil {
-		return nil, errs.Wrap(errs.Exhausted, err, "a connection to the agent's socket")
-	}
-	return sdkConnOf(fd), nil
-}
-
-func sdkConnOf(fd int) *sdkConn {
-	_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF, 4<<20)
-	return &sdkConn{fd: fd}
+	_ = c.SetWriteBuffer(4 << 20)
+	return &sdkConn{c: c, raw: raw}, nil
 }
 
 // readFrames reads until the end of the connection, giving take all whole frames that are
@@ -70,11 +62,8 @@ func sdkConnOf(fd int) *sdkConn {
 func (c *sdkConn) readFrames(take func(frames []byte) error) error {
 	buf, n := make([]byte, readChunk), 0
 	for {
-		k, err := unix.Read(c.fd, buf[n:])
-		if err == unix.EINTR {
-			continue
-		}
-		if err != nil || k == 0 {
+		k, err := c.c.Read(buf[n:])
+		if err != nil {
 			return nil // a reset is an end too
 		}
 		n += k
@@ -123,14 +112,14 @@ func (c *sdkConn) put(frames []byte, files ...*os.File) {
 	}
 	if len(c.out)+len(frames) > maxUnread {
 		c.failed = errs.New(errs.Exhausted, "the program does not read what it asked for: %s wait for it", wire.Bytes(int64(len(c.out))))
-		_ = unix.Shutdown(c.fd, unix.SHUT_RDWR)
+		c.hangUp()
 		return
 	}
 	for _, f := range files {
 		fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
 		if err != nil {
 			c.failed = errs.Wrap(errs.Exhausted, err, "passing descriptor %s", f.Name())
-			_ = unix.Shutdown(c.fd, unix.SHUT_RDWR)
+			c.hangUp()
 			return
 		}
 		c.files = append(c.files, passed{len(c.out), fd})
@@ -165,7 +154,7 @@ func (c *sdkConn) flush() {
 	if c.slow || c.shut || len(c.out) == 0 {
 		return
 	}
-	n, err := c.write(c.out, c.files, unix.MSG_DONTWAIT)
+	n, err := c.write(c.out, c.files, false)
 	switch {
 	case n == len(c.out):
 		c.cut(n)
@@ -208,7 +197,7 @@ func (c *sdkConn) drain() {
 			return
 		}
 		c.mu.Unlock()
-		n, err := c.write(b, files, 0)
+		n, err := c.write(b, files, true)
 		for _, x := range files {
 			_ = unix.Close(x.fd)
 		}
@@ -223,52 +212,63 @@ func (c *sdkConn) drain() {
 	}
 }
 
-// write writes b with its descriptors, and gives how much was taken.
-func (c *sdkConn) write(b []byte, files []passed, flags int) (n int, err error) {
-	for n < len(b) {
-		end, oob := len(b), []byte(nil)
+// write writes b with its descriptors, and gives how much was taken; it waits until all
+// is, or not at all.
+func (c *sdkConn) write(b []byte, files []passed, wait bool) (n int, err error) {
+	for n < len(b) && err == nil {
+		end, here := len(b), 0
 		var fds []int
-		for len(files) > 0 && files[0].at == n {
-			fds = append(fds, files[0].fd)
-			files = files[1:]
+		for here < len(files) && files[here].at == n {
+			fds = append(fds, files[here].fd)
+			here++
 		}
-		if len(files) > 0 {
+		if files = files[here:]; len(files) > 0 {
 			end = files[0].at
 		}
+		var oob []byte
 		if len(fds) > 0 {
 			oob = unix.UnixRights(fds...)
 		}
-		k, err := unix.SendmsgN(c.fd, b[n:end], oob, nil, flags|unix.MSG_NOSIGNAL)
-		for err == unix.EINTR {
-			k, err = unix.SendmsgN(c.fd, b[n:end], oob, nil, flags|unix.MSG_NOSIGNAL)
+		var k int
+		werr := c.raw.Write(func(fd uintptr) bool {
+			for {
+				if k, err = unix.SendmsgN(int(fd), b[n:end], oob, nil, unix.MSG_NOSIGNAL|unix.MSG_DONTWAIT); err != unix.EINTR {
+					return !wait || err != unix.EAGAIN
+				}
+			}
+		})
+		if werr != nil {
+			return n, werr
 		}
-		if err != nil {
-			return n, err
+		if err == nil {
+			n += k
 		}
-		n += k
 	}
-	return n, nil
+	return n, err
 }
 
 // hangUp ends the conversation: the reader comes to its end, also when something else
 // holds the other side open.
-func (c *sdkConn) hangUp() { _ = unix.Shutdown(c.fd, unix.SHUT_RDWR) }
+func (c *sdkConn) hangUp() {
+	_ = c.c.CloseRead()
+	_ = c.c.CloseWrite()
+}
 
 // noMore lets the reader come to an end once it has read what is there: the process at
 // the other side is dead.
-func (c *sdkConn) noMore() { _ = unix.Shutdown(c.fd, unix.SHUT_RD) }
+func (c *sdkConn) noMore() { _ = c.c.CloseRead() }
 
 // close is called when nobody reads any more.
 func (c *sdkConn) close() {
 	c.mu.Lock()
 	c.shut = true
 	c.mu.Unlock()
-	c.hangUp()
+	_ = c.c.Close()
 	c.writer.Wait()
 	c.mu.Lock()
+	defer c.mu.Unlock()
 	for _, x := range c.files {
 		_ = unix.Close(x.fd)
 	}
-	c.mu.Unlock()
-	_ = unix.Close(c.fd)
+	c.files = nil
 }

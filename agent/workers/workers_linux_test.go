@@ -195,7 +195,9 @@ func TestWorkersThatDoNotStart(t *testing.T) {
 	s := spec(t, 2, "w")
 	s.Env = append(s.Env, "TEMPLATE=broken")
 	b.start(s)
-	b.wait("a broken template", func() bool { return b.fails[2] != nil && strings.Contains(b.fails[2].Error(), "this python is too old") })
+	b.wait("a broken template", func() bool {
+		return b.fails[2] != nil && strings.Contains(b.fails[2].Error(), "this python is too old")
+	})
 	s.ID, s.Program = 3, "/no/such/python"
 	b.start(s)
 	b.wait("no interpreter", func() bool { return b.fails[3] != nil && strings.Contains(b.fails[3].Error(), "/no/such/python") })
