@@ -145,6 +145,7 @@ type Leased struct {
 type LeaseBack struct {
 	Lease LeaseID
 	Slots uint32 // so many less
+	Given bool   // by the side that gave it
 }
 
 // LeaseCut takes slots of a lease away. A lease with none left is over; who does not know
@@ -153,6 +154,7 @@ type LeaseCut struct {
 	Lease LeaseID
 	Slots uint32 // so many less
 	Why   string
+	Taken bool // of the side that took it only: the other has said so itself
 }
 
 // Infeasible: no node of the cluster, as it is or may grow, can ever run such tasks.

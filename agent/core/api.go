@@ -111,7 +111,7 @@ type (
 		Seen   uint64
 		Shapes []wire.Demanded
 	}
-	// LeaseIdle: so many slots of a lease, taken or given, are not wanted any more.
+	// LeaseIdle: so many slots of a taken lease are not wanted any more.
 	LeaseIdle struct {
 		Lease wire.LeaseID
 		Slots uint32

@@ -147,7 +147,7 @@ func (c *Core) admit() {
 	for _, j := range c.s.jobs {
 		need := j.spec.Spec.Resources
 		for j.queue.n > 0 {
-			slots, ok := c.pool.take(need, 1)
+			slots, ok := c.takeForJob(j, 1)
 			if !ok {
 				break
 			}

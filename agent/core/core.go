@@ -168,7 +168,7 @@ func (c *Core) Step(now int64, ev Event) Output {
 	case DemandChanged:
 		c.leases.demand, c.leases.demandDue = wire.Demand{Seen: ev.Seen, Shapes: ev.Shapes}, true
 	case LeaseIdle:
-		c.tell(wire.MsgLeaseBack, wire.LeaseBack{Lease: ev.Lease, Slots: ev.Slots})
+		c.leaseIdle(ev)
 	case StopNode:
 		c.endWith(ev.Why, ev.Grace)
 	case LogsShipped:
@@ -177,6 +177,7 @@ func (c *Core) Step(now int64, ev Event) Output {
 		c.load, c.memFree = ev.Load1, ev.MemFree
 		c.timers()
 		c.holdOver()
+		c.admitting = c.admitting || c.s.queued() > 0 // time lets tries through that tasks have overtaken
 		c.flush()
 		c.beat()
 	case Flush:
@@ -243,7 +244,7 @@ func (c *Core) beat() {
 		}
 	}
 	c.leases.told = c.tasksUse()
-	b := wire.Beat{Free: c.pool.available().Add(c.unusedLeases(0), -1), Tasks: c.leases.told, Queued: c.s.queued(), Running: running, Load1: c.load, MemFree: c.memFree, GPUs: c.pool.gpuList(), Python: c.cfg.Hello.Python, Why: c.cfg.Hello.Why}
+	b := wire.Beat{Free: c.pool.available().Add(c.unusedLeases(), -1), Tasks: c.leases.told, Queued: c.s.queued(), Running: running, Load1: c.load, MemFree: c.memFree, GPUs: c.pool.gpuList(), Python: c.cfg.Hello.Python, Why: c.cfg.Hello.Why}
 	for job, why := range c.held {
 		b.Held = append(b.Held, wire.HeldOutput{Job: job, Why: why})
 	}

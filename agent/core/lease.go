@@ -1,6 +1,10 @@
 package core
 
 import (
+	"maps"
+	"slices"
+
+	"launcher/internal/errs"
 	"launcher/wire"
 )
 
@@ -31,19 +35,8 @@ type given struct {
 
 func newLeases() leases { return leases{gives: map[wire.LeaseID]*given{}} }
 
-// unusedLeases is what leases keep free, but for the given one.
-func (c *Core) unusedLeases(but wire.LeaseID) (r wire.Resources) {
-	for id, g := range c.leases.gives {
-		if id != but && g.slots > g.used {
-			r = r.Add(g.shape.Resources, int64(g.slots-g.used))
-		}
-	}
-	return r
-}
-
-// tasksUse is what the head is to count as the tasks' own.
-func (c *Core) tasksUse() wire.Resources {
-	r := c.leases.tasks
+// unusedLeases is what leases keep free.
+func (c *Core) unusedLeases() (r wire.Resources) {
 	for _, g := range c.leases.gives {
 		if g.slots > g.used {
 			r = r.Add(g.shape.Resources, int64(g.slots-g.used))
@@ -52,15 +45,64 @@ func (c *Core) tasksUse() wire.Resources {
 	return r
 }
 
+// tasksUse is what the head is to count as the tasks' own.
+func (c *Core) tasksUse() wire.Resources { return c.leases.tasks.Add(c.unusedLeases(), 1) }
+
 // roomBeside is what is free beside the leases of others and what is kept for a gang. A
 // task that is over before the gang is to start may use what is kept.
-func (c *Core) roomBeside(now, time int64, lease wire.LeaseID) wire.Resources {
-	r := c.pool.available().Add(c.unusedLeases(lease), -1)
+func (c *Core) roomBeside(now, time int64) wire.Resources {
+	r := c.pool.available().Add(c.unusedLeases(), -1)
 	l := &c.leases
 	if now < l.holdUntil && !(time > 0 && l.hold.Start > 0 && now+time <= l.hold.Start) {
 		r = r.Add(l.hold.Need, -1)
 	}
 	return r
+}
+
+// takeForJob takes room for ranks of a job, if need be out of slots of leases of no higher
+// priority that nothing runs in: those are given back.
+func (c *Core) takeForJob(j *job, n int) ([]Slot, bool) {
+	need, priority := j.spec.Spec.Resources, j.spec.Spec.Priority
+	free := c.pool.available().Add(c.unusedLeases(), -1)
+	if free.Times(need, n) >= n {
+		return c.pool.take(need, n)
+	}
+	back := map[wire.LeaseID]int{}
+	for _, id := range slices.Backward(slices.Sorted(maps.Keys(c.leases.gives))) {
+		g := c.leases.gives[id]
+		for g.shape.Priority <= priority && g.slots-back[id] > g.used && free.Times(need, n) < n {
+			back[id]++
+			free = free.Add(g.shape.Resources, 1)
+		}
+	}
+	if free.Times(need, n) < n {
+		return nil, false
+	}
+	slots, ok := c.pool.take(need, n)
+	for _, id := range slices.Sorted(maps.Keys(back)) {
+		if ok && back[id] > 0 {
+			c.tell(wire.MsgLeaseBack, wire.LeaseBack{Lease: id, Slots: uint32(back[id]), Given: true})
+			c.lessGiven(id, back[id])
+		}
+	}
+	return slots, ok
+}
+
+// lessGiven makes a lease on this node smaller.
+func (c *Core) lessGiven(id wire.LeaseID, n int) {
+	if g := c.leases.gives[id]; g != nil {
+		if g.slots -= min(g.slots, n); g.slots == 0 {
+			delete(c.leases.gives, id)
+		}
+		c.roomGiven, c.admitting = true, true
+	}
+}
+
+// leaseIdle gives slots of a lease back. A lease of this node on itself (SPREAD, labels)
+// has both its sides here.
+func (c *Core) leaseIdle(ev LeaseIdle) {
+	c.tell(wire.MsgLeaseBack, wire.LeaseBack{Lease: ev.Lease, Slots: ev.Slots})
+	c.lessGiven(ev.Lease, int(ev.Slots))
 }
 
 // leaseOffer grants of an offer what there is room for now.
@@ -78,7 +120,7 @@ func (c *Core) leaseOffer(m wire.LeaseOffer) {
 	case c.queueStarves(c.now):
 		why = "tasks of jobs wait for the room"
 	default:
-		n = c.roomBeside(c.now, m.Shape.Time, 0).Times(m.Shape.Resources, int(min(m.Slots, 1<<16)))
+		n = c.roomBeside(c.now, m.Shape.Time).Times(m.Shape.Resources, int(min(m.Slots, 1<<16)))
 		why = "free are " + c.pool.available().String()
 	}
 	if n > 0 {
@@ -90,12 +132,8 @@ func (c *Core) leaseOffer(m wire.LeaseOffer) {
 
 // leaseCut takes slots of a lease away, on either side of it.
 func (c *Core) leaseCut(m wire.LeaseCut) {
-	if g := c.leases.gives[m.Lease]; g != nil {
-		g.slots -= min(g.slots, int(m.Slots))
-		if g.slots == 0 {
-			delete(c.leases.gives, m.Lease)
-		}
-		c.roomGiven, c.admitting = true, true
+	if !m.Taken {
+		c.lessGiven(m.Lease, int(m.Slots))
 	}
 	c.do(LeaseLess{m})
 }
@@ -137,12 +175,6 @@ func (c *Core) tellDemand() {
 	c.tell(wire.MsgDemand, l.demand)
 }
 
-// TakeRoomFor is TakeRoom for one whose tasks take no longer than the given time: it may
-// use room that is kept for a gang which starts later.
-func (c *Core) TakeRoomFor(now int64, need wire.Resources, time int64) (Slot, bool) {
-	return c.takeRoom(now, need, time, 0)
-}
-
 // Leased reports whether a lease on this node stands and is one of the given node's life.
 func (c *Core) Leased(id wire.LeaseID, number uint32) bool {
 	g := c.leases.gives[id]
@@ -156,11 +188,19 @@ func (c *Core) TakeLeased(now int64, id wire.LeaseID) (Slot, bool) {
 	if g == nil || g.used >= g.slots {
 		return Slot{}, false
 	}
-	s, ok := c.takeRoom(now, g.shape.Resources, g.shape.Time, id)
-	if ok {
-		g.used++
+	// The room is its own, but for a try of no lower priority that has waited too long.
+	for _, j := range c.s.jobs {
+		if j.queue.n > 0 && j.blocked != 0 && now-j.blocked >= starveAfter && j.spec.Spec.Priority >= g.shape.Priority {
+			return Slot{}, false
+		}
 	}
-	return s, ok
+	slots, ok := c.pool.take(g.shape.Resources, 1)
+	if !ok {
+		return Slot{}, false
+	}
+	g.used++
+	c.leases.tasks = c.leases.tasks.Add(g.shape.Resources, 1)
+	return slots[0], true
 }
 
 // GiveLeased gives back what TakeLeased gave; the lease may be over meanwhile.
@@ -169,4 +209,18 @@ func (c *Core) GiveLeased(id wire.LeaseID, need wire.Resources, s Slot) (wanted 
 		g.used--
 	}
 	return c.GiveRoom(need, s)
+}
+
+// Check compares the counts of room with each other; for tests and the simulator.
+func (c *Core) Check() error {
+	free := c.pool.available().Add(c.unusedLeases(), -1)
+	if free.Negative() {
+		return errs.New(errs.Internal, "%s is free and leases keep %s", c.pool.available(), c.unusedLeases())
+	}
+	for id, g := range c.leases.gives {
+		if g.used < 0 || g.slots <= 0 {
+			return errs.New(errs.Internal, "lease %d has %d slots, %d are used", id, g.slots, g.used)
+		}
+	}
+	return nil
 }

@@ -21,19 +21,19 @@ const keepFor = 5 * second
 // TakeRoom takes room for one worker; false = there is none now, and the caller is to be
 // told when some is given back (RoomGiven).
 func (c *Core) TakeRoom(now int64, need wire.Resources) (Slot, bool) {
-	return c.takeRoom(now, need, 0, 0)
+	return c.TakeRoomFor(now, need, 0)
 }
 
-// takeRoom is TakeRoom for a task that takes no longer than the given time (0 = nobody
-// knows) and runs under a lease (0 = none).
-func (c *Core) takeRoom(now int64, need wire.Resources, time int64, lease wire.LeaseID) (Slot, bool) {
+// TakeRoomFor is TakeRoom for one whose tasks take no longer than the given time (0 =
+// nobody knows): it may use room that is kept for a gang which starts later.
+func (c *Core) TakeRoomFor(now int64, need wire.Resources, time int64) (Slot, bool) {
 	if c.s.phase.Phase >= Ending || c.queueStarves(now) {
 		return Slot{}, false
 	}
 	if now < c.keptUntil && !c.pool.available().Add(c.kept, -1).Fits(need) {
 		return Slot{}, false
 	}
-	if c.pool.available().Fits(need) && !c.roomBeside(now, time, lease).Fits(need) {
+	if c.pool.available().Fits(need) && !c.roomBeside(now, time).Fits(need) {
 		return Slot{}, false
 	}
 	slots, ok := c.pool.take(need, 1)

@@ -3,6 +3,7 @@ package core
 import (
 	"cmp"
 	"fmt"
+	"slices"
 
 	"launcher/wire"
 )
@@ -129,18 +130,21 @@ func (c *Core) leaseGranted(n *node, m wire.LeaseGrant) {
 
 // leaseBack takes slots back that one side gives up; the other side is told.
 func (c *Core) leaseBack(n *node, m wire.LeaseBack) {
-	l := n.gives[m.Lease]
-	other := l
-	if l == nil {
-		l = n.takes[m.Lease]
+	l := n.takes[m.Lease]
+	if m.Given {
+		l = n.gives[m.Lease]
 	}
 	if l == nil {
 		return
 	}
 	k := min(int(m.Slots), l.slots)
-	if other != nil {
-		c.cut(l, k, "node "+string(n.id)+" takes it back", l.to)
-	} else {
+	switch {
+	case m.Given:
+		c.send(l.to, wire.MsgLeaseCut, wire.LeaseCut{Lease: l.id, Slots: uint32(k), Why: "node " + string(n.id) + " needs the room", Taken: true})
+		c.cut(l, k, "")
+	case l.to == l.on: // it has taken its own room back at once
+		c.cut(l, k, "")
+	default:
 		c.cut(l, k, "", l.on)
 	}
 	c.wanting()
@@ -159,7 +163,7 @@ func (c *Core) cut(l *lease, k int, why string, tell ...*node) {
 	if l.seq == 0 {
 		l.on.offered = l.on.offered.Add(l.spec.Resources, -int64(k))
 	}
-	for _, n := range tell {
+	for _, n := range slices.Compact(tell) {
 		c.send(n, wire.MsgLeaseCut, wire.LeaseCut{Lease: l.id, Slots: uint32(k), Why: why})
 	}
 	if l.slots == 0 {

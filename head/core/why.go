@@ -308,5 +308,12 @@ func (c *Core) busyWith(n *node, j *job) string {
 	for _, id := range sortedKeys(ids) {
 		s = append(s, fmt.Sprint(id))
 	}
-	return fmt.Sprintf("busy with job %s, the task asks for %s", strings.Join(s, ", "), j.need)
+	what := "job " + strings.Join(s, ", ")
+	switch tasks := !n.tasks.Nothing() || len(n.gives) > 0; {
+	case tasks && len(s) == 0:
+		what = "tasks of programs"
+	case tasks:
+		what += " and tasks of programs"
+	}
+	return fmt.Sprintf("busy with %s, the task asks for %s", what, j.need)
 }

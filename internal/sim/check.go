@@ -38,8 +38,8 @@ func (l *laws) startedProc(m *machine, p *proc) {
 			used = used.Add(x.need, 1)
 		}
 	}
-	if !m.total.Fits(used) {
-		w.fail("%s runs processes that need %s and has %s", m.name(), used, m.total)
+	if used = used.Add(m.tasks.used, 1); !m.total.Fits(used) {
+		w.fail("%s runs processes and tasks that need %s and has %s", m.name(), used, m.total)
 	}
 	for _, old := range l.tasks[p.id.Task] {
 		if old.Attempt > p.id.Attempt {
@@ -78,6 +78,24 @@ func (l *laws) told(m *machine, msg any) {
 		l.w.fail("%s is number %d, and so was %s", m.name(), x.Number, was)
 	}
 	l.number[m.name()], l.numbers[x.Number] = x.Number, m.name()
+}
+
+// room: what runs on a node and what it has leased out is no more than it has.
+func (l *laws) room(m *machine) {
+	used := m.tasks.used
+	for _, x := range m.procs {
+		if x.running {
+			used = used.Add(x.need, 1)
+		}
+	}
+	if m.alive && !m.total.Fits(used) {
+		l.w.fail("%s runs what needs %s and has %s", m.name(), used, m.total)
+	}
+	if m.up {
+		if err := m.core.Check(); err != nil {
+			l.w.fail("%s: %v", m.name(), err)
+		}
+	}
 }
 
 // fenced reports whether what a node started at that time may have been given up by the

@@ -128,6 +128,55 @@ func (l *load) begin() {
 			w.head.ask(wire.DrainRequest{Node: nodeName(i), Simulate: true, Grace: w.between(0, 5*second)}, func(any, error) {})
 		})
 	}
+	if w.rng.IntN(2) == 0 {
+		for range w.rng.IntN(3) + 1 {
+			i := w.rng.IntN(poolSize)
+			shape := wire.Shape{Resources: wire.Resources{CPU: wire.Unit * int64(1+w.rng.IntN(4)) / 2}, Priority: w.rng.IntN(3) - 1, Job: wire.JobID(100 + i)}
+			shape.Strategy.Kind = wire.StrategyKind(w.rng.IntN(4) / 3) // some spread
+			n, mean := 10+w.rng.IntN(100), []int64{20 * millisecond, 200 * millisecond, 2 * second}[w.rng.IntN(3)]
+			w.after(w.between(second, 8*second), func() {
+				if m := w.nodes[nodeName(i)]; m != nil && m.alive {
+					m.tasks.flood(shape, n, mean, false)
+				}
+			})
+		}
+	}
+	w.calmAt = w.now + 10*second
+	l.poll()
+}
+
+// floodGang is how long after the gang of a flood was handed in it must run: its hold
+// stops what is new, what runs takes up to 3 s.
+const floodGang = 10 * second
+
+// flood plans tasks without end, far more than there is room for, that spread over
+// leases, and then a gang that needs every core.
+func (l *load) flood() {
+	w := l.w
+	w.after(second, func() {
+		for i := range poolSize {
+			if m := w.nodes[nodeName(i)]; m != nil {
+				for k := range 3 {
+					shape := wire.Shape{Resources: wire.Resources{CPU: wire.Unit * int64(1+k) / 2}, Job: wire.JobID(100 + i)}
+					m.tasks.flood(shape, 500, []int64{10 * millisecond, 100 * millisecond, 2 * second}[k], true)
+				}
+			}
+		}
+	})
+	x := &work{spec: wire.JobSpec{Kind: wire.KindTrain, Command: []string{"x"}, Ranks: 4 * poolSize, Resources: wire.Resources{CPU: wire.Unit}, Grace: second,
+		Train: &wire.TrainSpec{Workers: 4 * poolSize, MinWorkers: 4 * poolSize, MaxRestarts: 3, Keep: 1}}, mean: second, tasks: 1}
+	l.jobs, l.tasks = append(l.jobs, x), 1
+	w.after(5*second, func() {
+		w.head.ask(wire.Submit{Token: "gang", Spec: x.spec}, func(v any, _ error) {
+			x.id = v.(wire.Submitted).Job
+			l.byID[x.id] = x
+		})
+	})
+	w.after(5*second+floodGang, func() {
+		if x.info.Started == 0 {
+			w.fail("a gang does not start among small tasks: %s", l.missing())
+		}
+	})
 	w.calmAt = w.now + 10*second
 	l.poll()
 }
@@ -179,6 +228,9 @@ func (l *load) over() bool {
 					return false
 				}
 			}
+			if !m.tasks.over() {
+				return false
+			}
 		}
 	}
 	return true
@@ -204,6 +256,14 @@ func (l *load) missing() string {
 	}
 	for _, ms := range l.w.backend.subs {
 		for _, m := range ms {
+			for _, k := range m.tasks.kinds {
+				if m.alive && k.waiting+k.out > 0 {
+					s = append(s, fmt.Sprintf("%s has %d tasks waiting, %d out, of %s", m.name(), k.waiting, k.out, k.shape.Resources))
+					for _, l := range m.tasks.leases {
+						s = append(s, fmt.Sprintf("lease %d on %s: %d of %d slots used", l.Lease, l.Node, l.used, l.slots))
+					}
+				}
+			}
 			for _, id := range m.order {
 				if m.procs[id].running {
 					s = append(s, fmt.Sprintf("%s runs on %s", id, m.name()))

@@ -35,6 +35,7 @@ type machine struct {
 	due     int64
 	flush   bool
 	reqs    uint64
+	tasks   *tasks
 }
 
 // proc is an entry of the supervisor's table.
@@ -57,6 +58,7 @@ func newMachine(w *world, id wire.NodeID, epoch wire.Epoch, token string) *machi
 		m.skew = w.between(-2*second, 2*second)
 	}
 	m.total.CPU = 4 * wire.Unit
+	m.tasks = newTasks(m)
 	w.after(w.between(10*millisecond, 300*millisecond), func() { m.startAgent() })
 	return m
 }
@@ -85,6 +87,7 @@ func (m *machine) startAgent() {
 	cfg := agent.Config{Hello: wire.Hello{Node: m.id, Epoch: m.epoch, Pool: "local", Token: m.token, Host: "sim", Addr: string(m.id) + ":1", Total: m.total},
 		CPUs: []int{0, 1, 2, 3}, Grace: 600 * second, Binary: "launcher", Socket: "/s", Cluster: "sim", Dir: "/n"}
 	m.core = agent.New(cfg, s)
+	m.tasks.restarted() // before anything else can take the room
 	w.trace("%s agent starts, life %d", m.name(), m.life)
 	if m.started {
 		var list []agent.ProcInfo
@@ -266,6 +269,7 @@ func (m *machine) perform(e agent.Effect) {
 			}
 			w.trace("%s -> head %s", m.name(), brief{msg})
 			m.conn.toHead(msg)
+			w.laws.room(m)
 		}
 	case agent.Spawn:
 		m.spawn(e, later)
@@ -278,6 +282,8 @@ func (m *machine) perform(e agent.Effect) {
 			}
 			p.acked = true
 		}
+	case agent.LeaseTaken, agent.LeaseLess, agent.LeasesEnd, agent.NoRoomEver:
+		m.tasks.effect(e)
 	case agent.LocalReply:
 		// A program that is told to leave does so.
 		if e.Leave != "" {

@@ -28,6 +28,7 @@ const (
 type Options struct {
 	Seed  uint64
 	Calm  bool      // nothing breaks
+	Flood bool      // with Calm: tasks without end on all nodes, and a gang that wants them all
 	Trace io.Writer // every message and fault, nil = none
 }
 
@@ -67,7 +68,11 @@ func Run(opt Options) (Result, error) {
 	w.load = newLoad(w)
 	w.head = newHead(w)
 	w.head.start()
-	w.load.begin()
+	if opt.Flood {
+		w.load.flood()
+	} else {
+		w.load.begin()
+	}
 	if !opt.Calm {
 		w.planFaults()
 	}

@@ -64,6 +64,16 @@ func TestCalm(t *testing.T) {
 	}
 }
 
+// TestGangAmongTasks: a gang that fits starts within bounded time, however many small
+// tasks there are.
+func TestGangAmongTasks(t *testing.T) {
+	for s := uint64(1); s <= 20; s++ {
+		if _, err := Run(Options{Seed: s, Calm: true, Flood: true}); err != nil {
+			t.Errorf("seed %d: %v", s, err)
+		}
+	}
+}
+
 // TestSameSeedSameSchedule: a failure can be played again.
 func TestSameSeedSameSchedule(t *testing.T) {
 	a, errA := Run(Options{Seed: 7})
