@@ -1,0 +1,132 @@
+package launcher
+
+import (
+	"reflect"
+
+	"launcher/internal/errs"
+)
+
+// arguments are those of one task, on the worker.
+type arguments struct {
+	c       *client
+	large   bool // the payload is the first dep's value
+	deps    []dep
+	payload []byte
+	left    int // arguments not read yet
+	pins    []*pin
+}
+
+// dep is an object that the task was to have.
+type dep struct {
+	id   objectID
+	kind uint8
+	value
+}
+
+// open finds the deps in shared memory and the beginning of the arguments.
+func (a *arguments) open() error {
+	for i := range a.deps {
+		d := &a.deps[i]
+		switch d.kind {
+		case kindInline:
+		case kindError:
+			return decodeFailure(d.data)
+		case kindShared:
+			form, data, held := a.c.store.pin(d.id)
+			if held == nil {
+				return errs.New(errs.Lost, "argument %d of the task is not in the node's memory any more", i)
+			}
+			a.pins = append(a.pins, held)
+			d.form, d.data = form, data
+		default:
+			return errs.New(errs.Corrupt, "argument %d of the task is of kind %d", i, d.kind)
+		}
+	}
+	if a.large {
+		if len(a.deps) == 0 {
+			return errs.New(errs.Corrupt, "a task without its arguments")
+		}
+		a.payload, a.deps = a.deps[0].data, a.deps[1:]
+	}
+	n, rest, ok := cutArray(a.payload)
+	if !ok {
+		return errs.New(errs.Invalid, "the arguments are no list").Hint("functions of a Go program take positional arguments only")
+	}
+	a.left, a.payload = n, rest
+	return nil
+}
+
+// release ends the use of shared memory.
+func (a *arguments) release() {
+	for _, p := range a.pins {
+		p.release()
+	}
+	a.pins = nil
+}
+
+// read decodes the next argument into p. Values that lie in shared memory stay there.
+func (a *arguments) read(p any) error {
+	if a.left == 0 {
+		return errs.New(errs.Invalid, "too few arguments: a %s is missing", typeOf(p))
+	}
+	a.left--
+	if i, rest, ok := cutDep(a.payload); ok {
+		a.payload = rest
+		return a.dep(i, p)
+	}
+	if n, rest, ok := cutArray(a.payload); ok && n > 0 {
+		if _, _, ok := cutDep(rest); ok {
+			a.payload = rest
+			return a.gathered(n, p)
+		}
+	}
+	if v, rest, ok := cutBin(a.payload); ok {
+		a.payload = rest
+		return decodeValue(a.c, formBytes, v, p, false)
+	}
+	v, rest, err := cutValue(a.payload)
+	if err != nil {
+		return err
+	}
+	a.payload = rest
+	return decodeValue(a.c, formMsgpack, v, p, false)
+}
+
+func (a *arguments) dep(i int, p any) error {
+	if i >= len(a.deps) {
+		return errs.New(errs.Corrupt, "an argument that is dep %d of %d", i, len(a.deps))
+	}
+	d := &a.deps[i]
+	return decodeValue(a.c, d.form, d.data, p, d.kind == kindShared)
+}
+
+// gathered decodes a list of deps into p, a pointer to a slice.
+func (a *arguments) gathered(n int, p any) error {
+	s := reflect.ValueOf(p).Elem()
+	loose := s.Kind() == reflect.Interface
+	if loose {
+		s = reflect.New(reflect.TypeFor[[]any]()).Elem()
+	}
+	if s.Kind() != reflect.Slice {
+		return errs.New(errs.Invalid, "the argument is a list, not a %s", typeOf(p))
+	}
+	if n > len(a.deps) {
+		return errs.New(errs.Corrupt, "an argument of %d deps, there are %d", n, len(a.deps))
+	}
+	out := reflect.MakeSlice(s.Type(), n, n)
+	for i := range n {
+		var dep int
+		var ok bool
+		if dep, a.payload, ok = cutDep(a.payload); !ok {
+			return errs.New(errs.Invalid, "a list of references and other values")
+		}
+		if err := a.dep(dep, out.Index(i).Addr().Interface()); err != nil {
+			return err
+		}
+	}
+	s.Set(out)
+	if loose {
+		reflect.ValueOf(p).Elem().Set(s)
+	}
+	return nil
+}

@@ -1,0 +1,169 @@
+package launcher
+
+import (
+	"context"
+
+	"launcher/internal/errs"
+)
+
+// inlineMax is the largest value that travels in frames; larger ones lie in segments.
+const inlineMax = 64 << 10
+
+// call is a task while it is put together.
+type call struct {
+	ctx  context.Context
+	c    *client
+	f    *function
+	opts []Option
+	args []byte // msgpack of the arguments, without the array's header
+	n    int    // how many
+	deps []*handle
+	held []*handle
+	mine []*handle // of deps: put for this call alone
+	err  error
+}
+
+func newCall(ctx context.Context, f *function, opts []Option) *call {
+	k := &call{ctx: ctx, f: f, opts: opts}
+	if f == nil {
+		k.err = errs.New(errs.Invalid, "a function that was not registered").Hint("make it with launcher.Func")
+		return k
+	}
+	k.c, k.err = connected(ctx)
+	return k
+}
+
+func (k *call) fail(err error) {
+	if k.err == nil {
+		k.err = err
+	}
+}
+
+// value adds an argument by value. A large one becomes an object, so that it is copied
+// once, into memory that the worker shares.
+func (k *call) value(v any) {
+	k.n++
+	if k.err != nil {
+		return
+	}
+	plain := plainNumbers(k.f.named)
+	var b []byte
+	raw := false
+	switch v := v.(type) {
+	case []byte:
+		b, raw = v, true
+	case Arrow:
+		b, raw = v, true
+	default:
+		if !plain {
+			b, raw = rawNumbers(v)
+		}
+	}
+	if raw && len(b) <= inlineMax {
+		k.args = appendBin(k.args, b)
+		return
+	}
+	if raw {
+		k.own(encodeValue(v, plain))
+		return
+	}
+	at := len(k.args)
+	args, refs, err := appendMsgpack(k.args, v)
+	if err != nil {
+		k.fail(err)
+		return
+	}
+	if len(args)-at > inlineMax {
+		k.own(encoded{form: formMsgpack, data: args[at:], refs: refs}, nil)
+		return
+	}
+	k.args, k.held = args, append(k.held, refs...)
+}
+
+// own puts an argument for this call alone.
+func (k *call) own(e encoded, err error) {
+	var h *handle
+	if err == nil {
+		h, err = k.c.put(k.ctx, e)
+	}
+	if err != nil {
+		k.fail(err)
+		return
+	}
+	k.mine = append(k.mine, h)
+	k.args = appendDep(k.args, len(k.deps))
+	k.deps = append(k.deps, h)
+}
+
+// dep adds an argument that is an object's value.
+func (k *call) dep(h *handle) {
+	k.n++
+	k.element(h)
+}
+
+// list begins an argument that is a list of n elements.
+func (k *call) list(n int) {
+	k.n++
+	k.args = appendArray(k.args, n)
+}
+
+// element adds an object's value to the list.
+func (k *call) element(h *handle) {
+	if _, err := h.alive(); err != nil {
+		k.fail(err)
+		return
+	}
+	k.args = appendDep(k.args, len(k.deps))
+	k.deps = append(k.deps, h)
+}
+
+// submit makes the task and gives its result.
+func (k *call) submit() *handle { return k.submitN(1)[0] }
+
+// submitN makes the task and gives its n results.
+func (k *call) submitN(n int) []*handle {
+	out := make([]*handle, n)
+	if k.err == nil {
+		_, k.err = k.send(uint32(n), out)
+	}
+	if k.err != nil {
+		for i := range out {
+			out[i] = failed(k.err)
+		}
+	}
+	return out
+}
+
+// stream makes the task and gives what it yields.
+func (k *call) stream() *stream {
+	s := &stream{c: k.c, err: k.err}
+	if s.err == nil {
+		s.task, s.err = k.send(returnsStream, nil)
+	}
+	return s
+}
+
+// send writes the task's frames; out becomes its results.
+func (k *call) send(returns uint32, out []*handle) (taskID, error) {
+	payload := append(appendArray(make([]byte, 0, len(k.args)+5), k.n), k.args...)
+	var flags uint32 = submitNamed
+	deps := k.deps
+	if len(payload) > inlineMax {
+		h, err := k.c.put(k.ctx, encoded{form: formMsgpack, data: payload})
+		if err != nil {
+			return taskID{}, err
+		}
+		k.mine = append(k.mine, h)
+		deps = append([]*handle{h}, deps...)
+		payload, flags = nil, flags|submitLarge
+	}
+	shape, err := k.c.shapeOf(k.f, k.opts)
+	if err != nil {
+		return taskID{}, err
+	}
+	task, err := k.c.submit(k.ctx, submission{f: k.f, shape: shape, returns: returns, flags: flags, deps: deps, held: k.held, payload: payload}, out)
+	for _, h := range k.mine {
+		Ref[any]{h: h}.Release()
+	}
+	return task, err
+}

@@ -1,0 +1,381 @@
+package launcher
+
+import (
+	"context"
+	"net"
+	"runtime"
+	"sync"
+	"sync/atomic"
+
+	"launcher/internal/errs"
+)
+
+// States of an object in this process. They only go up, but for an object in shared
+// memory that is not there any more: it is pending again until the agent has fetched it.
+const (
+	statePending uint32 = iota
+	stateReady          // it has ended; its value is not here
+	stateInline         // its bytes are here
+	stateShared         // the index says where
+	stateFailed
+)
+
+// object is what this process knows of an object.
+type object struct {
+	c     *client
+	id    objectID
+	state atomic.Uint32
+	// value and err are written before state says that they are there.
+	value value
+	err   error
+	// Guarded by c.mu:
+	holders int    // handles
+	asked   uint8  // what the agent was asked for
+	at      uint64 // position in the stream of the frame that asked
+	waiters []*waiter
+}
+
+// value is an encoded value.
+type value struct {
+	form uint8
+	data []byte
+	end  bool // of a stream
+}
+
+// waiter waits for some of its objects.
+type waiter struct {
+	need   int
+	values bool // for their values, and the first that fails is enough
+	done   chan struct{}
+}
+
+// client is this process's conversation with its node's agent.
+type client struct {
+	hello  hello
+	store  store
+	worker *worker // in workers
+
+	dial    func(context.Context) (*net.UnixConn, error)
+	reading sync.WaitGroup
+	stopped chan struct{} // closed by close
+	lost    chan struct{} // closed when gone is set
+
+	mu       sync.Mutex // guards what follows
+	conn     *net.UnixConn
+	out      outbox
+	busy     bool          // somebody writes the outbox
+	moved    chan struct{} // closed when more is proven; nil when nobody waits for that
+	logs     []byte        // to be printed: standard output, then standard error
+	errors   []byte
+	welcomed welcome
+	base     objectID // node and client of the ids made here
+	n        uint64   // last id made
+	objects  map[objectID]*object
+	shapes   map[string]uint32
+	funcs    map[functionID]bool // the agent was told
+	calls    map[uint32]chan answer
+	call     uint32
+	ends     map[uint32]uint64 // where in the stream the calls end
+	waiting  int               // goroutines that wait for objects
+	gone     error             // the agent is not coming back
+	closing  bool
+	ahead    readahead
+}
+
+// readahead asks for the results of tasks that were submitted one after the other, when
+// they are got one after the other, without a round trip for each.
+type readahead struct {
+	next   uint64 // n of the task that would be asked for next
+	window uint64
+}
+
+const maxWindow = 1024
+
+// connected gives the process's client.
+func connected(ctx context.Context) (*client, error) {
+	if c := theClient.Load(); c != nil {
+		return c, nil
+	}
+	return nil, errs.New(errs.Unavailable, "this program is not connected to a cluster").
+		Hint("call it in the function that launcher.Main runs")
+}
+
+var theClient atomic.Pointer[client]
+
+var errNoRef = errs.New(errs.Invalid, "an empty Ref").Hint("a Ref comes from Submit or Put")
+
+// newID makes the id of a task or a put object; mu must be held.
+func (c *client) newID(index uint64) objectID {
+	return c.base.with(c.n<<20 | index)
+}
+
+// add makes the object of an id that this client made, with one handle; mu must be held.
+func (c *client) add(id objectID) *handle {
+	o := &object{c: c, id: id, holders: 1}
+	c.objects[id] = o
+	return newHandle(o)
+}
+
+// hold gives a handle on an object whose reference was found in a value.
+func (c *client) hold(id objectID) *handle {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	o := c.objects[id]
+	if o == nil {
+		o = &object{c: c, id: id}
+		c.objects[id] = o
+		c.out.ids(msgHold, id)
+		c.nudge()
+	}
+	o.holders++
+	return newHandle(o)
+}
+
+// drop takes one handle back; with the last one the agent is told.
+func (o *object) drop() {
+	c := o.c
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if o.holders--; o.holders == 0 {
+		delete(c.objects, o.id)
+		c.out.ids(msgRelease, o.id)
+		c.nudge()
+	}
+}
+
+// submission is a task on its way out.
+type submission struct {
+	f       *function
+	shape   uint32
+	returns uint32
+	flags   uint32
+	deps    []*handle
+	held    []*handle
+	payload []byte
+}
+
+// submit writes a task; out becomes its results. It waits when the agent has too much to
+// read.
+func (c *client) submit(ctx context.Context, s submission, out []*handle) (taskID, error) {
+	if err := c.room(ctx); err != nil {
+		return taskID{}, err
+	}
+	c.mu.Lock()
+	if c.gone != nil {
+		defer c.mu.Unlock()
+		return taskID{}, c.gone
+	}
+	if !c.funcs[s.f.id] {
+		c.funcs[s.f.id] = true
+		c.out.function(s.f)
+	}
+	c.n++
+	task := c.newID(0)
+	c.out.submit(task, s)
+	for i := range out {
+		out[i] = c.add(c.newID(uint64(i) + 1))
+	}
+	full := c.nudge()
+	c.mu.Unlock()
+	runtime.KeepAlive(s)
+	if full {
+		c.flush()
+	}
+	return task, nil
+}
+
+// shapeOf gives the number of a function's options.
+func (c *client) shapeOf(f *function, opts []Option) (uint32, error) {
+	if len(opts) == 0 {
+		if s := f.plain.of(c); s != 0 {
+			return s, f.defaults.err
+		}
+	}
+	o := f.defaults
+	for _, opt := range opts {
+		opt(&o)
+	}
+	if o.err != nil {
+		return 0, o.err
+	}
+	text := o.encode()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	s := c.shapes[string(text)]
+	if s == 0 {
+		s = uint32(len(c.shapes)) + 1
+		c.shapes[string(text)] = s
+		c.out.shape(s, text)
+	}
+	if len(opts) == 0 {
+		f.plain.set(c, s)
+	}
+	return s, nil
+}
+
+// shapeCache remembers the number of the shape of a function's defaults.
+type shapeCache struct{ p atomic.Pointer[cachedShape] }
+
+type cachedShape struct {
+	c *client
+	n uint32
+}
+
+func (s *shapeCache) of(c *client) uint32 {
+	if p := s.p.Load(); p != nil && p.c == c {
+		return p.n
+	}
+	return 0
+}
+
+func (s *shapeCache) set(c *client, n uint32) { s.p.Store(&cachedShape{c, n}) }
+
+// put makes an object.
+func put(ctx context.Context, v any) (*handle, error) {
+	c, err := connected(ctx)
+	if err != nil {
+		return nil, err
+	}
+	e, err := encodeValue(v, false)
+	if err != nil {
+		return nil, err
+	}
+	return c.put(ctx, e)
+}
+
+// output is an encoded value as frames have it.
+type output struct {
+	kind, form uint8
+	refs       []objectID
+	size       int
+	data       []byte // of what is inline
+	at         place  // of what is shared
+}
+
+// place is where in shared memory a value lies.
+type place struct {
+	segment uint32
+	offset  uint64
+}
+
+// output makes a value ready for a frame; a large one is copied into shared memory.
+func (c *client) output(ctx context.Context, e encoded) (output, error) {
+	o := output{kind: kindInline, form: e.form, size: len(e.data), data: e.data}
+	for _, h := range e.refs {
+		id, err := h.alive()
+		if err != nil {
+			return o, err
+		}
+		o.refs = append(o.refs, id)
+	}
+	if len(e.data) <= inlineMax {
+		return o, nil
+	}
+	var err error
+	o.kind, o.data = kindShared, nil
+	o.at, err = c.store.write(ctx, c, e.data)
+	return o, err
+}
+
+func (c *client) put(ctx context.Context, e encoded) (*handle, error) {
+	if err := c.room(ctx); err != nil {
+		return nil, err
+	}
+	out, err := c.output(ctx, e)
+	if err != nil {
+		return nil, err
+	}
+	c.mu.Lock()
+	if c.gone != nil {
+		defer c.mu.Unlock()
+		return nil, c.gone
+	}
+	c.n++
+	h := c.add(c.newID(putIndex))
+	c.out.put(h.o.id, out)
+	if out.kind == kindShared {
+		h.o.state.Store(stateShared)
+	} else {
+		h.o.value = value{form: e.form, data: copyOf(e.data, false)}
+		h.o.state.Store(stateInline)
+	}
+	full := c.nudge()
+	c.mu.Unlock()
+	runtime.KeepAlive(e.refs)
+	if full {
+		c.flush()
+	}
+	return h, nil
+}
+
+// get waits for an object and decodes it into p.
+func get(ctx context.Context, h *handle, p any) error {
+	for {
+		o, err := ready(ctx, h)
+		if err != nil {
+			return err
+		}
+		if o.state.Load() == stateInline {
+			return decodeValue(o.c, o.value.form, o.value.data, p, false)
+		}
+		form, data, held := o.c.store.pin(o.id)
+		if held != nil {
+			err := decodeValue(o.c, form, data, p, false)
+			held.release()
+			return err
+		}
+		o.c.again(o)
+	}
+}
+
+// view is get without a copy of what is in shared memory.
+func view(ctx context.Context, h *handle, p any) (*pin, error) {
+	for {
+		o, err := ready(ctx, h)
+		if err != nil {
+			return nil, err
+		}
+		if o.state.Load() == stateInline {
+			return nil, decodeValue(o.c, o.value.form, o.value.data, p, false)
+		}
+		form, data, held := o.c.store.pin(o.id)
+		if held != nil {
+			err := decodeValue(o.c, form, data, p, true)
+			if err != nil {
+				held.release()
+				held = nil
+			}
+			return held, err
+		}
+		o.c.again(o)
+	}
+}
+
+// ready waits until an object is there.
+func ready(ctx context.Context, h *handle) (*object, error) {
+	if h == nil {
+		return nil, errNoRef
+	}
+	if !h.o.ended(true) {
+		if err := await(ctx, []*handle{h}, 1, true); err != nil {
+			return nil, err
+		}
+	}
+	if h.released.Load() {
+		return nil, ErrReleased
+	}
+	if h.o.state.Load() == stateFailed {
+		return nil, h.o.err
+	}
+	return h.o, nil
+}
+
+// again makes an object pending that was in shared memory and is not any more.
+func (c *client) again(o *object) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if o.state.Load() == stateShared {
+		o.asked = askedNothing
+		o.state.Store(statePending)
+	}
+}

@@ -1,0 +1,304 @@
+//go:build linux
+
+package launcher
+
+import (
+	"context"
+	"encoding/binary"
+	"net"
+	"sync"
+	"testing"
+	"time"
+
+	"launcher/wire"
+)
+
+// fakeNode is an agent with one driver and one worker, both clients of this process. It
+// keeps objects, hands tasks to the worker in the order in which they can run, and
+// follows docs/tasks.md as far as the SDK can tell.
+type fakeNode struct {
+	t            *testing.T
+	mu           sync.Mutex
+	objects      map[objectID][]byte      // values that are there
+	wanted       map[objectID][]*fakePeer // who asked for which
+	tasks        []*fakeTask              // not handed out
+	given        map[objectID]*fakeTask   // handed out, by task
+	streams      map[objectID]uint32      // items yielded
+	released     map[objectID]bool
+	funcs        map[functionID][]byte
+	shapes       map[uint32][]byte
+	driver, work *fakePeer
+	counts       map[uint16]int // frames by type, of both
+	sequence     uint32
+	hold         bool // give no tasks out
+}
+
+type fakeTask struct {
+	id                    objectID
+	fn                    functionID
+	shape, returns, flags uint32
+	deps                  []objectID
+	payload               []byte
+	attempt               uint32
+	sequence              uint32
+}
+
+type fakePeer struct {
+	n      *fakeNode
+	conn   *net.UnixConn
+	number uint32
+	asked  []objectID // blocking
+}
+
+func pair(t *testing.T) (a, b *net.UnixConn) {
+	t.Helper()
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Net: "unix", Name: t.TempDir() + "/s"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	if a, err = net.DialUnix("unix", nil, l.Addr().(*net.UnixAddr)); err != nil {
+		t.Fatal(err)
+	}
+	if b, err = l.AcceptUnix(); err != nil {
+		t.Fatal(err)
+	}
+	return a, b
+}
+
+// startFake makes a node, its driver the process's client, its worker serving.
+func startFake(t *testing.T) *fakeNode {
+	t.Helper()
+	n := &fakeNode{t: t, objects: map[objectID][]byte{}, wanted: map[objectID][]*fakePeer{}, given: map[objectID]*fakeTask{},
+		streams: map[objectID]uint32{}, funcs: map[functionID][]byte{}, shapes: map[uint32][]byte{}, counts: map[uint16]int{}, released: map[objectID]bool{}}
+	n.work = &fakePeer{n: n, number: 2}
+	n.driver = &fakePeer{n: n, number: 1}
+	worker := n.join(n.work, kindWorker)
+	driver := n.join(n.driver, kindDriver)
+	var serving sync.WaitGroup
+	serving.Go(worker.worker.serve)
+	if !theClient.CompareAndSwap(nil, driver) {
+		t.Fatal("another test's client is there")
+	}
+	t.Cleanup(func() {
+		theClient.Store(nil)
+		driver.close()
+		n.with(func() { // as when a driver has ended
+			n.tasks = nil
+			for id, t := range n.given {
+				n.send(n.work, msgCancelTask, binary.LittleEndian.AppendUint32(id[:], t.attempt))
+			}
+			n.send(n.work, msgExit, nil)
+		})
+		serving.Wait()
+		worker.close()
+	})
+	return n
+}
+
+// join makes a client of the node.
+func (n *fakeNode) join(p *fakePeer, kind int) *client {
+	n.t.Helper()
+	conn, mine := pair(n.t)
+	p.conn = mine
+	var wg sync.WaitGroup
+	wg.Go(func() { p.serve() })
+	n.t.Cleanup(wg.Wait)
+	n.t.Cleanup(func() { mine.Close() })
+	ctx, cancel := context.WithTimeout(n.t.Context(), 10*time.Second)
+	defer cancel()
+	c, err := newClient(ctx, conn, greetingOf(kind), func(ctx context.Context) (*net.UnixConn, error) {
+		conn, mine := pair(n.t)
+		n.mu.Lock()
+		p.conn = mine
+		n.mu.Unlock()
+		wg.Go(func() { p.serve() })
+		return conn, nil
+	})
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	return c
+}
+
+func (n *fakeNode) send(p *fakePeer, typ uint16, body []byte) {
+	_ = wire.WriteFrame(p.conn, typ, body)
+}
+
+// serve reads what the client says.
+func (p *fakePeer) serve() {
+	n := p.n
+	n.mu.Lock()
+	conn := p.conn
+	n.mu.Unlock()
+	head := make([]byte, 4)
+	if _, err := readFull(conn, head); err != nil || string(head) != greeting {
+		return
+	}
+	for {
+		typ, body, err := wire.ReadFrame(conn)
+		if err != nil {
+			return
+		}
+		n.mu.Lock()
+		n.counts[typ]++
+		n.handle(p, typ, body)
+		n.give()
+		n.mu.Unlock()
+	}
+}
+
+func readFull(conn net.Conn, b []byte) (int, error) {
+	for n := 0; n < len(b); {
+		k, err := conn.Read(b[n:])
+		if err != nil {
+			return n, err
+		}
+		n += k
+	}
+	return len(b), nil
+}
+
+func ids(b []byte) (out []objectID) {
+	for ; len(b) >= 16; b = b[16:] {
+		out = append(out, objectID(b))
+	}
+	return out
+}
+
+func u32(b []byte, at int) uint32 { return binary.LittleEndian.Uint32(b[at:]) }
+
+func (n *fakeNode) handle(p *fakePeer, typ uint16, body []byte) {
+	switch typ {
+	case msgHello:
+		var h hello
+		if err := wire.Unmarshal(body, &h); err != nil || h.Version != version || len(h.Nonce) != 16 {
+			n.t.Errorf("hello %+v: %v", h, err)
+		}
+		n.send(p, msgWelcome, wire.Marshal(welcome{Version: version, Number: 1, Client: p.number, Node: "n1", Inline: inlineMax, Nonce: h.Nonce}))
+	case msgFunc:
+		n.funcs[functionID(body)] = body
+		n.send(n.work, msgGiveFunc, body)
+	case msgShape:
+		n.shapes[u32(body, 0)] = body[4:]
+	case msgSubmit:
+		t := &fakeTask{id: objectID(body), fn: functionID(body[16:]), shape: u32(body, 32), returns: u32(body, 36), flags: u32(body, 40), attempt: 1}
+		deps, held := int(u32(body, 44)), int(u32(body, 48))
+		t.deps = ids(body[52 : 52+16*deps])
+		t.payload = body[52+16*(deps+held):]
+		if n.given[t.id] == nil {
+			n.tasks = append(n.tasks, t)
+		}
+	case msgPut:
+		n.there(objectID(body), body[16:])
+	case msgGet:
+		for _, id := range ids(body[8:]) {
+			if v, ok := n.objects[id]; ok {
+				n.send(p, msgObject, append(id[:], v...))
+			} else {
+				n.wanted[id] = append(n.wanted[id], p)
+			}
+		}
+	case msgRelease:
+		for _, id := range ids(body) {
+			n.released[id] = true
+		}
+	case msgHold:
+		for _, id := range ids(body) {
+			delete(n.released, id)
+		}
+	case msgResult:
+		t := n.given[objectID(body)]
+		values := body[44:]
+		for i := range u32(body, 40) {
+			size := 16 + 16*int(u32(values, 4)) + int(binary.LittleEndian.Uint64(values[8:]))
+			if t.returns == returnsStream {
+				n.there(t.id.with(t.id.low()+uint64(n.streams[t.id])+1), values[:size])
+			} else {
+				n.there(t.id.with(t.id.low()+uint64(i)+1), values[:size])
+			}
+			values = values[size:]
+		}
+		if t.returns == returnsStream && u32(body, 20) == resultOK {
+			n.there(t.id.with(t.id.low()+uint64(n.streams[t.id])+1), []byte{kindEnd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0})
+		}
+		if u32(body, 20) != resultOK && t.returns != returnsStream {
+			v := body[44:]
+			for i := range t.returns {
+				n.there(t.id.with(t.id.low()+uint64(i)+1), v)
+			}
+		}
+	case msgYield:
+		id := objectID(body)
+		n.streams[id] = u32(body, 20) + 1
+		n.there(id.with(id.low()+uint64(n.streams[id])), body[24:])
+	case msgCancel:
+		for _, id := range ids(body[8:]) {
+			if t := n.given[id]; t != nil {
+				n.send(n.work, msgCancelTask, binary.LittleEndian.AppendUint32(id[:], t.attempt))
+			}
+		}
+	case msgHandBack:
+		for _, t := range n.given {
+			if t.sequence >= u32(body, 0) && t.sequence != 0 {
+				delete(n.given, t.id)
+				n.tasks = append(n.tasks, t)
+			}
+		}
+	case msgCall:
+		n.send(p, msgAnswer, append(body[:4:4], 0, 0, 0, 0, 0xc0))
+	case msgAwake:
+	default:
+		n.t.Errorf("frame %#04x", typ)
+	}
+}
+
+// there makes an object and tells who wants it.
+func (n *fakeNode) there(id objectID, v []byte) {
+	if _, ok := n.objects[id]; ok {
+		return
+	}
+	n.objects[id] = append([]byte(nil), v...)
+	for _, p := range n.wanted[id] {
+		n.send(p, msgObject, append(id[:], v...))
+	}
+	delete(n.wanted, id)
+}
+
+// give hands out the tasks that can run.
+func (n *fakeNode) give() {
+	left := n.tasks[:0]
+next:
+	for _, t := range n.tasks {
+		for _, d := range t.deps {
+			if _, ok := n.objects[d]; !ok || n.hold {
+				left = append(left, t)
+				continue next
+			}
+		}
+		if n.hold {
+			left = append(left, t)
+			continue
+		}
+		n.sequence++
+		t.sequence = n.sequence
+		n.given[t.id] = t
+		b := append(append([]byte(nil), t.id[:]...), t.fn[:]...)
+		for _, v := range []uint32{t.attempt, t.sequence, t.returns, t.flags, uint32(len(t.deps)), 0} {
+			b = binary.LittleEndian.AppendUint32(b, v)
+		}
+		for _, d := range t.deps {
+			b = append(append(b, d[:]...), n.objects[d]...)
+		}
+		n.send(n.work, msgExec, append(b, t.payload...))
+	}
+	n.tasks = left
+}
+
+// with runs f while the node does nothing.
+func (n *fakeNode) with(f func()) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	f()
+	n.give()
+}

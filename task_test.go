@@ -1,0 +1,311 @@
+//go:build linux
+
+package launcher
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"iter"
+	"runtime"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+type point struct {
+	X, Y int
+	Name string
+	Tags map[string][]float64
+}
+
+var errOdd = errors.New("an odd one")
+
+func init() { RegisterError(errOdd) }
+
+var (
+	square = Func(func(_ context.Context, x int) (int, error) { return x * x, nil }, Name("square"))
+	add    = Func2(func(_ context.Context, a, b float64) (float64, error) { return a + b, nil }, Name("add"))
+	hi     = Func0(func(context.Context) (string, error) { return "hi", nil }, Name("hi"))
+	same   = Func(func(_ context.Context, p *point) (*point, error) { return p, nil }, Name("same"))
+	sum    = Func(func(_ context.Context, v []float64) (s float64, _ error) {
+		for _, x := range v {
+			s += x
+		}
+		return s, nil
+	}, Name("sum"))
+	upTo = Func(func(_ context.Context, n int) ([]int64, error) {
+		v := make([]int64, n)
+		for i := range v {
+			v[i] = int64(i)
+		}
+		return v, nil
+	}, Name("upTo"))
+	fails = Func(func(_ context.Context, how string) (int, error) {
+		switch how {
+		case "odd":
+			return 0, fmt.Errorf("looking: %w", errOdd)
+		case "eof":
+			return 0, io.EOF
+		case "panic":
+			var m map[string]int
+			m["x"] = 1
+		case "goexit":
+			runtime.Goexit()
+		}
+		return 1, nil
+	}, Name("fails"))
+	waits = Func0(func(ctx context.Context) (int, error) {
+		<-ctx.Done()
+		return 0, ctx.Err()
+	}, Name("waits"))
+	counting = StreamFunc(func(ctx context.Context, n int) iter.Seq2[string, error] {
+		return func(yield func(string, error) bool) {
+			for i := range n {
+				if !yield(fmt.Sprint(i), nil) {
+					return
+				}
+			}
+			if n == 13 {
+				yield("", errOdd)
+			}
+		}
+	}, Name("count"))
+	refs = Func(func(ctx context.Context, rs map[string]Ref[int]) (Ref[int], error) { return rs["b"], nil }, Name("refs"))
+)
+
+func TestTasks(t *testing.T) {
+	startFake(t)
+	ctx := t.Context()
+	if v, err := square.Submit(ctx, 12).Get(ctx); v != 144 || err != nil {
+		t.Error(v, err)
+	}
+	if v, err := add.Submit(ctx, 1.5, 2).Get(ctx); v != 3.5 || err != nil {
+		t.Error(v, err)
+	}
+	if v, err := hi.Submit(ctx).Get(ctx); v != "hi" || err != nil {
+		t.Error(v, err)
+	}
+	p := &point{X: 1, Name: "é", Tags: map[string][]float64{"a": {1, 2}}}
+	if v, err := same.Submit(ctx, p).Get(ctx); err != nil || v.X != 1 || v.Name != "é" || !slices.Equal(v.Tags["a"], p.Tags["a"]) {
+		t.Error(v, err)
+	}
+	if v, err := sum.Submit(ctx, []float64{1, 2, 3}).Get(ctx); v != 6 || err != nil {
+		t.Error(v, err)
+	}
+	if v, err := upTo.Submit(ctx, 4).Get(ctx); !slices.Equal(v, []int64{0, 1, 2, 3}) || err != nil {
+		t.Error(v, err)
+	}
+	// Chains, lists of references, references beside values.
+	a, b := add.Submit(ctx, 1, 1), add.Submit(ctx, 2, 2)
+	if v, err := sum.SubmitArg(ctx, Gather([]Ref[float64]{a, b, a})).Get(ctx); v != 8 || err != nil {
+		t.Error(v, err)
+	}
+	if v, err := add.SubmitArg(ctx, a, V(10.0)).Get(ctx); v != 12 || err != nil {
+		t.Error(v, err)
+	}
+	put, err := Put(ctx, 7)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if v, err := put.Get(ctx); v != 7 || err != nil {
+		t.Error(v, err)
+	}
+	if v, err := square.SubmitArg(ctx, put).Get(ctx); v != 49 || err != nil {
+		t.Error(v, err)
+	}
+	// References inside values.
+	if r, err := refs.Submit(ctx, map[string]Ref[int]{"a": put, "b": square.Submit(ctx, 3)}).Get(ctx); err != nil {
+		t.Error(err)
+	} else if v, err := r.Get(ctx); v != 9 || err != nil {
+		t.Error(v, err)
+	}
+	// Several results.
+	parts := SubmitN(ctx, upTo, 3, 3)
+	if v, err := Get(ctx, parts...); err != nil || !slices.Equal(v, []int64{0, 1, 2}) {
+		t.Error(v, err)
+	}
+	if _, err := SubmitN(ctx, upTo, 3, 4)[2].Get(ctx); err == nil || !strings.Contains(err.Error(), "gave 4 values, 3 were to come") {
+		t.Error(err)
+	}
+}
+
+func TestManyInOrder(t *testing.T) {
+	n := startFake(t)
+	ctx := t.Context()
+	var rs []Ref[int]
+	for i := range 3000 {
+		rs = append(rs, square.Submit(ctx, i))
+	}
+	for i, r := range rs {
+		if v, err := r.Get(ctx); v != i*i || err != nil {
+			t.Fatal(i, v, err)
+		}
+	}
+	n.with(func() {
+		if n.counts[msgGet] > 100 {
+			t.Errorf("%d Get frames for 3000 results got one after the other", n.counts[msgGet])
+		}
+	})
+	runtime.KeepAlive(rs)
+}
+
+func TestFailures(t *testing.T) {
+	startFake(t)
+	ctx := t.Context()
+	_, err := fails.Submit(ctx, "odd").Get(ctx)
+	var te *TaskError
+	if !errors.Is(err, errOdd) || !errors.As(err, &te) || te.Code != "task" || te.Task != "fails" || te.Message != "looking: an odd one" || te.Node != "n1" {
+		t.Errorf("%+v", err)
+	}
+	if _, err := fails.Submit(ctx, "eof").Get(ctx); err == nil || errors.Is(err, io.EOF) || errors.Is(err, errOdd) {
+		t.Error("an error that is not registered is a text:", err)
+	}
+	if _, err := fails.Submit(ctx, "panic").Get(ctx); !errors.As(err, &te) || !strings.Contains(te.Message, "nil map") || !strings.Contains(te.Trace, "task_test.go") {
+		t.Errorf("%v", err)
+	}
+	if _, err := fails.Submit(ctx, "goexit").Get(ctx); err == nil || !strings.Contains(err.Error(), "ended its goroutine") {
+		t.Error(err)
+	}
+	if v, err := fails.Submit(ctx, "").Get(ctx); v != 1 || err != nil {
+		t.Error("after a Goexit:", v, err)
+	}
+	// What cannot be passed on, options that cannot be.
+	bad := Func(func(_ context.Context, f func()) (int, error) { return 0, nil }, Name("bad"))
+	if _, err := bad.Submit(ctx, func() {}).Get(ctx); err == nil || !strings.Contains(err.Error(), "func()") {
+		t.Error(err)
+	}
+	if _, err := square.Submit(ctx, 1, CPU(-1)).Get(ctx); err == nil || !strings.Contains(err.Error(), "CPU -1") {
+		t.Error(err)
+	}
+	r := square.Submit(ctx, 2)
+	r.Release()
+	if _, err := r.Get(ctx); !errors.Is(err, ErrReleased) {
+		t.Error(err)
+	}
+	if _, err := square.SubmitArg(ctx, r).Get(ctx); !errors.Is(err, ErrReleased) {
+		t.Error(err)
+	}
+	if _, err := (Ref[int]{}).Get(ctx); err == nil {
+		t.Error("an empty Ref has a value")
+	}
+	if _, err := Get(ctx, square.Submit(ctx, 1), fails.Submit(ctx, "odd"), waits.Submit(ctx)); !errors.Is(err, errOdd) {
+		t.Error(err)
+	}
+}
+
+func TestCancelAndTimeout(t *testing.T) {
+	startFake(t)
+	ctx := t.Context()
+	r := waits.Submit(ctx)
+	short, cancel := context.WithTimeout(ctx, 30*time.Millisecond)
+	defer cancel()
+	if _, err := r.Get(short); !errors.Is(err, context.DeadlineExceeded) {
+		t.Error(err)
+	}
+	r.Cancel()
+	if _, err := r.Get(ctx); !errors.Is(err, ErrCancelled) {
+		t.Error(err)
+	}
+	if _, err := square.Submit(short, 1).Get(ctx); !errors.Is(err, context.DeadlineExceeded) {
+		t.Error(err)
+	}
+}
+
+func TestWait(t *testing.T) {
+	n := startFake(t)
+	ctx := t.Context()
+	n.with(func() { n.hold = true })
+	held := square.Submit(ctx, 1)
+	p, err := Put(ctx, "x")
+	if err != nil {
+		t.Fatal(err)
+	}
+	short, cancel := context.WithTimeout(ctx, 30*time.Millisecond)
+	defer cancel()
+	if ready, rest := Wait(short, []AnyRef{held, p}, 2); len(ready) != 1 || len(rest) != 1 || rest[0] != AnyRef(held) {
+		t.Error(ready, rest)
+	}
+	if ready, rest := Wait(ctx, []AnyRef{held, p}, 1); len(ready) != 1 || len(rest) != 1 {
+		t.Error(ready, rest)
+	}
+	n.with(func() { n.hold = false })
+	if ready, rest := Wait(ctx, []Ref[int]{held}, 1); len(ready) != 1 || len(rest) != 0 {
+		t.Error(ready, rest)
+	}
+}
+
+func TestStream(t *testing.T) {
+	startFake(t)
+	ctx := t.Context()
+	var got []string
+	for v, err := range counting.Submit(ctx, 20).All(ctx) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		got = append(got, v)
+	}
+	if len(got) != 20 || got[19] != "19" {
+		t.Error(got)
+	}
+	var last error
+	n := 0
+	for _, err := range counting.Submit(ctx, 13).All(ctx) {
+		n++
+		last = err
+	}
+	if n != 14 || !errors.Is(last, errOdd) {
+		t.Error(n, last)
+	}
+}
+
+func TestReleaseByCollector(t *testing.T) {
+	n := startFake(t)
+	ctx := t.Context()
+	func() {
+		for i := range 10 {
+			if _, err := square.Submit(ctx, i).Get(ctx); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}()
+	for deadline := time.Now().Add(10 * time.Second); ; {
+		runtime.GC()
+		n.mu.Lock()
+		done := len(n.released) >= 10
+		n.mu.Unlock()
+		if done {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("unused results are not released")
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
+func TestReconnect(t *testing.T) {
+	n := startFake(t)
+	ctx := t.Context()
+	n.with(func() { n.hold = true })
+	var rs []Ref[int]
+	for i := range 10 {
+		rs = append(rs, square.Submit(ctx, i))
+	}
+	Wait(shortly(t), rs, 1)
+	n.with(func() { n.driver.conn.Close() })
+	rs = append(rs, square.Submit(ctx, 10))
+	n.with(func() { n.hold = false })
+	v, err := Get(ctx, rs...)
+	if err != nil || v[10] != 100 || v[3] != 9 {
+		t.Error(v, err)
+	}
+}
+
+func shortly(t *testing.T) context.Context {
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Millisecond)
+	t.Cleanup(cancel)
+	return ctx
+}
