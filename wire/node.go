@@ -56,9 +56,11 @@ const (
 	StreamRequest uint16 = 2 // command or SDK -> head (or agent, which relays): client.go
 	StreamLogs    uint16 = 3 // agent -> head: LogBatch, answered by LogAck
 	StreamRing    uint16 = 4 // agent -> agent: RingOpen, then a collective's traffic
+	StreamObjects uint16 = 5 // agent -> agent: Pull, answered by Piece and bytes: transfer.go
+	StreamTasks   uint16 = 6 // agent -> agent: tasks under leases, what becomes of them and of their references
 )
 
-// Messages of the log stream.
+// Messages of the log stream, of rings.
 const (
 	MsgLogBatch uint16 = 0x0501
 	MsgLogAck   uint16 = 0x0502

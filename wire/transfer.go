@@ -1,0 +1,43 @@
+package wire
+
+// Messages of a stream of kind StreamObjects. A node asks for stretches of objects, one
+// after the other; each Pull is answered by
+//
+//   - Piece, then Piece.Length bytes, then their CRC-32C, four bytes little-endian, or
+//   - Wait any number of times while the object is on its way to that node itself, or
+//   - Elsewhere: others have it, this node has given it often enough, or
+//   - MsgError; the stream stays usable.
+const (
+	MsgPull      uint16 = 0x0504
+	MsgPiece     uint16 = 0x0505
+	MsgWait      uint16 = 0x0506
+	MsgElsewhere uint16 = 0x0507
+)
+
+// MaxRange bounds the bytes of one Pull.
+const MaxRange = 16 << 20
+
+// Pull asks for Length bytes of an object from From on; less when it ends before.
+type Pull struct {
+	ID     []byte // 16 bytes
+	From   int64
+	Length int64
+	First  bool     // of this object by this node: the answer may be Elsewhere
+	Avoid  []uint32 // First: nodes (Welcome.Number) that it could not get it from
+}
+
+// Piece begins an answer and says what the object is.
+type Piece struct {
+	Size   int64
+	Form   uint32
+	Refs   []byte // ids of objects inside it, 16 bytes each
+	From   int64
+	Length int64
+}
+
+// Wait says that the answer takes a while longer.
+type Wait struct{}
+
+// Elsewhere names nodes that have the object, or will have it before this one could
+// give it.
+type Elsewhere struct{ Nodes []uint32 }
