@@ -79,9 +79,8 @@ func (f *frames) close() {
 	}
 }
 
-// newClient greets the agent at the other end of conn and starts the conversation. dial
-// makes the connection again when it breaks.
-func newClient(ctx context.Context, conn *net.UnixConn, h hello, dial func(context.Context) (*net.UnixConn, error)) (*client, error) {
+// makeClient is a client that is not connected yet.
+func makeClient(h hello, dial func(context.Context) (*net.UnixConn, error)) *client {
 	c := &client{hello: h, dial: dial, objects: map[objectID]*object{}, shapes: map[string]uint32{}, funcs: map[functionID]bool{},
 		calls: map[uint32]chan answer{}, ends: map[uint32]uint64{}, lost: make(chan struct{}), stopped: make(chan struct{}), out: outbox{open: -1}}
 	if h.Kind == kindWorker {
@@ -89,6 +88,13 @@ func newClient(ctx context.Context, conn *net.UnixConn, h hello, dial func(conte
 	}
 	c.hello.Nonce = make([]byte, 16)
 	_, _ = rand.Read(c.hello.Nonce) // it does not fail
+	return c
+}
+
+// newClient greets the agent at the other end of conn and starts the conversation. dial
+// makes the connection again when it breaks.
+func newClient(ctx context.Context, conn *net.UnixConn, h hello, dial func(context.Context) (*net.UnixConn, error)) (*client, error) {
+	c := makeClient(h, dial)
 	f, err := c.greet(ctx, conn)
 	if err != nil {
 		conn.Close()
