@@ -1,5 +1,32 @@
-// Package launcher is the Go SDK: what a Go program says and asks while it runs on a
-// launcher cluster.
+// Package launcher is the Go SDK: a Go program that runs on a launcher cluster, and what
+// such programs say and ask.
+//
+// # Tasks and objects
+//
+// A function becomes a task by being registered, once, in a variable:
+//
+//	var Square = launcher.Func(square)
+//
+//	func square(ctx context.Context, x int) (int, error) { return x * x, nil }
+//
+//	func main() { launcher.Main(run) }
+//
+//	func run(ctx context.Context) error {
+//		ref := Square.Submit(ctx, 12)    // runs somewhere in the cluster
+//		v, err := ref.Get(ctx)           // 144
+//		...
+//	}
+//
+// Workers are the same binary, started again; it ships itself. A Ref stands for a value
+// that is there or will be, and may be an argument of further tasks before it is. Put
+// makes a value one; []byte and slices of numbers of more than 64 KiB are then shared by
+// all processes of a node and not copied for each. Errors keep their identity: errors.Is
+// finds ErrWorkerCrashed, ErrCancelled and their kin, and what RegisterError was told of.
+// Tasks may submit tasks and wait for them.
+//
+// # Runs
+//
+// In a run, which launcher started with ranks, checkpoints and parameters of its own:
 //
 //	dir, step, err := launcher.Checkpoint(ctx)       // "" the first time
 //	for epoch := int(step); epoch < 10; epoch++ {

@@ -50,7 +50,7 @@ type fakePeer struct {
 	asked  []objectID // blocking
 }
 
-func pair(t *testing.T) (a, b *net.UnixConn) {
+func pair(t testing.TB) (a, b *net.UnixConn) {
 	t.Helper()
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Net: "unix", Name: t.TempDir() + "/s"})
 	if err != nil {
