@@ -35,6 +35,8 @@ type Options struct {
 	// SDK puts the Python SDK under the cache directory and gives the directory for
 	// PYTHONPATH; nil = programs get none.
 	SDK func(cache string) (string, error)
+
+	opened func(*agent) // for tests: called before anything is served
 }
 
 // leftover is what is removed at the end of a node, below its directory.
@@ -74,6 +76,7 @@ type agent struct {
 	cores   int
 
 	questions questions // what the head may ask
+	links     *peerLinks
 
 	wg   sync.WaitGroup // what effects started
 	left chan string    // why the node leaves; closed by the loop
@@ -155,6 +158,9 @@ func (a *agent) run(ctx context.Context) error {
 	if err := a.open(ctx, d); err != nil {
 		return err
 	}
+	if o := a.o.opened; o != nil {
+		o(a)
+	}
 	return a.serve(ctx, d)
 }
 
@@ -188,6 +194,7 @@ func (a *agent) open(ctx context.Context, d detected) (err error) {
 	}
 	a.ship = newShipper(a)
 	a.head = newHeadLink(a)
+	a.links = newPeerLinks(a, a.state.state.Number())
 	return nil
 }
 
@@ -243,6 +250,7 @@ func (a *agent) serve(ctx context.Context, d detected) error {
 	})
 	err := g.Wait()
 	a.groups.close()
+	a.links.close()
 	a.workers.Close()
 	a.wg.Wait()
 	a.spool.Close()

@@ -7,6 +7,8 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -172,7 +174,7 @@ func (h *fakeHead) control(s *session.Session, st *session.Stream) {
 			n.hellos = append(n.hellos, m)
 			n.take(m.Unacked)
 			if !h.quiet {
-				_ = st.WriteMsg(wire.MsgWelcome, wire.Welcome{Cluster: "test", HeadEpoch: 1, Grace: int64(time.Minute), Acked: n.seq})
+				_ = st.WriteMsg(wire.MsgWelcome, wire.Welcome{Cluster: "test", HeadEpoch: 1, Grace: int64(time.Minute), Acked: n.seq, Number: numberOf(name)})
 			}
 		case wire.MsgDone:
 			var m wire.Done
@@ -198,6 +200,18 @@ func (h *fakeHead) control(s *session.Session, st *session.Stream) {
 			msg, err = decode[wire.Reserved](body)
 		case wire.MsgReturned:
 			msg, err = decode[wire.Returned](body)
+		case wire.MsgPeerAsk:
+			var m wire.PeerAsk
+			err = wire.Unmarshal(body, &m)
+			for _, k := range m.Numbers {
+				p := wire.Peer{Number: k, Gone: true, Cause: "the test says so"}
+				for id, x := range h.nodes {
+					if numberOf(id) == k {
+						p = wire.Peer{Number: k, Node: id, Addr: x.hellos[len(x.hellos)-1].Addr}
+					}
+				}
+				_ = st.WriteMsg(wire.MsgPeer, p)
+			}
 		case wire.MsgTold:
 			msg, err = decode[wire.Told](body)
 		case wire.MsgGangGone:
@@ -214,6 +228,12 @@ func (h *fakeHead) control(s *session.Session, st *session.Stream) {
 		h.changed()
 		h.mu.Unlock()
 	}
+}
+
+// numberOf is the number of a node's life: p-0 is 1, p-1 is 2.
+func numberOf(id wire.NodeID) uint32 {
+	n, _ := strconv.Atoi(string(id[strings.LastIndexByte(string(id), '-')+1:]))
+	return uint32(n) + 1
 }
 
 // take keeps what is new of a batch of ends.
@@ -362,11 +382,16 @@ func (h *fakeHead) config(t testing.TB, id wire.NodeID) wire.NodeConfig {
 // gives stops the agent alone and waits.
 func inProcess(t testing.TB, h *fakeHead, cfg wire.NodeConfig, sv *supervisortest.Server) (stop func()) {
 	t.Helper()
+	return inProcessWith(t, cfg, sv, nil)
+}
+
+func inProcessWith(t testing.TB, cfg wire.NodeConfig, sv *supervisortest.Server, opened func(*agent)) (stop func()) {
+	t.Helper()
 	c := sv.Connect(t)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() {
-		done <- Main(ctx, Options{Log: logx.New(testWriter{t}, logx.Level(os.Getenv("AGENT_LOG"))), Supervisor: c, Config: &cfg, Binary: "/bin/launcher"})
+		done <- Main(ctx, Options{Log: logx.New(testWriter{t}, logx.Level(os.Getenv("AGENT_LOG"))), Supervisor: c, Config: &cfg, Binary: "/bin/launcher", opened: opened})
 	}()
 	var once sync.Once
 	stop = func() {

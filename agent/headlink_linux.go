@@ -202,11 +202,19 @@ func (h *headLink) read(ctx context.Context, c *headConn) error {
 		if err != nil {
 			return err
 		}
-		if m, ok := msg.(wire.Ask); ok {
+		switch m := msg.(type) {
+		case nil: // of a newer minor version
+			continue
+		case wire.Ask:
 			h.asked(ctx, c, m)
-		} else if msg != nil { // else of a newer minor version
-			h.a.events.add(event{ev: core.FromHead{Msg: msg}, conn: c})
+			continue
+		case wire.Peer:
+			h.a.links.dir.told(m)
+			continue
+		case wire.Welcome:
+			h.a.links.greeted(c, m)
 		}
+		h.a.events.add(event{ev: core.FromHead{Msg: msg}, conn: c})
 	}
 }
 
@@ -247,6 +255,8 @@ func decodeHead(typ uint16, body []byte) (any, error) {
 		return decode[wire.Infeasible](body)
 	case wire.MsgHold:
 		return decode[wire.Hold](body)
+	case wire.MsgPeer:
+		return decode[wire.Peer](body)
 	case wire.MsgAsk:
 		return decode[wire.Ask](body)
 	case wire.MsgShutdown:

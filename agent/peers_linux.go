@@ -160,6 +160,10 @@ func (p *peers) session(ctx context.Context, s *session.Session) {
 		if err != nil {
 			return
 		}
+		if p.a.links.serves[kind] != nil {
+			p.a.wg.Go(func() { p.a.links.serve(ctx, s, st, kind) })
+			continue
+		}
 		if kind != wire.StreamRing {
 			_ = st.CloseWith(errs.New(errs.Permission, "an agent takes no streams of kind %d from another agent", kind))
 			continue

@@ -1,5 +1,17 @@
 package wire
 
+// MsgPeerOpen is the first message of a stream of kind StreamObjects or StreamTasks.
+const MsgPeerOpen uint16 = 0x0508
+
+// PeerOpen says between which lives of nodes a stream is: what is said on it means
+// nothing to another life at the same address. It is answered, when it is not right, by
+// MsgError and the end of the stream.
+type PeerOpen struct {
+	From   NodeID
+	Number uint32 // Welcome.Number of From
+	To     uint32
+}
+
 // Messages of a stream of kind StreamObjects. A node asks for stretches of objects, one
 // after the other; each Pull is answered by
 //
