@@ -59,6 +59,7 @@ var arrows = []arrow{
 	{".", "shm", "Go ranks map group memory"},
 	{".", "collectives", "Go ranks reduce"},
 	{".", "internal/sockpath", "socket paths have a limit"},
+	{"internal/benchcore", ".", "its workloads are a program's"},
 	{"examples", ".", "programs use the SDK"},
 	{"examples", "collectives", "operations are named there"},
 	{"examples", "examples", "a program and its data"},
