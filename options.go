@@ -60,7 +60,12 @@ func GPU(n float64) Option { return func(o *options) { n := o.amount("GPU", n); 
 
 // Memory is how many bytes of memory the task uses.
 func Memory(bytes int64) Option {
-	return func(o *options) { o.memory = int64(o.amount("memory", float64(bytes))) }
+	return func(o *options) {
+		if bytes < 0 {
+			o.fail("a task with %d bytes of memory", bytes)
+		}
+		o.memory = bytes
+	}
 }
 
 // Resource asks for an amount of a resource that pools define.

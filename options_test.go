@@ -1,0 +1,65 @@
+package launcher
+
+import (
+	"context"
+	"reflect"
+	"testing"
+	"time"
+)
+
+func TestOptions(t *testing.T) {
+	opts := []Option{CPU(0.5), GPU(2), Memory(1 << 30), Resource("license", 1), Resource("disk", 0.25), Retries(-1), Name("n"), Priority(-3),
+		Time(time.Minute), Env(map[string]string{"A": "1", "B": "2"}), WorkingDir("/tmp"), Backpressure(4), Program("/bin/x")}
+	want := map[string]any{"cpu": int64(5000), "gpu": int64(20000), "memory": int64(1 << 30), "resources": map[string]any{"license": int64(10000), "disk": int64(2500)},
+		"max_retries": int64(-1), "name": "n", "priority": int64(-3), "time": int64(time.Minute), "env": map[string]any{"A": "1", "B": "2"},
+		"working_dir": "/tmp", "backpressure": int64(4), "program": "/bin/x"}
+	for _, c := range []struct {
+		with Option
+		want any
+	}{
+		{Spread(), []any{"spread"}}, {OnNode("n1"), []any{"node", "n1", false}}, {PreferNode("n1"), []any{"node", "n1", true}},
+		{func(o *options) { Label("gpu", "a", "b")(o); NotLabel("slow")(o); PreferLabel("fabric", "ib")(o) },
+			[]any{"labels", map[string]any{"gpu": []any{"in", []any{"a", "b"}}, "slow": []any{"!exists", []any{}}}, map[string]any{"fabric": []any{"in", []any{"ib"}}}}},
+	} {
+		var o options
+		for _, opt := range append(opts, c.with) {
+			opt(&o)
+		}
+		want["strategy"] = c.want
+		var got map[string]any
+		if err := readGeneral(nil, o.encode(), &got); err != nil || o.err != nil {
+			t.Fatal(err, o.err)
+		}
+		if !reflect.DeepEqual(got, want) {
+			t.Errorf("\n got %v\nwant %v", got, want)
+		}
+		if string(o.encode()) != string(o.encode()) {
+			t.Error("equal options differ")
+		}
+	}
+	var none options
+	if b := none.encode(); string(b) != "\x80" {
+		t.Errorf("no options are %x", b)
+	}
+	for _, bad := range []Option{CPU(-1), GPU(1e300), Memory(-1), Retries(-2), Resource("x", -1), Backpressure(-1)} {
+		var o options
+		bad(&o)
+		if o.err == nil {
+			t.Error("taken")
+		}
+	}
+}
+
+func TestWithDoesNotChangeTheFunction(t *testing.T) {
+	f := Func(func(context.Context, int) (int, error) { return 0, nil }, Name("with"), Resource("a", 1))
+	g := f.With(Resource("b", 1), CPU(3))
+	if f.f.defaults.cpu != nil || len(f.f.defaults.resources) != 1 || len(g.f.defaults.resources) != 2 || *g.f.defaults.cpu != 3 || g.f.id != f.f.id {
+		t.Error(f.f.defaults, g.f.defaults)
+	}
+	defer func() {
+		if recover() == nil {
+			t.Error("the same name twice")
+		}
+	}()
+	Func(func(context.Context, int) (int, error) { return 0, nil }, Name("with"))
+}
