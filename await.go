@@ -3,6 +3,8 @@ package launcher
 import (
 	"context"
 	"runtime"
+
+	"launcher/wire"
 )
 
 // What the agent was asked about an object.
@@ -144,10 +146,10 @@ func (c *client) askFor(o *object, level uint8, flags uint32, begun bool) bool {
 // askAhead asks for the results of the tasks after o's too, if they are being got one
 // after the other; mu must be held.
 func (c *client) askAhead(o *object, begun bool) bool {
-	if !o.id.sameClient(c.base) || o.id.index() != 1 {
+	if o.id.Node() != c.welcomed.Number || o.id.Client() != c.welcomed.Client || o.id.Index() != 1 {
 		return begun
 	}
-	r, n := &c.ahead, o.id.n()
+	r, n := &c.ahead, o.id.N()
 	switch {
 	case n < r.next && n+r.window/2 >= r.next || n == r.next:
 		r.window = min(max(2*r.window, 4), maxWindow)
@@ -163,7 +165,7 @@ func (c *client) askAhead(o *object, begun bool) bool {
 	}
 	r.next = max(r.next, n+1)
 	for ; r.next <= min(n+r.window, c.n); r.next++ {
-		next := c.objects[c.base.with(r.next<<20|1)]
+		next := c.objects[wire.NewObjectID(c.welcomed.Number, c.welcomed.Client, r.next, 1)]
 		if next != nil && next.state.Load() <= stateReady && next.asked < askedValue {
 			begun = c.askFor(next, askedValue, getValue, begun)
 		}

@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 
 	"launcher/internal/errs"
+	"launcher/wire"
 )
 
 // States of an object in this process. They only go up, but for an object in shared
@@ -68,8 +69,7 @@ type client struct {
 	logs     []byte        // to be printed: standard output, then standard error
 	errors   []byte
 	welcomed welcome
-	base     objectID // node and client of the ids made here
-	n        uint64   // last id made
+	n        uint64 // last id made
 	objects  map[objectID]*object
 	shapes   map[string]uint32
 	funcs    map[functionID]bool // the agent was told
@@ -105,8 +105,8 @@ var theClient atomic.Pointer[client]
 var errNoRef = errs.New(errs.Invalid, "an empty Ref").Hint("a Ref comes from Submit or Put")
 
 // newID makes the id of a task or a put object; mu must be held.
-func (c *client) newID(index uint64) objectID {
-	return c.base.with(c.n<<20 | index)
+func (c *client) newID(index uint32) objectID {
+	return wire.NewObjectID(c.welcomed.Number, c.welcomed.Client, c.n, index)
 }
 
 // add makes the object of an id that this client made, with one handle; mu must be held.
@@ -173,7 +173,7 @@ func (c *client) submit(ctx context.Context, s submission, out []*handle) (taskI
 	task := c.newID(0)
 	c.out.submit(task, s)
 	for i := range out {
-		out[i] = c.add(c.newID(uint64(i) + 1))
+		out[i] = c.add(c.newID(uint32(i) + 1))
 	}
 	full := c.nudge()
 	c.mu.Unlock()
@@ -291,7 +291,7 @@ func (c *client) put(ctx context.Context, e encoded) (*handle, error) {
 		return nil, c.gone
 	}
 	c.n++
-	h := c.add(c.newID(putIndex))
+	h := c.add(c.newID(wire.PutIndex))
 	c.out.put(h.o.id, out)
 	if out.kind == kindShared {
 		h.o.state.Store(stateShared)

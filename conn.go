@@ -166,7 +166,6 @@ func (c *client) welcome(f *frames, body []byte) error {
 	defer c.mu.Unlock()
 	c.welcomed = w
 	c.hello.Client = w.Client
-	c.base = baseID(w.Number, w.Client)
 	return nil
 }
 

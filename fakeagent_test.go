@@ -213,25 +213,25 @@ func (n *fakeNode) handle(p *fakePeer, typ uint16, body []byte) {
 		for i := range u32(body, 40) {
 			size := 16 + 16*int(u32(values, 4)) + int(binary.LittleEndian.Uint64(values[8:]))
 			if t.returns == returnsStream {
-				n.there(t.id.with(t.id.low()+uint64(n.streams[t.id])+1), values[:size])
+				n.there(t.id.With(n.streams[t.id]+1), values[:size])
 			} else {
-				n.there(t.id.with(t.id.low()+uint64(i)+1), values[:size])
+				n.there(t.id.With(uint32(i)+1), values[:size])
 			}
 			values = values[size:]
 		}
 		if t.returns == returnsStream && u32(body, 20) == resultOK {
-			n.there(t.id.with(t.id.low()+uint64(n.streams[t.id])+1), []byte{kindEnd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0})
+			n.there(t.id.With(n.streams[t.id]+1), []byte{kindEnd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0})
 		}
 		if u32(body, 20) != resultOK && t.returns != returnsStream {
 			v := body[44:]
 			for i := range t.returns {
-				n.there(t.id.with(t.id.low()+uint64(i)+1), v)
+				n.there(t.id.With(uint32(i)+1), v)
 			}
 		}
 	case msgYield:
 		id := objectID(body)
 		n.streams[id] = u32(body, 20) + 1
-		n.there(id.with(id.low()+uint64(n.streams[id])), body[24:])
+		n.there(id.With(n.streams[id]), body[24:])
 	case msgCancel:
 		for _, id := range ids(body[8:]) {
 			if t := n.given[id]; t != nil {

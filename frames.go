@@ -1,32 +1,15 @@
 package launcher
 
-import "encoding/binary"
+import (
+	"encoding/binary"
 
-// objectID names a task or an object: docs/tasks.md, section 1.
-type objectID [16]byte
+	"launcher/wire"
+)
 
-type taskID = objectID
-
-// putIndex is the index of put objects.
-const putIndex = 0xFFFFF
-
-func baseID(node, client uint32) (id objectID) {
-	binary.LittleEndian.PutUint32(id[:], node)
-	binary.LittleEndian.PutUint32(id[4:], client)
-	return id
-}
-
-// with is the id of the same client with another low half.
-func (id objectID) with(low uint64) objectID {
-	binary.LittleEndian.PutUint64(id[8:], low)
-	return id
-}
-
-func (id objectID) low() uint64   { return binary.LittleEndian.Uint64(id[8:]) }
-func (id objectID) n() uint64     { return id.low() >> 20 }
-func (id objectID) index() uint64 { return id.low() & putIndex }
-
-func (id objectID) sameClient(o objectID) bool { return [8]byte(id[:8]) == [8]byte(o[:8]) }
+type (
+	objectID = wire.ObjectID
+	taskID   = wire.ObjectID
+)
 
 const (
 	greeting      = "LSDK"

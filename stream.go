@@ -13,7 +13,7 @@ type stream struct {
 	err  error
 
 	mu   sync.Mutex // guards what follows: one reader at a time
-	took uint64     // items taken
+	took uint32     // items taken
 	over bool
 	next []*handle // asked for already, in order
 }
@@ -30,7 +30,7 @@ func (s *stream) take(ctx context.Context, p any) (more bool, err error) {
 	}
 	s.c.mu.Lock()
 	for len(s.next) < lookAhead {
-		s.next = append(s.next, s.c.add(s.task.with(s.task.low()+s.took+uint64(len(s.next))+1)))
+		s.next = append(s.next, s.c.add(s.task.With(s.took+uint32(len(s.next))+1)))
 	}
 	s.c.want(s.next[1:], nil)
 	s.c.mu.Unlock()
@@ -79,8 +79,8 @@ func (s *stream) cancel() {
 
 // cancelTask ends the task that makes an object.
 func cancelTask(h *handle, flags uint32) {
-	if h != nil && h.o.c != nil && h.o.id.index() != putIndex {
-		h.o.c.cancel(h.o.id.with(h.o.id.n()<<20), flags)
+	if h != nil && h.o.c != nil && !h.o.id.Put() {
+		h.o.c.cancel(h.o.id.Task(), flags)
 	}
 }
 
