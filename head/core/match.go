@@ -2,6 +2,7 @@ package core
 
 import (
 	"cmp"
+	"container/heap"
 	"fmt"
 	"maps"
 	"math"
@@ -11,7 +12,7 @@ import (
 )
 
 // maxRounds bounds the choices of one matching.
-const maxRounds = 1024
+const maxRounds = 4096
 
 // leaseRoom is what of a node can be leased now: free by its own word, and not given to
 // jobs or offered since.
@@ -77,14 +78,18 @@ func (c *Core) matching() bool {
 // matchAll gives room to all demands, after jobs of their priority have had theirs.
 func (c *Core) matchAll() {
 	if c.matching() {
-		c.match(math.MinInt)
+		more := c.match(math.MinInt)
 		c.leasing, c.matched = 0, c.now
+		if more {
+			c.wanting()
+		}
 	}
 }
 
 // match gives room to demands of a priority above the given one: by priority, then to
-// the job that has least, then to who waits longest.
-func (c *Core) match(above int) {
+// the job that has least, then to who waits longest. more says that it stopped in the
+// middle, so as not to keep the head too long.
+func (c *Core) match(above int) (more bool) {
 	var ds []*demand
 	for _, n := range c.order {
 		if !c.usable(n) {
@@ -97,35 +102,50 @@ func (c *Core) match(above int) {
 		}
 	}
 	if len(ds) == 0 {
-		return
+		return false
 	}
+	// Most nodes have no room most of the time.
 	room := map[*node]wire.Resources{}
 	for _, n := range c.order {
-		if c.usable(n) {
-			room[n] = c.leaseRoom(n)
+		if !c.usable(n) {
+			continue
 		}
+		if r := c.leaseRoom(n); slices.ContainsFunc(ds, func(d *demand) bool { return r.Fits(d.spec.Resources) }) {
+			room[n] = r
+		}
+	}
+	if len(room) == 0 {
+		return false
 	}
 	share := c.leasedByJob()
 	give := map[*demand]map[*node]int{}
-	for range maxRounds {
+	at := map[*demand]*sites{}
+	for round := 0; len(ds) > 0; round++ {
+		if round == maxRounds {
+			more = true
+			break
+		}
 		slices.SortStableFunc(ds, func(a, b *demand) int {
 			return cmp.Or(cmp.Compare(b.spec.Priority, a.spec.Priority), cmp.Compare(share[a.spec.Job], share[b.spec.Job]), cmp.Compare(a.since, b.since))
 		})
-		if len(ds) == 0 {
-			break
-		}
 		d := ds[0]
-		n := c.bestFor(d, room, give[d])
+		s := at[d]
+		if s == nil {
+			s = c.sitesFor(d, room)
+			at[d] = s
+		}
+		n := s.best(room)
 		if n == nil {
 			ds = ds[1:]
 			continue
 		}
 		// In lumps: all of the room when nobody competes for it, else a part.
 		k := 1
-		if d.spec.Strategy.Kind != wire.StrategySpread {
+		if !s.spread {
 			k = max(1, min(d.want(), room[n].Times(d.spec.Resources, maxWindow)/len(ds)))
 		}
 		room[n] = room[n].Add(d.spec.Resources, -int64(k))
+		s.took(k, room)
 		share[d.spec.Job] += float64(k) * c.weight(d.spec.Resources)
 		d.flying += k
 		if give[d] == nil {
@@ -137,6 +157,7 @@ func (c *Core) match(above int) {
 		}
 	}
 	c.offerAll(give)
+	return more
 }
 
 // offerAll sends what match decided, in an order that does not depend on maps.
@@ -149,32 +170,83 @@ func (c *Core) offerAll(give map[*demand]map[*node]int) {
 	}
 }
 
-// bestFor chooses a node with room for one more of a demand: where labels that are wanted
-// hold, then with SPREAD where fewest of it are, else where most fit.
-func (c *Core) bestFor(d *demand, room map[*node]wire.Resources, given map[*node]int) *node {
-	var best *node
-	var bestWant bool
-	bestScore := 0
-	for _, n := range c.order {
+// sites are the nodes that may run a demand's tasks, a heap with the best first: where
+// labels that are wanted hold, then with SPREAD where fewest of it are, else where most
+// fit.
+type sites struct {
+	d      *demand
+	spread bool
+	list   []site
+}
+
+type site struct {
+	n     *node
+	i     int // in the order of nodes
+	want  bool
+	score int
+}
+
+func (p *sites) Len() int { return len(p.list) }
+func (p *sites) Less(i, j int) bool {
+	a, b := &p.list[i], &p.list[j]
+	if a.want != b.want {
+		return a.want
+	}
+	if a.score != b.score {
+		return a.score > b.score
+	}
+	return a.i < b.i
+}
+func (p *sites) Swap(i, j int) { p.list[i], p.list[j] = p.list[j], p.list[i] }
+func (p *sites) Push(x any)    { p.list = append(p.list, x.(site)) }
+func (p *sites) Pop() any {
+	x := p.list[len(p.list)-1]
+	p.list = p.list[:len(p.list)-1]
+	return x
+}
+
+func (c *Core) sitesFor(d *demand, room map[*node]wire.Resources) *sites {
+	p := &sites{d: d, spread: d.spec.Strategy.Kind == wire.StrategySpread}
+	for i, n := range c.order {
 		r, ok := room[n]
 		if !ok || !r.Fits(d.spec.Resources) || !c.suits(n, d.n, &d.spec) || !c.mayLease(n, &d.spec) {
 			continue
 		}
-		score := r.Times(d.spec.Resources, maxWindow)
-		if d.spec.Strategy.Kind == wire.StrategySpread {
-			score = -given[n]
+		x := site{n: n, i: i, want: wire.Matches(d.spec.Strategy.Want, n.hello.Labels), score: r.Times(d.spec.Resources, maxWindow)}
+		if p.spread {
+			x.score = 0
 			for _, l := range n.gives {
 				if l.to == d.n && l.shape == d.id {
-					score -= l.slots
+					x.score -= l.slots
 				}
 			}
 		}
-		want := wire.Matches(d.spec.Strategy.Want, n.hello.Labels)
-		if best == nil || want && !bestWant || want == bestWant && score > bestScore {
-			best, bestWant, bestScore = n, want, score
-		}
+		p.list = append(p.list, x)
 	}
-	return best
+	heap.Init(p)
+	return p
+}
+
+// best gives the first site that still has room for one: others may have had it.
+func (p *sites) best(room map[*node]wire.Resources) *node {
+	for len(p.list) > 0 {
+		if n := p.list[0].n; room[n].Fits(p.d.spec.Resources) {
+			return n
+		}
+		heap.Pop(p)
+	}
+	return nil
+}
+
+// took puts the first site where it belongs after k more of it were given away.
+func (p *sites) took(k int, room map[*node]wire.Resources) {
+	x := &p.list[0]
+	if p.spread {
+		x.score -= k
+	} else {
+		x.score = room[x.n].Times(p.d.spec.Resources, maxWindow)
+	}
+	heap.Fix(p, 0)
 }
 
 // leasedByJob is how much of the cluster each job's leases are, as weight.

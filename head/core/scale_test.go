@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"runtime"
 	"testing"
+	"time"
 
 	"launcher/wire"
 )
@@ -184,5 +185,45 @@ func BenchmarkPlacements(b *testing.B) {
 			}
 			b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "tasks/s")
 		})
+	}
+}
+
+// TestLeasesAtScale: a million tasks that wait on a hundred of five thousand nodes are
+// leased all the room there is, and a beat or two of demand does not keep the head long.
+func TestLeasesAtScale(t *testing.T) {
+	const nodes, askers, cpu = 5000, 100, 4
+	f := newFarm(t, nodes, cpu)
+	beat := func(id wire.NodeID, free int64) {
+		f.step(AgentMsg{Node: id, Epoch: 1, Msg: wire.Beat{Free: wire.Resources{CPU: free * wire.Unit}}})
+	}
+	for i := range nodes {
+		beat(wire.NodeID(fmt.Sprintf("p-%d", i)), cpu)
+	}
+	began := time.Now()
+	for i := range askers {
+		id := wire.NodeID(fmt.Sprintf("p-%d", i))
+		beat(id, 0)
+		f.step(AgentMsg{Node: id, Epoch: 1, Msg: wire.Demand{Shapes: []wire.Demanded{{ID: 1, Waiting: 10_000, Shape: wire.Shape{Resources: wire.Resources{CPU: wire.Unit}, Job: wire.JobID(i)}}}}})
+	}
+	for range 10 {
+		f.now += matchEvery
+		f.step(Tick{})
+	}
+	took := time.Since(began)
+	slots := 0
+	for _, n := range f.c.order {
+		for _, l := range n.gives {
+			slots += l.slots
+		}
+	}
+	if want := (nodes - askers) * cpu; slots != want {
+		t.Errorf("%d slots are leased of %d", slots, want)
+	}
+	t.Logf("%d slots in %s", slots, took)
+	if took > 20*time.Second {
+		t.Errorf("that took %s", took)
+	}
+	if err := f.c.Check(); err != nil {
+		t.Error(err)
 	}
 }
