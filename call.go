@@ -2,6 +2,7 @@ package launcher
 
 import (
 	"context"
+	"sync"
 
 	"launcher/internal/errs"
 )
@@ -23,8 +24,22 @@ type call struct {
 	err  error
 }
 
+// calls are used again: there is one for each task.
+var calls = sync.Pool{New: func() any { return new(call) }}
+
+// free ends the use of a call.
+func (k *call) free() {
+	clear(k.deps)
+	clear(k.held)
+	*k = call{args: k.args[:0], deps: k.deps[:0], held: k.held[:0]}
+	if cap(k.args) <= inlineMax {
+		calls.Put(k)
+	}
+}
+
 func newCall(ctx context.Context, f *function, opts []Option) *call {
-	k := &call{ctx: ctx, f: f, opts: opts}
+	k := calls.Get().(*call)
+	k.ctx, k.f, k.opts = ctx, f, opts
 	if f == nil {
 		k.err = errs.New(errs.Invalid, "a function that was not registered").Hint("make it with launcher.Func")
 		return k
@@ -131,6 +146,7 @@ func (k *call) submitN(n int) []*handle {
 			out[i] = failed(k.err)
 		}
 	}
+	k.free()
 	return out
 }
 
@@ -140,28 +156,27 @@ func (k *call) stream() *stream {
 	if s.err == nil {
 		s.task, s.err = k.send(returnsStream, nil)
 	}
+	k.free()
 	return s
 }
 
 // send writes the task's frames; out becomes its results.
 func (k *call) send(returns uint32, out []*handle) (taskID, error) {
-	payload := append(appendArray(make([]byte, 0, len(k.args)+5), k.n), k.args...)
-	var flags uint32 = submitNamed
-	deps := k.deps
-	if len(payload) > inlineMax {
-		h, err := k.c.put(k.ctx, encoded{form: formMsgpack, data: payload})
+	s := submission{f: k.f, returns: returns, flags: submitNamed, deps: k.deps, held: k.held, n: k.n, args: k.args}
+	if len(k.args) > inlineMax {
+		h, err := k.c.put(k.ctx, encoded{form: formMsgpack, data: append(appendArray(nil, k.n), k.args...)})
 		if err != nil {
 			return taskID{}, err
 		}
 		k.mine = append(k.mine, h)
-		deps = append([]*handle{h}, deps...)
-		payload, flags = nil, flags|submitLarge
+		s.deps, s.args = append([]*handle{h}, k.deps...), nil
+		s.flags |= submitLarge
 	}
-	shape, err := k.c.shapeOf(k.f, k.opts)
-	if err != nil {
+	var err error
+	if s.shape, err = k.c.shapeOf(k.f, k.opts); err != nil {
 		return taskID{}, err
 	}
-	task, err := k.c.submit(k.ctx, submission{f: k.f, shape: shape, returns: returns, flags: flags, deps: deps, held: k.held, payload: payload}, out)
+	task, err := k.c.submit(k.ctx, s, out)
 	for _, h := range k.mine {
 		Ref[any]{h: h}.Release()
 	}

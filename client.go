@@ -151,7 +151,8 @@ type submission struct {
 	flags   uint32
 	deps    []*handle
 	held    []*handle
-	payload []byte
+	n       int    // arguments
+	args    []byte // their msgpack, one after the other
 }
 
 // submit writes a task; out becomes its results. It waits when the agent has too much to

@@ -108,7 +108,9 @@ func (b *outbox) submit(task taskID, s submission) {
 	for _, h := range s.held {
 		b.id(h.o.id)
 	}
-	b.buf = append(b.buf, s.payload...)
+	if s.flags&submitLarge == 0 {
+		b.buf = append(appendArray(b.buf, s.n), s.args...)
+	}
 	b.close()
 }
 
