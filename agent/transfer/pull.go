@@ -122,9 +122,9 @@ func (p *pull) why(err error) error {
 	case err == nil:
 		return nil
 	case p.ctx.Err() != nil:
-		return errs.New(errs.Cancelled, "nobody waits for object %x any more", p.id)
+		return errs.New(errs.Cancelled, "nobody waits for object %s any more", p.id)
 	}
-	return errs.Wrap(errs.KindOf(err), err, "object %x cannot be had", p.id)
+	return errs.Wrap(errs.KindOf(err), err, "object %s cannot be had", p.id)
 }
 
 // again has all sources asked once more.

@@ -9,10 +9,11 @@ import (
 	"time"
 
 	"launcher/internal/errs"
+	"launcher/wire"
 )
 
-// ID names an object (docs/tasks.md).
-type ID = [16]byte
+// ID names an object.
+type ID = wire.ObjectID
 
 // Meta is what there is to know of an object besides its bytes.
 type Meta struct {

@@ -122,7 +122,7 @@ func newCluster(t testing.TB, n int, cfg Config) *cluster {
 		for _, x := range c.nodes {
 			for id, o := range x.have {
 				if o.pins.Load() != 0 || !o.ready {
-					t.Errorf("node %d: object %x has %d pins, is ready: %v", x.id, id, o.pins.Load(), o.ready)
+					t.Errorf("node %d: object %s has %d pins, is ready: %v", x.id, id, o.pins.Load(), o.ready)
 				}
 			}
 		}
