@@ -1,0 +1,44 @@
+"""The frames between a program and its node's agent: docs/tasks.md section 3."""
+
+from __future__ import annotations
+
+from struct import Struct
+
+GREETING = b"LSDK"
+VERSION = 1
+MAX_FRAME = 16 << 20
+INLINE_MAX = 64 << 10
+STREAM = 0xFFFFFFFF
+
+HELLO, FUNC, SHAPE, SUBMIT, PUT, GET, AWAKE, RELEASE, HOLD, RESULT, YIELD, SPACE, OPEN_SEGMENT, CANCEL, HAND_BACK, CALL, DROPPED = range(0x0410, 0x0421)
+WELCOME, OBJECT, EXEC, GIVEN_FUNC, GRANTED, SEGMENT, ANSWER, LOG, CANCEL_TASK, DROP_SEGMENT, CONSUMED, EXIT = range(0x0440, 0x044C)
+ERROR = 0x0300
+
+# Kinds of values; READY is what this process knows of one that is not here.
+READY, INLINE, SHARED, FAILED, END = range(5)
+
+HEAD = Struct("<IHH")
+VALUE = Struct("<BBHIQ")
+PLACE = Struct("<IIQ")
+U32 = Struct("<I")
+U32x2 = Struct("<II")
+U64 = Struct("<Q")
+U64x2 = Struct("<QQ")
+SUBMIT_HEAD = Struct("<IHH16s16sIIIII")  # with the frame's head
+PUT_HEAD = Struct("<IHH16sBBHIQ")
+GET_HEAD = Struct("<IHHII")
+RESULT_HEAD = Struct("<IHH16sIIQQI")
+YIELD_HEAD = Struct("<IHH16sII")
+EXEC_HEAD = Struct("<16s16sIIIIII")
+EXTENT = Struct("<IIQQ")
+
+GET_VALUES, GET_BLOCKS = 1, 2
+SUBMIT_LARGE, SUBMIT_NAMED = 1, 2
+CANCEL_FORCE, CANCEL_RECURSIVE = 1, 2
+READY_ONLY = 1
+OK, FAIL, RETRY, CANCELLED = range(4)
+
+
+def frame(type: int, body: bytes) -> bytes:
+    """A frame of a type."""
+    return HEAD.pack(len(body) + 4, type, 0) + body

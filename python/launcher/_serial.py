@@ -1,0 +1,233 @@
+"""Values as bytes: form 0 of docs/tasks.md section 2, plain data, errors."""
+
+from __future__ import annotations
+
+import pickle
+import struct
+import sys
+import traceback
+from typing import Any, Dict, List, Optional, Tuple
+
+from . import _pack
+from ._refs import ObjectRef, found
+
+FORM_PYTHON, FORM_PLAIN, FORM_BYTES, FORM_ARROW = range(4)
+
+_HEAD = struct.Struct("<II")  # length of the pickle, number of buffers
+_BUFFER = struct.Struct("<QQ")  # offset, length
+
+_SCALARS = frozenset((int, float, bool, type(None), str, bytes, complex))
+_LEAVES = _SCALARS | {ObjectRef}
+_SMALL = 64  # elements that are looked at one by one before cloudpickle is asked
+
+
+class Encoded:
+    """A value on its way out: its head and pickle, and the buffers that follow."""
+
+    __slots__ = ("form", "size", "head", "buffers", "refs")
+
+    def __init__(self, form: int, size: int, head: bytes, buffers: List[Tuple[int, memoryview]], refs: List[Any]) -> None:
+        self.form, self.size, self.head, self.buffers, self.refs = form, size, head, buffers, refs
+
+    def joined(self) -> bytes:
+        """All of it in one piece."""
+        if not self.buffers:
+            return self.head
+        out = bytearray(self.size)
+        out[: len(self.head)] = self.head
+        for at, raw in self.buffers:
+            out[at : at + raw.nbytes] = raw
+        return bytes(out)
+
+
+def _cloudpickle() -> Any:
+    try:
+        import cloudpickle
+    except ImportError:
+        raise ImportError(f"launcher needs cloudpickle to pass functions and objects on, and {sys.executable} does not have it\nhint: {sys.executable} -m pip install cloudpickle") from None
+    return cloudpickle
+
+
+def plain(value: Any, depth: int = 3) -> bool:
+    """Whether the pickle of the standard library does: nothing in it is of the program's own.
+
+    It looks at few elements only: what it does not know, cloudpickle does as well.
+    """
+    t = type(value)
+    if t in _LEAVES:
+        return True
+    if depth == 0:
+        return False
+    if t is list or t is tuple:
+        types = set(map(type, value))
+        if types <= _LEAVES:
+            return True
+        return len(value) <= _SMALL and all([plain(x, depth - 1) for x in value])
+    if t is dict:
+        return set(map(type, value)) <= _SCALARS and plain(list(value.values()), depth)
+    if t.__module__ == "numpy" and t.__name__ == "ndarray":
+        return not value.dtype.hasobject
+    return False
+
+
+def encode(value: Any) -> Encoded:
+    """Encode a value for Python programs; refs that are met inside are kept in it."""
+    t = type(value)
+    if t in _SCALARS:
+        if t is bytes and len(value) > 1 << 16:
+            return Encoded(FORM_BYTES, len(value), b"", [(0, memoryview(value))], [])
+        data = pickle.dumps(value, 5)
+        n = len(data)
+        return Encoded(FORM_PYTHON, 8 + n, _HEAD.pack(n, 0) + data, [], [])
+    buffers: List[pickle.PickleBuffer] = []
+    outer, found.refs = found.refs, []
+    try:
+        if plain(value):
+            data = pickle.dumps(value, 5, buffer_callback=buffers.append)
+        else:
+            data = _cloudpickle().dumps(value, 5, buffer_callback=buffers.append)
+        refs = found.refs
+    finally:
+        found.refs = outer
+    return _lay(data, buffers, refs)
+
+
+def _lay(data: bytes, buffers: List[pickle.PickleBuffer], refs: List[Any]) -> Encoded:
+    n = len(data)
+    if not buffers:
+        return Encoded(FORM_PYTHON, 8 + n, _HEAD.pack(n, 0) + data, [], refs)
+    head = bytearray(_HEAD.pack(n, len(buffers)))
+    at = 8 + 16 * len(buffers) + n
+    placed: List[Tuple[int, memoryview]] = []
+    for b in buffers:
+        raw = b.raw()
+        at = (at + 63) & ~63
+        head += _BUFFER.pack(at, raw.nbytes)
+        placed.append((at, raw))
+        at += raw.nbytes
+    head += data
+    return Encoded(FORM_PYTHON, at, bytes(head), placed, refs)
+
+
+def decode(form: int, data: Any) -> Any:
+    """The value of its bytes; large parts stay where data is."""
+    if form == FORM_PYTHON:
+        view = memoryview(data)
+        n, count = _HEAD.unpack_from(view, 0)
+        at = 8 + 16 * count
+        if at + n > len(view):
+            raise ValueError("a value that ends too early")
+        if not count:
+            return pickle.loads(view[at : at + n])
+        buffers = []
+        for i in range(count):
+            offset, length = _BUFFER.unpack_from(view, 8 + 16 * i)
+            if offset + length > len(view):
+                raise ValueError("a value that ends too early")
+            buffers.append(view[offset : offset + length])
+        return pickle.loads(view[at : at + n], buffers=buffers)
+    if form == FORM_PLAIN:
+        return _pack.unpack(data, _extension)
+    if form == FORM_BYTES:
+        return bytes(data)
+    if form == FORM_ARROW:
+        import pyarrow  # type: ignore[import-not-found,import-untyped,unused-ignore]
+
+        return pyarrow.ipc.open_stream(pyarrow.py_buffer(data)).read_all()
+    raise ValueError(f"a value of the unknown form {form}")
+
+
+# Plain data, for functions that are called by name.
+
+
+def encode_plain(value: Any) -> Encoded:
+    """Encode a value for any language: bytes, Arrow tables, what msgpack has."""
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        raw = memoryview(value).cast("B")
+        return Encoded(FORM_BYTES, raw.nbytes, b"", [(0, raw)], [])
+    module = type(value).__module__
+    if module.startswith("pyarrow") and type(value).__name__ in ("Table", "RecordBatch"):
+        import pyarrow  # type: ignore[import-not-found,import-untyped,unused-ignore]
+
+        sink = pyarrow.BufferOutputStream()
+        with pyarrow.ipc.new_stream(sink, value.schema) as writer:
+            writer.write(value)
+        raw = memoryview(sink.getvalue())
+        return Encoded(FORM_ARROW, raw.nbytes, b"", [(0, raw)], [])
+    refs: List[Any] = []
+    data = _pack.pack(value, lambda v: _as_plain(v, refs))
+    return Encoded(FORM_PLAIN, len(data), data, [], refs)
+
+
+def _as_plain(v: Any, refs: List[Any]) -> Any:
+    if isinstance(v, ObjectRef):
+        refs.append(v)
+        return _pack.Ext(2, v.binary())
+    if hasattr(v, "tolist") and hasattr(v, "dtype"):  # arrays and scalars of numpy
+        return v.tolist()
+    raise TypeError(f"a {type(v).__name__} is no plain data: a function called by name takes and gives None, bool, int, float, str, bytes, lists, dicts and references")
+
+
+def _extension(code: int, data: bytes) -> Any:
+    if code == 2:
+        from ._refs import load_ref
+
+        return load_ref(data)
+    raise ValueError(f"the unknown extension {code}")
+
+
+# Functions and errors.
+
+
+def dump_function(f: Any) -> bytes:
+    """The code of a function."""
+    try:
+        return _cloudpickle().dumps(f, 5)  # type: ignore[no-any-return]
+    except ImportError:
+        raise
+    except Exception as e:
+        raise TypeError(f"the function {name_of(f)} cannot be passed on: {type(e).__name__}: {e}\nhint: something that it uses from outside (a lock, a file, a connection) cannot be pickled: make it inside the function") from e
+
+
+def name_of(f: Any) -> str:
+    """What a function is called in tables and messages."""
+    return getattr(f, "__qualname__", None) or getattr(f, "__name__", None) or type(f).__name__
+
+
+def unpicklable(arguments: Dict[str, Any], name: str, e: BaseException) -> TypeError:
+    """The error about arguments that cannot be pickled: it says which."""
+    which = [k for k, v in arguments.items() if not _passes(v)]
+    what = ", ".join(which) if which else "its arguments"
+    types = f" (a {type(arguments[which[0]]).__name__})" if len(which) == 1 else ""
+    return TypeError(f"the argument {what}{types} of {name} cannot be passed on: {type(e).__name__}: {e}")
+
+
+def _passes(v: Any) -> bool:
+    try:
+        encode(v)
+    except Exception:
+        return False
+    return True
+
+
+def error_value(code: str, message: str, trace: str = "", cause: Optional[BaseException] = None, name: str = "", node: str = "", pid: int = 0, hints: Optional[List[str]] = None) -> bytes:
+    """The bytes of an error (kind 3)."""
+    carried: Optional[bytes] = None
+    if cause is not None:
+        try:
+            carried = _cloudpickle().dumps(cause, 5)
+            pickle.loads(carried)
+        except Exception:  # only its text can be carried over
+            carried = None
+    return _pack.pack([code, message, trace, carried, name, node, pid, hints or []])
+
+
+def task_failed(e: BaseException, name: str, node: str, pid: int, skip: int = 0) -> bytes:
+    """The error value of a task whose code raised."""
+    tb = e.__traceback__
+    for _ in range(skip):  # frames of launcher's own
+        tb = tb.tb_next if tb is not None else None
+    trace = "".join(traceback.format_exception(type(e), e, tb))
+    text = str(e)
+    message = f"{type(e).__name__}: {text}" if text else type(e).__name__
+    return error_value("task", message, trace, e, name, node, pid)

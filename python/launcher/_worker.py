@@ -1,0 +1,458 @@
+"""A worker: runs the tasks that the agent gives this process, one after the other."""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import inspect
+import os
+import pickle
+import signal
+import socket
+import struct
+import sys
+import threading
+import time
+from collections import deque
+from typing import Any, Callable, Deque, Dict, List, Optional, Tuple
+
+from . import _frames as f
+from . import _pack, _remote, _serial
+from ._client import Client, use
+from ._http import Error
+from .exceptions import RayError, TaskCancelledError
+
+_FLUSH_AFTER = 1_000_000  # ns
+_QUICK = 100_000  # ns
+_FRAMES_PER_TASK = 200  # of Python's stack, for a task inside another
+
+
+class Function:
+    """A function as the agent knows it; its code is loaded when it is first called."""
+
+    __slots__ = ("name", "code", "call", "error", "calls", "slow")
+
+    def __init__(self, name: str, code: bytes) -> None:
+        self.name, self.code = name, code
+        self.call: Any = None
+        self.error: Optional[BaseException] = None
+        self.calls = 0
+        self.slow = 1e9  # ns that it took lately, at most
+
+    def load(self) -> Any:
+        """The function itself."""
+        if self.call is None:
+            if self.error is not None:
+                raise self.error
+            try:
+                self.call = pickle.loads(self.code) if self.code else _named(self.name)
+            except BaseException as e:
+                self.error = e
+                raise
+            if self.code:
+                _remote.remember(self.call, self.code)
+        return self.call
+
+
+def _named(name: str) -> Any:
+    """A function that programs of other languages name: module:function."""
+    import importlib
+
+    module, _, rest = name.replace(":", ".", 1).rpartition(".") if ":" not in name else (name.split(":", 1)[0], "", name.split(":", 1)[1])
+    if not module:
+        raise ModuleNotFoundError(f"the function {name!r} is named without its module: call it by module:function")
+    found: Any = importlib.import_module(module)
+    for part in rest.split("."):
+        found = getattr(found, part)
+    return getattr(found, "_function", found)
+
+
+class Order:
+    """A task to run."""
+
+    __slots__ = ("task", "function", "attempt", "sequence", "returns", "flags", "deps", "about", "body", "cancelled", "thread", "taken", "inside", "info")
+
+    def __init__(self, body: bytes) -> None:
+        (self.task, self.function, self.attempt, self.sequence, self.returns, self.flags, self.deps, self.about) = f.EXEC_HEAD.unpack_from(body)
+        self.body = body
+        self.cancelled = False
+        self.thread = 0
+        self.taken = 0
+        self.inside = False  # the user's code is running
+        self.info: Any = None
+
+    def describe(self) -> Dict[str, Any]:
+        """What the agent says of the task: name, resources, GPUs."""
+        if self.info is None:
+            text = self.body[56 : 56 + self.about]
+            try:
+                self.info = _pack.unpack(text) if text else {}
+            except ValueError:
+                self.info = {}
+            if not isinstance(self.info, dict):
+                self.info = {}
+        return self.info  # type: ignore[no-any-return]
+
+
+class Worker:
+    """The loop and its state. queue, functions and begun are guarded by the client's lock."""
+
+    def __init__(self) -> None:
+        self.client: Any = None
+        self.queue: Deque[Order] = deque()
+        self.stack: List[Order] = []
+        self.functions: Dict[bytes, Function] = {}
+        self.begun = 0
+        self.ending = False
+        self.words: Any = memoryview(bytearray(4096)).cast("I")
+        self.flushed = 0
+
+    def handlers(self) -> Dict[int, Callable[[memoryview, int], None]]:
+        """What handles the frames that only workers get."""
+        return {f.EXEC: self._on_exec, f.GIVEN_FUNC: self._on_function, f.CANCEL_TASK: self._on_cancel, f.CONSUMED: self._on_consumed, f.EXIT: self._on_exit}
+
+    def control(self, fd: int) -> None:
+        """Map the control page; takes the descriptor over."""
+        import mmap
+
+        try:
+            self.words = memoryview(mmap.mmap(fd, 4096)).cast("I")
+        finally:
+            os.close(fd)
+
+    def _on_exec(self, body: memoryview, flags: int) -> None:
+        if not self.client.void:
+            self.queue.append(Order(bytes(body)))
+
+    def _on_function(self, body: memoryview, flags: int) -> None:
+        id = bytes(body[:16])
+        (n,) = f.U32.unpack_from(body, 16)
+        if id not in self.functions:
+            self.functions[id] = Function(bytes(body[20 : 20 + n]).decode("utf-8", "replace"), bytes(body[20 + n :]))
+
+    def _on_cancel(self, body: memoryview, flags: int) -> None:
+        task, (attempt,) = bytes(body[:16]), f.U32.unpack_from(body, 16)
+        for o in [*self.queue, *self.stack]:
+            if o.task == task and o.attempt == attempt:
+                o.cancelled = True
+                self._interrupt(o)
+
+    def _on_consumed(self, body: memoryview, flags: int) -> None:
+        task, (items,) = bytes(body[:16]), f.U32.unpack_from(body, 16)
+        for o in self.stack:
+            if o.task == task:
+                o.taken = max(o.taken, items)
+
+    def _on_exit(self, body: memoryview, flags: int) -> None:
+        self.ending = True
+
+    # Cancelling. A task is interrupted only in the user's own code: the agent sends SIGINT,
+    # whose handler reads what is to be cancelled and raises there.
+
+    def _interrupt(self, o: Order) -> None:
+        """Raise in the task if another thread runs it; the main thread looks by itself."""
+        if o.inside and o.thread and o.thread != threading.main_thread().ident:
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(o.thread), ctypes.py_object(TaskCancelledError))
+
+    def interrupted(self, number: int, frame: Any) -> None:
+        """The handler of SIGINT."""
+        client = self.client
+        if not client.lock.acquire(blocking=False):
+            # In the middle of something of the SDK's own; it is over soon.
+            again = threading.Timer(0.02, os.kill, (os.getpid(), signal.SIGINT))
+            again.daemon = True
+            again.start()
+            return
+        try:
+            client.drain()
+        finally:
+            client.lock.release()
+        self.check_cancelled()
+
+    def check_cancelled(self) -> None:
+        """Raise if the task that runs here was cancelled."""
+        if self.stack:
+            o = self.stack[-1]
+            if o.cancelled and o.inside and o.thread == threading.get_ident():
+                o.inside = False
+                raise TaskCancelledError("the task was cancelled", o.task.hex())
+
+    # The loop.
+
+    def serve(self) -> None:
+        """Run tasks until the agent says that it is enough."""
+        client = self.client
+        queue = self.queue
+        while True:
+            if queue:
+                self.run_next()
+                continue
+            with client.lock:
+                if self.ending or client.closed:
+                    client.flush()
+                    return
+                client.flush()
+                self.flushed = time.time_ns()
+                try:
+                    client.wait_for(lambda: bool(queue) or self.ending, None)
+                except Error:
+                    return
+
+    def run_next(self) -> None:
+        """Take the next task of the queue and run it."""
+        client = self.client
+        with client.lock:
+            if not self.queue:
+                return
+            o = self.queue.popleft()
+            words = self.words
+            self.begun = words[0] = o.sequence
+            withdrawn = words[16]
+            if withdrawn and o.sequence >= withdrawn:
+                return
+            function = self.functions.get(o.function)
+        o.thread = threading.get_ident()
+        depth = len(self.stack)
+        if depth:
+            sys.setrecursionlimit(max(sys.getrecursionlimit(), 1000 + _FRAMES_PER_TASK * (depth + 1)))
+        self.stack.append(o)
+        start = time.time_ns()
+        try:
+            status, count, values, keep = self._run(o, function)
+        finally:
+            self.stack.pop()
+        end = time.time_ns()
+        with client.lock:
+            out = client.out
+            out += f.RESULT_HEAD.pack(44 + len(values), f.RESULT, 0, o.task, o.attempt, status, start, end, count)
+            out += values
+            del keep
+            # The result of a function that never takes long may wait for the next one's.
+            quick = function is not None and function.slow < _QUICK and self.queue and self.queue[0].function == o.function
+            if not quick or len(out) > 32 << 10 or end - self.flushed > _FLUSH_AFTER:
+                client.flush()
+                self.flushed = end
+        if function is not None:
+            took = end - start
+            function.slow = took if took > function.slow else function.slow * 0.9 + took * 0.1
+
+    def _run(self, o: Order, function: Optional[Function]) -> Tuple[int, int, bytes, Any]:
+        """Run a task: status, number of values, their bytes, and what must live until they are written."""
+        client = self.client
+        name = function.name if function is not None else "?"
+        retry: Any = None
+        try:
+            if o.cancelled:
+                raise TaskCancelledError("the task was cancelled", o.task.hex())
+            if function is None:
+                raise Error("corrupt", "a task whose function the agent did not tell")
+            call = function.load()
+            args, kwargs, retry, how = self._arguments(o)
+            function.calls += 1
+            o.inside = True
+            if o.cancelled:
+                self.check_cancelled()
+            result = call(*args, **kwargs)
+            if o.returns == f.STREAM:
+                self._stream(o, result)
+                o.inside = False
+                return f.OK, 0, b"", None
+            if how == "dynamic":
+                result = [client.put(x) for x in result]
+            o.inside = False
+            return self._results(o, result)
+        except _Passed as e:
+            return f.FAIL, 1, e.value, None
+        except (SystemExit, GeneratorExit):
+            raise
+        except BaseException as e:
+            o.inside = False
+            return self._failed(o, e, name, retry)
+        finally:
+            o.inside = False
+
+    def _failed(self, o: Order, e: BaseException, name: str, retry: Any) -> Tuple[int, int, bytes, Any]:
+        status = f.FAIL
+        if isinstance(e, TaskCancelledError) and o.cancelled:
+            status, data = f.CANCELLED, _serial.error_value("cancelled", "the task was cancelled", name=name, node=self.client.node, pid=os.getpid())
+        else:
+            if retry is True or isinstance(retry, tuple) and isinstance(e, retry):
+                status = f.RETRY
+            code = "full" if type(e).__name__ == "ObjectStoreFullError" else "task"
+            if code == "task":
+                data = _serial.task_failed(e, self._name(o, name), self.client.node, os.getpid(), 2)
+            else:
+                data = _serial.error_value(code, str(e), name=name, node=self.client.node, pid=os.getpid())
+        return status, 1, f.VALUE.pack(f.FAILED, 1, 0, 0, len(data)) + data, None
+
+    def _name(self, o: Order, name: str) -> str:
+        return str(o.describe().get("name") or name)
+
+    def _arguments(self, o: Order) -> Tuple[Any, Any, Any, Any]:
+        """args, kwargs, the exceptions to retry on, how results are given."""
+        body = o.body
+        at = 56 + o.about
+        deps: List[Tuple[bytes, int, int, Any]] = []
+        for _ in range(o.deps):
+            id = body[at : at + 16]
+            kind, form, refs, size = f.VALUE.unpack_from(body, at + 16)
+            at += 32 + 16 * refs
+            data: Any = None
+            if kind in (f.INLINE, f.FAILED):
+                data = body[at : at + size]
+                at += size
+                if kind == f.FAILED:
+                    raise _Passed(f.VALUE.pack(f.FAILED, form, 0, 0, size) + data)
+            deps.append((id, kind, form, data))
+        payload: Any = body[at:]
+        form = _serial.FORM_PYTHON
+        if o.flags & f.SUBMIT_LARGE:
+            form, payload = self._dep(deps.pop(0))
+        if o.flags & f.SUBMIT_NAMED:
+            return self._plain(payload, deps), {}, None, "plain"
+        if not len(payload):
+            return (), {}, None, None
+        args, kwargs, where, retry, how = _serial.decode(form, payload)
+        if where:
+            args = list(args)
+            kwargs = dict(kwargs or {})
+            values = [_serial.decode(*self._dep(d)) for d in deps]
+            for key, i in where:
+                if type(key) is int:
+                    args[key] = values[i]
+                else:
+                    kwargs[key] = values[i]
+        return args, kwargs or {}, pickle.loads(retry) if isinstance(retry, bytes) else retry, how
+
+    def _dep(self, dep: Tuple[bytes, int, int, Any]) -> Tuple[int, Any]:
+        """Form and bytes of a dep."""
+        id, kind, form, data = dep
+        if kind == f.INLINE:
+            return form, data
+        got = self.client.shared(id)
+        if got is None:
+            raise Error("lost", f"the argument {id.hex()} is not in the node's memory any more")
+        return got  # type: ignore[no-any-return]
+
+    def _plain(self, payload: Any, deps: List[Tuple[bytes, int, int, Any]]) -> List[Any]:
+        """The arguments of a call by name."""
+        values: Dict[int, Any] = {}
+
+        def extension(code: int, data: bytes) -> Any:
+            if code == 1:
+                (i,) = struct.unpack("<I", data)
+                if i not in values:
+                    values[i] = _serial.decode(*self._dep(deps[i]))
+                return values[i]
+            return _serial._extension(code, data)
+
+        args = _pack.unpack(payload, extension)
+        if not isinstance(args, list):
+            raise TypeError("the arguments of a call by name are no list")
+        return args
+
+    def _results(self, o: Order, result: Any) -> Tuple[int, int, bytes, Any]:
+        encode = _serial.encode_plain if o.flags & f.SUBMIT_NAMED else _serial.encode
+        if o.returns == 1:
+            e = encode(result)
+            if e.size <= 4096 and not e.refs and not e.buffers:
+                return f.OK, 1, f.VALUE.pack(f.INLINE, e.form, 0, 0, e.size) + e.head, None
+            return f.OK, 1, self.client.value(f.INLINE, e), e
+        if o.returns == 0:
+            return f.OK, 0, b"", None
+        try:
+            items = list(result)
+        except TypeError:
+            items = []
+        if len(items) != o.returns:
+            what = f"{len(items)} values" if items else f"a {type(result).__name__}"
+            raise ValueError(f"the task was to give {o.returns} values (num_returns) and gave {what}")
+        keep = [encode(x) for x in items]
+        return f.OK, o.returns, b"".join([self.client.value(f.INLINE, e) for e in keep]), keep
+
+    def _stream(self, o: Order, items: Any) -> None:
+        """Hand over what a generator yields."""
+        client = self.client
+        encode = _serial.encode_plain if o.flags & f.SUBMIT_NAMED else _serial.encode
+        pressure = int(o.describe().get("backpressure") or 0)
+        if inspect.isasyncgen(items):
+            raise TypeError("an async generator cannot be a task: use an ordinary one")
+        index = 0
+        for item in items:
+            o.inside = False
+            e = encode(item)
+            value = client.value(f.INLINE, e)
+            with client.lock:
+                client.out += f.YIELD_HEAD.pack(28 + len(value), f.YIELD, 0, o.task, o.attempt, index)
+                client.out += value
+                client.flush()
+                index += 1
+                if pressure and index - o.taken >= pressure:
+                    client.wait_for(lambda: index - o.taken < pressure or o.cancelled, None)
+            o.inside = True
+            if o.cancelled:
+                self.check_cancelled()
+
+
+class _Passed(RayError):
+    """An argument has failed: so has the task, in the same way."""
+
+    def __init__(self, value: bytes) -> None:
+        super().__init__("an argument has failed")
+        self.value = value
+
+
+def hello(kind: int, token: str = "", name: str = "") -> List[Any]:
+    """What this process says first."""
+    return [
+        f.VERSION, kind, "python", os.getpid(), os.environ.get("LAUNCHER_PROC", ""), os.environ.get("LAUNCHER_JOB_ID", ""),
+        name, 0, b"", token, sys.executable, os.getcwd(), _path(),
+    ]  # fmt: skip
+
+
+def _path() -> List[str]:
+    """The directories that this program added to where modules are looked for."""
+    own = {os.path.dirname(os.path.dirname(os.path.abspath(__file__))), *(p for p in sys.path if p.startswith((sys.prefix, sys.base_prefix)) or p.endswith(".zip"))}
+    out = []
+    for p in sys.path:
+        p = os.path.abspath(p)  # "" is where the program was started
+        if p not in own and p not in out and os.path.isdir(p):
+            out.append(p)
+    return out
+
+
+def main(token: str = "") -> None:
+    """Serve on descriptor 3; does not return."""
+    token = token or os.environ.get("LAUNCHER_WORKER", "")
+    code = 0
+    try:
+        for stream in (sys.stdout, sys.stderr):
+            stream.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
+        sock = socket.socket(fileno=3)
+        os.set_inheritable(3, False)
+        worker = Worker()
+        signal.signal(signal.SIGINT, worker.interrupted)
+        client = Client(sock, os.environ.get("LAUNCHER_SOCKET", ""), hello(2, token), worker, False)
+        use(client)
+        worker.serve()
+        client.close()
+    except SystemExit as e:
+        code = e.code if isinstance(e.code, int) else 1 if e.code else 0
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+        code = 1
+    try:
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except (OSError, ValueError):
+        pass
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    from launcher import _worker
+
+    _worker.main()
