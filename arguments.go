@@ -1,6 +1,7 @@
 package launcher
 
 import (
+	"context"
 	"reflect"
 
 	"launcher/internal/errs"
@@ -24,7 +25,7 @@ type dep struct {
 }
 
 // open finds the deps in shared memory and the beginning of the arguments.
-func (a *arguments) open() error {
+func (a *arguments) open(ctx context.Context) error {
 	for i := range a.deps {
 		d := &a.deps[i]
 		switch d.kind {
@@ -32,11 +33,16 @@ func (a *arguments) open() error {
 		case kindError:
 			return decodeFailure(d.data)
 		case kindShared:
-			form, data, held := a.c.store.pin(d.id)
-			if held == nil {
-				return errs.New(errs.Lost, "argument %d of the task is not in the node's memory any more", i)
+			form, data, p, err := a.c.store.pin(ctx, a.c, d.id)
+			if p == nil && err == nil { // moved meanwhile
+				h := a.c.hold(d.id)
+				form, data, p, err = fetch(ctx, h)
+				Ref[any]{h: h}.Release()
 			}
-			a.pins = append(a.pins, held)
+			if err != nil {
+				return err
+			}
+			a.pins = append(a.pins, p)
 			d.form, d.data = form, data
 		default:
 			return errs.New(errs.Corrupt, "argument %d of the task is of kind %d", i, d.kind)

@@ -253,12 +253,6 @@ type output struct {
 	at         place  // of what is shared
 }
 
-// place is where in shared memory a value lies.
-type place struct {
-	segment uint32
-	offset  uint64
-}
-
 // output makes a value ready for a frame; a large one is copied into shared memory.
 func (c *client) output(ctx context.Context, e encoded) (output, error) {
 	o := output{kind: kindInline, form: e.form, size: len(e.data), data: e.data}
@@ -289,6 +283,9 @@ func (c *client) put(ctx context.Context, e encoded) (*handle, error) {
 	c.mu.Lock()
 	if c.gone != nil {
 		defer c.mu.Unlock()
+		if out.kind == kindShared {
+			c.store.undo(out.at, out.size)
+		}
 		return nil, c.gone
 	}
 	c.n++
@@ -309,47 +306,45 @@ func (c *client) put(ctx context.Context, e encoded) (*handle, error) {
 	return h, nil
 }
 
-// get waits for an object and decodes it into p.
-func get(ctx context.Context, h *handle, p any) error {
+// fetch waits for an object and gives its bytes: its own copy, or where it lies in shared
+// memory as long as the pin is held.
+func fetch(ctx context.Context, h *handle) (form uint8, data []byte, p *pin, err error) {
 	for {
 		o, err := ready(ctx, h)
 		if err != nil {
-			return err
+			return 0, nil, nil, err
 		}
 		if o.state.Load() == stateInline {
-			return decodeValue(o.c, o.value.form, o.value.data, p, false)
+			return o.value.form, o.value.data, nil, nil
 		}
-		form, data, held := o.c.store.pin(o.id)
-		if held != nil {
-			err := decodeValue(o.c, form, data, p, false)
-			held.release()
-			return err
+		if form, data, p, err = o.c.store.pin(ctx, o.c, o.id); p != nil || err != nil {
+			return form, data, p, err
 		}
 		o.c.again(o)
 	}
 }
 
-// view is get without a copy of what is in shared memory.
-func view(ctx context.Context, h *handle, p any) (*pin, error) {
-	for {
-		o, err := ready(ctx, h)
-		if err != nil {
-			return nil, err
-		}
-		if o.state.Load() == stateInline {
-			return nil, decodeValue(o.c, o.value.form, o.value.data, p, false)
-		}
-		form, data, held := o.c.store.pin(o.id)
-		if held != nil {
-			err := decodeValue(o.c, form, data, p, true)
-			if err != nil {
-				held.release()
-				held = nil
-			}
-			return held, err
-		}
-		o.c.again(o)
+// get waits for an object and decodes it into p.
+func get(ctx context.Context, h *handle, v any) error {
+	form, data, p, err := fetch(ctx, h)
+	if err != nil {
+		return err
 	}
+	defer p.release()
+	return decodeValue(h.o.c, form, data, v, false)
+}
+
+// view is get without a copy of what is in shared memory.
+func view(ctx context.Context, h *handle, v any) (*pin, error) {
+	form, data, p, err := fetch(ctx, h)
+	if err != nil {
+		return nil, err
+	}
+	if err := decodeValue(h.o.c, form, data, v, p != nil); err != nil {
+		p.release()
+		return nil, err
+	}
+	return p, nil
 }
 
 // ready waits until an object is there.
@@ -369,6 +364,13 @@ func ready(ctx context.Context, h *handle) (*object, error) {
 		return nil, h.o.err
 	}
 	return h.o, nil
+}
+
+// goneFor is why the agent is not coming back.
+func (c *client) goneFor() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.gone
 }
 
 // again makes an object pending that was in shared memory and is not any more.

@@ -159,7 +159,7 @@ func (c *client) welcome(f *frames, body []byte) error {
 		return errs.New(errs.Version, "the agent speaks version %d, this program version %d", w.Version, c.hello.Version).
 			Hint("build the program with the launcher module of the cluster's version")
 	}
-	if err := c.store.attach(f); err != nil {
+	if err := c.store.attach(f, c.worker != nil); err != nil {
 		return err
 	}
 	c.mu.Lock()

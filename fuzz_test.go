@@ -14,7 +14,7 @@ func FuzzArguments(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte) {
 		for range 2 {
 			in := arguments{payload: b, deps: []dep{{kind: kindInline, value: value{form: formMsgpack, data: []byte{1}}}}}
-			if in.open() != nil {
+			if in.open(t.Context()) != nil {
 				return
 			}
 			var n int

@@ -20,7 +20,6 @@ import (
 // fields are guarded by the client's mu.
 type worker struct {
 	c       *client
-	control []uint32 // shared with the agent: docs/tasks.md, section 4
 	queue   []*order
 	come    *sync.Cond
 	running *order
@@ -178,9 +177,9 @@ func (w *worker) next() *order {
 			t := w.queue[0]
 			w.queue = w.queue[1:]
 			w.begun = t.sequence
-			if w.control != nil {
-				atomic.StoreUint32(&w.control[0], t.sequence)
-				if s := atomic.LoadUint32(&w.control[16]); s != 0 && t.sequence >= s {
+			if ctl := c.store.control; ctl != nil {
+				atomic.StoreUint32(&ctl[0], t.sequence)
+				if s := atomic.LoadUint32(&ctl[16]); s != 0 && t.sequence >= s {
 					continue
 				}
 			}
@@ -242,7 +241,7 @@ func (w *worker) invoke(ctx context.Context, t *order) ([]encoded, error) {
 	if err := context.Cause(ctx); err != nil {
 		return nil, err
 	}
-	if err := t.in.open(); err != nil {
+	if err := t.in.open(ctx); err != nil {
 		return nil, err
 	}
 	items := uint32(0)
