@@ -6,10 +6,13 @@ import (
 	"context"
 	"encoding/binary"
 	"net"
+	"os"
 	"sync"
 	"testing"
 	"time"
 
+	"launcher/shm"
+	"launcher/shm/objects"
 	"launcher/wire"
 )
 
@@ -30,6 +33,10 @@ type fakeNode struct {
 	driver, work *fakePeer
 	counts       map[uint16]int // frames by type, of both
 	sequence     uint32
+	index        *objects.Writer
+	control      *shm.Segment
+	mem          map[uint32]*shm.Segment
+	segments     uint32
 	hold         bool // give no tasks out
 }
 
@@ -45,6 +52,7 @@ type fakeTask struct {
 
 type fakePeer struct {
 	n      *fakeNode
+	pins   *objects.Watch
 	conn   *net.UnixConn
 	number uint32
 	asked  []objectID // blocking
@@ -70,9 +78,21 @@ func pair(t testing.TB) (a, b *net.UnixConn) {
 func startFake(t *testing.T) *fakeNode {
 	t.Helper()
 	n := &fakeNode{t: t, objects: map[objectID][]byte{}, wanted: map[objectID][]*fakePeer{}, given: map[objectID]*fakeTask{},
-		streams: map[objectID]uint32{}, funcs: map[functionID][]byte{}, shapes: map[uint32][]byte{}, counts: map[uint16]int{}, released: map[objectID]bool{}}
+		streams: map[objectID]uint32{}, funcs: map[functionID][]byte{}, shapes: map[uint32][]byte{}, mem: map[uint32]*shm.Segment{}, counts: map[uint16]int{}, released: map[objectID]bool{}}
 	n.work = &fakePeer{n: n, number: 2}
 	n.driver = &fakePeer{n: n, number: 1}
+	var err error
+	if n.index, err = objects.CreateIndex("index", 1000); err == nil {
+		n.control, err = shm.Create("control", 4096)
+	}
+	for _, p := range []*fakePeer{n.work, n.driver} {
+		if err == nil {
+			p.pins, err = objects.CreatePins("pins")
+		}
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
 	worker := n.join(n.work, kindWorker)
 	driver := n.join(n.driver, kindDriver)
 	var serving sync.WaitGroup
@@ -175,7 +195,34 @@ func (n *fakeNode) handle(p *fakePeer, typ uint16, body []byte) {
 		if err := wire.Unmarshal(body, &h); err != nil || h.Version != version || len(h.Nonce) != 16 {
 			n.t.Errorf("hello %+v: %v", h, err)
 		}
-		n.send(p, msgWelcome, wire.Marshal(welcome{Version: version, Number: 1, Client: p.number, Node: "n1", Inline: inlineMax, Nonce: h.Nonce}))
+		b := wire.AppendFrame(nil, msgWelcome, wire.Marshal(welcome{Version: version, Number: 1, Client: p.number, Node: "n1", Inline: inlineMax, Nonce: h.Nonce}))
+		files := []*os.File{n.index.File(), p.pins.File()}
+		if p == n.work {
+			files = append(files, n.control.File())
+		}
+		if err := shm.SendFDs(p.conn, b, files...); err != nil {
+			n.t.Error(err)
+		}
+	case msgSpace:
+		n.segments++
+		size := int64(binary.LittleEndian.Uint64(body))
+		if size > 32<<20 {
+			n.send(p, msgGranted, append([]byte{3, 0, 0, 0}, encodeFailure(errNoRef, "full", "", "", "n1", 0)...))
+			return
+		}
+		seg, err := shm.Create("segment", int(max(size, 4<<20)))
+		if err != nil {
+			n.t.Error(err)
+			return
+		}
+		n.mem[n.segments] = seg
+		b := binary.LittleEndian.AppendUint32([]byte{1, 0, 0, 0}, n.segments)
+		b = binary.LittleEndian.AppendUint64(b, uint64(len(seg.Bytes())))
+		_ = shm.SendFDs(p.conn, wire.AppendFrame(nil, msgGranted, b), seg.File())
+	case msgOpenSegment:
+		seg := n.mem[u32(body, 0)]
+		b := binary.LittleEndian.AppendUint64(body[:4:4], uint64(len(seg.Bytes())))
+		_ = shm.SendFDs(p.conn, wire.AppendFrame(nil, msgSegment, b), seg.File())
 	case msgFunc:
 		n.funcs[functionID(body)] = body
 		n.send(n.work, msgGiveFunc, body)
@@ -212,6 +259,9 @@ func (n *fakeNode) handle(p *fakePeer, typ uint16, body []byte) {
 		values := body[44:]
 		for i := range u32(body, 40) {
 			size := 16 + 16*int(u32(values, 4)) + int(binary.LittleEndian.Uint64(values[8:]))
+			if values[0] == kindShared {
+				size = 32 + 16*int(u32(values, 4))
+			}
 			if t.returns == returnsStream {
 				n.there(t.id.With(n.streams[t.id]+1), values[:size])
 			} else {
@@ -257,6 +307,14 @@ func (n *fakeNode) handle(p *fakePeer, typ uint16, body []byte) {
 func (n *fakeNode) there(id objectID, v []byte) {
 	if _, ok := n.objects[id]; ok {
 		return
+	}
+	if v[0] == kindShared {
+		at := v[16+16*u32(v, 4):]
+		if _, err := n.index.Insert(objects.Entry{ID: id, State: objects.Sealed, Segment: u32(at, 0), Offset: binary.LittleEndian.Uint64(at[8:]),
+			Size: binary.LittleEndian.Uint64(v[8:]), Form: uint32(v[1])}); err != nil {
+			n.t.Error(err)
+		}
+		v = v[:len(v)-len(at)] // the index says where
 	}
 	n.objects[id] = append([]byte(nil), v...)
 	for _, p := range n.wanted[id] {

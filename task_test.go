@@ -13,6 +13,9 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unsafe"
+
+	"launcher/shm/objects"
 )
 
 type point struct {
@@ -73,6 +76,10 @@ var (
 			}
 		}
 	}, Name("count"))
+	scribble = Func(func(_ context.Context, v []float64) (float64, error) {
+		v[0]++
+		return v[0], nil
+	}, Name("scribble"))
 	refs = Func(func(ctx context.Context, rs map[string]Ref[int]) (Ref[int], error) { return rs["b"], nil }, Name("refs"))
 )
 
@@ -307,4 +314,80 @@ func shortly(t *testing.T) context.Context {
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Millisecond)
 	t.Cleanup(cancel)
 	return ctx
+}
+
+func TestSharedMemory(t *testing.T) {
+	n := startFake(t)
+	ctx := t.Context()
+	v := make([]float64, 100_000)
+	for i := range v {
+		v[i] = 1
+	}
+	r, err := Put(ctx, v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w, err := r.View(ctx)
+	if err != nil || len(w.Value) != len(v) || w.Value[99_999] != 1 {
+		t.Fatal(len(w.Value), err)
+	}
+	if c := theClient.Load(); !inSegment(c, w.Value) {
+		t.Error("a View that is a copy")
+	}
+	pinned := 0
+	n.driver.pins.Scan(func(objects.PinKey) { pinned++ })
+	w.Release()
+	w.Release()
+	n.driver.pins.Scan(func(objects.PinKey) { pinned-- })
+	if pinned != 1 || w.Value != nil {
+		t.Error("the pin of a View:", pinned)
+	}
+	mine, err := r.Get(ctx)
+	if err != nil || inSegment(theClient.Load(), mine) {
+		t.Error("Get gives shared memory, or", err)
+	}
+	mine[0] = 7 // and can be written
+	for _, ref := range []Ref[float64]{sum.SubmitArg(ctx, r), sum.Submit(ctx, v)} {
+		if s, err := ref.Get(ctx); s != 100_000 || err != nil {
+			t.Error(s, err)
+		}
+	}
+	// A large result, a large argument of the general kind.
+	if v, err := upTo.Submit(ctx, 20_000).Get(ctx); err != nil || v[19_999] != 19_999 {
+		t.Error(err)
+	}
+	p := &point{Name: strings.Repeat("x", 100_000)}
+	if v, err := same.Submit(ctx, p).Get(ctx); err != nil || v.Name != p.Name {
+		t.Error(err)
+	}
+	// So many arguments that they are an object of their own.
+	one, err := Put(ctx, 1.0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s, err := sum.SubmitArg(ctx, Gather(slices.Repeat([]Ref[float64]{one}, 20_000))).Get(ctx); s != 20_000 || err != nil {
+		t.Error(s, err)
+	}
+	if _, err := scribble.SubmitArg(ctx, r).Get(ctx); err == nil || !strings.Contains(err.Error(), "fault") || len(hintsOf(err)) == 0 {
+		t.Error("an argument in shared memory was written:", err)
+	}
+	if s, err := scribble.Submit(ctx, []float64{1}).Get(ctx); s != 2 || err != nil {
+		t.Error(s, err)
+	}
+	if _, err := Put(ctx, make([]byte, 33<<20)); !errors.Is(err, ErrFull) {
+		t.Error(err)
+	}
+	n.work.pins.Scan(func(objects.PinKey) { t.Error("the worker holds an argument of a task that ended") })
+}
+
+// inSegment reports whether a slice lies in shared memory.
+func inSegment(c *client, v []float64) bool {
+	at := uintptr(unsafe.Pointer(unsafe.SliceData(v)))
+	for _, s := range *c.store.segments.Load() {
+		from := uintptr(unsafe.Pointer(unsafe.SliceData(s.Bytes())))
+		if at >= from && at < from+uintptr(len(s.Bytes())) {
+			return true
+		}
+	}
+	return false
 }
