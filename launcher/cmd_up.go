@@ -120,7 +120,7 @@ func (a *app) bringUp(ctx context.Context, spec string, o upOptions) (t target, 
 	}
 	began := time.Now()
 	for try := 1; ; try++ {
-		t, started, err = a.ensureHead(ctx, cl, o)
+		t, started, err = a.ensureHead(ctx, h, cl, o)
 		// A head that is just dying still takes connections: look again, it will be gone.
 		if err == nil {
 			if err = a.awaitPools(ctx, t, began, o.wait); err == nil || try == 3 || !errors.Is(err, errWentDown) {
@@ -140,8 +140,8 @@ var errWentDown = errs.New(errs.Unavailable, "the cluster went down: it had been
 
 // ensureHead makes the cluster's head run with this spec: it starts one, or hands a
 // running one the difference.
-func (a *app) ensureHead(ctx context.Context, cl *configs.Cluster, o upOptions) (t target, started bool, err error) {
-	d, err := a.prepare(ctx, cl, o)
+func (a *app) ensureHead(ctx context.Context, h string, cl *configs.Cluster, o upOptions) (t target, started bool, err error) {
+	d, err := a.prepare(ctx, h, cl, o)
 	if err != nil {
 		return t, false, err
 	}

@@ -27,15 +27,13 @@ type stateDir struct {
 	config wire.HeadConfig
 	lock   *os.File
 	up     bool
-	log    *os.File
+	tied   bool       // the head's supervisor ends with this process
+	ended  chan error // set by start: the end of the head's supervisor
 }
 
-// prepare makes the state directory of a spec ready for a head, or finds that one runs.
-func (a *app) prepare(ctx context.Context, cl *configs.Cluster, o upOptions) (*stateDir, error) {
-	h, err := home()
-	if err != nil {
-		return nil, err
-	}
+// prepare makes the state directory of a spec below the home h ready for a head, or finds
+// that one runs.
+func (a *app) prepare(ctx context.Context, h string, cl *configs.Cluster, o upOptions) (*stateDir, error) {
 	bin, err := executable()
 	if err != nil {
 		return nil, err
@@ -194,10 +192,14 @@ func (d *stateDir) startOnce(ctx context.Context, log *os.File) (taken bool, err
 	cmd.Env = headEnv(d.home, d.name)
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = detached()
+	if d.tied {
+		cmd.SysProcAttr = tied()
+	}
 	if err := cmd.Start(); err != nil {
 		return false, errs.Wrap(errs.Internal, err, "cannot start the head")
 	}
 	ended := make(chan error, 1)
+	d.ended = ended
 	go func() { ended <- cmd.Wait() }() // outlives us when all is well: the head is not our child for long
 	pause := time.Millisecond
 	for {

@@ -26,17 +26,33 @@ type target struct {
 
 // clusterDir is one cluster directory under $LAUNCHER_HOME.
 type clusterDir struct {
-	name string
-	dir  string
-	up   bool
+	name    string
+	dir     string
+	up      bool
+	private bool // of one program, for its life: see cmd_local.go
 }
 
-// records lists the clusters that have a state directory, by name.
+// records lists the clusters that have a state directory, by name, private ones last.
 func records() ([]clusterDir, error) {
 	h, err := home()
 	if err != nil {
 		return nil, err
 	}
+	out, err := recordsBelow(h, false)
+	if err != nil {
+		return nil, err
+	}
+	homes, _ := filepath.Glob(filepath.Join(privateHomes(h), "*"))
+	for _, p := range homes {
+		more, err := recordsBelow(p, true)
+		if err == nil { // else it is just going
+			out = append(out, more...)
+		}
+	}
+	return out, nil
+}
+
+func recordsBelow(h string, private bool) ([]clusterDir, error) {
 	ents, err := os.ReadDir(filepath.Join(h, "clusters"))
 	if os.IsNotExist(err) {
 		return nil, nil
@@ -50,7 +66,7 @@ func records() ([]clusterDir, error) {
 		if !e.IsDir() || strings.HasPrefix(e.Name(), ".") {
 			continue
 		}
-		out = append(out, clusterDir{e.Name(), dir, answers(dir)})
+		out = append(out, clusterDir{e.Name(), dir, answers(dir), private})
 	}
 	return out, nil
 }
@@ -100,7 +116,8 @@ func named(name string) (target, error) {
 }
 
 // pick decides which cluster a command means: -c; inside a run its own; then
-// $LAUNCHER_CLUSTER; then the only one up. With orRecord a cluster that is down will do,
+// $LAUNCHER_CLUSTER; then the only one up that is no program's own, or the only program's
+// own. With orRecord a cluster that is down will do,
 // for commands that can read its record.
 func (a *app) pick(orRecord bool) (target, error) {
 	sock, own := os.Getenv("LAUNCHER_SOCKET"), os.Getenv("LAUNCHER_CLUSTER")
@@ -121,6 +138,9 @@ func (a *app) pick(orRecord bool) (target, error) {
 		return target{}, err
 	}
 	up := slices.DeleteFunc(slices.Clone(recs), func(r clusterDir) bool { return !r.up })
+	if shared := slices.DeleteFunc(slices.Clone(up), func(r clusterDir) bool { return r.private }); len(shared) > 0 {
+		up = shared
+	}
 	switch {
 	case len(up) == 1:
 		return named(up[0].name)
