@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"encoding/json"
+	"fmt"
 	"io"
 	"os"
 	"os/exec"
@@ -65,7 +66,12 @@ func TestPrivateCluster(t *testing.T) {
 			if code := cmd.ProcessState.ExitCode(); code != c.code {
 				t.Errorf("exit code %d, want %d", code, c.code)
 			}
-			testkit.Eventually(t, privateGrace+10*time.Second, func() string { return strings.Join(h.Leaks(), "\n") })
+			testkit.Eventually(t, privateGrace+10*time.Second, func() string {
+				if left := (&testkit.Home{Dir: got.Home}).Processes(); len(left) > 0 {
+					return fmt.Sprint(left)
+				}
+				return ""
+			})
 			if _, err := os.Stat(got.Home); c.code == 0 && !os.IsNotExist(err) {
 				t.Errorf("%s is left: %v", got.Home, err)
 			}
