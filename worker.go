@@ -179,7 +179,7 @@ func (w *worker) next() *order {
 			w.begun = t.sequence
 			if ctl := c.store.control; ctl != nil {
 				atomic.StoreUint32(&ctl[0], t.sequence)
-				if s := atomic.LoadUint32(&ctl[16]); s != 0 && t.sequence >= s {
+				if s := atomic.LoadUint32(&ctl[16]); s != 0 && t.sequence >= s && t.sequence < atomic.LoadUint32(&ctl[17]) {
 					continue
 				}
 			}
