@@ -14,7 +14,7 @@ type arguments struct {
 	deps    []dep
 	payload []byte
 	left    int // arguments not read yet
-	pins    []*pin
+	pins    []pin
 }
 
 // dep is an object that the task was to have.
@@ -34,10 +34,10 @@ func (a *arguments) open(ctx context.Context) error {
 			return decodeFailure(d.data)
 		case kindShared:
 			form, data, p, err := a.c.store.pin(ctx, a.c, d.id)
-			if p == nil && err == nil { // moved meanwhile
+			if !p.held() && err == nil { // moved meanwhile
 				h := a.c.hold(d.id)
 				form, data, p, err = fetch(ctx, h)
-				Ref[any]{h: h}.Release()
+				h.release()
 			}
 			if err != nil {
 				return err

@@ -107,3 +107,34 @@ func BenchmarkPut(b *testing.B) {
 		}
 	}
 }
+
+func BenchmarkViewShared(b *testing.B) {
+	startFake(b)
+	ctx := b.Context()
+	r, err := Put(ctx, make([]byte, 1<<20))
+	if err != nil {
+		b.Fatal(err)
+	}
+	for b.Loop() {
+		v, err := r.View(ctx)
+		if err != nil {
+			b.Fatal(err)
+		}
+		v.Release()
+	}
+}
+
+func BenchmarkPut4MiB(b *testing.B) {
+	startFake(b)
+	ctx := b.Context()
+	data := make([]byte, 4<<20)
+	b.SetBytes(int64(len(data)))
+	for b.Loop() {
+		c := theClient.Load()
+		at, err := c.store.write(ctx, c, data)
+		if err != nil {
+			b.Fatal(err)
+		}
+		c.store.undo(at, len(data))
+	}
+}

@@ -178,7 +178,7 @@ func (k *call) send(returns uint32, out []*handle) (taskID, error) {
 	}
 	task, err := k.c.submit(k.ctx, s, out)
 	for _, h := range k.mine {
-		Ref[any]{h: h}.Release()
+		h.release()
 	}
 	return task, err
 }

@@ -29,6 +29,7 @@ type object struct {
 	// value and err are written before state says that they are there.
 	value value
 	err   error
+	views atomic.Pointer[views] // nil: none ever
 	// Guarded by c.mu:
 	holders int    // handles
 	asked   uint8  // what the agent was asked for
@@ -137,6 +138,7 @@ func (o *object) drop() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if o.holders--; o.holders == 0 {
+		o.views.Load().end()
 		delete(c.objects, o.id)
 		c.out.ids(msgRelease, o.id)
 		c.nudge()
@@ -308,16 +310,16 @@ func (c *client) put(ctx context.Context, e encoded) (*handle, error) {
 
 // fetch waits for an object and gives its bytes: its own copy, or where it lies in shared
 // memory as long as the pin is held.
-func fetch(ctx context.Context, h *handle) (form uint8, data []byte, p *pin, err error) {
+func fetch(ctx context.Context, h *handle) (form uint8, data []byte, p pin, err error) {
 	for {
 		o, err := ready(ctx, h)
 		if err != nil {
-			return 0, nil, nil, err
+			return 0, nil, pin{}, err
 		}
 		if o.state.Load() == stateInline {
-			return o.value.form, o.value.data, nil, nil
+			return o.value.form, o.value.data, pin{}, nil
 		}
-		if form, data, p, err = o.c.store.pin(ctx, o.c, o.id); p != nil || err != nil {
+		if form, data, p, err = o.c.store.pin(ctx, o.c, o.id); p.held() || err != nil {
 			return form, data, p, err
 		}
 		o.c.again(o)
@@ -332,19 +334,6 @@ func get(ctx context.Context, h *handle, v any) error {
 	}
 	defer p.release()
 	return decodeValue(h.o.c, form, data, v, false)
-}
-
-// view is get without a copy of what is in shared memory.
-func view(ctx context.Context, h *handle, v any) (*pin, error) {
-	form, data, p, err := fetch(ctx, h)
-	if err != nil {
-		return nil, err
-	}
-	if err := decodeValue(h.o.c, form, data, v, p != nil); err != nil {
-		p.release()
-		return nil, err
-	}
-	return p, nil
 }
 
 // ready waits until an object is there.

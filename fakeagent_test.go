@@ -20,7 +20,7 @@ import (
 // keeps objects, hands tasks to the worker in the order in which they can run, and
 // follows docs/tasks.md as far as the SDK can tell.
 type fakeNode struct {
-	t            *testing.T
+	t            testing.TB
 	mu           sync.Mutex
 	objects      map[objectID][]byte      // values that are there
 	wanted       map[objectID][]*fakePeer // who asked for which
@@ -75,7 +75,7 @@ func pair(t testing.TB) (a, b *net.UnixConn) {
 }
 
 // startFake makes a node, its driver the process's client, its worker serving.
-func startFake(t *testing.T) *fakeNode {
+func startFake(t testing.TB) *fakeNode {
 	t.Helper()
 	n := &fakeNode{t: t, objects: map[objectID][]byte{}, wanted: map[objectID][]*fakePeer{}, given: map[objectID]*fakeTask{},
 		streams: map[objectID]uint32{}, funcs: map[functionID][]byte{}, shapes: map[uint32][]byte{}, mem: map[uint32]*shm.Segment{}, counts: map[uint16]int{}, released: map[objectID]bool{}}

@@ -30,6 +30,19 @@ func newHandle(o *object) *handle {
 	return h
 }
 
+// release is Ref.Release.
+func (h *handle) release() {
+	if h.o.c != nil && !h.released.Swap(true) && !h.o.views.Load().any() {
+		h.drop()
+	}
+}
+
+// drop ends the hold before the collector finds it.
+func (h *handle) drop() {
+	h.cleanup.Stop()
+	h.o.drop()
+}
+
 // failed is a handle on nothing: what was to make the object could not be begun.
 func failed(err error) *handle {
 	o := &object{err: err}
@@ -67,9 +80,8 @@ func (r Ref[T]) Get(ctx context.Context) (v T, err error) {
 // Release says that this process does not need the value any more, sooner than the
 // garbage collector would. All copies of the Ref are void.
 func (r Ref[T]) Release() {
-	if r.h != nil && r.h.o.c != nil && !r.h.released.Swap(true) {
-		r.h.cleanup.Stop()
-		r.h.o.drop()
+	if r.h != nil {
+		r.h.release()
 	}
 }
 
@@ -126,36 +138,6 @@ func Wait[R AnyRef](ctx context.Context, refs []R, n int) (ready, rest []R) {
 func Put[T any](ctx context.Context, v T) (Ref[T], error) {
 	h, err := put(ctx, v)
 	return Ref[T]{h: h}, err
-}
-
-// View is a value in place: []byte and slices of numbers are in memory that all
-// processes of the node share, and must not be written (that is a fault). Release it when
-// the value is not looked at any more; the value is void from then on.
-type View[T any] struct {
-	Value T
-	pin   *pin
-}
-
-// View waits for the value and gives it without a copy, if it is []byte or a slice of
-// numbers; others as Get does.
-func (r Ref[T]) View(ctx context.Context) (*View[T], error) {
-	v := &View[T]{}
-	var err error
-	if v.pin, err = view(ctx, r.h, &v.Value); err != nil {
-		return nil, err
-	}
-	runtime.KeepAlive(r.h)
-	if v.pin != nil {
-		runtime.AddCleanup(v, (*pin).release, v.pin)
-	}
-	return v, nil
-}
-
-// Release ends the use of the value.
-func (v *View[T]) Release() {
-	v.pin.release()
-	var none T
-	v.Value = none
 }
 
 // argument can be added to a call.

@@ -41,15 +41,17 @@ type store struct {
 	full   error                    // what that one said
 }
 
-// pin is a hold on a value in shared memory. A nil pin is one on nothing.
+// pin is a hold on a value in shared memory; the zero value is one on nothing. It is
+// released once.
 type pin struct {
 	pins *objects.Pins
 	n    objects.Pin
-	done atomic.Bool
 }
 
-func (p *pin) release() {
-	if p != nil && !p.done.Swap(true) {
+func (p pin) held() bool { return p.pins != nil }
+
+func (p pin) release() {
+	if p.held() {
 		p.pins.Release(p.n)
 	}
 }
@@ -102,24 +104,24 @@ func (s *store) attach(f *frames, worker bool) error {
 	return nil
 }
 
-// pin finds a value in shared memory and holds it there. Without a pin and an error it is
-// not there: the agent has to be asked.
-func (s *store) pin(ctx context.Context, c *client, id objectID) (form uint8, data []byte, p *pin, err error) {
+// pin finds a value in shared memory and holds it there. With neither a hold nor an error
+// it is not there: the agent has to be asked.
+func (s *store) pin(ctx context.Context, c *client, id objectID) (form uint8, data []byte, p pin, err error) {
 	if s.index == nil {
-		return 0, nil, nil, nil
+		return 0, nil, pin{}, nil
 	}
 	e, n, ok, err := s.pins.Get(s.index, id)
 	if !ok {
-		return 0, nil, nil, err
+		return 0, nil, pin{}, err
 	}
-	p = &pin{pins: s.pins, n: n}
+	p = pin{s.pins, n}
 	seg, err := s.segment(ctx, c, e.Segment)
 	if err == nil {
 		data, err = e.Of(seg.Bytes())
 	}
 	if err != nil {
 		p.release()
-		return 0, nil, nil, err
+		return 0, nil, pin{}, err
 	}
 	return uint8(e.Form), data, p, nil
 }

@@ -48,7 +48,7 @@ func (s *stream) take(ctx context.Context, p any) (more bool, err error) {
 	}
 	s.took++
 	s.next = s.next[1:]
-	Ref[any]{h: h}.Release()
+	h.release()
 	if err != nil {
 		s.err = err
 		s.close()
@@ -60,7 +60,7 @@ func (s *stream) take(ctx context.Context, p any) (more bool, err error) {
 func (s *stream) close() {
 	s.over = true
 	for _, h := range s.next {
-		Ref[any]{h: h}.Release()
+		h.release()
 	}
 	s.next = nil
 }
