@@ -31,11 +31,12 @@ func privateHomes(h string) string { return filepath.Join(h, "local") }
 
 // localOptions are the flags of local.
 type localOptions struct {
-	cpus    float64
-	gpus    float64
-	nodes   int
-	objects string
-	python  string
+	cpus      float64
+	gpus      float64
+	resources []string // name=amount
+	nodes     int
+	objects   string
+	python    string
 }
 
 // privateGrace is how long the agents of a private cluster go on without its head. The
@@ -65,8 +66,9 @@ or SIGINT it ends the cluster and drops its record. When it is killed the cluste
 	f := c.Flags()
 	f.Float64Var(&o.cpus, "cpus", 0, "cores of each node (default: the machine's, shared among them)")
 	f.Float64Var(&o.gpus, "gpus", -1, "GPUs of each node (default: the machine's)")
+	f.StringArrayVar(&o.resources, "resource", nil, "a resource of each node by `NAME=AMOUNT`; may be given several times")
 	f.IntVar(&o.nodes, "nodes", 1, "number of nodes")
-	f.StringVar(&o.objects, "object-memory", "", `memory for objects on each node, such as "2GiB" or "30%"`)
+	f.StringVar(&o.objects, "object-memory", "", `memory for objects on each node, such as "2GiB" or "30%", or bytes`)
 	f.StringVar(&o.python, "python", "", "interpreter for tasks of programs in other languages")
 	return c
 }
@@ -181,6 +183,9 @@ func (o localOptions) spec(name string) (string, error) {
 	var b strings.Builder
 	fmt.Fprintf(&b, "version = 1\nname = %q\n[head]\ngrace = %q\n", name, privateGrace)
 	if o.objects != "" {
+		if _, err := strconv.ParseUint(o.objects, 10, 63); err == nil {
+			o.objects += "B"
+		}
 		fmt.Fprintf(&b, "[objects]\nmemory = %q\n", o.objects)
 	}
 	fmt.Fprintf(&b, "[[pool]]\nname = \"local\"\nbackend = \"local\"\nnodes = %d\n", o.nodes)
@@ -196,6 +201,13 @@ func (o localOptions) spec(name string) (string, error) {
 	}
 	if o.gpus >= 0 {
 		res = append(res, "gpu = "+strconv.FormatFloat(o.gpus, 'f', -1, 64))
+	}
+	for _, r := range o.resources {
+		name, amount, _ := strings.Cut(r, "=")
+		if v, err := strconv.ParseFloat(amount, 64); err != nil || v < 0 || name == "" {
+			return "", errs.New(errs.Invalid, "--resource %q: give NAME=AMOUNT", r)
+		}
+		res = append(res, strconv.Quote(name)+" = "+amount)
 	}
 	if len(res) > 0 {
 		fmt.Fprintf(&b, "resources = { %s }\n", strings.Join(res, ", "))
