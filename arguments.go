@@ -5,6 +5,7 @@ import (
 	"reflect"
 
 	"launcher/internal/errs"
+	"launcher/wire/sdk"
 )
 
 // arguments are those of one task, on the worker.
@@ -29,10 +30,10 @@ func (a *arguments) open(ctx context.Context) error {
 	for i := range a.deps {
 		d := &a.deps[i]
 		switch d.kind {
-		case kindInline:
-		case kindError:
+		case sdk.Inline:
+		case sdk.Failure:
 			return decodeFailure(d.data)
-		case kindShared:
+		case sdk.Shared:
 			form, data, p, err := a.c.store.pin(ctx, a.c, d.id)
 			if !p.held() && err == nil { // moved meanwhile
 				h := a.c.hold(d.id)
@@ -103,7 +104,7 @@ func (a *arguments) dep(i int, p any) error {
 		return errs.New(errs.Corrupt, "an argument that is dep %d of %d", i, len(a.deps))
 	}
 	d := &a.deps[i]
-	return decodeValue(a.c, d.form, d.data, p, d.kind == kindShared)
+	return decodeValue(a.c, d.form, d.data, p, d.kind == sdk.Shared)
 }
 
 // gathered decodes a list of deps into p, a pointer to a slice.

@@ -5,6 +5,7 @@ import (
 	"runtime"
 
 	"launcher/wire"
+	"launcher/wire/sdk"
 )
 
 // What the agent was asked about an object.
@@ -84,7 +85,7 @@ func await(ctx context.Context, hs []*handle, n int, values bool) error {
 			open = open || !h.o.ended(values)
 		}
 		if open && c.worker != nil && c.waiting == 0 {
-			c.out.empty(msgAwake) // what is still open is not waited for
+			c.out.empty(sdk.MsgAwake) // what is still open is not waited for
 			c.nudge()
 		}
 	}
@@ -99,13 +100,13 @@ func await(ctx context.Context, hs []*handle, n int, values bool) error {
 // may be nil. mu must be held.
 func (c *client) want(hs []*handle, w *waiter) {
 	values := w == nil || w.values
-	level, flags := askedReady, getReady
+	level, flags := askedReady, uint32(0)
 	if values {
-		level, flags = askedValue, getValue
+		level, flags = askedValue, sdk.GetValue
 	}
 	blocks := c.worker != nil && w != nil // the agent is to know what a worker waits for
 	if blocks {
-		flags |= getBlocks
+		flags |= sdk.GetBlocks
 	}
 	begun := false
 	for _, h := range hs {
@@ -135,7 +136,7 @@ func (c *client) askFor(o *object, level uint8, flags uint32, begun bool) bool {
 		begun = false
 	}
 	if !begun {
-		c.out.begin(msgGet)
+		c.out.begin(sdk.MsgGet)
 		c.out.u32(flags, 0)
 	}
 	c.out.id(o.id)
@@ -167,7 +168,7 @@ func (c *client) askAhead(o *object, begun bool) bool {
 	for ; r.next <= min(n+r.window, c.n); r.next++ {
 		next := c.objects[wire.NewObjectID(c.welcomed.Number, c.welcomed.Client, r.next, 1)]
 		if next != nil && next.state.Load() <= stateReady && next.asked < askedValue {
-			begun = c.askFor(next, askedValue, getValue, begun)
+			begun = c.askFor(next, askedValue, sdk.GetValue, begun)
 		}
 	}
 	return begun

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"launcher/wire"
+	"launcher/wire/sdk"
 )
 
 // echoNode is an agent that has every task's result at once, in as few writes as it can:
@@ -31,16 +32,16 @@ func echoNode(b *testing.B) {
 			for w-r >= 8 && w-r >= 4+int(u32(buf, r)) {
 				body := buf[r+8 : r+4+int(u32(buf, r))]
 				switch binary.LittleEndian.Uint16(buf[r+4:]) {
-				case msgHello:
-					out = wire.AppendFrame(out, msgWelcome, wire.Marshal(welcome{Version: version, Number: 1, Client: 1, Node: "n"}))
-				case msgGet:
+				case sdk.MsgHello:
+					out = wire.AppendFrame(out, sdk.MsgWelcome, wire.Marshal(sdk.Welcome{Version: sdk.Version, Number: 1, Client: 1, Node: "n"}))
+				case sdk.MsgGet:
 					for ids := body[8:]; len(ids) > 0; ids = ids[16:] {
-						out = append(out, 37, 0, 0, 0, msgObject&0xff, msgObject>>8, 0, 0)
+						out = append(out, 37, 0, 0, 0, 0x41, 0x04, 0, 0) // Object
 						out = append(out, ids[:16]...)
 						out = append(out, 1, 1, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 7)
 					}
-				case msgCall:
-					out = wire.AppendFrame(out, msgAnswer, append(body[:4:4], 0, 0, 0, 0, 0xc0))
+				case sdk.MsgCall:
+					out = wire.AppendFrame(out, sdk.MsgAnswer, append(body[:4:4], 0, 0, 0, 0, 0xc0))
 				}
 				r += 4 + int(u32(buf, r))
 			}
@@ -56,7 +57,7 @@ func echoNode(b *testing.B) {
 			out = out[:0]
 		}
 	}()
-	c, err := newClient(context.Background(), conn, greetingOf(kindDriver), nil)
+	c, err := newClient(context.Background(), conn, greetingOf(sdk.KindDriver), nil)
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -5,10 +5,8 @@ import (
 	"sync"
 
 	"launcher/internal/errs"
+	"launcher/wire/sdk"
 )
-
-// inlineMax is the largest value that travels in frames; larger ones lie in segments.
-const inlineMax = 64 << 10
 
 // call is a task while it is put together.
 type call struct {
@@ -32,7 +30,7 @@ func (k *call) free() {
 	clear(k.deps)
 	clear(k.held)
 	*k = call{args: k.args[:0], deps: k.deps[:0], held: k.held[:0]}
-	if cap(k.args) <= inlineMax {
+	if cap(k.args) <= sdk.InlineMax {
 		calls.Put(k)
 	}
 }
@@ -74,7 +72,7 @@ func (k *call) value(v any) {
 			b, raw = rawNumbers(v)
 		}
 	}
-	if raw && len(b) <= inlineMax {
+	if raw && len(b) <= sdk.InlineMax {
 		k.args = appendBin(k.args, b)
 		return
 	}
@@ -88,7 +86,7 @@ func (k *call) value(v any) {
 		k.fail(err)
 		return
 	}
-	if len(args)-at > inlineMax {
+	if len(args)-at > sdk.InlineMax {
 		k.own(encoded{form: formMsgpack, data: args[at:], refs: refs}, nil)
 		return
 	}
@@ -154,7 +152,7 @@ func (k *call) submitN(n int) []*handle {
 func (k *call) stream() *stream {
 	s := &stream{c: k.c, err: k.err}
 	if s.err == nil {
-		s.task, s.err = k.send(returnsStream, nil)
+		s.task, s.err = k.send(sdk.Stream, nil)
 	}
 	k.free()
 	return s
@@ -162,15 +160,15 @@ func (k *call) stream() *stream {
 
 // send writes the task's frames; out becomes its results.
 func (k *call) send(returns uint32, out []*handle) (taskID, error) {
-	s := submission{f: k.f, returns: returns, flags: submitNamed, deps: k.deps, held: k.held, n: k.n, args: k.args}
-	if len(k.args) > inlineMax {
+	s := submission{f: k.f, returns: returns, flags: sdk.SubmitNamed, deps: k.deps, held: k.held, n: k.n, args: k.args}
+	if len(k.args) > sdk.InlineMax {
 		h, err := k.c.put(k.ctx, encoded{form: formMsgpack, data: append(appendArray(nil, k.n), k.args...)})
 		if err != nil {
 			return taskID{}, err
 		}
 		k.mine = append(k.mine, h)
 		s.deps, s.args = append([]*handle{h}, k.deps...), nil
-		s.flags |= submitLarge
+		s.flags |= sdk.SubmitLarge
 	}
 	var err error
 	if s.shape, err = k.c.shapeOf(k.f, k.opts); err != nil {

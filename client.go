@@ -9,6 +9,7 @@ import (
 
 	"launcher/internal/errs"
 	"launcher/wire"
+	"launcher/wire/sdk"
 )
 
 // States of an object in this process. They only go up, but for an object in shared
@@ -53,7 +54,7 @@ type waiter struct {
 
 // client is this process's conversation with its node's agent.
 type client struct {
-	hello  hello
+	hello  sdk.Hello
 	store  store
 	worker *worker // in workers
 
@@ -69,11 +70,11 @@ type client struct {
 	moved    chan struct{} // closed when more is proven; nil when nobody waits for that
 	logs     []byte        // to be printed: standard output, then standard error
 	errors   []byte
-	welcomed welcome
+	welcomed sdk.Welcome
 	n        uint64 // last id made
 	objects  map[objectID]*object
 	shapes   map[string]uint32
-	funcs    map[functionID]bool // the agent was told
+	funcs    map[sdk.FuncID]bool // the agent was told
 	calls    map[uint32]chan answer
 	call     uint32
 	ends     map[uint32]uint64 // where in the stream the calls end
@@ -125,7 +126,7 @@ func (c *client) hold(id objectID) *handle {
 	if o == nil {
 		o = &object{c: c, id: id}
 		c.objects[id] = o
-		c.out.ids(msgHold, id)
+		c.out.ids(sdk.MsgHold, id)
 		c.nudge()
 	}
 	o.holders++
@@ -140,7 +141,7 @@ func (o *object) drop() {
 	if o.holders--; o.holders == 0 {
 		o.views.Load().end()
 		delete(c.objects, o.id)
-		c.out.ids(msgRelease, o.id)
+		c.out.ids(sdk.MsgRelease, o.id)
 		c.nudge()
 	}
 }
@@ -257,7 +258,7 @@ type output struct {
 
 // output makes a value ready for a frame; a large one is copied into shared memory.
 func (c *client) output(ctx context.Context, e encoded) (output, error) {
-	o := output{kind: kindInline, form: e.form, size: len(e.data), data: e.data}
+	o := output{kind: sdk.Inline, form: e.form, size: len(e.data), data: e.data}
 	for _, h := range e.refs {
 		id, err := h.alive()
 		if err != nil {
@@ -265,11 +266,11 @@ func (c *client) output(ctx context.Context, e encoded) (output, error) {
 		}
 		o.refs = append(o.refs, id)
 	}
-	if len(e.data) <= inlineMax {
+	if len(e.data) <= sdk.InlineMax {
 		return o, nil
 	}
 	var err error
-	o.kind, o.data = kindShared, nil
+	o.kind, o.data = sdk.Shared, nil
 	o.at, err = c.store.write(ctx, c, e.data)
 	return o, err
 }
@@ -285,7 +286,7 @@ func (c *client) put(ctx context.Context, e encoded) (*handle, error) {
 	c.mu.Lock()
 	if c.gone != nil {
 		defer c.mu.Unlock()
-		if out.kind == kindShared {
+		if out.kind == sdk.Shared {
 			c.store.undo(out.at, out.size)
 		}
 		return nil, c.gone
@@ -293,7 +294,7 @@ func (c *client) put(ctx context.Context, e encoded) (*handle, error) {
 	c.n++
 	h := c.add(c.newID(wire.PutIndex))
 	c.out.put(h.o.id, out)
-	if out.kind == kindShared {
+	if out.kind == sdk.Shared {
 		h.o.state.Store(stateShared)
 	} else {
 		h.o.value = value{form: e.form, data: copyOf(e.data, false)}

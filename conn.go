@@ -13,6 +13,7 @@ import (
 	"launcher/internal/errs"
 	"launcher/shm"
 	"launcher/wire"
+	"launcher/wire/sdk"
 )
 
 // comeBack is how long an agent may take to be there again after a restart.
@@ -80,11 +81,11 @@ func (f *frames) close() {
 }
 
 // makeClient is a client that is not connected yet.
-func makeClient(h hello, dial func(context.Context) (*net.UnixConn, error)) *client {
-	c := &client{hello: h, dial: dial, objects: map[objectID]*object{}, shapes: map[string]uint32{}, funcs: map[functionID]bool{},
+func makeClient(h sdk.Hello, dial func(context.Context) (*net.UnixConn, error)) *client {
+	c := &client{hello: h, dial: dial, objects: map[objectID]*object{}, shapes: map[string]uint32{}, funcs: map[sdk.FuncID]bool{},
 		calls: map[uint32]chan answer{}, ends: map[uint32]uint64{}, lost: make(chan struct{}), stopped: make(chan struct{}), out: outbox{open: -1}}
-	if h.Kind == kindWorker {
-		c.worker = &worker{c: c, known: map[functionID]*workerFunction{}, come: sync.NewCond(&c.mu)}
+	if h.Kind == sdk.KindWorker {
+		c.worker = &worker{c: c, known: map[sdk.FuncID]*workerFunction{}, come: sync.NewCond(&c.mu)}
 	}
 	c.hello.Nonce = make([]byte, 16)
 	_, _ = rand.Read(c.hello.Nonce) // it does not fail
@@ -93,7 +94,7 @@ func makeClient(h hello, dial func(context.Context) (*net.UnixConn, error)) *cli
 
 // newClient greets the agent at the other end of conn and starts the conversation. dial
 // makes the connection again when it breaks.
-func newClient(ctx context.Context, conn *net.UnixConn, h hello, dial func(context.Context) (*net.UnixConn, error)) (*client, error) {
+func newClient(ctx context.Context, conn *net.UnixConn, h sdk.Hello, dial func(context.Context) (*net.UnixConn, error)) (*client, error) {
 	c := makeClient(h, dial)
 	f, err := c.greet(ctx, conn)
 	if err != nil {
@@ -112,8 +113,8 @@ func (c *client) greet(ctx context.Context, conn *net.UnixConn) (*frames, error)
 	}
 	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Now()) })
 	f := &frames{conn: conn, buf: make([]byte, 256<<10)}
-	if _, err := conn.Write(wire.AppendFrame([]byte(greeting), msgHello, wire.Marshal(c.hello))); err != nil {
-		return nil, errs.Wrap(errs.Unavailable, err, "greeting the agent")
+	if _, err := conn.Write(wire.AppendFrame([]byte(sdk.Greeting), sdk.MsgHello, wire.Marshal(c.hello))); err != nil {
+		return nil, errs.Wrap(errs.Unavailable, err, "sdk.Greeting the agent")
 	}
 	for {
 		typ, _, body, ok, err := f.next()
@@ -125,12 +126,12 @@ func (c *client) greet(ctx context.Context, conn *net.UnixConn) (*frames, error)
 		switch {
 		case err != nil:
 			f.close()
-			return nil, errs.Wrap(errs.Unknown, err, "greeting the agent")
+			return nil, errs.Wrap(errs.Unknown, err, "sdk.Greeting the agent")
 		case !ok:
 		case typ == wire.MsgError:
 			return nil, wireFailure(body)
-		case typ != msgWelcome:
-			return nil, errs.New(errs.Corrupt, "the agent answered frame %#04x to the greeting", typ)
+		case typ != sdk.MsgWelcome:
+			return nil, errs.New(errs.Corrupt, "the agent answered frame %#04x to the sdk.Greeting", typ)
 		default:
 			if err := c.welcome(f, body); err != nil {
 				return nil, err
@@ -151,7 +152,7 @@ func wireFailure(body []byte) error {
 
 // welcome takes in what the agent said to Hello.
 func (c *client) welcome(f *frames, body []byte) error {
-	var w welcome
+	var w sdk.Welcome
 	if err := wire.Unmarshal(body, &w); err != nil {
 		return errs.Wrap(errs.Corrupt, err, "the agent's welcome")
 	}
@@ -250,9 +251,9 @@ func (c *client) resume(conn *net.UnixConn) {
 	c.conn = conn
 	for _, o := range c.objects {
 		if o.asked != askedNothing && o.state.Load() <= stateReady {
-			flags := getReady
+			flags := uint32(0)
 			if o.asked == askedValue {
-				flags = getValue
+				flags = sdk.GetValue
 			}
 			c.askFor(o, o.asked, flags, false)
 			c.out.close()

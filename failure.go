@@ -9,6 +9,8 @@ import (
 	"sync"
 
 	"launcher/internal/errs"
+	"launcher/wire"
+	"launcher/wire/sdk"
 )
 
 // What can become of a task or an object, for errors.Is. A context that ends is
@@ -100,19 +102,6 @@ func Retry(err error) error {
 	return retry{err}
 }
 
-// wireError is a failure as msgpack has it (docs/tasks.md, section 2).
-type wireError struct {
-	_struct   struct{} `codec:",toarray"`
-	Code      string
-	Message   string
-	Traceback string
-	Cause     any
-	Task      string
-	Node      string
-	PID       int
-	Hints     []string
-}
-
 // encodeFailure makes the value of a task that failed with err.
 func encodeFailure(err error, code, trace, task, node string, pid int) []byte {
 	var names []string
@@ -123,21 +112,17 @@ func encodeFailure(err error, code, trace, task, node string, pid int) []byte {
 		}
 	}
 	registered.RUnlock()
-	w := wireError{Code: code, Message: err.Error(), Traceback: trace, Task: task, Node: node, PID: pid, Hints: hintsOf(err)}
+	w := sdk.Error{Code: code, Message: err.Error(), Traceback: trace, Task: task, Node: node, PID: pid, Hints: hintsOf(err)}
 	if names != nil {
 		w.Cause = names
 	}
-	b, _, encErr := general(nil, w)
-	if encErr != nil {
-		panic("launcher: " + encErr.Error()) // strings and a number always can
-	}
-	return b
+	return w.Encode()
 }
 
 // decodeFailure is the inverse.
 func decodeFailure(b []byte) error {
-	var w wireError
-	if err := readGeneral(nil, b, &w); err != nil {
+	var w sdk.Error
+	if err := wire.Unmarshal(b, &w); err != nil {
 		return errs.Wrap(errs.Corrupt, err, "the failure of a task")
 	}
 	e := &TaskError{Code: w.Code, Message: w.Message, Trace: w.Traceback, Task: w.Task, Node: w.Node, PID: w.PID, Hints: w.Hints}

@@ -14,6 +14,7 @@ import (
 	"launcher/shm"
 	"launcher/shm/objects"
 	"launcher/wire"
+	"launcher/wire/sdk"
 )
 
 // fakeNode is an agent with one driver and one worker, both clients of this process. It
@@ -28,7 +29,7 @@ type fakeNode struct {
 	given        map[objectID]*fakeTask   // handed out, by task
 	streams      map[objectID]uint32      // items yielded
 	released     map[objectID]bool
-	funcs        map[functionID][]byte
+	funcs        map[sdk.FuncID][]byte
 	shapes       map[uint32][]byte
 	driver, work *fakePeer
 	counts       map[uint16]int // frames by type, of both
@@ -42,7 +43,7 @@ type fakeNode struct {
 
 type fakeTask struct {
 	id                    objectID
-	fn                    functionID
+	fn                    sdk.FuncID
 	shape, returns, flags uint32
 	deps                  []objectID
 	payload               []byte
@@ -78,7 +79,7 @@ func pair(t testing.TB) (a, b *net.UnixConn) {
 func startFake(t testing.TB) *fakeNode {
 	t.Helper()
 	n := &fakeNode{t: t, objects: map[objectID][]byte{}, wanted: map[objectID][]*fakePeer{}, given: map[objectID]*fakeTask{},
-		streams: map[objectID]uint32{}, funcs: map[functionID][]byte{}, shapes: map[uint32][]byte{}, mem: map[uint32]*shm.Segment{}, counts: map[uint16]int{}, released: map[objectID]bool{}}
+		streams: map[objectID]uint32{}, funcs: map[sdk.FuncID][]byte{}, shapes: map[uint32][]byte{}, mem: map[uint32]*shm.Segment{}, counts: map[uint16]int{}, released: map[objectID]bool{}}
 	n.work = &fakePeer{n: n, number: 2}
 	n.driver = &fakePeer{n: n, number: 1}
 	var err error
@@ -93,8 +94,8 @@ func startFake(t testing.TB) *fakeNode {
 	if err != nil {
 		t.Fatal(err)
 	}
-	worker := n.join(n.work, kindWorker)
-	driver := n.join(n.driver, kindDriver)
+	worker := n.join(n.work, sdk.KindWorker)
+	driver := n.join(n.driver, sdk.KindDriver)
 	var serving sync.WaitGroup
 	serving.Go(worker.worker.serve)
 	if !theClient.CompareAndSwap(nil, driver) {
@@ -106,9 +107,9 @@ func startFake(t testing.TB) *fakeNode {
 		n.with(func() { // as when a driver has ended
 			n.tasks = nil
 			for id, t := range n.given {
-				n.send(n.work, msgCancelTask, binary.LittleEndian.AppendUint32(id[:], t.attempt))
+				n.send(n.work, sdk.MsgCancelTask, binary.LittleEndian.AppendUint32(id[:], t.attempt))
 			}
-			n.send(n.work, msgExit, nil)
+			n.send(n.work, sdk.MsgExit, nil)
 		})
 		serving.Wait()
 		worker.close()
@@ -152,7 +153,7 @@ func (p *fakePeer) serve() {
 	conn := p.conn
 	n.mu.Unlock()
 	head := make([]byte, 4)
-	if _, err := readFull(conn, head); err != nil || string(head) != greeting {
+	if _, err := readFull(conn, head); err != nil || string(head) != sdk.Greeting {
 		return
 	}
 	for {
@@ -190,12 +191,12 @@ func u32(b []byte, at int) uint32 { return binary.LittleEndian.Uint32(b[at:]) }
 
 func (n *fakeNode) handle(p *fakePeer, typ uint16, body []byte) {
 	switch typ {
-	case msgHello:
-		var h hello
-		if err := wire.Unmarshal(body, &h); err != nil || h.Version != version || len(h.Nonce) != 16 {
+	case sdk.MsgHello:
+		var h sdk.Hello
+		if err := wire.Unmarshal(body, &h); err != nil || h.Version != sdk.Version || len(h.Nonce) != 16 {
 			n.t.Errorf("hello %+v: %v", h, err)
 		}
-		b := wire.AppendFrame(nil, msgWelcome, wire.Marshal(welcome{Version: version, Number: 1, Client: p.number, Node: "n1", Inline: inlineMax, Nonce: h.Nonce}))
+		b := wire.AppendFrame(nil, sdk.MsgWelcome, wire.Marshal(sdk.Welcome{Version: sdk.Version, Number: 1, Client: p.number, Node: "n1", Inline: sdk.InlineMax, Nonce: h.Nonce}))
 		files := []*os.File{n.index.File(), p.pins.File()}
 		if p == n.work {
 			files = append(files, n.control.File())
@@ -203,11 +204,11 @@ func (n *fakeNode) handle(p *fakePeer, typ uint16, body []byte) {
 		if err := shm.SendFDs(p.conn, b, files...); err != nil {
 			n.t.Error(err)
 		}
-	case msgSpace:
+	case sdk.MsgSpace:
 		n.segments++
 		size := int64(binary.LittleEndian.Uint64(body))
 		if size > 32<<20 {
-			n.send(p, msgGranted, append([]byte{3, 0, 0, 0}, encodeFailure(errNoRef, "full", "", "", "n1", 0)...))
+			n.send(p, sdk.MsgGranted, append([]byte{3, 0, 0, 0}, encodeFailure(errNoRef, "full", "", "", "n1", 0)...))
 			return
 		}
 		seg, err := shm.Create("segment", int(max(size, 4<<20)))
@@ -218,86 +219,86 @@ func (n *fakeNode) handle(p *fakePeer, typ uint16, body []byte) {
 		n.mem[n.segments] = seg
 		b := binary.LittleEndian.AppendUint32([]byte{1, 0, 0, 0}, n.segments)
 		b = binary.LittleEndian.AppendUint64(b, uint64(len(seg.Bytes())))
-		_ = shm.SendFDs(p.conn, wire.AppendFrame(nil, msgGranted, b), seg.File())
-	case msgOpenSegment:
+		_ = shm.SendFDs(p.conn, wire.AppendFrame(nil, sdk.MsgGranted, b), seg.File())
+	case sdk.MsgOpenSegment:
 		seg := n.mem[u32(body, 0)]
 		b := binary.LittleEndian.AppendUint64(body[:4:4], uint64(len(seg.Bytes())))
-		_ = shm.SendFDs(p.conn, wire.AppendFrame(nil, msgSegment, b), seg.File())
-	case msgFunc:
-		n.funcs[functionID(body)] = body
-		n.send(n.work, msgGiveFunc, body)
-	case msgShape:
+		_ = shm.SendFDs(p.conn, wire.AppendFrame(nil, sdk.MsgSegment, b), seg.File())
+	case sdk.MsgFunc:
+		n.funcs[sdk.FuncID(body)] = body
+		n.send(n.work, sdk.MsgGiveFunc, body)
+	case sdk.MsgShape:
 		n.shapes[u32(body, 0)] = body[4:]
-	case msgSubmit:
-		t := &fakeTask{id: objectID(body), fn: functionID(body[16:]), shape: u32(body, 32), returns: u32(body, 36), flags: u32(body, 40), attempt: 1}
+	case sdk.MsgSubmit:
+		t := &fakeTask{id: objectID(body), fn: sdk.FuncID(body[16:]), shape: u32(body, 32), returns: u32(body, 36), flags: u32(body, 40), attempt: 1}
 		deps, held := int(u32(body, 44)), int(u32(body, 48))
 		t.deps = ids(body[52 : 52+16*deps])
 		t.payload = body[52+16*(deps+held):]
 		if n.given[t.id] == nil {
 			n.tasks = append(n.tasks, t)
 		}
-	case msgPut:
+	case sdk.MsgPut:
 		n.there(objectID(body), body[16:])
-	case msgGet:
+	case sdk.MsgGet:
 		for _, id := range ids(body[8:]) {
 			if v, ok := n.objects[id]; ok {
-				n.send(p, msgObject, append(id[:], v...))
+				n.send(p, sdk.MsgObject, append(id[:], v...))
 			} else {
 				n.wanted[id] = append(n.wanted[id], p)
 			}
 		}
-	case msgRelease:
+	case sdk.MsgRelease:
 		for _, id := range ids(body) {
 			n.released[id] = true
 		}
-	case msgHold:
+	case sdk.MsgHold:
 		for _, id := range ids(body) {
 			delete(n.released, id)
 		}
-	case msgResult:
+	case sdk.MsgResult:
 		t := n.given[objectID(body)]
 		values := body[44:]
 		for i := range u32(body, 40) {
 			size := 16 + 16*int(u32(values, 4)) + int(binary.LittleEndian.Uint64(values[8:]))
-			if values[0] == kindShared {
+			if values[0] == sdk.Shared {
 				size = 32 + 16*int(u32(values, 4))
 			}
-			if t.returns == returnsStream {
+			if t.returns == sdk.Stream {
 				n.there(t.id.With(n.streams[t.id]+1), values[:size])
 			} else {
 				n.there(t.id.With(uint32(i)+1), values[:size])
 			}
 			values = values[size:]
 		}
-		if t.returns == returnsStream && u32(body, 20) == resultOK {
-			n.there(t.id.With(n.streams[t.id]+1), []byte{kindEnd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0})
+		if t.returns == sdk.Stream && u32(body, 20) == sdk.ResultOK {
+			n.there(t.id.With(n.streams[t.id]+1), []byte{sdk.End, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0})
 		}
-		if u32(body, 20) != resultOK && t.returns != returnsStream {
+		if u32(body, 20) != sdk.ResultOK && t.returns != sdk.Stream {
 			v := body[44:]
 			for i := range t.returns {
 				n.there(t.id.With(uint32(i)+1), v)
 			}
 		}
-	case msgYield:
+	case sdk.MsgYield:
 		id := objectID(body)
 		n.streams[id] = u32(body, 20) + 1
 		n.there(id.With(n.streams[id]), body[24:])
-	case msgCancel:
+	case sdk.MsgCancel:
 		for _, id := range ids(body[8:]) {
 			if t := n.given[id]; t != nil {
-				n.send(n.work, msgCancelTask, binary.LittleEndian.AppendUint32(id[:], t.attempt))
+				n.send(n.work, sdk.MsgCancelTask, binary.LittleEndian.AppendUint32(id[:], t.attempt))
 			}
 		}
-	case msgHandBack:
+	case sdk.MsgHandBack:
 		for _, t := range n.given {
 			if t.sequence >= u32(body, 0) && t.sequence != 0 {
 				delete(n.given, t.id)
 				n.tasks = append(n.tasks, t)
 			}
 		}
-	case msgCall:
-		n.send(p, msgAnswer, append(body[:4:4], 0, 0, 0, 0, 0xc0))
-	case msgAwake:
+	case sdk.MsgCall:
+		n.send(p, sdk.MsgAnswer, append(body[:4:4], 0, 0, 0, 0, 0xc0))
+	case sdk.MsgAwake:
 	default:
 		n.t.Errorf("frame %#04x", typ)
 	}
@@ -308,7 +309,7 @@ func (n *fakeNode) there(id objectID, v []byte) {
 	if _, ok := n.objects[id]; ok {
 		return
 	}
-	if v[0] == kindShared {
+	if v[0] == sdk.Shared {
 		at := v[16+16*u32(v, 4):]
 		if _, err := n.index.Insert(objects.Entry{ID: id, State: objects.Sealed, Segment: u32(at, 0), Offset: binary.LittleEndian.Uint64(at[8:]),
 			Size: binary.LittleEndian.Uint64(v[8:]), Form: uint32(v[1])}); err != nil {
@@ -318,7 +319,7 @@ func (n *fakeNode) there(id objectID, v []byte) {
 	}
 	n.objects[id] = append([]byte(nil), v...)
 	for _, p := range n.wanted[id] {
-		n.send(p, msgObject, append(id[:], v...))
+		n.send(p, sdk.MsgObject, append(id[:], v...))
 	}
 	delete(n.wanted, id)
 }
@@ -348,7 +349,7 @@ next:
 		for _, d := range t.deps {
 			b = append(append(b, d[:]...), n.objects[d]...)
 		}
-		n.send(n.work, msgExec, append(b, t.payload...))
+		n.send(n.work, sdk.MsgExec, append(b, t.payload...))
 	}
 	n.tasks = left
 }

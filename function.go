@@ -9,12 +9,14 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+
+	"launcher/wire/sdk"
 )
 
 // function is a registered one, without its types.
 type function struct {
 	name  string // as registered
-	id    functionID
+	id    sdk.FuncID
 	named bool // of another program: called by name with plain data
 	// call runs it on the worker. For a stream, yield gets each item and the result is
 	// none.
@@ -24,8 +26,6 @@ type function struct {
 	plain    shapeCache
 }
 
-type functionID [16]byte
-
 // functions are all that are registered, by name. They are registered while the program
 // starts, in drivers and workers alike.
 var functions = struct {
@@ -34,7 +34,7 @@ var functions = struct {
 }{byName: map[string]*function{}}
 
 // idOf is the id of a function: docs/tasks.md, section 1.
-func idOf(language, code string) (id functionID) {
+func idOf(language, code string) (id sdk.FuncID) {
 	h := sha256.Sum256([]byte(language + "\x00" + code))
 	copy(id[:], h[:])
 	return id

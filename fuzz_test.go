@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"net"
 	"testing"
+
+	"launcher/wire/sdk"
 )
 
 // FuzzArguments reads the arguments of a task as a worker does.
@@ -13,7 +15,7 @@ func FuzzArguments(f *testing.F) {
 	f.Add([]byte{0x91, 0x81, 0xa1, 'a', 0xd8, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0})
 	f.Fuzz(func(t *testing.T, b []byte) {
 		for range 2 {
-			in := arguments{payload: b, deps: []dep{{kind: kindInline, value: value{form: formMsgpack, data: []byte{1}}}}}
+			in := arguments{payload: b, deps: []dep{{kind: sdk.Inline, value: value{form: formMsgpack, data: []byte{1}}}}}
 			if in.open(t.Context()) != nil {
 				return
 			}
@@ -34,11 +36,11 @@ func FuzzFrames(f *testing.F) {
 	f.Add(append([]byte{60, 0, 0, 0, 0x42, 0x04, 0, 0}, make([]byte, 56)...), true)
 	f.Add(append([]byte{12, 0, 0, 0, 0x46, 0x04, 0, 0}, make([]byte, 8)...), false)
 	f.Fuzz(func(t *testing.T, b []byte, worker bool) {
-		kind := kindDriver
+		kind := sdk.KindDriver
 		if worker {
-			kind = kindWorker
+			kind = sdk.KindWorker
 		}
-		c := makeClient(hello{Kind: kind}, nil)
+		c := makeClient(sdk.Hello{Kind: kind}, nil)
 		o := &object{c: c, holders: 1}
 		c.objects[o.id] = o
 		fr := &frames{conn: &net.UnixConn{}, buf: bytes.Clone(b), w: len(b)}

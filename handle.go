@@ -7,6 +7,7 @@ import (
 
 	"launcher/internal/errs"
 	"launcher/wire"
+	"launcher/wire/sdk"
 )
 
 // answer is what the agent says to a Call.
@@ -18,23 +19,23 @@ type answer struct {
 // handle acts on a frame of the agent; mu must be held. An error ends the conversation.
 func (c *client) handle(f *frames, typ, flags uint16, body []byte) error {
 	switch typ {
-	case msgObject:
+	case sdk.MsgObject:
 		return c.object(flags, body)
-	case msgExec:
+	case sdk.MsgExec:
 		return c.worker.exec(c, body)
-	case msgGiveFunc:
+	case sdk.MsgGiveFunc:
 		return c.worker.function(body)
-	case msgCancelTask:
+	case sdk.MsgCancelTask:
 		return c.worker.cancel(body)
-	case msgConsumed:
+	case sdk.MsgConsumed:
 		return c.worker.consumed(body)
-	case msgExit:
+	case sdk.MsgExit:
 		return c.worker.exit()
-	case msgAnswer:
+	case sdk.MsgAnswer:
 		return c.answered(body)
-	case msgGranted, msgSegment, msgDropSegment:
+	case sdk.MsgGranted, sdk.MsgSegment, sdk.MsgDropSegment:
 		return c.store.handle(c, f, typ, body)
-	case msgLog:
+	case sdk.MsgLog:
 		return c.log(body)
 	case wire.MsgError:
 		return wireFailure(body)
@@ -64,7 +65,7 @@ func (c *client) object(flags uint16, body []byte) error {
 	}
 	o := c.objects[objectID(body)]
 	kind, form, size, data, ok := cutValueHead(body[16:])
-	if !ok || (kind == kindInline || kind == kindError) && flags&objectReadyOnly == 0 && uint64(len(data)) != size {
+	if !ok || (kind == sdk.Inline || kind == sdk.Failure) && flags&sdk.ReadyOnly == 0 && uint64(len(data)) != size {
 		return short("Object")
 	}
 	if o == nil {
@@ -75,17 +76,17 @@ func (c *client) object(flags uint16, body []byte) error {
 		return nil
 	}
 	switch {
-	case kind == kindError && len(data) > 0:
+	case kind == sdk.Failure && len(data) > 0:
 		o.err = decodeFailure(data)
 		o.settle(stateFailed)
-	case kind == kindEnd:
+	case kind == sdk.End:
 		o.value = value{end: true}
 		o.settle(stateInline)
-	case kind == kindShared:
+	case kind == sdk.Shared:
 		o.settle(stateShared)
-	case flags&objectReadyOnly != 0:
+	case flags&sdk.ReadyOnly != 0:
 		o.settle(stateReady)
-	case kind == kindInline:
+	case kind == sdk.Inline:
 		o.value = value{form: form, data: copyOf(data, false)}
 		o.settle(stateInline)
 	default:
@@ -123,7 +124,7 @@ func (c *client) ask(ctx context.Context, out any, verb string, args ...any) err
 // sendCall writes a Call; mu must be held.
 func (c *client) sendCall(verb string, args ...any) uint32 {
 	c.call++
-	c.out.begin(msgCall)
+	c.out.begin(sdk.MsgCall)
 	c.out.u32(c.call)
 	c.out.buf = append(c.out.buf, wire.Marshal(append([]any{verb}, args...))...)
 	c.out.close()

@@ -13,6 +13,7 @@ import (
 
 	"launcher/internal/errs"
 	"launcher/internal/sockpath"
+	"launcher/wire/sdk"
 )
 
 // Main makes this program a cluster program: it connects to a cluster, calls run, and
@@ -68,14 +69,14 @@ func dialAgent(ctx context.Context, at string) (*client, error) {
 	if err != nil {
 		return nil, errs.Wrap(errs.Unknown, err, "no agent answers").Hint("the cluster may have been brought down")
 	}
-	h := greetingOf(kindDriver)
+	h := greetingOf(sdk.KindDriver)
 	h.Proc, h.Job = os.Getenv("LAUNCHER_PROC"), os.Getenv("LAUNCHER_JOB_ID")
 	return newClient(ctx, conn, h, dial)
 }
 
 // greetingOf is what every process of the program says.
-func greetingOf(kind int) hello {
-	h := hello{Version: version, Kind: kind, Language: "go", PID: os.Getpid(), Name: filepath.Base(os.Args[0])}
+func greetingOf(kind int) sdk.Hello {
+	h := sdk.Hello{Version: sdk.Version, Kind: kind, Language: "go", PID: os.Getpid(), Name: filepath.Base(os.Args[0])}
 	h.Program, _ = os.Executable()
 	h.Dir, _ = os.Getwd()
 	return h
@@ -123,7 +124,7 @@ func serve(token string) int {
 		return 125
 	}
 	at := os.Getenv("LAUNCHER_SOCKET")
-	h := greetingOf(kindWorker)
+	h := greetingOf(sdk.KindWorker)
 	h.Token, h.Proc, h.Job = token, os.Getenv("LAUNCHER_PROC"), os.Getenv("LAUNCHER_JOB_ID")
 	c, err := newClient(ctx, conn, h, func(ctx context.Context) (*net.UnixConn, error) { return sockpath.Dial(ctx, at) })
 	if err != nil {

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"launcher/internal/errs"
+	"launcher/wire/sdk"
 )
 
 // Bounds of what is written.
@@ -80,7 +81,7 @@ func (b *outbox) empty(typ uint16) {
 }
 
 func (b *outbox) function(f *function) {
-	b.begin(msgFunc)
+	b.begin(sdk.MsgFunc)
 	b.id(objectID(f.id))
 	b.u32(uint32(len(f.name)))
 	b.buf = append(b.buf, f.name...)
@@ -91,14 +92,14 @@ func (b *outbox) function(f *function) {
 }
 
 func (b *outbox) shape(n uint32, options []byte) {
-	b.begin(msgShape)
+	b.begin(sdk.MsgShape)
 	b.u32(n)
 	b.buf = append(b.buf, options...)
 	b.close()
 }
 
 func (b *outbox) submit(task taskID, s submission) {
-	b.begin(msgSubmit)
+	b.begin(sdk.MsgSubmit)
 	b.id(task)
 	b.id(objectID(s.f.id))
 	b.u32(s.shape, s.returns, s.flags, uint32(len(s.deps)), uint32(len(s.held)))
@@ -108,7 +109,7 @@ func (b *outbox) submit(task taskID, s submission) {
 	for _, h := range s.held {
 		b.id(h.o.id)
 	}
-	if s.flags&submitLarge == 0 {
+	if s.flags&sdk.SubmitLarge == 0 {
 		b.buf = append(appendArray(b.buf, s.n), s.args...)
 	}
 	b.close()
@@ -127,7 +128,7 @@ func (b *outbox) value(kind, form uint8, refs []objectID, size int) {
 // output appends a whole value.
 func (b *outbox) output(v output) {
 	b.value(v.kind, v.form, v.refs, v.size)
-	if v.kind == kindShared {
+	if v.kind == sdk.Shared {
 		b.u32(v.at.segment, 0)
 		b.u64(v.at.offset)
 		return
@@ -136,7 +137,7 @@ func (b *outbox) output(v output) {
 }
 
 func (b *outbox) put(id objectID, v output) {
-	b.begin(msgPut)
+	b.begin(sdk.MsgPut)
 	b.id(id)
 	b.output(v)
 	b.close()
@@ -144,7 +145,7 @@ func (b *outbox) put(id objectID, v output) {
 
 // result appends the end of a task.
 func (b *outbox) result(t *order, status uint32, start, end time.Time, values []output) {
-	b.begin(msgResult)
+	b.begin(sdk.MsgResult)
 	b.id(t.task)
 	b.u32(t.attempt, status)
 	b.u64(uint64(start.UnixNano()), uint64(end.UnixNano()))
@@ -157,7 +158,7 @@ func (b *outbox) result(t *order, status uint32, start, end time.Time, values []
 
 // yield appends an item of a stream.
 func (b *outbox) yield(t *order, index uint32, v output) {
-	b.begin(msgYield)
+	b.begin(sdk.MsgYield)
 	b.id(t.task)
 	b.u32(t.attempt, index)
 	b.output(v)

@@ -5,6 +5,8 @@ import (
 	"iter"
 	"runtime"
 	"sync/atomic"
+
+	"launcher/wire/sdk"
 )
 
 // Ref stands for a value that is somewhere in the cluster, or will be: the result of a
@@ -88,10 +90,10 @@ func (r Ref[T]) Release() {
 // Cancel ends the task that makes the value, and the tasks that it submitted: one that
 // waits is not started, one that runs has its context ended. The Ref then has
 // ErrCancelled, unless the task was quicker.
-func (r Ref[T]) Cancel() { cancelTask(r.h, cancelRecursive) }
+func (r Ref[T]) Cancel() { cancelTask(r.h, sdk.CancelRecursive) }
 
 // Kill is Cancel that also ends the process that runs the task.
-func (r Ref[T]) Kill() { cancelTask(r.h, cancelRecursive|cancelForce) }
+func (r Ref[T]) Kill() { cancelTask(r.h, sdk.CancelRecursive|sdk.CancelForce) }
 
 // Get waits for the values of all refs. It returns with the first that fails.
 func Get[T any](ctx context.Context, refs ...Ref[T]) ([]T, error) {

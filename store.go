@@ -14,6 +14,8 @@ import (
 
 	"launcher/shm"
 	"launcher/shm/objects"
+
+	"launcher/wire/sdk"
 )
 
 // spaceBound is how long a Put waits for memory to become free, at most.
@@ -144,7 +146,7 @@ func (s *store) segment(ctx context.Context, c *client, n uint32) (*shm.Segment,
 		s.mu.Unlock()
 		if !asked {
 			c.mu.Lock()
-			c.out.begin(msgOpenSegment)
+			c.out.begin(sdk.MsgOpenSegment)
 			c.out.u32(n)
 			c.out.close()
 			c.mu.Unlock()
@@ -197,7 +199,7 @@ func (s *store) write(ctx context.Context, c *client, data []byte) (place, error
 		granted := s.grants
 		s.mu.Unlock()
 		c.mu.Lock()
-		c.out.begin(msgSpace)
+		c.out.begin(sdk.MsgSpace)
 		c.out.u64(uint64(objects.RoundUp(int64(len(data)))), uint64(max(time.Until(deadline).Milliseconds(), 1)))
 		c.out.close()
 		c.mu.Unlock()
@@ -232,10 +234,10 @@ func (s *store) handle(c *client, f *frames, typ uint16, body []byte) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch {
-	case typ == msgSegment && len(body) >= 12:
+	case typ == sdk.MsgSegment && len(body) >= 12:
 		n := binary.LittleEndian.Uint32(body)
 		return s.take(f, n, false)
-	case typ == msgDropSegment && len(body) >= 4:
+	case typ == sdk.MsgDropSegment && len(body) >= 4:
 		n := binary.LittleEndian.Uint32(body)
 		m := s.segments.Load()
 		if m == nil || (*m)[n] == nil || s.mine[n] && !s.arena.Drop(n) {
@@ -243,12 +245,12 @@ func (s *store) handle(c *client, f *frames, typ uint16, body []byte) error {
 		}
 		seg := (*m)[n]
 		s.add(n, nil)
-		c.out.begin(msgDropped)
+		c.out.begin(sdk.MsgDropped)
 		c.out.u32(n)
 		c.out.close()
 		c.nudge()
 		return seg.Close()
-	case typ == msgGranted && len(body) >= 4:
+	case typ == sdk.MsgGranted && len(body) >= 4:
 		return s.granted(f, binary.LittleEndian.Uint32(body), body[4:])
 	}
 	return short("memory")

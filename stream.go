@@ -4,6 +4,8 @@ import (
 	"context"
 	"runtime"
 	"sync"
+
+	"launcher/wire/sdk"
 )
 
 // stream is a caller's end of a task that yields.
@@ -72,7 +74,7 @@ func (s *stream) cancel() {
 	if s.err != nil || s.over {
 		return
 	}
-	s.c.cancel(s.task, cancelRecursive)
+	s.c.cancel(s.task, sdk.CancelRecursive)
 	s.err = ErrCancelled
 	s.close()
 }
@@ -86,7 +88,7 @@ func cancelTask(h *handle, flags uint32) {
 
 func (c *client) cancel(task taskID, flags uint32) {
 	c.mu.Lock()
-	c.out.begin(msgCancel)
+	c.out.begin(sdk.MsgCancel)
 	c.out.u32(flags, 0)
 	c.out.id(task)
 	c.out.close()

@@ -16,6 +16,8 @@ import (
 	"unsafe"
 
 	"launcher/shm/objects"
+
+	"launcher/wire/sdk"
 )
 
 type point struct {
@@ -152,8 +154,8 @@ func TestManyInOrder(t *testing.T) {
 		}
 	}
 	n.with(func() {
-		if n.counts[msgGet] > 100 {
-			t.Errorf("%d Get frames for 3000 results got one after the other", n.counts[msgGet])
+		if n.counts[sdk.MsgGet] > 100 {
+			t.Errorf("%d Get frames for 3000 results got one after the other", n.counts[sdk.MsgGet])
 		}
 	})
 	runtime.KeepAlive(rs)

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"launcher/internal/errs"
+	"launcher/wire/sdk"
 )
 
 // worker runs the tasks that the agent gives this process, one after the other. Its
@@ -25,7 +26,7 @@ type worker struct {
 	running *order
 	begun   uint32 // sequence of the newest that was begun
 	drop    uint64 // Execs are void until the agent has read up to here
-	known   map[functionID]*workerFunction
+	known   map[sdk.FuncID]*workerFunction
 	ending  bool
 }
 
@@ -39,7 +40,7 @@ type workerFunction struct {
 // order is a task to run.
 type order struct {
 	task     taskID
-	fn       functionID
+	fn       sdk.FuncID
 	attempt  uint32
 	sequence uint32
 	returns  uint32
@@ -76,7 +77,7 @@ func (w *worker) function(body []byte) error {
 	if w == nil || len(body) < 20 || uint32(len(body)-20) < binary.LittleEndian.Uint32(body[16:]) {
 		return short("Func")
 	}
-	id := functionID(body)
+	id := sdk.FuncID(body)
 	name := string(body[20 : 20+binary.LittleEndian.Uint32(body[16:])])
 	functions.RLock()
 	f := functions.byName[name]
@@ -134,7 +135,7 @@ func (w *worker) blocks() {
 		return
 	}
 	w.queue = nil
-	w.c.out.begin(msgHandBack)
+	w.c.out.begin(sdk.MsgHandBack)
 	w.c.out.u32(w.begun + 1)
 	w.c.out.close()
 	w.c.prove()
@@ -249,7 +250,7 @@ func (w *worker) invoke(ctx context.Context, t *order) ([]encoded, error) {
 		items++
 		return w.yield(ctx, t, items-1, v, fn.plain)
 	})
-	if err != nil || t.returns == returnsStream {
+	if err != nil || t.returns == sdk.Stream {
 		return nil, err
 	}
 	if t.returns == 1 {
@@ -308,7 +309,7 @@ type result struct {
 func (w *worker) report(r result) {
 	c := w.c
 	var outs []output
-	status := resultOK
+	status := sdk.ResultOK
 	if r.err == nil {
 		for _, e := range r.values {
 			o, err := c.output(context.Background(), e)
@@ -323,20 +324,20 @@ func (w *worker) report(r result) {
 		code := "task"
 		switch _, again := errors.AsType[retry](r.err); {
 		case r.cancelled:
-			status, code = resultCancelled, "cancelled"
+			status, code = sdk.ResultCancelled, "cancelled"
 		case again:
-			status = resultRetry
+			status = sdk.ResultRetry
 		case errors.Is(r.err, ErrFull):
-			status, code = resultFailed, "full"
+			status, code = sdk.ResultFailed, "full"
 		default:
-			status = resultFailed
+			status = sdk.ResultFailed
 		}
 		name := "?"
 		if fn := r.t.with; fn != nil {
 			name = shortName(fn.name)
 		}
-		text := encodeFailure(r.err, code, r.trace, name, c.welcomed.Node, os.Getpid())
-		outs = []output{{kind: kindError, form: formMsgpack, data: text, size: len(text)}}
+		text := encodeFailure(r.err, code, r.trace, name, string(c.welcomed.Node), os.Getpid())
+		outs = []output{{kind: sdk.Failure, form: formMsgpack, data: text, size: len(text)}}
 	}
 	c.mu.Lock()
 	w.running = nil

@@ -58,6 +58,7 @@ var arrows = []arrow{
 	{"internal/sim", "jobs", "real jobs run in it"},
 	{".", "shm", "Go ranks map group memory"},
 	{".", "collectives", "Go ranks reduce"},
+	{".", "wire/sdk", "programs talk to their node's agent"},
 	{".", "internal/sockpath", "socket paths have a limit"},
 	{"internal/benchcore", ".", "its workloads are a program's"},
 	{"examples", ".", "programs use the SDK"},
