@@ -133,6 +133,16 @@ func (w *Writer) SetState(slot uint32, s State) {
 	atomic.StoreUint32(w.t.half(slot, 0), v)
 }
 
+// Void marks an entry Deleting and takes its id away: the object is gone for all but those
+// who have it pinned, and another one may have the id.
+func (w *Writer) Void(slot uint32) {
+	v := w.begin(slot)
+	atomic.StoreUint64(w.t.word(slot, 1), 0)
+	atomic.StoreUint64(w.t.word(slot, 2), 0)
+	atomic.StoreUint32(w.t.half(slot, 1), uint32(Deleting))
+	atomic.StoreUint32(w.t.half(slot, 0), v)
+}
+
 // Touch notes the last use, for a later agent.
 func (w *Writer) Touch(slot, tick uint32) { atomic.StoreUint32(w.t.half(slot, 13), tick) }
 
