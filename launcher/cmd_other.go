@@ -53,7 +53,7 @@ func (a *app) cmdCompletion() *cobra.Command {
 // laterCommands are those of the design that this version does not have: they say so.
 func (a *app) laterCommands() []*cobra.Command {
 	var out []*cobra.Command
-	for _, name := range []string{"map", "ssh", "cp", "timeline", "objects", "actors", "top", "dashboard"} {
+	for _, name := range []string{"map", "ssh", "cp", "actors", "top", "dashboard"} {
 		out = append(out, &cobra.Command{
 			Use: name, Hidden: true, DisableFlagParsing: true,
 			RunE: func(c *cobra.Command, _ []string) error {
@@ -91,7 +91,11 @@ status    {"cluster":{"name","spec","state","version","started","head":{"pid","h
 up        the same, and "started": whether this command started it
 down      {"cluster":NAME, "state":"down", "record":DIR}
 up --dry-run {"cluster":NAME, "pools":[{"name","backend","nodes","sends"}]}
-jobs      {"jobs":[JOB]}                      tasks   {"job":N, "tasks":[TASK]}
+jobs      {"jobs":[JOB]}                      tasks JOB   {"job":N, "tasks":[TASK]}
+tasks     {"tasks":[TASK], "sdk":[SDKTASK], "counts":[{"name","state","count","why"}], UNREACHED}
+objects   {"nodes":[{"node","count","resident","spilled","inline","segments","limit","pinned"
+           (bytes but count),"objects":[OBJECT]}], UNREACHED}
+timeline  a Chrome trace; with -o FILE {"file","events","dropped", UNREACHED}
 nodes     {"nodes":[NODE]}                    pools   {"pools":[POOL]}
 why       {"subject","lines":[...]}           version {"launcher","protocol","go","os","arch"}
 wait      {"jobs":[JOB], "exit":{...}}        cancel  {"cancelled":[{"subject","stopped"}]}
@@ -115,6 +119,13 @@ JOB   {"id","name","kind","state","tasks","waiting","running","done","failed","c
        "ended","step","metrics","best":TRIAL}
 TASK  {"task","attempt","state","node","exit_code","reason","cause","started","ended","line",
        "params","ranks":[{"rank","node","state","exit_code"}]}
+SDKTASK {"id","name","job","state","attempt","node","worker" (pid),"parent","waits_for":[ID],
+       "why","submitted","started","ended"}
+       state: waiting queued running blocked done failed cancelled
+OBJECT {"id","job","state","size","copy","nodes","made_by","age" (seconds),
+       "holders":[{"what","who","count"}]}
+       state: pending inline resident spilled elsewhere lost error
+UNREACHED "unreached":[{"node","message","hints"}]: nodes that did not answer
 TRIAL {"index","state","params","metric","best","step","pruned","exit_code","started","ended"}
 NODE  {"id","pool","host","addr","state","total":RES,"free":RES,"gpus","running","queued",
        "load1","memory_free","agent_restarts","since","seen","deadline","clock_offset_ns",

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"encoding/json"
 	"fmt"
 	"maps"
@@ -256,30 +255,43 @@ func tasksText(j wire.JobInfo) string {
 	return s
 }
 
+const tasksLong = `List the tasks of a job of commands; or, without JOB, those that run now of all jobs and the
+tasks of programs (SDK) that have not ended, each with what it waits for. Many of the latter
+are counted by name. States of a job's tasks are waiting, running, done, failed, cancelled,
+lost; those of programs' are waiting (for an argument), queued (for room), running, blocked
+(it waits for objects, its room is lent), done, failed, cancelled.`
+
 func (a *app) cmdTasks() *cobra.Command {
 	var failed bool
-	var states []string
-	var limit int
+	var f sdkTaskFlags
 	c := &cobra.Command{
 		Use:   "tasks [JOB[.INDEX]]",
-		Short: "the tasks of a job, or all that run now",
+		Short: "the tasks of a job, or of all jobs and programs",
+		Long:  tasksLong,
 		Args:  argCount(0, 1),
 		RunE: func(c *cobra.Command, args []string) error {
+			f.listed = c.Flags().Changed("limit")
+			if failed {
+				f.states = append(f.states, "failed")
+			}
 			if len(args) == 0 {
-				return a.runningTasks(c.Context(), limit)
+				return a.allTasks(c.Context(), f)
+			}
+			if f.job != 0 || f.name != "" {
+				return errs.New(errs.Invalid, "--job and --name choose among the tasks of programs; %s is a job of commands", args[0]).Hint("launcher tasks --job N --name NAME")
 			}
 			t, has, err := wire.ParseTask(args[0])
 			if err != nil {
 				return err
 			}
-			req := wire.TasksRequest{Job: t.Job, Limit: limit}
+			req := wire.TasksRequest{Job: t.Job, Limit: f.limit}
 			if has {
 				req.Index = &t.Index
 			}
 			if failed {
-				states = append(states, "failed", "lost")
+				f.states = append(f.states, "lost")
 			}
-			for _, s := range states {
+			for _, s := range f.states {
 				st, err := parseState(s)
 				if err != nil {
 					return err
@@ -300,15 +312,17 @@ func (a *app) cmdTasks() *cobra.Command {
 				return nil
 			}
 			a.printTasks(tasks)
-			if limit > 0 && len(tasks) == limit {
-				a.note("the first %d; --limit 0 shows all", limit)
+			if f.limit > 0 && len(tasks) == f.limit {
+				a.note("the first %d; --limit 0 shows all", f.limit)
 			}
 			return nil
 		},
 	}
 	c.Flags().BoolVar(&failed, "failed", false, "only those that failed")
-	c.Flags().StringSliceVar(&states, "state", nil, "only those in these states (waiting, running, done, failed, cancelled, lost)")
-	c.Flags().IntVar(&limit, "limit", 1000, "show at most so many, 0 = all")
+	c.Flags().StringSliceVar(&f.states, "state", nil, "only those in these states")
+	c.Flags().Uint32Var(&f.job, "job", 0, "of programs: only those of this job")
+	c.Flags().StringVar(&f.name, "name", "", "of programs: only those of this name")
+	c.Flags().IntVar(&f.limit, "limit", 1000, "show at most so many, 0 = all")
 	return c
 }
 
@@ -325,34 +339,6 @@ func (a *app) printTasks(tasks []wire.TaskInfo) {
 		}
 	}
 	a.table(rows)
-}
-
-// runningTasks lists what runs now, of every job.
-func (a *app) runningTasks(ctx context.Context, limit int) error {
-	c, err := a.connect(ctx)
-	if err != nil {
-		return err
-	}
-	defer c.Close()
-	var jobs []wire.JobInfo
-	if err := c.call(ctx, wire.MsgJobs, wire.JobsRequest{}, &jobs); err != nil {
-		return err
-	}
-	var all []wire.TaskInfo
-	for _, j := range jobs {
-		var tasks []wire.TaskInfo
-		req := wire.TasksRequest{Job: j.ID, States: []wire.State{wire.StateRunning, wire.StateStopping}, Limit: limit}
-		if err := c.call(ctx, wire.MsgTasks, req, &tasks); err != nil {
-			return err
-		}
-		all = append(all, tasks...)
-	}
-	if a.json {
-		a.printJSON(doc{"tasks": mapAll(all, toJSONTask)})
-		return nil
-	}
-	a.printTasks(all)
-	return nil
 }
 
 func taskRow(name string, k wire.TaskInfo) []string {
@@ -378,10 +364,14 @@ func parseState(s string) (wire.State, error) {
 
 func (a *app) cmdWhy() *cobra.Command {
 	return &cobra.Command{
-		Use:   "why JOB | JOB.INDEX | POOL",
+		Use:   "why JOB | JOB.INDEX | POOL | ID",
 		Short: "what a job, task or pool waits for",
+		Long:  "Say in lines what something waits for: a job, a task of a job, a pool, or by its ID of 32 hex\ndigits a task of a program or the task that makes an object (launcher tasks, launcher objects).",
 		Args:  argCount(1, 1),
 		RunE: func(c *cobra.Command, args []string) error {
+			if isSDKID(args[0]) {
+				return a.whySDK(c.Context(), args[0])
+			}
 			req := wire.Why{}
 			if t, has, err := wire.ParseTask(args[0]); err == nil {
 				req.Job = t.Job
@@ -395,15 +385,19 @@ func (a *app) cmdWhy() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if a.json {
-				a.printJSON(doc{"subject": args[0], "lines": mapAll(w.Lines, func(s string) string { return s })})
-				return nil
-			}
-			for _, l := range w.Lines {
-				fmt.Fprintln(a.out, l)
-			}
+			a.printWhy(args[0], w.Lines)
 			return nil
 		},
+	}
+}
+
+func (a *app) printWhy(subject string, lines []string) {
+	if a.json {
+		a.printJSON(doc{"subject": subject, "lines": mapAll(lines, func(s string) string { return s })})
+		return
+	}
+	for _, l := range lines {
+		fmt.Fprintln(a.out, l)
 	}
 }
 
