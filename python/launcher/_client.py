@@ -604,8 +604,8 @@ class Client:
         """An encoded value as frames have it."""
         refs = b"".join([r.binary() for r in e.refs]) if e.refs else b""
         if e.size <= self.inline:
-            return f.VALUE.pack(kind, e.form, 0, len(e.refs), e.size) + refs + e.joined()
-        return f.VALUE.pack(f.SHARED, e.form, 0, len(e.refs), e.size) + refs + self.place(e)
+            return f.VALUE.pack(kind, e.form, len(e.refs), e.size) + refs + e.joined()
+        return f.VALUE.pack(f.SHARED, e.form, len(e.refs), e.size) + refs + self.place(e)
 
     def get(self, ref: ObjectRef[Any], timeout: Optional[float]) -> Any:
         """The value of an object."""

@@ -18,7 +18,7 @@ ERROR = 0x0300
 READY, INLINE, SHARED, FAILED, END = range(5)
 
 HEAD = Struct("<IHH")
-VALUE = Struct("<BBHIQ")
+VALUE = Struct("<BBxxIQ")
 PLACE = Struct("<IIQ")
 U32 = Struct("<I")
 U32x2 = Struct("<II")

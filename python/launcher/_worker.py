@@ -208,7 +208,7 @@ class Worker:
             words = self.words
             self.begun = words[0] = o.sequence
             withdrawn = words[16]
-            if withdrawn and o.sequence >= withdrawn:
+            if withdrawn and withdrawn <= o.sequence < words[17]:
                 return
             function = self.functions.get(o.function)
         o.thread = threading.get_ident()
@@ -224,7 +224,7 @@ class Worker:
         end = time.time_ns()
         with client.lock:
             out = client.out
-            out += f.RESULT_HEAD.pack(44 + len(values), f.RESULT, 0, o.task, o.attempt, status, start, end, count)
+            out += f.RESULT_HEAD.pack(48 + len(values), f.RESULT, 0, o.task, o.attempt, status, start, end, count)
             out += values
             del keep
             # The result of a function that never takes long may wait for the next one's.
@@ -280,10 +280,10 @@ class Worker:
                 status = f.RETRY
             code = "full" if type(e).__name__ == "ObjectStoreFullError" else "task"
             if code == "task":
-                data = _serial.task_failed(e, self._name(o, name), self.client.node, os.getpid(), 2)
+                data = _serial.task_failed(e, self._name(o, name), self.client.node, os.getpid(), 1)
             else:
                 data = _serial.error_value(code, str(e), name=name, node=self.client.node, pid=os.getpid())
-        return status, 1, f.VALUE.pack(f.FAILED, 1, 0, 0, len(data)) + data, None
+        return status, 1, f.VALUE.pack(f.FAILED, 1, 0, len(data)) + data, None
 
     def _name(self, o: Order, name: str) -> str:
         return str(o.describe().get("name") or name)
@@ -302,7 +302,7 @@ class Worker:
                 data = body[at : at + size]
                 at += size
                 if kind == f.FAILED:
-                    raise _Passed(f.VALUE.pack(f.FAILED, form, 0, 0, size) + data)
+                    raise _Passed(f.VALUE.pack(f.FAILED, form, 0, size) + data)
             deps.append((id, kind, form, data))
         payload: Any = body[at:]
         form = _serial.FORM_PYTHON
@@ -356,7 +356,7 @@ class Worker:
         if o.returns == 1:
             e = encode(result)
             if e.size <= 4096 and not e.refs and not e.buffers:
-                return f.OK, 1, f.VALUE.pack(f.INLINE, e.form, 0, 0, e.size) + e.head, None
+                return f.OK, 1, f.VALUE.pack(f.INLINE, e.form, 0, e.size) + e.head, None
             return f.OK, 1, self.client.value(f.INLINE, e), e
         if o.returns == 0:
             return f.OK, 0, b"", None
