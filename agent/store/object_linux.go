@@ -22,7 +22,7 @@ func (s *Store) Seal(client uint32, id wire.ObjectID, form byte, seg uint32, off
 	if g == nil || c == nil || g.maker != c || c.ready == g {
 		return errs.New(errs.Invalid, "object %s is said to be in segment %d, which is none of client %d", id, seg, client)
 	}
-	if off < 0 || off%objects.Align != 0 || size <= 0 || size > g.size || off > g.size-size {
+	if id.IsZero() || off < 0 || off%objects.Align != 0 || size <= 0 || size > g.size || off > g.size-size {
 		return errs.New(errs.Invalid, "object %s is said to be at %d, %d bytes long, in segment %d of %d bytes", id, off, size, seg, g.size)
 	}
 	if !g.shut {
