@@ -14,6 +14,7 @@ Where Ray has actors as clients, tasks without cores do the same here.
 
 import argparse
 import gc
+import importlib
 import json
 import os
 import pickle
@@ -142,8 +143,7 @@ def pickled_values() -> float:
 
 
 def memcpy() -> float:
-    """Gigabytes (of 1.25 GiB, as the rows count them: 800 MiB are 0.8) a second of a copy
-    into memory that has been touched."""
+    """A copy into memory that has been touched. As in the rows, 800 MiB count as 0.8 GB."""
     import numpy
 
     source = numpy.zeros(100 * 1024 * 1024, dtype=numpy.int64)
@@ -399,11 +399,7 @@ def main() -> None:
     if a.list:
         print("\n".join(names))
         return
-    if a.module == "ray":
-        import ray as module
-    else:
-        import launcher as module
-    ray = module
+    ray = importlib.import_module(a.module)
     o = Options(1.0, 4, 2.0, a.queued or 1000000, 10000)
     if a.short:
         o = Options(0.2, 2, 0.3, a.queued or 10000, 1000)
