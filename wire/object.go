@@ -68,3 +68,6 @@ func ParseObjectID(s string) (id ObjectID, err error) {
 	}
 	return ObjectID{}, errs.New(errs.Invalid, "%q is not an object", s).Hint("an object's id has 32 hexadecimal digits")
 }
+
+// Bytes is the id as it stands in frames.
+func (id ObjectID) Bytes() []byte { return id[:] }

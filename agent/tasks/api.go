@@ -1,0 +1,137 @@
+package tasks
+
+import (
+	"launcher/agent/core"
+	"launcher/wire"
+	"launcher/wire/sdk"
+)
+
+// Config of a Core.
+type Config struct {
+	Number     uint32 // of this life of the node (Welcome.Number)
+	Node       wire.NodeID
+	Cores      int // workers that are kept when there is nothing to do
+	MaxWorkers int // workers at most; 0 = Cores + 64
+	MaxQueued  int64
+	MaxLineage int64 // bytes of finished tasks that are kept to be run again
+}
+
+// Room is the node's resources, which the core of the agent has too. Its methods are
+// called from within a method of Core and must not call back.
+type Room interface {
+	// Take takes room for a worker whose tasks take at most time nanoseconds (0 = unknown).
+	Take(now int64, need wire.Resources, time int64) (core.Slot, bool)
+	// Keep takes room that there may not be: of a worker that goes on after it has waited.
+	Keep(need wire.Resources, s core.Slot)
+	Give(need wire.Resources, s core.Slot)
+	// Lend: a driver that `run` started waits (true), so its cores are free, or goes on.
+	Lend(proc string, lend bool)
+	Could(need wire.Resources) bool
+	Total() wire.Resources
+}
+
+// Store is the node's memory for objects, as far as the reactor needs its answer at once.
+type Store interface {
+	// Seal takes up an object that a client has written.
+	Seal(client uint32, id wire.ObjectID, form byte, segment uint32, offset, size int64) error
+	// Resident reports whether a shared object is in memory (else it is on disk).
+	Resident(id wire.ObjectID) bool
+}
+
+// Client is who is at the other end of a connection.
+type Client struct {
+	ID       uint32
+	Kind     int    // sdk.KindDriver, sdk.KindWorker
+	Language string // "python", "go"
+	Job      string // drivers: key of the job they belong to
+	Name     string
+	Proc     string // LAUNCHER_PROC of a driver that a job started
+	PID      int
+	Program  string // how workers for it are started
+	Dir      string
+	Path     []string
+}
+
+// Key is what a worker is for: tasks of another key never run in it.
+type Key struct {
+	Job      string
+	Language string
+	Program  string
+	Dir      string
+	Path     string // directories, joined by 0 bytes
+	Env      string // NAME=VALUE, sorted, joined by 0 bytes
+	GPUs     string // UUIDs, joined by commas
+}
+
+// Effect is something that the shell is to do, after it has written the records.
+type Effect interface{ effect() }
+
+// Effects.
+type (
+	// StartWorker starts a process. It is answered by Connect of a Client with that ID, or
+	// by WorkerFailed. Need and Slot are the room that it will have at first.
+	StartWorker struct {
+		ID   uint32
+		Key  Key
+		Need wire.Resources
+		Slot core.Slot
+	}
+	// StopWorker ends one: by Exit (which is sent as a frame), or with Force by SIGKILL.
+	StopWorker struct {
+		ID    uint32
+		Force bool
+	}
+	// Free lets go of shared objects that nothing refers to any more.
+	Free struct{ IDs []wire.ObjectID }
+	// Restore reads a spilled object back; Restored answers.
+	Restore struct{ ID wire.ObjectID }
+	// Withdraw takes Exec frames of sequence From up to To-1 back through the control page
+	// of a worker; Withdrawn answers.
+	Withdraw struct{ Client, From, To uint32 }
+	// Fetch finds the value of another node's object; Fetched answers.
+	Fetch struct{ ID wire.ObjectID }
+	// Unfetch: it is not needed any more.
+	Unfetch struct{ ID wire.ObjectID }
+	// JobOver: the last driver of a job is gone; nothing of it is left.
+	JobOver struct{ Job string }
+)
+
+func (StartWorker) effect() {}
+func (StopWorker) effect()  {}
+func (Free) effect()        {}
+func (Restore) effect()     {}
+func (Withdraw) effect()    {}
+func (Fetch) effect()       {}
+func (Unfetch) effect()     {}
+func (JobOver) effect()     {}
+
+// Send is frames for a client, to be written as they are.
+type Send struct {
+	Client uint32
+	Frames []byte
+}
+
+// Output is what the calls since the last Take brought. It is valid until the next call.
+type Output struct {
+	// Records are to be safe from the death of the agent before anything else is done;
+	// Restore takes them, in order, in one piece or several.
+	Records []byte
+	Effects []Effect
+	Sends   []Send
+	// Nudge: the reactor has given room back.
+	Nudge bool
+}
+
+// Stats are counts for status.
+type Stats struct {
+	Queued, Running, Objects, Workers int
+}
+
+// errorOf makes an error value.
+func (c *Core) errorOf(code, msg string, t *task, hints ...string) []byte {
+	e := sdk.Error{Code: code, Message: msg, Node: string(c.cfg.Node), Hints: hints}
+	if t != nil {
+		e.Task = t.shape.name
+	}
+	return e.Encode()
+}

@@ -1,0 +1,449 @@
+package tasks
+
+import (
+	"cmp"
+	"slices"
+	"strings"
+
+	"launcher/internal/errs"
+	"launcher/wire"
+	"launcher/wire/sdk"
+)
+
+const (
+	millisecond = int64(1e6)
+	second      = int64(1e9)
+
+	// returnBound is how long a program whose connection broke may take to come back.
+	returnBound = 60 * second
+	// idleBound is how long a worker beyond the number of cores is kept for nothing.
+	idleBound = 5 * second
+	// shortTask is what a task may take to be sent ahead of the worker; sendAhead is how
+	// much of them is, in time, and maxAhead in number.
+	shortTask = 2 * millisecond
+	sendAhead = 5 * millisecond
+	maxAhead  = 64
+	// longTask is when what was sent behind a task is withdrawn from it.
+	longTask = 10 * millisecond
+	// maxFailures of workers to start, one after the other, fail what waits for them.
+	maxFailures = 3
+	// maxReturns bounds what a task may give.
+	maxReturns = wire.ItemIndexMax
+	// overtake is how much younger tasks may be that are served first because their
+	// worker is there.
+	overtake = 100 * millisecond
+)
+
+// Core is the reactor. It is not safe for concurrent use.
+type Core struct {
+	cfg   Config
+	room  Room
+	store Store
+	now   int64
+
+	clients map[uint32]*client
+	jobs    map[string]*job
+	tasks   map[id]*task
+	objects map[id]*object
+	pools   map[Key]*pool
+	ready   []*shape // that have tasks waiting for room
+	active  map[*shape][]*level
+
+	workers int
+	nextID  uint32
+	queued  int64 // bytes of tasks that wait
+	lineage int64 // bytes of ended tasks that are kept
+	running int
+	kept    []*task // oldest first
+
+	touched []*level // that may have run out of tasks
+	dirty   []*client
+	effects []Effect
+	frees   []id
+	records []byte
+	sends   []Send
+	nudge   bool
+	mute    bool // records are being replayed
+	events  ring
+	stats   counts
+}
+
+type counts struct{ done, failed, cancelled int64 }
+
+// New makes a reactor of a node that has done nothing yet.
+func New(cfg Config, room Room, store Store) *Core {
+	if cfg.MaxWorkers == 0 {
+		cfg.MaxWorkers = cfg.Cores + 64
+	}
+	if cfg.MaxQueued == 0 {
+		cfg.MaxQueued = 1 << 30
+	}
+	if cfg.MaxLineage == 0 {
+		cfg.MaxLineage = 256 << 20
+	}
+	return &Core{
+		cfg: cfg, room: room, store: store, clients: map[uint32]*client{}, jobs: map[string]*job{}, tasks: map[id]*task{},
+		objects: map[id]*object{}, pools: map[Key]*pool{}, active: map[*shape][]*level{},
+	}
+}
+
+// SetNumber says which life of the node this is; before that there are no clients.
+func (c *Core) SetNumber(n uint32) { c.cfg.Number = n }
+
+// NextClient gives a number that no client of this node has had.
+func (c *Core) NextClient() uint32 {
+	c.nextID++
+	return c.nextID
+}
+
+// Has reports whether a client is known.
+func (c *Core) Has(client uint32) bool { return c.clients[client] != nil }
+
+// Full reports whether so much waits that drivers should not be read from for a while.
+func (c *Core) Full() bool { return c.queued > c.cfg.MaxQueued }
+
+// Waits reports whether a client waits for objects: it must be read from.
+func (c *Core) Waits(id uint32) bool {
+	cl := c.clients[id]
+	return cl == nil || cl.Kind == sdk.KindWorker || cl.level0.waits > 0
+}
+
+// Stats counts.
+func (c *Core) Stats() Stats {
+	s := Stats{Running: c.running, Objects: len(c.objects), Workers: c.workers}
+	for _, sh := range c.ready {
+		s.Queued += sh.queue.n
+	}
+	return s
+}
+
+// Connect takes a driver, or a worker that was started.
+func (c *Core) Connect(now int64, x Client) error {
+	c.now = now
+	c.recordConnect(x)
+	if x.Kind == sdk.KindWorker {
+		w := c.clients[x.ID]
+		if w == nil || w.pool == nil || w.up {
+			return errs.New(errs.Permission, "this node has started no worker %d", x.ID)
+		}
+		job := w.Client.Job
+		w.Client = x
+		w.Client.Job, w.up = job, true
+		w.pool.starting--
+		w.pool.failed = 0
+		c.touched = append(c.touched, w.levels[0])
+		return nil
+	}
+	c.nextID = max(c.nextID, x.ID)
+	j := c.jobOf(x.Job)
+	j.drivers++
+	j.over = false
+	c.clients[x.ID] = &client{Client: x, job: j, shapes: map[uint32]*shape{}}
+	c.clients[x.ID].level0.client = c.clients[x.ID]
+	return nil
+}
+
+func (c *Core) jobOf(key string) *job {
+	j := c.jobs[key]
+	if j == nil {
+		j = &job{key: key, shapes: map[string]*shape{}, funcs: map[funcID]*function{}}
+		c.jobs[key] = j
+	}
+	return j
+}
+
+// Away: the connection of a client broke, but its process may come back.
+func (c *Core) Away(now int64, id uint32) {
+	if cl := c.clients[id]; cl != nil && cl.away == 0 {
+		cl.away = now
+		// What was not written is lost; what it asked for is asked again.
+		cl.out = cl.out[:0]
+	}
+}
+
+// Back: it is there again. It repeats what it asked and reported.
+func (c *Core) Back(now int64, id uint32) {
+	c.now = now
+	if cl := c.clients[id]; cl != nil {
+		cl.away = 0
+		if cl.pool != nil {
+			clear(cl.known)
+			for _, l := range cl.levels {
+				for _, t := range l.tasks {
+					c.exec(cl, t) // it knows what it has begun by the attempt
+				}
+			}
+		}
+		c.unsubscribe(id)
+	}
+}
+
+// Frame takes one frame of a client. An error says what was wrong with it and ends that
+// client; others are as before. The body is copied where it is kept.
+func (c *Core) Frame(now int64, from uint32, typ uint16, body []byte) error {
+	c.now = now
+	cl := c.clients[from]
+	if cl == nil {
+		return errs.New(errs.NotFound, "client %d is gone", from)
+	}
+	if typ != sdk.MsgGet && typ != sdk.MsgAwake {
+		c.recordFrame(from, typ, body)
+	}
+	switch typ {
+	case sdk.MsgSubmit:
+		return c.submit(cl, body)
+	case sdk.MsgResult:
+		return c.result(cl, body)
+	case sdk.MsgGet:
+		return c.get(cl, body)
+	case sdk.MsgAwake:
+		c.awake(cl.top())
+	case sdk.MsgRelease:
+		return sdk.IDs(body, func(x id) { c.release(cl, x) })
+	case sdk.MsgHold:
+		return sdk.IDs(body, func(x id) {
+			if o := c.lookup(x); o != nil {
+				o.hold(cl.ID)
+			}
+		})
+	case sdk.MsgPut:
+		return c.put(cl, body)
+	case sdk.MsgYield:
+		return c.yield(cl, body)
+	case sdk.MsgFunc:
+		return c.function(cl, body)
+	case sdk.MsgShape:
+		return c.shape(cl, body)
+	case sdk.MsgHandBack:
+		if len(body) < 4 {
+			return errs.New(errs.Corrupt, "HandBack is cut short")
+		}
+		c.handBack(cl, u32(body))
+	case sdk.MsgCancel:
+		if len(body) < 8 {
+			return errs.New(errs.Corrupt, "Cancel is cut short")
+		}
+		flags := u32(body)
+		return sdk.IDs(body[8:], func(x id) { c.cancel(x.Task(), flags) })
+	default:
+		return errs.New(errs.Corrupt, "a frame of type %#x", typ)
+	}
+	return nil
+}
+
+func (c *Core) function(cl *client, b []byte) error {
+	if len(b) < 20 || int64(u32(b[16:])) > int64(len(b)-20) {
+		return errs.New(errs.Corrupt, "Func is cut short")
+	}
+	f := &function{job: cl.job.key, frame: slices.Clone(b)}
+	copy(f.id[:], b)
+	f.name = string(b[20 : 20+u32(b[16:])])
+	if cl.job.funcs[f.id] == nil {
+		cl.job.funcs[f.id] = f
+	}
+	if cl.known != nil { // a worker that has it need not be told
+		cl.known[f.id] = true
+	}
+	return nil
+}
+
+// options are those of a Shape frame.
+type options struct {
+	Name       string            `codec:"name"`
+	CPU        *int64            `codec:"cpu"`
+	GPU        int64             `codec:"gpu"`
+	Memory     int64             `codec:"memory"`
+	Resources  map[string]int64  `codec:"resources"`
+	Retries    *int32            `codec:"max_retries"`
+	Priority   int               `codec:"priority"`
+	Strategy   []any             `codec:"strategy"`
+	Env        map[string]string `codec:"env"`
+	WorkingDir string            `codec:"working_dir"`
+	Window     uint32            `codec:"backpressure"`
+	Language   string            `codec:"language"`
+	Program    string            `codec:"program"`
+	Time       int64             `codec:"time"`
+}
+
+func (c *Core) shape(cl *client, b []byte) error {
+	if len(b) < 4 {
+		return errs.New(errs.Corrupt, "Shape is cut short")
+	}
+	n, text := u32(b), b[4:]
+	keyed := cl.Language + "\x00" + cl.Program + "\x00" + cl.Dir + "\x00" + strings.Join(cl.Path, "\x00") + "\x00" + string(text)
+	if s := cl.job.shapes[keyed]; s != nil {
+		cl.shapes[n] = s
+		return nil
+	}
+	var o options
+	if err := wire.Unmarshal(text, &o); err != nil {
+		return errs.Wrap(errs.Corrupt, err, "the options of a task")
+	}
+	s := &shape{id: keyed, job: cl.job, text: slices.Clone(text), name: o.Name, retries: 3, prio: o.Priority, time: o.Time, window: o.Window}
+	s.need = wire.Resources{CPU: wire.Unit, GPU: o.GPU, Memory: o.Memory, Custom: o.Resources}
+	if o.CPU != nil {
+		s.need.CPU = *o.CPU
+	}
+	if s.need.Negative() || o.Window > 1<<30 {
+		return errs.New(errs.Invalid, "task %s asks for less than nothing", o.Name)
+	}
+	if o.Retries != nil {
+		s.retries = *o.Retries
+	}
+	var err error
+	if s.place, err = strategyOf(o.Strategy); err != nil {
+		return err
+	}
+	s.key = Key{Job: cl.job.key, Language: cl.Language, Program: cl.Program, Dir: cl.Dir, Path: strings.Join(cl.Path, "\x00")}
+	if o.Language != "" && o.Language != cl.Language {
+		s.key = Key{Job: cl.job.key, Language: o.Language, Dir: cl.Dir}
+	}
+	if o.Program != "" {
+		s.key.Program = o.Program
+	}
+	if o.WorkingDir != "" {
+		s.key.Dir = o.WorkingDir
+	}
+	env := make([]string, 0, len(o.Env))
+	for k, v := range o.Env {
+		env = append(env, k+"="+v)
+	}
+	slices.Sort(env)
+	s.key.Env = strings.Join(env, "\x00")
+	cl.job.shapes[keyed] = s
+	cl.shapes[n] = s
+	return nil
+}
+
+// strategyOf reads the strategy of a shape.
+func strategyOf(v []any) (s wire.Strategy, err error) {
+	bad := errs.New(errs.Invalid, "a scheduling strategy that is none: %v", v)
+	if len(v) == 0 {
+		return s, nil
+	}
+	switch text(v[0]) {
+	case "default":
+	case "spread":
+		s.Kind = wire.StrategySpread
+	case "node":
+		if len(v) < 3 {
+			return s, bad
+		}
+		s.Kind, s.Node = wire.StrategyNode, wire.NodeID(text(v[1]))
+		s.Soft, _ = v[2].(bool)
+	case "labels":
+		if len(v) < 3 {
+			return s, bad
+		}
+		s.Kind, s.Hard, s.Want = wire.StrategyLabels, tests(v[1]), tests(v[2])
+	default:
+		return s, bad
+	}
+	return s, nil
+}
+
+func text(v any) string {
+	switch v := v.(type) {
+	case string:
+		return v
+	case []byte:
+		return string(v)
+	}
+	return ""
+}
+
+func tests(v any) map[string]wire.LabelTest {
+	out := map[string]wire.LabelTest{}
+	add := func(k, v any) {
+		l, _ := v.([]any)
+		if len(l) == 0 {
+			return
+		}
+		t := wire.LabelTest{Op: text(l[0])}
+		if len(l) > 1 {
+			vs, _ := l[1].([]any)
+			for _, x := range vs {
+				t.Values = append(t.Values, text(x))
+			}
+		}
+		out[text(k)] = t
+	}
+	switch m := v.(type) {
+	case map[string]any:
+		for k, v := range m {
+			add(k, v)
+		}
+	case map[any]any:
+		for k, v := range m {
+			add(k, v)
+		}
+	}
+	return out
+}
+
+// send starts a frame in a client's buffer; the result is where it began.
+func (c *Core) frame(cl *client, typ, flags uint16) int {
+	if !cl.dirty {
+		cl.dirty = true
+		c.dirty = append(c.dirty, cl)
+	}
+	b, at := sdk.Begin(cl.out, typ, flags)
+	cl.out = b
+	return at
+}
+
+func (cl *client) finish(at int) { cl.out = sdk.Finish(cl.out, at) }
+
+func (c *Core) do(e Effect) { c.effects = append(c.effects, e) }
+
+// Take gives what came of the calls since the last one, and settles who runs what. It is
+// called once for a batch of frames.
+func (c *Core) Take(now int64) Output {
+	c.now = now
+	c.settle()
+	c.sends = c.sends[:0]
+	for _, cl := range c.dirty {
+		cl.dirty = false
+		if cl.away == 0 && len(cl.out) > 0 && !c.mute {
+			c.sends = append(c.sends, Send{cl.ID, cl.out})
+		}
+	}
+	if len(c.frees) > 0 {
+		c.do(Free{IDs: slices.Clone(c.frees)})
+		c.frees = c.frees[:0]
+	}
+	out := Output{Records: c.records, Effects: c.effects, Sends: c.sends, Nudge: c.nudge}
+	c.nudge = false
+	return out
+}
+
+// Sent says that the Output has been dealt with; its memory is used again.
+func (c *Core) Sent() {
+	for _, cl := range c.dirty {
+		if cap(cl.out) > 1<<20 {
+			cl.out = nil
+		} else {
+			cl.out = cl.out[:0]
+		}
+	}
+	c.dirty, c.records = c.dirty[:0], c.records[:0]
+	if cap(c.records) > 8<<20 {
+		c.records = nil
+	}
+	clear(c.effects)
+	c.effects = c.effects[:0]
+}
+
+// sortedClients are all clients, in an order that does not depend on maps.
+func (c *Core) sortedClients() []*client {
+	out := make([]*client, 0, len(c.clients))
+	for _, cl := range c.clients {
+		out = append(out, cl)
+	}
+	slices.SortFunc(out, func(a, b *client) int { return cmp.Compare(a.ID, b.ID) })
+	return out
+}
+
+func u32(b []byte) uint32 {
+	return uint32(b[0]) | uint32(b[1])<<8 | uint32(b[2])<<16 | uint32(b[3])<<24
+}

@@ -1,0 +1,266 @@
+package tasks
+
+import (
+	"encoding/binary"
+	"slices"
+
+	"launcher/agent/core"
+	"launcher/internal/errs"
+	"launcher/wire"
+	"launcher/wire/sdk"
+)
+
+// Kinds of records.
+const (
+	recFrame   = 1 // a client's frame
+	recConnect = 2
+	recWorker  = 3 // a worker is to be started
+	recGone    = 4
+	recGive    = 5 // a task was given to a worker
+	recBack    = 6 // and withdrawn
+	recLost    = 7
+	recState   = 8 // of a snapshot
+)
+
+// A record is: u8 kind, u8 0, u16 type of a frame, u32 client, i64 now, u32 length, body.
+const recHead = 20
+
+func (c *Core) record(kind uint8, client uint32, typ uint16, body []byte) {
+	if c.mute {
+		return
+	}
+	c.records = appendRecord(c.records, kind, client, typ, c.now, body)
+}
+
+func appendRecord(b []byte, kind uint8, client uint32, typ uint16, now int64, body []byte) []byte {
+	b = append(b, kind, 0, byte(typ), byte(typ>>8))
+	b = binary.LittleEndian.AppendUint32(b, client)
+	b = binary.LittleEndian.AppendUint64(b, uint64(now))
+	b = binary.LittleEndian.AppendUint32(b, uint32(len(body)))
+	return append(b, body...)
+}
+
+func (c *Core) recordFrame(client uint32, typ uint16, body []byte) {
+	c.record(recFrame, client, typ, body)
+}
+
+func (c *Core) recordConnect(x Client) {
+	if !c.mute {
+		c.record(recConnect, x.ID, 0, wire.Marshal(x))
+	}
+}
+
+func (c *Core) recordGone(client uint32) { c.record(recGone, client, 0, nil) }
+func (c *Core) recordLost(x id)          { c.record(recLost, 0, 0, x[:]) }
+func (c *Core) recordBack(t *task)       { c.record(recBack, 0, 0, t.id[:]) }
+
+// newWorker is a worker that was ordered, with the room it has.
+type newWorker struct {
+	Key   Key
+	Shape []byte // key of the shape in its job
+	Need  wire.Resources
+	Slot  core.Slot
+}
+
+func (c *Core) recordWorker(w *client) {
+	if !c.mute {
+		l := w.levels[0]
+		c.record(recWorker, w.ID, 0, wire.Marshal(newWorker{w.pool.key, []byte(l.shape.id), l.need, l.slot}))
+	}
+}
+
+// given is a task that a worker got, and its room.
+type given struct {
+	Task    []byte
+	Attempt uint32
+	Seq     uint32
+	Level   int
+	Need    wire.Resources
+	Slot    core.Slot
+}
+
+// recordGive tells who got a task. The room is told with the first of several.
+func (c *Core) recordGive(t *task, w *client, l *level) {
+	if c.mute {
+		return
+	}
+	if len(l.tasks) > 1 || l.logged {
+		var b [28]byte
+		copy(b[:], t.id[:])
+		binary.LittleEndian.PutUint32(b[16:], t.attempt)
+		binary.LittleEndian.PutUint32(b[20:], t.seq)
+		binary.LittleEndian.PutUint32(b[24:], uint32(slices.Index(w.levels, l)))
+		c.record(recGive, w.ID, 1, b[:])
+		return
+	}
+	l.logged = true
+	c.record(recGive, w.ID, 0, wire.Marshal(given{t.id[:], t.attempt, t.seq, slices.Index(w.levels, l), l.need, l.slot}))
+}
+
+// Restore repeats records of an agent that was killed. Rooms are booked by Retake, and
+// nothing is done before the clients are Back.
+func (c *Core) Restore(b []byte) error {
+	c.mute = true
+	defer func() {
+		c.mute = false
+		c.effects, c.frees, c.touched = c.effects[:0], c.frees[:0], c.touched[:0]
+		for _, cl := range c.dirty {
+			cl.dirty, cl.out = false, cl.out[:0]
+		}
+		c.dirty, c.records, c.nudge = c.dirty[:0], c.records[:0], false
+	}()
+	for len(b) > 0 {
+		if len(b) < recHead {
+			return errs.New(errs.Corrupt, "a record of tasks is cut short")
+		}
+		kind, typ, client := b[0], binary.LittleEndian.Uint16(b[2:]), u32(b[4:])
+		c.now = int64(binary.LittleEndian.Uint64(b[8:]))
+		n := int64(u32(b[16:]))
+		b = b[recHead:]
+		if n > int64(len(b)) {
+			return errs.New(errs.Corrupt, "a record of tasks is cut short")
+		}
+		if err := c.repeat(kind, client, typ, b[:n]); err != nil {
+			return err
+		}
+		b = b[n:]
+		c.effects = c.effects[:0]
+	}
+	return nil
+}
+
+func (c *Core) repeat(kind uint8, from uint32, typ uint16, body []byte) error {
+	cl := c.clients[from]
+	switch kind {
+	case recFrame:
+		if cl != nil {
+			_ = c.Frame(c.now, from, typ, body) // what was wrong with it then is wrong now
+		}
+	case recConnect:
+		var x Client
+		if err := wire.Unmarshal(body, &x); err != nil {
+			return err
+		}
+		c.nextID = max(c.nextID, x.ID)
+		return c.Connect(c.now, x)
+	case recWorker:
+		var n newWorker
+		if err := wire.Unmarshal(body, &n); err != nil {
+			return err
+		}
+		c.restoreWorker(from, n)
+	case recGone:
+		if cl != nil {
+			c.gone(cl, "it ended")
+		}
+	case recGive:
+		return c.restoreGive(cl, typ, body)
+	case recBack, recLost:
+		if len(body) != 16 {
+			return errs.New(errs.Corrupt, "a record of tasks is damaged")
+		}
+		if t := c.tasks[id(body)]; kind == recBack && t != nil && t.state == running {
+			c.requeue(t)
+		} else if o := c.objects[id(body)]; kind == recLost && o != nil && o.state == here && o.kind == sdk.Shared {
+			c.lose(o, "it was lost")
+		}
+	case recState:
+		return c.restoreState(body)
+	default:
+		return errs.New(errs.Corrupt, "a record of tasks of kind %d", kind)
+	}
+	return nil
+}
+
+func (c *Core) restoreWorker(from uint32, n newWorker) {
+	c.nextID = max(c.nextID, from)
+	j := c.jobOf(n.Key.Job)
+	p := c.pools[n.Key]
+	if p == nil {
+		p = &pool{key: n.Key}
+		c.pools[n.Key] = p
+	}
+	w := &client{Client: Client{ID: from, Kind: sdk.KindWorker, Job: n.Key.Job}, job: j, shapes: map[uint32]*shape{}, pool: p, known: map[funcID]bool{}}
+	l := &level{client: w, need: n.Need, slot: n.Slot}
+	w.levels = []*level{l}
+	c.clients[from] = w
+	c.workers++
+	p.starting++
+	if s := j.shapes[string(n.Shape)]; s != nil {
+		c.settleIn(l, s, n.Slot)
+	}
+}
+
+func (c *Core) restoreGive(w *client, short uint16, body []byte) error {
+	var g given
+	if short == 1 {
+		if len(body) != 28 {
+			return errs.New(errs.Corrupt, "a record of tasks is damaged")
+		}
+		g = given{Task: body[:16], Attempt: u32(body[16:]), Seq: u32(body[20:]), Level: int(u32(body[24:]))}
+	} else if err := wire.Unmarshal(body, &g); err != nil {
+		return err
+	}
+	if w == nil || w.pool == nil || len(g.Task) != 16 {
+		return nil
+	}
+	t := c.tasks[id(g.Task)]
+	if t == nil || t.state != queued {
+		return nil
+	}
+	for len(w.levels) <= g.Level {
+		w.levels = append(w.levels, &level{client: w})
+	}
+	l := w.levels[g.Level]
+	if short == 0 {
+		if l.has && l.shape != nil {
+			c.leave(l)
+		}
+		c.settleIn(l, t.shape, g.Slot)
+		l.need = g.Need
+	}
+	t.shape.queue.n--
+	c.queued -= int64(len(t.body))
+	t.state, t.worker, t.level, t.attempt, t.seq, t.started = running, w, l, g.Attempt, g.Seq, c.now
+	l.tasks, l.logged = append(l.tasks, t), true
+	w.seq = max(w.seq, g.Seq)
+	w.pool.idle = slices.DeleteFunc(w.pool.idle, func(x *client) bool { return x == w })
+	c.running++
+	return nil
+}
+
+// Resume is called once after all of Restore: who has nothing to do is idle, and room that
+// nothing uses is not booked.
+func (c *Core) Resume(now int64) {
+	c.now = now
+	for _, cl := range c.sortedClients() {
+		cl.away = now // until it is Back
+		if cl.pool == nil || !cl.up {
+			continue
+		}
+		for len(cl.levels) > 1 && len(cl.levels[len(cl.levels)-1].tasks) == 0 {
+			cl.levels = cl.levels[:len(cl.levels)-1]
+		}
+		l := cl.levels[0]
+		l.waits, l.blocked = 0, false // it asks again
+		if len(l.tasks) == 0 {
+			if l.has {
+				c.leave(l)
+			}
+			if !slices.Contains(cl.pool.idle, cl) {
+				cl.pool.idle = append(cl.pool.idle, cl)
+			}
+		}
+	}
+	c.Retake()
+}
+
+// leave is leaveRoom of room that is not booked.
+func (c *Core) leave(l *level) {
+	l.has = false
+	if ls := c.active[l.shape]; ls != nil {
+		if c.active[l.shape] = slices.DeleteFunc(ls, func(x *level) bool { return x == l }); len(c.active[l.shape]) == 0 {
+			delete(c.active, l.shape)
+		}
+	}
+}

@@ -1,0 +1,429 @@
+package tasks
+
+import (
+	"cmp"
+	"slices"
+	"strings"
+
+	"launcher/agent/core"
+	"launcher/wire"
+	"launcher/wire/sdk"
+)
+
+// settle decides who runs what, until nothing changes any more.
+func (c *Core) settle() {
+	if c.mute {
+		c.touched = c.touched[:0]
+		return
+	}
+	for range 4 {
+		c.dispatch()
+		if !c.vacate() {
+			return
+		}
+	}
+}
+
+// vacate gives back the room of workers that have run out of tasks.
+func (c *Core) vacate() (freed bool) {
+	ls := c.touched
+	c.touched = nil
+	for _, l := range ls {
+		w := l.client
+		if len(l.tasks) > 0 || w == nil || w.pool == nil || !w.up || c.clients[w.ID] != w {
+			continue
+		}
+		i := slices.Index(w.levels, l)
+		if i < 0 {
+			continue
+		}
+		if l.has {
+			c.leaveRoom(l)
+			freed = true
+		}
+		if i > 0 {
+			w.levels = slices.Delete(w.levels, i, i+1)
+			continue
+		}
+		if !w.ending && !slices.Contains(w.pool.idle, w) {
+			w.pool.idle = append(w.pool.idle, w)
+			w.idleAt = c.now
+		}
+	}
+	c.touched = append(ls[:0], c.touched...)
+	return freed && len(c.ready) > 0
+}
+
+// leaveRoom gives a level's room back.
+func (c *Core) leaveRoom(l *level) {
+	need, slot := l.need, l.slot
+	if l.blocked {
+		need.CPU, slot.CPUs = 0, nil
+		l.blocked = false
+	}
+	if !c.mute {
+		c.room.Give(need, slot)
+		c.nudge = true
+	}
+	l.has, l.logged = false, false
+	if s := l.shape; s != nil {
+		ls := c.active[s]
+		if i := slices.Index(ls, l); i >= 0 {
+			ls = slices.Delete(ls, i, i+1)
+		}
+		if len(ls) == 0 {
+			delete(c.active, s)
+		} else {
+			c.active[s] = ls
+		}
+	}
+}
+
+// dispatch gives waiting tasks to workers: shapes by priority, then by the age of their
+// oldest task.
+func (c *Core) dispatch() {
+	if len(c.ready) == 0 {
+		return
+	}
+	c.ready = slices.DeleteFunc(c.ready, func(s *shape) bool {
+		if s.queue.first() == nil {
+			s.waiting = false
+			s.queue.n = 0
+			return true
+		}
+		return false
+	})
+	if len(c.ready) > 1 {
+		slices.SortStableFunc(c.ready, func(a, b *shape) int {
+			return cmp.Or(cmp.Compare(b.prio, a.prio), cmp.Compare(a.queue.first().ready, b.queue.first().ready))
+		})
+	}
+	// What waits for room in vain is not overtaken for long by shapes whose workers are there.
+	var starved *shape
+	for _, s := range c.ready {
+		refill := starved == nil || s.prio == starved.prio && c.now-starved.queue.first().ready < overtake
+		if c.serve(s, refill); starved == nil && s.queue.first() != nil && len(c.active[s]) == 0 {
+			starved = s
+		}
+	}
+}
+
+// serve places tasks of a shape: one for each worker that has its room and nothing to do,
+// then new workers, then ahead of those that are busy with short ones.
+func (c *Core) serve(s *shape, refill bool) {
+	if refill {
+		for _, l := range c.active[s] {
+			if t := s.queue.first(); t != nil && len(l.tasks) == 0 && l.free() {
+				c.give(l, t)
+			}
+		}
+	}
+	for {
+		t := s.queue.first()
+		if t == nil {
+			return
+		}
+		starting := 0
+		for _, l := range c.active[s] {
+			if !l.client.up {
+				starting++
+			}
+		}
+		if starting >= s.queue.n || !c.another(s, t) {
+			break
+		}
+	}
+	if depth := s.depth(); refill && depth > 1 {
+		c.ahead(s, depth)
+	}
+}
+
+// free reports whether a worker's pipeline may be given something.
+func (l *level) free() bool {
+	w := l.client
+	return w.up && !w.ending && !l.blocked && w.away == 0 && len(w.levels) == 1
+}
+
+// depth is how many tasks of a shape a worker is given at a time.
+func (s *shape) depth() int {
+	if s.mean == 0 || s.mean >= float64(shortTask) {
+		return 1
+	}
+	return int(min(float64(maxAhead), max(2, float64(sendAhead)/s.mean)))
+}
+
+// ahead sends short tasks ahead, evenly over the shape's workers.
+func (c *Core) ahead(s *shape, depth int) {
+	ls := c.active[s]
+	if len(ls) == 0 {
+		return
+	}
+	each := min(depth, (s.queue.n+len(ls)-1)/len(ls)+1)
+	for _, l := range ls {
+		if len(l.tasks) > depth/2 || !l.free() {
+			continue
+		}
+		for n := each; n > 0 && len(l.tasks) < depth; n-- {
+			t := s.queue.first()
+			if t == nil {
+				return
+			}
+			c.give(l, t)
+		}
+	}
+}
+
+// another finds one more worker for a shape; false = there is none to be had now.
+func (c *Core) another(s *shape, t *task) bool {
+	slot, ok := c.room.Take(c.now, s.need, s.time)
+	if !ok {
+		t.why = "room for " + s.need.String()
+		return false
+	}
+	key := s.key
+	key.GPUs = gpus(slot)
+	p := c.pools[key]
+	if p == nil {
+		p = &pool{key: key}
+		c.pools[key] = p
+	}
+	for len(p.idle) > 0 {
+		w := p.idle[len(p.idle)-1]
+		p.idle = p.idle[:len(p.idle)-1]
+		if w.ending || w.away != 0 || c.clients[w.ID] != w {
+			continue
+		}
+		c.settleIn(w.levels[0], s, slot)
+		c.give(w.levels[0], t)
+		return true
+	}
+	if p.failed >= maxFailures {
+		c.room.Give(s.need, slot)
+		msg := p.lastErr
+		p.failed = 0
+		c.fails(t, c.errorOf("runtime_env", "no worker can be started: "+msg, t))
+		return s.queue.first() != nil
+	}
+	if c.workers >= c.cfg.MaxWorkers && !c.makeRoom() {
+		if l := c.nest(t); l != nil {
+			w := l.client
+			n := &level{client: w}
+			w.levels = append(w.levels, n)
+			c.settleIn(n, s, slot)
+			c.give(n, t)
+			return true
+		}
+		c.room.Give(s.need, slot)
+		t.why = "one of the workers of this node, of which there may be no more"
+		return false
+	}
+	w := &client{Client: Client{ID: c.NextClient(), Kind: sdk.KindWorker, Job: key.Job}, job: s.job, shapes: map[uint32]*shape{}, pool: p, known: map[funcID]bool{}}
+	w.levels = []*level{{client: w}}
+	c.clients[w.ID] = w
+	c.workers++
+	p.starting++
+	c.settleIn(w.levels[0], s, slot)
+	c.recordWorker(w)
+	c.do(StartWorker{ID: w.ID, Key: key, Need: s.need, Slot: slot})
+	return true
+}
+
+// settleIn gives a level its room.
+func (c *Core) settleIn(l *level, s *shape, slot core.Slot) {
+	l.shape, l.need, l.slot, l.has, l.blocked = s, s.need, slot, true, false
+	if len(l.client.levels) <= 1 || l == l.client.levels[0] {
+		c.active[s] = append(c.active[s], l)
+	}
+}
+
+func gpus(s core.Slot) string {
+	var out []string
+	for _, g := range s.GPUs {
+		out = append(out, g.UUID)
+	}
+	return strings.Join(out, ",")
+}
+
+// makeRoom ends the worker that has been idle longest, of whatever key.
+func (c *Core) makeRoom() bool {
+	var oldest *client
+	for _, p := range c.pools {
+		for _, w := range p.idle {
+			if !w.ending && (oldest == nil || cmp.Or(cmp.Compare(w.idleAt, oldest.idleAt), cmp.Compare(w.ID, oldest.ID)) < 0) {
+				oldest = w
+			}
+		}
+	}
+	if oldest == nil {
+		return false
+	}
+	c.endWorker(oldest)
+	return true
+}
+
+// endWorker asks a worker with nothing to do to end.
+func (c *Core) endWorker(w *client) {
+	w.ending = true
+	w.pool.idle = slices.DeleteFunc(w.pool.idle, func(x *client) bool { return x == w })
+	c.workers--
+	w.finish(c.frame(w, sdk.MsgExit, 0))
+	c.do(StopWorker{ID: w.ID})
+}
+
+// nest finds a worker that waits, itself or by what it waits for, for a task, and may
+// run it on top of its stack: nothing below can go on before it anyway. Of several the one
+// with the least on its stack.
+func (c *Core) nest(t *task) *level {
+	var best *level
+	seen := map[id]bool{}
+	for t != nil && !seen[t.id] {
+		seen[t.id] = true
+		var next *task
+		n := t.returns
+		if n == sdk.Stream {
+			n = 1
+		}
+		for i := range n {
+			o := c.objects[t.id.With(i+1)]
+			if o == nil {
+				continue
+			}
+			for _, s := range o.subs {
+				l := s.level
+				if l == nil || l.client.pool == nil || len(l.tasks) == 0 {
+					continue
+				}
+				w := l.client
+				if w.up && w.away == 0 && !w.ending && w.top() == l && l.blocked && len(l.tasks) == 1 && sameKey(w.pool.key, t.shape.key) && (best == nil || len(w.levels) < len(best.client.levels)) {
+					best = l
+				}
+				next = l.tasks[0]
+			}
+			for _, x := range o.waiters {
+				if next == nil {
+					next = x
+				}
+			}
+		}
+		t = next
+	}
+	return best
+}
+
+func sameKey(a, b Key) bool {
+	a.GPUs, b.GPUs = "", ""
+	return a == b
+}
+
+// give sends a task, the first of its queue, to a worker.
+func (c *Core) give(l *level, t *task) {
+	w := l.client
+	t.shape.queue.pop()
+	c.queued -= int64(len(t.body))
+	t.state, t.worker, t.level, t.why = running, w, l, ""
+	t.started = c.now
+	if !w.up {
+		panic("a task for a worker that is not there")
+	}
+	if len(l.tasks) == 0 {
+		l.since = c.now
+	}
+	l.tasks = append(l.tasks, t)
+	c.running++
+	w.seq++
+	t.seq = w.seq
+	c.recordGive(t, w, l)
+	c.exec(w, t)
+}
+
+// exec writes an Exec frame.
+func (c *Core) exec(w *client, t *task) {
+	if !w.known[t.fn] {
+		w.known[t.fn] = true
+		if f := t.shape.job.funcs[t.fn]; f != nil {
+			at := c.frame(w, sdk.MsgGiveFunc, 0)
+			w.out = append(w.out, f.frame...)
+			w.finish(at)
+		}
+	}
+	at := c.frame(w, sdk.MsgExec, 0)
+	b := append(w.out, t.id[:]...)
+	b = append(b, t.fn[:]...)
+	for _, v := range [...]uint32{t.attempt, t.seq, t.returns, t.flags, uint32(len(t.deps)), uint32(len(t.shape.text))} {
+		b = append(b, byte(v), byte(v>>8), byte(v>>16), byte(v>>24))
+	}
+	b = append(b, t.shape.text...)
+	for _, d := range t.deps {
+		b = append(b, d[:]...)
+		if o := c.objects[d]; o != nil && o.state == here {
+			b = sdk.AppendValue(b, o.kind, o.form, o.refs, o.size, o.data)
+		} else { // lost on the way; the worker asks for it, and is told why
+			b = sdk.AppendValue(b, sdk.Shared, 0, nil, 0, nil)
+		}
+	}
+	w.out = append(b, t.payload...)
+	w.finish(at)
+}
+
+// blocks lends out the cores of what waits.
+func (c *Core) blocks(l *level) {
+	if l.blocked {
+		return
+	}
+	cl := l.client
+	if cl.pool == nil {
+		l.blocked = true
+		if cl.Proc != "" && !c.mute {
+			c.room.Lend(cl.Proc, true)
+			c.nudge = true
+		}
+		return
+	}
+	if !l.has {
+		return
+	}
+	l.blocked = true
+	if l.need.CPU > 0 {
+		c.room.Give(wire.Resources{CPU: l.need.CPU}, core.Slot{CPUs: l.slot.CPUs})
+		c.nudge = true
+	}
+}
+
+// goesOn takes them back.
+func (c *Core) goesOn(l *level) {
+	l.on = l.on[:0]
+	if !l.blocked {
+		return
+	}
+	l.blocked = false
+	cl := l.client
+	if cl.pool == nil {
+		if cl.Proc != "" && !c.mute {
+			c.room.Lend(cl.Proc, false)
+		}
+		return
+	}
+	if l.has && l.need.CPU > 0 {
+		c.room.Keep(wire.Resources{CPU: l.need.CPU}, core.Slot{CPUs: l.slot.CPUs})
+	}
+	c.touched = append(c.touched, l)
+}
+
+// awake: the program waits no longer, for whatever reason.
+func (c *Core) awake(l *level) {
+	if l.waits == 0 {
+		return
+	}
+	l.waits = 0
+	for _, x := range l.on {
+		if o := c.objects[x]; o != nil {
+			for i := range o.subs {
+				if o.subs[i].level == l {
+					o.subs[i].level = nil
+				}
+			}
+		}
+	}
+	l.on = l.on[:0]
+	c.goesOn(l)
+}

@@ -1,0 +1,507 @@
+package tasks
+
+import (
+	"fmt"
+	"slices"
+
+	"launcher/internal/errs"
+	"launcher/wire/sdk"
+)
+
+// submit takes a task.
+func (c *Core) submit(cl *client, b []byte) error {
+	s, err := sdk.ParseSubmit(b)
+	if err != nil {
+		return err
+	}
+	if s.Task.Node() != c.cfg.Number || s.Task.Client() != cl.ID || s.Task.Index() != 0 {
+		return errs.New(errs.Permission, "client %d submits task %s, which is not its to submit", cl.ID, s.Task)
+	}
+	sh := cl.shapes[s.Shape]
+	if sh == nil {
+		return errs.New(errs.Invalid, "task %s has options %d, which were never told", s.Task, s.Shape)
+	}
+	if s.Returns > maxReturns && s.Returns != sdk.Stream {
+		return errs.New(errs.Invalid, "task %s of %s gives %d values, allowed are %d", s.Task, sh.name, s.Returns, maxReturns)
+	}
+	if !cl.fresh(s.Task.N()) {
+		return nil // sent again
+	}
+	body := slices.Clone(b)
+	s, _ = sdk.ParseSubmit(body)
+	t := &task{
+		id: s.Task, fn: s.Func, shape: sh, client: cl.ID, returns: s.Returns, flags: s.Flags, attempt: 1, retries: sh.retries,
+		body: body, payload: s.Payload, submitted: c.now, deps: idsOf(s.Deps), held: idsOf(s.Held),
+	}
+	if l := cl.top(); len(l.tasks) > 0 {
+		t.parent = l.tasks[0].id
+	}
+	c.tasks[t.id] = t
+	if t.returns == sdk.Stream {
+		t.stream = &stream{}
+	} else {
+		objs := make([]object, t.returns)
+		for i := range objs {
+			o := &objs[i]
+			o.id, o.task, o.holder = t.id.With(uint32(i)+1), t, cl.ID
+			c.objects[o.id] = o
+		}
+		t.alive = len(objs)
+	}
+	c.need(t)
+	return nil
+}
+
+func idsOf(b []byte) []id {
+	if len(b) == 0 {
+		return nil
+	}
+	out := make([]id, len(b)/16)
+	for i := range out {
+		copy(out[i][:], b[16*i:])
+	}
+	return out
+}
+
+// need lets a task wait for its arguments.
+func (c *Core) need(t *task) {
+	t.state, t.missing = waiting, 0
+	c.queued += int64(len(t.body))
+	var bad []byte
+	for _, d := range t.deps {
+		o := c.lookup(d)
+		if o == nil {
+			bad = c.lostError(d)
+			continue
+		}
+		o.uses++
+		if o.state == freed {
+			c.again(o)
+		}
+		if o.state != here {
+			o.waiters = append(o.waiters, t)
+			t.missing++
+		}
+	}
+	for _, d := range t.held {
+		if o := c.lookup(d); o != nil {
+			o.uses++
+		}
+	}
+	switch {
+	case bad != nil:
+		c.fails(t, bad)
+	case t.missing == 0:
+		c.enqueue(t)
+	}
+}
+
+// enqueue puts a task whose arguments are there in its queue.
+func (c *Core) enqueue(t *task) {
+	for _, d := range t.deps {
+		if o := c.objects[d]; o != nil && o.state == here && o.kind == sdk.Failure {
+			c.fails(t, o.data) // an argument is an error: so is what would come of it
+			return
+		}
+	}
+	if t.cancel {
+		c.fails(t, c.cancelled(t))
+		return
+	}
+	t.state, t.ready = queued, c.now
+	t.shape.queue.push(t)
+	c.wake(t.shape)
+}
+
+// requeue puts a task in front again: it was given out and comes back.
+func (c *Core) requeue(t *task) {
+	c.leaves(t)
+	t.state = queued
+	if t.cancel {
+		c.queued += int64(len(t.body))
+		c.fails(t, c.cancelled(t))
+		return
+	}
+	c.queued += int64(len(t.body))
+	t.shape.queue.pushFront(t)
+	c.wake(t.shape)
+}
+
+// wake lists a shape whose tasks wait for room.
+func (c *Core) wake(s *shape) {
+	if !s.waiting {
+		s.waiting = true
+		c.ready = append(c.ready, s)
+	}
+}
+
+// leaves takes a running task from its worker.
+func (c *Core) leaves(t *task) {
+	l := t.level
+	if l == nil {
+		return
+	}
+	t.level, t.worker = nil, nil
+	c.running--
+	if len(l.tasks) > 0 && l.tasks[0] == t {
+		l.tasks = l.tasks[1:]
+		l.since = c.now
+	} else if i := slices.Index(l.tasks, t); i >= 0 {
+		l.tasks = slices.Delete(l.tasks, i, i+1)
+	}
+	c.touched = append(c.touched, l)
+}
+
+func (c *Core) cancelled(t *task) []byte {
+	return c.errorOf("cancelled", fmt.Sprintf("task %s of %s was cancelled", t.id, t.shape.name), t)
+}
+
+// fails ends a task with one error for all of its outputs.
+func (c *Core) fails(t *task, data []byte) {
+	if t.state == done {
+		return
+	}
+	if t.stream != nil {
+		c.endStream(t, data)
+	} else {
+		for i := range t.returns {
+			if o := c.objects[t.id.With(i+1)]; o != nil {
+				c.fail(o, data)
+			}
+		}
+	}
+	c.ended(t)
+}
+
+// ended lets go of what a task needed. It stays, for its outputs to be made again, while
+// one of them is in shared memory, which can be lost.
+func (c *Core) ended(t *task) {
+	if t.state == waiting || t.state == queued {
+		c.queued -= int64(len(t.body))
+	}
+	if t.state == queued {
+		t.shape.queue.n--
+	}
+	if t.state == waiting && t.missing > 0 {
+		for _, d := range t.deps {
+			if o := c.objects[d]; o != nil {
+				o.waiters = slices.DeleteFunc(o.waiters, func(w *task) bool { return w == t })
+			}
+		}
+	}
+	c.leaves(t)
+	t.state = done
+	if c.mayLose(t) && !t.kept {
+		t.kept = true
+		c.lineage += int64(len(t.body))
+		c.kept = append(c.kept, t)
+		for _, d := range t.deps {
+			if o := c.objects[d]; o != nil {
+				o.lineage++
+			}
+		}
+	}
+	for _, d := range t.deps {
+		c.unuse(d)
+	}
+	for _, d := range t.held {
+		c.unuse(d)
+	}
+	if !t.kept && t.stream == nil {
+		c.forget(t)
+	}
+	for c.lineage > c.cfg.MaxLineage && len(c.kept) > 0 {
+		c.forget(c.kept[0])
+	}
+}
+
+// mayLose reports whether an output of a task that has ended is in shared memory.
+func (c *Core) mayLose(t *task) bool {
+	if t.returns == sdk.Stream {
+		return false
+	}
+	for i := range t.returns {
+		if o := c.objects[t.id.With(i+1)]; o != nil && o.kind == sdk.Shared {
+			return true
+		}
+	}
+	return false
+}
+
+// forget drops a task that has ended: what it made cannot be made again.
+func (c *Core) forget(t *task) {
+	delete(c.tasks, t.id)
+	if t.returns != sdk.Stream {
+		for i := range t.returns {
+			if o := c.objects[t.id.With(i+1)]; o != nil {
+				o.task = nil
+				if o.state == freed {
+					delete(c.objects, o.id)
+				}
+			}
+		}
+	}
+	if !t.kept {
+		return
+	}
+	t.kept = false
+	c.lineage -= int64(len(t.body))
+	if i := slices.Index(c.kept, t); i >= 0 {
+		c.kept = slices.Delete(c.kept, i, i+1)
+	}
+	for _, d := range t.deps {
+		if o := c.objects[d]; o != nil {
+			o.lineage--
+			c.unneeded(o)
+		}
+	}
+}
+
+// again makes an object again whose value is gone.
+func (c *Core) again(o *object) {
+	t := o.task
+	if o.state != freed {
+		return
+	}
+	if t == nil || t.retries == 0 && t.shape.retries == 0 {
+		o.state = missing
+		c.fail(o, c.errorOf("reconstruction", fmt.Sprintf("object %s is lost and cannot be made again: what made it is not known any more, or must not be repeated", o.id), nil))
+		return
+	}
+	o.state = missing
+	if t.state != done {
+		return // under way
+	}
+	// Its other outputs stay as they are: a value that is there is not replaced.
+	t.attempt++
+	c.need(t)
+}
+
+// result takes the end of a task.
+func (c *Core) result(cl *client, b []byte) error {
+	r, rest, err := sdk.ParseResult(b)
+	if err != nil {
+		return err
+	}
+	t := c.tasks[r.Task]
+	if t == nil || t.worker != cl || t.attempt != r.Attempt || t.state != running {
+		return nil // told twice, or fenced
+	}
+	sh := t.shape
+	if took := float64(r.End - r.Start); r.Status == sdk.ResultOK && took >= 0 {
+		if sh.mean == 0 {
+			sh.mean = max(took, 1)
+		} else {
+			sh.mean += (took - sh.mean) / 8
+		}
+	}
+	cl.ran++
+	c.note(t, cl, r)
+	switch {
+	case r.Status == sdk.ResultRetry && t.retries != 0 && !t.cancel:
+		c.retry(t)
+		return nil
+	case t.stream != nil:
+		var data []byte
+		if r.Status != sdk.ResultOK && r.Values > 0 {
+			v, _, err := sdk.CutValue(rest)
+			if err != nil {
+				return err
+			}
+			data = slices.Clone(v.Bytes)
+		}
+		c.endStream(t, data)
+		c.ended(t)
+		return nil
+	case r.Status == sdk.ResultOK && r.Values != int(t.returns):
+		c.fails(t, c.errorOf("internal", fmt.Sprintf("the worker gave %d values for task %s, which has %d", r.Values, t.id, t.returns), t))
+		return errs.New(errs.Corrupt, "a Result of %d values for a task that has %d", r.Values, t.returns)
+	}
+	var v sdk.Value
+	for i := range t.returns {
+		if int(i) < r.Values {
+			if v, rest, err = sdk.CutValue(rest); err != nil {
+				c.fails(t, c.errorOf("internal", "the worker gave a damaged value: "+err.Error(), t))
+				return err
+			}
+		}
+		if o := c.objects[t.id.With(i+1)]; o != nil {
+			c.fill(cl, o, &v)
+		}
+	}
+	if r.Status == sdk.ResultOK {
+		c.stats.done++
+	} else {
+		c.stats.failed++
+	}
+	c.ended(t)
+	return nil
+}
+
+// retry runs a task once more.
+func (c *Core) retry(t *task) {
+	if t.retries > 0 {
+		t.retries--
+	}
+	t.attempt++
+	c.requeue(t)
+}
+
+// handBack takes tasks back that a worker which waits has not begun.
+func (c *Core) handBack(cl *client, from uint32) {
+	for _, l := range cl.levels {
+		for i := len(l.tasks) - 1; i >= 0; i-- {
+			if l.tasks[i].seq >= from {
+				c.requeue(l.tasks[i])
+			}
+		}
+	}
+}
+
+// cancel ends a task that was asked to end.
+func (c *Core) cancel(x id, flags uint32) {
+	t := c.tasks[x]
+	if t == nil {
+		return
+	}
+	if flags&sdk.CancelRecursive != 0 {
+		for _, k := range c.children(x) {
+			c.cancel(k.id, flags)
+		}
+	}
+	switch t.state {
+	case waiting, queued:
+		t.cancel = true
+		c.stats.cancelled++
+		c.fails(t, c.cancelled(t))
+	case running:
+		t.cancel = true
+		if flags&sdk.CancelForce != 0 {
+			c.do(StopWorker{ID: t.worker.ID, Force: true})
+			return
+		}
+		at := c.frame(t.worker, sdk.MsgCancelTask, 0)
+		t.worker.out = append(t.worker.out, t.id[:]...)
+		t.worker.out = append(t.worker.out, byte(t.attempt), byte(t.attempt>>8), byte(t.attempt>>16), byte(t.attempt>>24))
+		t.worker.finish(at)
+	}
+}
+
+// children are the tasks that a task submitted and that have not ended.
+func (c *Core) children(x id) (out []*task) {
+	for _, t := range c.tasks {
+		if t.parent == x && t.state != done {
+			out = append(out, t)
+		}
+	}
+	slices.SortFunc(out, func(a, b *task) int { return slices.Compare(a.id[:], b.id[:]) })
+	return out
+}
+
+// item is an item of a stream; it is made when it is first asked for or first made.
+func (c *Core) item(t *task, i uint32) *object {
+	o := &object{id: t.id.With(i + 1), state: pending}
+	s := t.stream
+	switch {
+	case i < s.made:
+		return nil // it was there, and its last reference is gone
+	case s.over && i == s.made && s.last != nil:
+		o.state, o.kind, o.form, o.data, o.size = here, sdk.Failure, 1, s.last, int64(len(s.last))
+	case s.over:
+		o.state, o.kind = here, sdk.End
+	}
+	c.objects[o.id] = o
+	return o
+}
+
+// yield takes an item of a stream.
+func (c *Core) yield(cl *client, b []byte) error {
+	if len(b) < 24 {
+		return errs.New(errs.Corrupt, "Yield is cut short")
+	}
+	t := c.tasks[id(b[:16])]
+	attempt, i := u32(b[16:]), u32(b[20:])
+	v, _, err := sdk.CutValue(b[24:])
+	if err != nil {
+		return err
+	}
+	if t == nil || t.worker != cl || t.attempt != attempt || t.stream == nil || i >= maxReturns {
+		return nil
+	}
+	s := t.stream
+	if i < s.made {
+		return nil // made by an earlier attempt
+	}
+	o := c.objects[t.id.With(i+1)]
+	if o == nil {
+		o = &object{id: t.id.With(i + 1), state: pending}
+		c.objects[o.id] = o
+	}
+	if !s.left {
+		o.hold(t.client)
+	}
+	s.made = i + 1
+	if v.Kind == sdk.Shared || v.Kind == sdk.Inline {
+		c.fill(cl, o, &v)
+	}
+	if s.left {
+		c.taken(t, i+1)
+	}
+	return nil
+}
+
+// taken tells a generator how far its reader is.
+func (c *Core) taken(t *task, n uint32) {
+	s := t.stream
+	if n <= s.taken {
+		return
+	}
+	s.taken = n
+	if w := t.worker; w != nil && t.shape.window > 0 {
+		at := c.frame(w, sdk.MsgConsumed, 0)
+		w.out = append(w.out, t.id[:]...)
+		w.out = append(w.out, byte(n), byte(n>>8), byte(n>>16), byte(n>>24))
+		w.finish(at)
+	}
+}
+
+// endStream ends a stream, with an error or well.
+func (c *Core) endStream(t *task, data []byte) {
+	s := t.stream
+	s.over, s.last = true, data
+	var over []*object // readers that are ahead
+	for _, o := range c.objects {
+		if o.state == pending && o.id.Task() == t.id {
+			over = append(over, o)
+		}
+	}
+	slices.SortFunc(over, func(a, b *object) int { return slices.Compare(a.id[:], b.id[:]) })
+	for _, o := range over {
+		if data != nil && o.id.Index()-1 == s.made {
+			c.fail(o, data)
+			continue
+		}
+		o.kind = sdk.End
+		c.arrive(o)
+	}
+	if s.left {
+		t.stream = nil
+	}
+}
+
+// leaveStream: the reader wants no more of it.
+func (c *Core) leaveStream(t *task) {
+	s := t.stream
+	s.left = true
+	for i := s.taken; i < s.made; i++ {
+		if o := c.objects[t.id.With(i+1)]; o != nil {
+			o.drop(t.client)
+			c.unneeded(o)
+		}
+	}
+	if t.state == done {
+		c.forget(t)
+		return
+	}
+	c.taken(t, s.made) // it may go on to its end
+}

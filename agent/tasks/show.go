@@ -1,0 +1,303 @@
+package tasks
+
+import (
+	"cmp"
+	"encoding/hex"
+	"fmt"
+	"slices"
+	"strconv"
+
+	"launcher/wire"
+	"launcher/wire/sdk"
+)
+
+// maxEvents is how many ends of tasks are kept for the timeline.
+const maxEvents = 20_000
+
+// ring is the newest ends of tasks.
+type ring struct {
+	events  []event
+	next    int
+	dropped int64
+}
+
+type event struct {
+	id                    id
+	name                  string
+	job                   string
+	attempt               uint32
+	pid                   int
+	status                uint32
+	submitted, start, end int64
+}
+
+// note keeps the end of a task for the timeline.
+func (c *Core) note(t *task, w *client, r sdk.Result) {
+	e := event{t.id, t.shape.name, t.shape.job.key, t.attempt, w.PID, r.Status, t.submitted, r.Start, r.End}
+	if len(c.events.events) < maxEvents {
+		c.events.events = append(c.events.events, e)
+		return
+	}
+	c.events.events[c.events.next] = e
+	c.events.next = (c.events.next + 1) % maxEvents
+	c.events.dropped++
+}
+
+func jobID(key string) wire.JobID {
+	n, _ := strconv.ParseUint(key, 10, 32) // programs that no job started have other keys
+	return wire.JobID(n)
+}
+
+// Timeline gives the ends of tasks, oldest first.
+func (c *Core) Timeline(q wire.TimelineQuery) wire.Timeline {
+	out := wire.Timeline{Events: []wire.TaskEvent{}, Dropped: c.events.dropped}
+	n := len(c.events.events)
+	for i := range n {
+		e := &c.events.events[(c.events.next+i)%n]
+		if q.Job != 0 && jobID(e.job) != q.Job || e.end < q.Since {
+			continue
+		}
+		state := wire.TaskFailed
+		switch e.status {
+		case sdk.ResultOK:
+			state = wire.TaskDone
+		case sdk.ResultCancelled:
+			state = wire.TaskCancelled
+		}
+		out.Events = append(out.Events, wire.TaskEvent{ID: e.id.String(), Name: e.name, Job: jobID(e.job), Attempt: e.attempt, Worker: e.pid, State: state, Submitted: e.submitted, Start: e.start, End: e.end})
+	}
+	if q.Limit > 0 && len(out.Events) > q.Limit {
+		out.Dropped += int64(len(out.Events) - q.Limit)
+		out.Events = out.Events[len(out.Events)-q.Limit:]
+	}
+	return out
+}
+
+func (c *Core) stateOf(t *task) string {
+	switch {
+	case t.state == waiting:
+		return wire.TaskWaiting
+	case t.state == queued:
+		return wire.TaskQueued
+	case t.state == done:
+		return wire.TaskDone
+	case t.level != nil && t.level.blocked && len(t.level.tasks) > 0 && t.level.tasks[0] == t:
+		return wire.TaskBlocked
+	}
+	return wire.TaskRunning
+}
+
+// why says what a task waits for, in a line.
+func (c *Core) why(t *task) string {
+	switch t.state {
+	case waiting:
+		n := 0
+		first := ""
+		for _, d := range t.deps {
+			if o := c.objects[d]; o == nil || o.state != here {
+				if n++; n == 1 {
+					first = d.String()
+					if o != nil && o.task != nil {
+						first = "the result of " + o.task.shape.name + " (" + o.task.id.String() + ")"
+					}
+				}
+			}
+		}
+		if n > 1 {
+			return fmt.Sprintf("waits for %d arguments, first %s", n, first)
+		}
+		return "waits for its argument " + first
+	case queued:
+		ahead := 0
+		for _, s := range c.ready {
+			if s == t.shape || s.prio < t.shape.prio {
+				continue
+			}
+			ahead += s.queue.n
+		}
+		if t.why != "" {
+			return "waits for " + t.why
+		}
+		if f := t.shape.queue.first(); f != nil && f != t {
+			s := fmt.Sprintf("waits for its turn among %d of %s", t.shape.queue.n, t.shape.name)
+			if f.why != "" {
+				s += ", the first of which waits for " + f.why
+			}
+			return s
+		}
+		return fmt.Sprintf("waits for its turn: %d tasks of other shapes are queued", ahead)
+	case running:
+		if c.stateOf(t) == wire.TaskBlocked {
+			return fmt.Sprintf("runs in pid %d, and waits for %d objects", t.worker.PID, t.level.waits)
+		}
+		if t.level != nil && len(t.level.tasks) > 0 && t.level.tasks[0] != t {
+			return fmt.Sprintf("is with pid %d, behind %d others", t.worker.PID, slices.Index(t.level.tasks, t))
+		}
+		return fmt.Sprintf("runs in pid %d", t.worker.PID)
+	}
+	return "has ended"
+}
+
+func (c *Core) line(t *task) wire.SDKTask {
+	x := wire.SDKTask{ID: t.id.String(), Name: t.shape.name, Job: jobID(t.shape.job.key), State: c.stateOf(t), Attempt: t.attempt, Node: c.cfg.Node, Submitted: t.submitted, Started: t.started, Why: c.why(t)}
+	if t.worker != nil {
+		x.Worker = t.worker.PID
+	}
+	if !t.parent.IsZero() {
+		x.Parent = t.parent.String()
+	}
+	for _, d := range t.deps {
+		if o := c.objects[d]; t.state == waiting && (o == nil || o.state != here) && len(x.WaitsFor) < 8 {
+			x.WaitsFor = append(x.WaitsFor, d.String())
+		}
+	}
+	return x
+}
+
+// Tasks lists tasks that have not ended.
+func (c *Core) Tasks(q wire.SDKTaskQuery) wire.SDKTasks {
+	out := wire.SDKTasks{Tasks: []wire.SDKTask{}, Counts: []wire.SDKTaskCount{}}
+	type nameState struct{ name, state string }
+	counts := map[nameState]*wire.SDKTaskCount{}
+	var list []*task
+	for _, t := range c.tasks {
+		state := c.stateOf(t)
+		if len(q.States) == 0 && state == wire.TaskDone || len(q.States) > 0 && !slices.Contains(q.States, state) {
+			continue
+		}
+		if q.ID != "" && q.ID != t.id.String() && !c.makes(t, q.ID) || q.Job != 0 && jobID(t.shape.job.key) != q.Job || q.Name != "" && q.Name != t.shape.name {
+			continue
+		}
+		list = append(list, t)
+		k := nameState{t.shape.name, state}
+		if counts[k] == nil {
+			counts[k] = &wire.SDKTaskCount{Name: k.name, State: state, Why: c.why(t)}
+		}
+		counts[k].Count++
+	}
+	rank := func(t *task) int {
+		if t.state == running {
+			return 0
+		}
+		return 1
+	}
+	slices.SortFunc(list, func(a, b *task) int {
+		return cmp.Or(cmp.Compare(rank(a), rank(b)), cmp.Compare(a.submitted, b.submitted), cmp.Compare(a.id.N(), b.id.N()))
+	})
+	for _, t := range list {
+		if q.Limit > 0 && len(out.Tasks) >= q.Limit {
+			break
+		}
+		out.Tasks = append(out.Tasks, c.line(t))
+	}
+	for _, n := range counts {
+		out.Counts = append(out.Counts, *n)
+	}
+	slices.SortFunc(out.Counts, func(a, b wire.SDKTaskCount) int {
+		return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(a.State, b.State))
+	})
+	return out
+}
+
+// makes reports whether an object, by its id in hexadecimal, is one of a task's.
+func (c *Core) makes(t *task, object string) bool {
+	b, err := hex.DecodeString(object)
+	return err == nil && len(b) == 16 && id(b).Task() == t.id
+}
+
+// Objects lists objects that this node owns or holds, the largest first.
+func (c *Core) Objects(q wire.SDKObjectQuery) wire.SDKObjects {
+	out := wire.SDKObjects{Objects: []wire.SDKObject{}}
+	var list []*object
+	for _, o := range c.objects {
+		if q.ID != "" && q.ID != o.id.String() {
+			continue
+		}
+		out.Count++
+		if o.state == here && o.kind != sdk.Shared {
+			out.Inline += o.size
+		}
+		list = append(list, o)
+	}
+	slices.SortFunc(list, func(a, b *object) int {
+		return cmp.Or(cmp.Compare(b.size, a.size), slices.Compare(a.id[:], b.id[:]))
+	})
+	if q.Limit > 0 && len(list) > q.Limit {
+		list = list[:q.Limit]
+	}
+	for _, o := range list {
+		out.Objects = append(out.Objects, c.objectLine(o))
+	}
+	return out
+}
+
+func (c *Core) objectLine(o *object) wire.SDKObject {
+	x := wire.SDKObject{ID: o.id.String(), Size: o.size, Copy: o.fetched, Made: "put", Holders: []wire.Holder{}}
+	if o.task != nil {
+		x.Made, x.Job = o.task.shape.name, jobID(o.task.shape.job.key)
+	} else if !o.id.Put() {
+		x.Made = "a task"
+	}
+	if o.made != 0 {
+		x.Age = c.now - o.made
+	}
+	switch {
+	case o.state == pending || o.state == missing:
+		x.State = wire.ObjectPending
+	case o.state == freed:
+		x.State = wire.ObjectLost
+	case o.kind == sdk.Failure:
+		x.State = wire.ObjectError
+	case o.kind == sdk.Shared:
+		if x.State = wire.ObjectResident; !c.store.Resident(o.id) {
+			x.State = wire.ObjectSpilled
+		}
+	default:
+		x.State = wire.ObjectInline
+	}
+	for _, h := range append([]uint32{o.holder}, o.more...) {
+		if cl := c.clients[h]; cl != nil {
+			what := "driver"
+			if cl.pool != nil {
+				what = "worker"
+			}
+			x.Holders = append(x.Holders, wire.Holder{What: what, Who: fmt.Sprintf("pid %d", cl.PID), Count: 1})
+		}
+	}
+	if o.uses > 0 {
+		x.Holders = append(x.Holders, wire.Holder{What: "task", Who: "arguments and values", Count: int64(o.uses)})
+	}
+	if o.lineage > 0 {
+		x.Holders = append(x.Holders, wire.Holder{What: "lineage", Count: int64(o.lineage)})
+	}
+	return x
+}
+
+// Why says in lines what a task, or the task of an object, waits for.
+func (c *Core) Why(q wire.SDKWhyQuery) wire.SDKWhy {
+	b, err := hex.DecodeString(q.ID)
+	if err != nil || len(b) != 16 || id(b).Node() != c.cfg.Number {
+		return wire.SDKWhy{Lines: []string{}}
+	}
+	lines := []string{}
+	seen := map[id]bool{}
+	for t := c.tasks[id(b).Task()]; t != nil && !seen[t.id]; {
+		seen[t.id] = true
+		lines = append(lines, fmt.Sprintf("%s (%s) %s", t.shape.name, t.id, c.why(t)))
+		var next *task
+		for _, d := range t.deps {
+			if o := c.objects[d]; t.state == waiting && o != nil && o.state != here && o.task != nil {
+				next = o.task
+				break
+			}
+		}
+		t = next
+	}
+	if o := c.objects[id(b)]; len(lines) == 0 && o != nil {
+		lines = append(lines, fmt.Sprintf("object %s is %s", o.id, c.objectLine(o).State))
+	}
+	if len(lines) == 0 {
+		lines = append(lines, fmt.Sprintf("node %s knows no task or object %s: it has ended and nothing refers to it", c.cfg.Node, q.ID))
+	}
+	return wire.SDKWhy{Lines: lines}
+}

@@ -1,0 +1,312 @@
+package tasks
+
+import (
+	"slices"
+
+	"launcher/internal/errs"
+	"launcher/wire"
+	"launcher/wire/sdk"
+)
+
+// saved is one thing of a snapshot; exactly one of its fields is set.
+type saved struct {
+	Job    *savedJob
+	Client *savedClient
+	Task   *savedTask
+	Object *savedObject
+	Next   uint32
+}
+
+type savedJob struct {
+	Key   string
+	Funcs [][]byte
+}
+
+type savedClient struct {
+	Client uint32
+	Shapes map[uint32][]byte // as the frames told them
+	Seen   uint64
+	Gaps   []uint64
+	Known  [][]byte
+	Seq    uint32
+}
+
+type savedTask struct {
+	Client  uint32
+	Shape   []byte
+	Job     string
+	Body    []byte
+	Parent  []byte
+	Attempt uint32
+	Retries int32
+	State   uint8
+	Cancel  bool
+	Kept    bool
+	Times   [2]int64
+	Stream  bool
+	Made    uint32
+	Taken   uint32
+	Over    bool
+	Left    bool
+	Last    []byte
+}
+
+type savedObject struct {
+	ID      []byte
+	State   uint8
+	Kind    uint8
+	Form    uint8
+	Size    int64
+	Data    []byte
+	Refs    [][]byte
+	Holders []uint32
+	Fetched bool
+	Made    int64
+	Lineage bool // its task is to be linked
+}
+
+// Snapshot gives the state as records that Restore takes, in pieces.
+func (c *Core) Snapshot() [][]byte {
+	var out [][]byte
+	var cur []byte
+	add := func(kind uint8, client uint32, typ uint16, body []byte) {
+		cur = appendRecord(cur, kind, client, typ, c.now, body)
+		if len(cur) > 4<<20 {
+			out, cur = append(out, cur), nil
+		}
+	}
+	state := func(s saved) { add(recState, 0, 0, wire.Marshal(s)) }
+	state(saved{Next: c.nextID})
+	jobs := map[string]*job{}
+	for _, cl := range c.sortedClients() {
+		jobs[cl.job.key] = cl.job
+	}
+	clients := c.sortedClients()
+	for _, cl := range clients {
+		if cl.pool == nil {
+			add(recConnect, cl.ID, 0, wire.Marshal(cl.Client))
+		}
+		s := savedClient{Client: cl.ID, Shapes: map[uint32][]byte{}, Seen: cl.seen, Seq: cl.seq}
+		for n, sh := range cl.shapes {
+			s.Shapes[n] = sh.text
+		}
+		for g := range cl.gaps {
+			s.Gaps = append(s.Gaps, g)
+		}
+		slices.Sort(s.Gaps)
+		if cl.pool == nil {
+			state(saved{Client: &s})
+		}
+	}
+	for _, cl := range clients {
+		if cl.pool == nil {
+			continue
+		}
+		l := cl.levels[0]
+		n := newWorker{Key: cl.pool.key, Need: l.need, Slot: l.slot}
+		if l.has {
+			n.Shape = []byte(l.shape.id)
+		}
+		add(recWorker, cl.ID, 0, wire.Marshal(n))
+		if cl.up {
+			add(recConnect, cl.ID, 0, wire.Marshal(cl.Client))
+		}
+		s := savedClient{Client: cl.ID, Shapes: map[uint32][]byte{}, Seen: cl.seen, Seq: cl.seq}
+		for n, sh := range cl.shapes {
+			s.Shapes[n] = sh.text
+		}
+		state(saved{Client: &s})
+	}
+	for _, key := range sortedKeys(jobs) {
+		s := savedJob{Key: key}
+		for _, f := range jobs[key].funcs {
+			s.Funcs = append(s.Funcs, f.frame)
+		}
+		slices.SortFunc(s.Funcs, slices.Compare[[]byte])
+		state(saved{Job: &s})
+	}
+	var objs []*object
+	for _, o := range c.objects {
+		objs = append(objs, o)
+	}
+	slices.SortFunc(objs, func(a, b *object) int { return slices.Compare(a.id[:], b.id[:]) })
+	for _, o := range objs {
+		s := savedObject{ID: o.id[:], State: uint8(o.state), Kind: o.kind, Form: o.form, Size: o.size, Data: o.data, Fetched: o.fetched, Made: o.made, Lineage: o.task != nil}
+		for i := range o.refs {
+			s.Refs = append(s.Refs, o.refs[i][:])
+		}
+		if o.holder != 0 {
+			s.Holders = append([]uint32{o.holder}, o.more...)
+		}
+		state(saved{Object: &s})
+	}
+	// Tasks in the order of their queues, so that they wait in that order again.
+	ts := c.sortedTasks()
+	slices.SortStableFunc(ts, func(a, b *task) int { return int(a.ready - b.ready) })
+	for _, t := range ts {
+		s := savedTask{Client: t.client, Shape: []byte(t.shape.id), Job: t.shape.job.key, Body: t.body, Parent: t.parent[:], Attempt: t.attempt, Retries: t.retries, State: uint8(t.state), Cancel: t.cancel, Kept: t.kept, Times: [2]int64{t.submitted, t.ready}}
+		if st := t.stream; st != nil {
+			s.Stream, s.Made, s.Taken, s.Over, s.Left, s.Last = true, st.made, st.taken, st.over, st.left, st.last
+		}
+		state(saved{Task: &s})
+	}
+	for _, cl := range clients {
+		for i, l := range cl.levels {
+			for k, t := range l.tasks {
+				if k == 0 {
+					add(recGive, cl.ID, 0, wire.Marshal(given{t.id[:], t.attempt, t.seq, i, l.need, l.slot}))
+				} else {
+					b := append(slices.Clone(t.id[:]), le32(t.attempt)...)
+					b = append(append(b, le32(t.seq)...), le32(uint32(i))...)
+					add(recGive, cl.ID, 1, b)
+				}
+			}
+		}
+	}
+	return append(out, cur)
+}
+
+func le32(v uint32) []byte { return []byte{byte(v), byte(v >> 8), byte(v >> 16), byte(v >> 24)} }
+
+func sortedKeys[V any](m map[string]V) []string {
+	out := make([]string, 0, len(m))
+	for k := range m {
+		out = append(out, k)
+	}
+	slices.Sort(out)
+	return out
+}
+
+func (c *Core) restoreState(b []byte) error {
+	var s saved
+	if err := wire.Unmarshal(b, &s); err != nil {
+		return err
+	}
+	switch {
+	case s.Job != nil:
+		j := c.jobOf(s.Job.Key)
+		for _, f := range s.Job.Funcs {
+			if len(f) < 20 || int64(u32(f[16:])) > int64(len(f)-20) {
+				return errs.New(errs.Corrupt, "a function in the log of tasks is damaged")
+			}
+			x := &function{id: funcID(f[:16]), job: s.Job.Key, name: string(f[20 : 20+u32(f[16:])]), frame: f}
+			j.funcs[x.id] = x
+		}
+	case s.Client != nil:
+		return c.restoreClient(s.Client)
+	case s.Task != nil:
+		return c.restoreTask(s.Task)
+	case s.Object != nil:
+		return c.restoreObject(s.Object)
+	default:
+		c.nextID = max(c.nextID, s.Next)
+	}
+	return nil
+}
+
+func (c *Core) restoreClient(s *savedClient) error {
+	cl := c.clients[s.Client]
+	if cl == nil {
+		return nil
+	}
+	for n, text := range s.Shapes {
+		if err := c.shape(cl, append(le32(n), text...)); err != nil {
+			return err
+		}
+	}
+	cl.seen, cl.seq = s.Seen, s.Seq
+	for _, g := range s.Gaps {
+		if cl.gaps == nil {
+			cl.gaps = map[uint64]struct{}{}
+		}
+		cl.gaps[g] = struct{}{}
+	}
+	return nil
+}
+
+func (c *Core) restoreObject(s *savedObject) error {
+	if len(s.ID) != 16 {
+		return errs.New(errs.Corrupt, "an object in the log of tasks is damaged")
+	}
+	x := id(s.ID)
+	o := c.objects[x]
+	if o == nil {
+		o = &object{id: x}
+		c.objects[x] = o
+	}
+	o.state, o.kind, o.form, o.size, o.data, o.fetched, o.made = objState(s.State), s.Kind, s.Form, s.Size, s.Data, s.Fetched, s.Made
+	for _, r := range s.Refs {
+		if len(r) == 16 {
+			o.refs = append(o.refs, id(r))
+			c.bare(id(r)).uses++
+		}
+	}
+	for _, h := range s.Holders {
+		o.hold(h)
+	}
+	return nil
+}
+
+// bare finds an object whose own record may come later.
+func (c *Core) bare(x id) *object {
+	o := c.objects[x]
+	if o == nil {
+		o = &object{id: x, state: pending}
+		c.objects[x] = o
+	}
+	return o
+}
+
+func (c *Core) restoreTask(s *savedTask) error {
+	p, err := sdk.ParseSubmit(s.Body)
+	if err != nil || len(s.Parent) != 16 {
+		return errs.New(errs.Corrupt, "a task in the log of tasks is damaged")
+	}
+	sh := c.jobOf(s.Job).shapes[string(s.Shape)]
+	if sh == nil {
+		return nil // its clients are gone
+	}
+	t := &task{
+		id: p.Task, fn: p.Func, shape: sh, client: s.Client, returns: p.Returns, flags: p.Flags, attempt: s.Attempt, retries: s.Retries, cancel: s.Cancel,
+		body: s.Body, payload: p.Payload, submitted: s.Times[0], ready: s.Times[1], deps: idsOf(p.Deps), held: idsOf(p.Held), parent: id(s.Parent),
+	}
+	c.tasks[t.id] = t
+	if s.Stream {
+		t.stream = &stream{made: s.Made, taken: s.Taken, over: s.Over, left: s.Left, last: s.Last}
+	} else if t.returns != sdk.Stream {
+		for i := range t.returns {
+			if o := c.objects[t.id.With(i+1)]; o != nil {
+				o.task = t
+				t.alive++
+			}
+		}
+	}
+	if t.state = state(s.State); t.state == done {
+		if t.kept = s.Kept; t.kept {
+			c.lineage += int64(len(t.body))
+			c.kept = append(c.kept, t)
+			for _, d := range t.deps {
+				c.bare(d).lineage++
+			}
+		}
+		return nil
+	}
+	for _, d := range t.deps {
+		o := c.bare(d)
+		o.uses++
+		if t.state == waiting && o.state != here {
+			o.waiters = append(o.waiters, t)
+			t.missing++
+		}
+	}
+	for _, d := range t.held {
+		c.bare(d).uses++
+	}
+	c.queued += int64(len(t.body))
+	if t.state != waiting { // those that run are given out by the records that follow
+		t.state = queued
+		sh.queue.push(t)
+		c.wake(sh)
+	}
+	return nil
+}

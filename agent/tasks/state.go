@@ -1,0 +1,279 @@
+package tasks
+
+import (
+	"slices"
+
+	"launcher/agent/core"
+	"launcher/wire"
+	"launcher/wire/sdk"
+)
+
+type (
+	id     = wire.ObjectID
+	funcID = sdk.FuncID
+)
+
+// function is code that tasks run.
+type function struct {
+	id    funcID
+	job   string
+	name  string
+	frame []byte // body of the Func frame
+}
+
+// shape is the options that tasks have in common, and those tasks that wait for room.
+type shape struct {
+	id      string // its key in its job
+	job     *job
+	text    []byte // the options as they came, told to workers
+	name    string
+	need    wire.Resources
+	key     Key // without GPUs
+	retries int32
+	prio    int
+	time    int64 // declared
+	place   wire.Strategy
+	window  uint32 // items that a stream may be ahead of its reader; 0 = no bound
+
+	queue   fifo
+	mean    float64 // nanoseconds that such a task takes, 0 = unknown
+	waiting bool    // listed in Core.ready
+}
+
+// fifo is a queue of tasks; those that left it are skipped.
+type fifo struct {
+	items []*task
+	head  int
+	n     int
+}
+
+func (f *fifo) push(t *task) { f.items = append(f.items, t); f.n++ }
+
+func (f *fifo) pushFront(t *task) {
+	if f.head > 0 {
+		f.head--
+		f.items[f.head] = t
+	} else {
+		f.items = slices.Insert(f.items, 0, t)
+	}
+	f.n++
+}
+
+// first gives the oldest task that still waits.
+func (f *fifo) first() *task {
+	for f.head < len(f.items) {
+		if t := f.items[f.head]; t != nil && t.state == queued {
+			return t
+		}
+		f.items[f.head] = nil
+		f.head++
+	}
+	f.items, f.head = f.items[:0], 0
+	return nil
+}
+
+// pop takes the first out; it must be there.
+func (f *fifo) pop() {
+	f.items[f.head] = nil
+	f.head++
+	f.n--
+	if f.head > 1024 && 2*f.head > len(f.items) {
+		n := copy(f.items, f.items[f.head:])
+		clear(f.items[n:])
+		f.items, f.head = f.items[:n], 0
+	}
+}
+
+// job is what belongs together and ends together.
+type job struct {
+	key     string
+	shapes  map[string]*shape
+	drivers int
+	funcs   map[funcID]*function
+	over    bool
+}
+
+type state uint8
+
+// States of a task.
+const (
+	waiting state = iota // for deps
+	queued
+	running // sent to a worker
+	done
+)
+
+// task is one submitted call. While an output of it is alive and might be lost it stays
+// after its end (lineage).
+type task struct {
+	id      id
+	fn      funcID
+	shape   *shape
+	parent  id
+	client  uint32 // who submitted it; 0 = gone
+	returns uint32
+	flags   uint32
+	state   state
+	cancel  bool // asked for
+	kept    bool // its deps are held for lineage only
+	attempt uint32
+	retries int32
+	missing int // deps that are not there
+	body    []byte
+	deps    []id
+	held    []id
+	payload []byte // in body
+	worker  *client
+	seq     uint32
+	level   *level
+	alive   int // outputs that are referred to
+	stream  *stream
+	why     string // it cannot run at the moment
+
+	submitted, ready, started int64
+}
+
+// stream is what a generator task has made so far.
+type stream struct {
+	made  uint32
+	taken uint32
+	over  bool
+	left  bool   // the reader is gone
+	last  []byte // an error that ended it, as an error value
+}
+
+type objState uint8
+
+// States of an object.
+const (
+	pending objState = iota
+	here             // inline, shared or error: kind says
+	freed            // its value is not needed, only how to make it
+	missing          // its value is lost and is being made again
+)
+
+// object is one value, or the promise of one.
+type object struct {
+	id      id
+	state   objState
+	kind    uint8 // sdk.Inline, Shared, Failure, End
+	form    uint8
+	size    int64
+	data    []byte
+	refs    []id // inside the value
+	task    *task
+	uses    int // by tasks and values
+	lineage int // by finished tasks that may have to run again
+	holder  uint32
+	more    []uint32
+	subs    []sub
+	waiters []*task
+	fetched bool // another node's
+	made    int64
+	gets    int // readers that the store is bringing it back for
+}
+
+// sub is a client that asked for an object.
+type sub struct {
+	client uint32
+	flags  uint32
+	level  *level // that waits for it; nil = none
+}
+
+func (o *object) holders() int {
+	n := len(o.more)
+	if o.holder != 0 {
+		n++
+	}
+	return n
+}
+
+func (o *object) hold(client uint32) {
+	switch {
+	case o.holder == client || slices.Contains(o.more, client):
+	case o.holder == 0:
+		o.holder = client
+	default:
+		o.more = append(o.more, client)
+	}
+}
+
+func (o *object) drop(client uint32) {
+	if o.holder == client {
+		o.holder = 0
+		if n := len(o.more); n > 0 {
+			o.holder, o.more = o.more[n-1], o.more[:n-1]
+		}
+		return
+	}
+	if i := slices.Index(o.more, client); i >= 0 {
+		o.more = slices.Delete(o.more, i, i+1)
+	}
+}
+
+// needed reports whether anything wants the value.
+func (o *object) needed() bool {
+	return o.holder != 0 || o.uses > 0 || len(o.subs) > 0 || len(o.waiters) > 0
+}
+
+// client is a driver or a worker.
+type client struct {
+	Client
+	job    *job
+	shapes map[uint32]*shape
+	out    []byte
+	dirty  bool
+	away   int64  // since when its connection is broken; 0 = it is there
+	level0 level  // of a driver: what it waits for
+	seen   uint64 // its count, as far as it is known
+	gaps   map[uint64]struct{}
+
+	// Of a worker:
+	pool   *pool
+	up     bool
+	ending bool
+	levels []*level // [0] is the pipeline; further ones are nested runs
+	seq    uint32
+	known  map[funcID]bool
+	idleAt int64
+	drawn  uint32 // sequences below it that were withdrawn may still be in its socket
+	asked  bool   // a Withdraw is under way
+	ran    int
+}
+
+// level is what a worker does at one depth of its stack.
+type level struct {
+	client  *client
+	shape   *shape
+	tasks   []*task // sent, in order; the first runs
+	need    wire.Resources
+	slot    core.Slot
+	has     bool // the room is taken
+	logged  bool // and the log has it
+	blocked bool // and lent, as far as it is cores
+	waits   int  // objects that it waits for
+	on      []id // they, and some that have come
+	since   int64
+}
+
+// top is where a client's code is now.
+func (c *client) top() *level {
+	if n := len(c.levels); n > 0 {
+		return c.levels[n-1]
+	}
+	return &c.level0
+}
+
+// busy reports whether a worker has anything.
+func (c *client) busy() bool {
+	return slices.ContainsFunc(c.levels, func(l *level) bool { return len(l.tasks) > 0 })
+}
+
+// pool is the workers of a key.
+type pool struct {
+	key      Key
+	idle     []*client
+	starting int
+	failed   int
+	lastErr  string
+}

@@ -1,0 +1,254 @@
+package tasks
+
+import (
+	"fmt"
+	"slices"
+
+	"launcher/agent/core"
+	"launcher/wire"
+	"launcher/wire/sdk"
+)
+
+// WorkerFailed: a worker could not be started.
+func (c *Core) WorkerFailed(now int64, worker uint32, why string) {
+	c.now = now
+	w := c.clients[worker]
+	if w == nil || w.pool == nil || w.up {
+		return
+	}
+	w.pool.failed++
+	w.pool.lastErr = why
+	c.gone(w, why)
+}
+
+// Gone: the process of a client is dead.
+func (c *Core) Gone(now int64, client uint32, cause string) {
+	c.now = now
+	if cl := c.clients[client]; cl != nil {
+		if cl.pool != nil && !cl.up { // it died before it said anything
+			cl.pool.failed++
+			cl.pool.lastErr = cause
+		}
+		c.gone(cl, cause)
+	}
+}
+
+func (c *Core) gone(cl *client, cause string) {
+	c.recordGone(cl.ID)
+	delete(c.clients, cl.ID)
+	c.unsubscribe(cl.ID)
+	if cl.pool != nil {
+		c.workerGone(cl, cause)
+	} else {
+		if cl.level0.blocked && cl.Proc != "" && !c.mute {
+			c.room.Lend(cl.Proc, false)
+		}
+		c.driverGone(cl)
+	}
+	for _, o := range c.objects {
+		if o.holder == cl.ID || slices.Contains(o.more, cl.ID) {
+			o.drop(cl.ID)
+			c.unneeded(o)
+		}
+	}
+	for _, t := range c.tasks {
+		if t.client == cl.ID && t.stream != nil && !t.stream.left {
+			c.leaveStream(t)
+		}
+	}
+}
+
+// workerGone runs what it ran again, or says that it died.
+func (c *Core) workerGone(w *client, cause string) {
+	if !w.ending {
+		c.workers--
+	}
+	p := w.pool
+	if !w.up {
+		p.starting--
+	}
+	p.idle = slices.DeleteFunc(p.idle, func(x *client) bool { return x == w })
+	for i := len(w.levels) - 1; i >= 0; i-- {
+		l := w.levels[i]
+		ts := slices.Clone(l.tasks)
+		for k := len(ts) - 1; k >= 0; k-- {
+			t := ts[k]
+			switch {
+			case k > 0: // sent ahead: most likely not begun
+				t.attempt++
+				c.requeue(t)
+			case t.cancel:
+				c.fails(t, c.cancelled(t))
+			case t.retries != 0:
+				c.retry(t)
+			default:
+				c.stats.failed++
+				c.fails(t, c.errorOf("worker_crashed", fmt.Sprintf("the worker that ran %s (pid %d on node %s) died: %s", t.shape.name, w.PID, c.cfg.Node, cause), t, "max_retries lets such a task run again"))
+			}
+		}
+		if l.has {
+			c.leaveRoom(l)
+		}
+	}
+}
+
+// driverGone ends what only it could want.
+func (c *Core) driverGone(cl *client) {
+	j := cl.job
+	for _, t := range c.sortedTasks() {
+		if t.client == cl.ID && t.state != done {
+			c.cancel(t.id, sdk.CancelRecursive)
+		}
+	}
+	if j.drivers--; j.drivers > 0 {
+		return
+	}
+	j.over = true
+	delete(c.jobs, j.key)
+	for _, t := range c.sortedTasks() {
+		if t.shape.job == j && t.state != done {
+			t.cancel = true
+			if t.state != running {
+				c.fails(t, c.cancelled(t))
+			}
+		}
+	}
+	for _, w := range c.sortedClients() {
+		if w.pool == nil || w.job != j {
+			continue
+		}
+		if !w.ending {
+			w.ending = true
+			c.workers--
+		}
+		c.do(StopWorker{ID: w.ID, Force: true})
+	}
+	c.do(JobOver{Job: j.key})
+}
+
+func (c *Core) sortedTasks() []*task {
+	out := make([]*task, 0, len(c.tasks))
+	for _, t := range c.tasks {
+		out = append(out, t)
+	}
+	slices.SortFunc(out, func(a, b *task) int { return slices.Compare(a.id[:], b.id[:]) })
+	return out
+}
+
+// Withdrawn answers Withdraw: the worker had begun Exec frames up to a sequence; later
+// ones it skips.
+func (c *Core) Withdrawn(now int64, worker, begun, to uint32) {
+	c.now = now
+	w := c.clients[worker]
+	if w == nil || w.pool == nil {
+		return
+	}
+	w.asked = false
+	if len(w.levels) == 0 {
+		return
+	}
+	l := w.levels[0]
+	for i := len(l.tasks) - 1; i > 0; i-- {
+		if t := l.tasks[i]; t.seq > begun && t.seq < to {
+			c.recordBack(t)
+			c.requeue(t)
+		}
+	}
+}
+
+// Tick looks at what only time tells.
+func (c *Core) Tick(now int64) {
+	c.now = now
+	for _, cl := range c.sortedClients() {
+		if cl.away != 0 && now-cl.away >= returnBound {
+			c.gone(cl, "it did not come back after its connection broke")
+			continue
+		}
+		if cl.pool != nil && cl.up && !cl.asked && len(cl.levels) == 1 {
+			// What was sent behind a long task goes to whoever has time.
+			if l := cl.levels[0]; len(l.tasks) > 1 && !l.blocked && now-l.since >= longTask {
+				cl.asked = true
+				l.shape.mean = max(l.shape.mean, float64(shortTask))
+				c.do(Withdraw{Client: cl.ID, From: l.tasks[1].seq, To: cl.seq + 1})
+			}
+		}
+	}
+	idle := 0
+	for _, p := range c.pools {
+		idle += len(p.idle)
+	}
+	for idle > c.cfg.Cores {
+		var w *client
+		for _, p := range c.pools {
+			for _, x := range p.idle {
+				if w == nil || x.idleAt < w.idleAt || x.idleAt == w.idleAt && x.ID < w.ID {
+					w = x
+				}
+			}
+		}
+		if w == nil || now-w.idleAt < idleBound {
+			break
+		}
+		c.endWorker(w)
+		idle--
+	}
+	for k, p := range c.pools {
+		if len(p.idle) == 0 && p.starting == 0 && !c.used(p) {
+			delete(c.pools, k)
+		}
+	}
+}
+
+func (c *Core) used(p *pool) bool {
+	for _, cl := range c.clients {
+		if cl.pool == p {
+			return true
+		}
+	}
+	return false
+}
+
+// Due is how soon Tick is wanted: soon while tasks are sent ahead, else rarely; 0 = not at
+// all.
+func (c *Core) Due(now int64) int64 {
+	if len(c.clients) == 0 {
+		return 0
+	}
+	for _, ls := range c.active {
+		for _, l := range ls {
+			if len(l.tasks) > 1 {
+				return now + longTask
+			}
+		}
+	}
+	return now + second
+}
+
+// Retake books the room of all workers again, after a restart of the agent.
+func (c *Core) Retake() {
+	for _, cl := range c.sortedClients() {
+		for _, l := range cl.levels {
+			if !l.has {
+				continue
+			}
+			need, slot := l.need, l.slot
+			if l.blocked {
+				need.CPU, slot = 0, core.Slot{GPUs: slot.GPUs}
+			}
+			c.room.Keep(need, slot)
+		}
+	}
+}
+
+// Needs gives what a program waits for on other nodes: shapes that this node has no room
+// for, with how many tasks of each.
+func (c *Core) Needs() (out []wire.Demanded) {
+	for i, s := range c.ready {
+		t := s.queue.first()
+		if t == nil || s.queue.n <= 0 {
+			continue
+		}
+		out = append(out, wire.Demanded{ID: uint32(i + 1), Shape: wire.Shape{Resources: s.need, Strategy: s.place, Priority: s.prio, Time: s.time}, Waiting: uint32(s.queue.n), Since: t.ready})
+	}
+	return out
+}
