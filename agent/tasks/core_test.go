@@ -11,8 +11,8 @@ import (
 	"launcher/wire/sdk"
 )
 
-// world is a node for tests: room, memory, and workers that say and do what a test wants.
-type world struct {
+// desk is a node for tests: room, memory, and workers that say and do what a test wants.
+type desk struct {
 	t      testing.TB
 	c      *Core
 	now    int64
@@ -32,33 +32,33 @@ type frame struct {
 	body []byte
 }
 
-func newWorld(t testing.TB, cores int) *world {
-	w := &world{t: t, now: 1e9, sealed: map[id]bool{}, in: map[uint32][]frame{}}
+func newDesk(t testing.TB, cores int) *desk {
+	w := &desk{t: t, now: 1e9, sealed: map[id]bool{}, in: map[uint32][]frame{}}
 	w.total = wire.Resources{CPU: int64(cores) * wire.Unit, Memory: 1 << 40}
 	w.free = w.total
 	w.c = New(Config{Number: 7, Node: "local-0", Cores: cores}, w, w)
 	return w
 }
 
-func (w *world) Take(_ int64, need wire.Resources, _ int64) (core.Slot, bool) {
+func (w *desk) Take(_ int64, need wire.Resources, _ int64) (core.Slot, bool) {
 	if !w.free.Fits(need) {
 		return core.Slot{}, false
 	}
 	w.free = w.free.Add(need, -1)
 	return core.Slot{}, true
 }
-func (w *world) Keep(need wire.Resources, _ core.Slot) { w.free = w.free.Add(need, -1) }
-func (w *world) Give(need wire.Resources, _ core.Slot) {
+func (w *desk) Keep(need wire.Resources, _ core.Slot) { w.free = w.free.Add(need, -1) }
+func (w *desk) Give(need wire.Resources, _ core.Slot) {
 	w.free = w.free.Add(need, 1)
 	if w.free.CPU > w.total.CPU {
 		w.t.Fatalf("more room than there is: %s of %s", w.free, w.total)
 	}
 }
-func (w *world) Lend(string, bool)              {}
-func (w *world) Could(need wire.Resources) bool { return w.total.Fits(need) }
-func (w *world) Total() wire.Resources          { return w.total }
-func (w *world) Resident(x id) bool             { return w.sealed[x] }
-func (w *world) Seal(_ uint32, x id, _ byte, _ uint32, off, size int64) error {
+func (w *desk) Lend(string, bool)              {}
+func (w *desk) Could(need wire.Resources) bool { return w.total.Fits(need) }
+func (w *desk) Total() wire.Resources          { return w.total }
+func (w *desk) Resident(x id) bool             { return w.sealed[x] }
+func (w *desk) Seal(_ uint32, x id, _ byte, _ uint32, off, size int64) error {
 	if off < 0 {
 		return errs.New(errs.Invalid, "a bad place")
 	}
@@ -67,7 +67,7 @@ func (w *world) Seal(_ uint32, x id, _ byte, _ uint32, off, size int64) error {
 }
 
 // take lets the reactor settle and sorts out what came of it.
-func (w *world) take() {
+func (w *desk) take() {
 	out := w.c.Take(w.now)
 	w.log = append(w.log, out.Records...)
 	for _, e := range out.Effects {
@@ -92,18 +92,18 @@ func (w *world) take() {
 	w.c.Sent()
 }
 
-func (w *world) driver(client uint32) {
+func (w *desk) driver(client uint32) {
 	if err := w.c.Connect(w.now, Client{ID: client, Kind: sdk.KindDriver, Language: "python", Job: "d1", PID: 100, Program: "python3"}); err != nil {
 		w.t.Fatal(err)
 	}
 	w.shape(client, 1, map[string]any{"name": "f"})
 }
 
-func (w *world) shape(client, n uint32, o map[string]any) {
+func (w *desk) shape(client, n uint32, o map[string]any) {
 	w.frame(client, sdk.MsgShape, append(le32(n), wire.Marshal(o)...))
 }
 
-func (w *world) frame(client uint32, typ uint16, body []byte) {
+func (w *desk) frame(client uint32, typ uint16, body []byte) {
 	w.t.Helper()
 	if err := w.c.Frame(w.now, client, typ, body); err != nil {
 		w.t.Fatalf("frame %#x: %v", typ, err)
@@ -111,7 +111,7 @@ func (w *world) frame(client uint32, typ uint16, body []byte) {
 }
 
 // startAll brings up the workers that were ordered.
-func (w *world) startAll() {
+func (w *desk) startAll() {
 	for _, s := range w.starts {
 		if err := w.c.Connect(w.now, Client{ID: s.ID, Kind: sdk.KindWorker, PID: 1000 + int(s.ID)}); err != nil {
 			w.t.Fatal(err)
@@ -165,7 +165,7 @@ func get(flags uint32, ids ...id) []byte {
 }
 
 // execs takes the Exec frames that a worker got.
-func (w *world) execs(worker uint32) (out []id, attempts []uint32) {
+func (w *desk) execs(worker uint32) (out []id, attempts []uint32) {
 	var rest []frame
 	for _, f := range w.in[worker] {
 		if f.typ == sdk.MsgExec {
@@ -180,7 +180,7 @@ func (w *world) execs(worker uint32) (out []id, attempts []uint32) {
 }
 
 // objects takes the Object frames that a client got: id to kind and bytes.
-func (w *world) objects(client uint32) map[id]string {
+func (w *desk) objects(client uint32) map[id]string {
 	out := map[id]string{}
 	var rest []frame
 	for _, f := range w.in[client] {
@@ -195,7 +195,7 @@ func (w *world) objects(client uint32) map[id]string {
 }
 
 func TestCallAndResult(t *testing.T) {
-	w := newWorld(t, 2)
+	w := newDesk(t, 2)
 	w.driver(1)
 	x := taskOf(1, 1)
 	w.frame(1, sdk.MsgSubmit, submit(x, 1, 1))
@@ -228,7 +228,7 @@ func TestCallAndResult(t *testing.T) {
 }
 
 func TestArgumentsAreWaitedForAndErrorsPassedOn(t *testing.T) {
-	w := newWorld(t, 1)
+	w := newDesk(t, 1)
 	w.driver(1)
 	a, b, c := taskOf(1, 1), taskOf(1, 2), taskOf(1, 3)
 	w.frame(1, sdk.MsgSubmit, submit(a, 1, 1))
@@ -255,7 +255,7 @@ func TestArgumentsAreWaitedForAndErrorsPassedOn(t *testing.T) {
 }
 
 func TestWorkerDeathRetriesThenFails(t *testing.T) {
-	w := newWorld(t, 1)
+	w := newDesk(t, 1)
 	w.driver(1)
 	w.shape(1, 2, map[string]any{"name": "g", "max_retries": 1})
 	x := taskOf(1, 1)
@@ -280,7 +280,7 @@ func TestWorkerDeathRetriesThenFails(t *testing.T) {
 }
 
 func TestRecursionDeeperThanWorkers(t *testing.T) {
-	w := newWorld(t, 1)
+	w := newDesk(t, 1)
 	w.c.cfg.MaxWorkers = 4
 	w.driver(1)
 	const depth = 50
@@ -338,7 +338,7 @@ func TestRecursionDeeperThanWorkers(t *testing.T) {
 }
 
 func TestLostSharedResultIsMadeAgain(t *testing.T) {
-	w := newWorld(t, 1)
+	w := newDesk(t, 1)
 	w.driver(1)
 	a, b := taskOf(1, 1), taskOf(1, 2)
 	w.frame(1, sdk.MsgSubmit, submit(a, 1, 1))
@@ -376,7 +376,7 @@ func TestLostSharedResultIsMadeAgain(t *testing.T) {
 }
 
 func TestUnknownObjectIsAnErrorAtOnce(t *testing.T) {
-	w := newWorld(t, 1)
+	w := newDesk(t, 1)
 	w.driver(1)
 	x := taskOf(1, 99).With(1)
 	w.frame(1, sdk.MsgGet, get(sdk.GetValue|sdk.GetBlocks, x))
@@ -387,7 +387,7 @@ func TestUnknownObjectIsAnErrorAtOnce(t *testing.T) {
 }
 
 func TestNothingIsLeftOfADriver(t *testing.T) {
-	w := newWorld(t, 1)
+	w := newDesk(t, 1)
 	w.driver(1)
 	for n := range uint64(100) {
 		w.frame(1, sdk.MsgSubmit, submit(taskOf(1, n+1), 1, 1))
@@ -408,7 +408,7 @@ func TestNothingIsLeftOfADriver(t *testing.T) {
 // a snapshot of the state the same again.
 func TestRestartGoesOn(t *testing.T) {
 	for _, snapshot := range []bool{false, true} {
-		w := newWorld(t, 1)
+		w := newDesk(t, 1)
 		w.driver(1)
 		var ids []id
 		for n := range uint64(10) {
@@ -422,7 +422,7 @@ func TestRestartGoesOn(t *testing.T) {
 		w.frame(worker, sdk.MsgResult, result(got[0], 1, 0, inline("0")))
 		w.take()
 		old, log := w, w.log
-		w = newWorld(t, 1)
+		w = newDesk(t, 1)
 		if snapshot {
 			log = nil
 			for _, b := range old.c.Snapshot() {
@@ -467,7 +467,7 @@ func FuzzFrame(f *testing.F) {
 	f.Add(uint16(sdk.MsgResult), result(taskOf(1, 1), 1, 0, inline("x")))
 	f.Add(uint16(sdk.MsgPut), append(taskOf(1, 5).With(wire.PutIndex).Bytes(), inline("x")...))
 	f.Fuzz(func(t *testing.T, typ uint16, body []byte) {
-		w := newWorld(t, 1)
+		w := newDesk(t, 1)
 		w.driver(1)
 		w.frame(1, sdk.MsgSubmit, submit(taskOf(1, 1), 1, 1))
 		_ = w.c.Frame(w.now, 1, typ, body)
@@ -476,7 +476,7 @@ func FuzzFrame(f *testing.F) {
 }
 
 func BenchmarkTask(b *testing.B) {
-	w := newWorld(b, 2)
+	w := newDesk(b, 2)
 	w.driver(1)
 	w.frame(1, sdk.MsgSubmit, submit(taskOf(1, 1), 1, 1))
 	w.take()
