@@ -64,27 +64,27 @@ func await(ctx context.Context, hs []*handle, n int, values bool) error {
 	} else {
 		w.need = need
 	}
-	c.waiting++
-	c.worker.blocks()
-	c.want(hs, w)
+	depth := c.worker.blocks()
+	if depth > 0 {
+		c.waiting++
+	}
+	c.want(hs, w, depth > 0)
 	c.mu.Unlock()
 	c.flush()
-	var err error
-	select {
-	case <-w.done:
-	case <-ctx.Done():
-		err = ctx.Err()
-	}
+	err := c.waitFor(ctx, w, depth)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.waiting--
+	c.worker.settle(depth)
+	if depth > 0 {
+		c.waiting--
+	}
 	if w.need > 0 || len(hs) > 1 {
 		open := false
 		for _, h := range hs {
 			h.o.forget(w)
 			open = open || !h.o.ended(values)
 		}
-		if open && c.worker != nil && c.waiting == 0 {
+		if open && depth > 0 && c.waiting == 0 {
 			c.out.empty(sdk.MsgAwake) // what is still open is not waited for
 			c.nudge()
 		}
@@ -96,15 +96,32 @@ func await(ctx context.Context, hs []*handle, n int, values bool) error {
 	return err
 }
 
+// waitFor waits for w. A task that waits has those that come meanwhile run in its place.
+func (c *client) waitFor(ctx context.Context, w *waiter, depth int) error {
+	var nested chan struct{}
+	if depth > 0 {
+		nested = c.worker.nested
+	}
+	for {
+		select {
+		case <-w.done:
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-nested:
+			c.worker.onTop()
+		}
+	}
+}
+
 // want has w wait for the objects that have not ended, and asks the agent for those; w
-// may be nil. mu must be held.
-func (c *client) want(hs []*handle, w *waiter) {
+// may be nil. The agent is told when a task blocks until they are there. mu must be held.
+func (c *client) want(hs []*handle, w *waiter, blocks bool) {
 	values := w == nil || w.values
 	level, flags := askedReady, uint32(0)
 	if values {
 		level, flags = askedValue, sdk.GetValue
 	}
-	blocks := c.worker != nil && w != nil // the agent is to know what a worker waits for
 	if blocks {
 		flags |= sdk.GetBlocks
 	}

@@ -93,8 +93,11 @@ type readahead struct {
 
 const maxWindow = 1024
 
-// connected gives the process's client.
+// connected gives the client that a task came by, or the process's.
 func connected(ctx context.Context) (*client, error) {
+	if t, ok := ctx.Value(orderKey{}).(*order); ok {
+		return t.in.c, nil
+	}
 	if c := theClient.Load(); c != nil {
 		return c, nil
 	}

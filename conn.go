@@ -85,7 +85,7 @@ func makeClient(h sdk.Hello, dial func(context.Context) (*net.UnixConn, error)) 
 	c := &client{hello: h, dial: dial, objects: map[objectID]*object{}, shapes: map[string]uint32{}, funcs: map[sdk.FuncID]bool{},
 		calls: map[uint32]chan answer{}, ends: map[uint32]uint64{}, lost: make(chan struct{}), stopped: make(chan struct{}), out: outbox{open: -1}}
 	if h.Kind == sdk.KindWorker {
-		c.worker = &worker{c: c, known: map[sdk.FuncID]*workerFunction{}, come: sync.NewCond(&c.mu)}
+		c.worker = &worker{c: c, known: map[sdk.FuncID]*workerFunction{}, come: sync.NewCond(&c.mu), less: sync.NewCond(&c.mu), nested: make(chan struct{}, 1)}
 	}
 	c.hello.Nonce = make([]byte, 16)
 	_, _ = rand.Read(c.hello.Nonce) // it does not fail

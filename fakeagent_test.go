@@ -30,7 +30,7 @@ type fakeNode struct {
 	streams      map[objectID]uint32      // items yielded
 	released     map[objectID]bool
 	funcs        map[sdk.FuncID][]byte
-	shapes       map[uint32][]byte
+	shapes       map[[2]uint32][]byte
 	driver, work *fakePeer
 	counts       map[uint16]int // frames by type, of both
 	sequence     uint32
@@ -79,7 +79,7 @@ func pair(t testing.TB) (a, b *net.UnixConn) {
 func startFake(t testing.TB) *fakeNode {
 	t.Helper()
 	n := &fakeNode{t: t, objects: map[objectID][]byte{}, wanted: map[objectID][]*fakePeer{}, given: map[objectID]*fakeTask{},
-		streams: map[objectID]uint32{}, funcs: map[sdk.FuncID][]byte{}, shapes: map[uint32][]byte{}, mem: map[uint32]*shm.Segment{}, counts: map[uint16]int{}, released: map[objectID]bool{}}
+		streams: map[objectID]uint32{}, funcs: map[sdk.FuncID][]byte{}, shapes: map[[2]uint32][]byte{}, mem: map[uint32]*shm.Segment{}, counts: map[uint16]int{}, released: map[objectID]bool{}}
 	n.work = &fakePeer{n: n, number: 2}
 	n.driver = &fakePeer{n: n, number: 1}
 	var err error
@@ -164,7 +164,9 @@ func (p *fakePeer) serve() {
 		n.mu.Lock()
 		n.counts[typ]++
 		n.handle(p, typ, body)
-		n.give()
+		if typ != sdk.MsgHandBack { // the Call after it comes first
+			n.give()
+		}
 		n.mu.Unlock()
 	}
 }
@@ -228,7 +230,7 @@ func (n *fakeNode) handle(p *fakePeer, typ uint16, body []byte) {
 		n.funcs[sdk.FuncID(body)] = body
 		n.send(n.work, sdk.MsgGiveFunc, body)
 	case sdk.MsgShape:
-		n.shapes[u32(body, 0)] = body[4:]
+		n.shapes[[2]uint32{p.number, u32(body, 0)}] = body[4:]
 	case sdk.MsgSubmit:
 		t := &fakeTask{id: objectID(body), fn: sdk.FuncID(body[16:]), shape: u32(body, 32), returns: u32(body, 36), flags: u32(body, 40), attempt: 1}
 		deps, held := int(u32(body, 44)), int(u32(body, 48))
@@ -342,10 +344,12 @@ next:
 		n.sequence++
 		t.sequence = n.sequence
 		n.given[t.id] = t
+		about := n.shapes[[2]uint32{t.id.Client(), t.shape}]
 		b := append(append([]byte(nil), t.id[:]...), t.fn[:]...)
-		for _, v := range []uint32{t.attempt, t.sequence, t.returns, t.flags, uint32(len(t.deps)), 0} {
+		for _, v := range []uint32{t.attempt, t.sequence, t.returns, t.flags, uint32(len(t.deps)), uint32(len(about))} {
 			b = binary.LittleEndian.AppendUint32(b, v)
 		}
+		b = append(b, about...)
 		for _, d := range t.deps {
 			b = append(append(b, d[:]...), n.objects[d]...)
 		}

@@ -34,7 +34,7 @@ func (s *stream) take(ctx context.Context, p any) (more bool, err error) {
 	for len(s.next) < lookAhead {
 		s.next = append(s.next, s.c.add(s.task.With(s.took+uint32(len(s.next))+1)))
 	}
-	s.c.want(s.next[1:], nil)
+	s.c.want(s.next[1:], nil, false)
 	s.c.mu.Unlock()
 	h := s.next[0]
 	o, err := ready(ctx, h)

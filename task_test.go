@@ -78,12 +78,42 @@ var (
 			}
 		}
 	}, Name("count"))
+	whoAmI = Func0(func(ctx context.Context) (TaskInfo, error) {
+		info, _ := Task(ctx)
+		return info, nil
+	}, Name("whoAmI"))
 	scribble = Func(func(_ context.Context, v []float64) (float64, error) {
 		v[0]++
 		return v[0], nil
 	}, Name("scribble"))
 	refs = Func(func(ctx context.Context, rs map[string]Ref[int]) (Ref[int], error) { return rs["b"], nil }, Name("refs"))
 )
+
+// fib is registered in init: a variable whose value mentions itself cannot be.
+var fib Function[int, int]
+
+func init() {
+	fib = Func(func(ctx context.Context, n int) (int, error) {
+		if n < 2 {
+			return n, nil
+		}
+		v, err := Get(ctx, fib.Submit(ctx, n-1), fib.Submit(ctx, n-2))
+		if err != nil {
+			return 0, err
+		}
+		return v[0] + v[1], nil
+	}, Name("fib"))
+}
+
+// TestNested: the only worker runs what its own task waits for.
+func TestNested(t *testing.T) {
+	startFake(t)
+	ctx := t.Context()
+	others := []Ref[int]{square.Submit(ctx, 1), fib.Submit(ctx, 12), square.Submit(ctx, 2), square.Submit(ctx, 3)}
+	if v, err := Get(ctx, others...); err != nil || v[1] != 144 || v[3] != 9 {
+		t.Error(v, err)
+	}
+}
 
 func TestTasks(t *testing.T) {
 	startFake(t)
@@ -130,6 +160,9 @@ func TestTasks(t *testing.T) {
 		t.Error(err)
 	} else if v, err := r.Get(ctx); v != 9 || err != nil {
 		t.Error(v, err)
+	}
+	if who, err := whoAmI.Submit(ctx, Name("someone")).Get(ctx); err != nil || who.Name != "someone" || who.Attempt != 1 || len(who.ID) != 32 || who.Node != "n1" {
+		t.Errorf("%+v, %v", who, err)
 	}
 	// Several results.
 	parts := SubmitN(ctx, upTo, 3, 3)
