@@ -24,6 +24,7 @@ var arrows = []arrow{
 	{"agent/core", "wire", "messages are its events"},
 	{"agent", "wire/secure", "it joins and renews its certificate"},
 	{"agent", "wire/session", "it talks to the head and to peers"},
+	{"agent", "wire/sdk", "it talks to programs about objects and tasks"},
 	{"agent", "wire/reclog", "its state is a record log in memory"},
 	{"agent", "shm", "it makes and passes memory"},
 	{"agent", "collectives", "it owns groups and the traffic between nodes"},
