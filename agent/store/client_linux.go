@@ -3,6 +3,7 @@ package store
 import (
 	"os"
 	"slices"
+	"time"
 
 	"launcher/internal/errs"
 	"launcher/shm/objects"
@@ -30,7 +31,7 @@ type client struct {
 	making    bool        // a segment is being made for it
 	ready     *segment    // made, not granted
 	failed    error       // it could not be made
-	tight     bool        // the kernel had no room for it, though the limit has
+	tight     time.Time   // the kernel had no room for it, though the limit has: not again before
 }
 
 // unclaimed is a freed extent and the entry of the index that remembers it.

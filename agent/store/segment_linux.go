@@ -146,6 +146,11 @@ func (s *Store) release(g *segment) {
 	s.account(g.job, -g.size)
 	g.close()
 	s.cfg.Drop(g.name())
+	for _, c := range s.waiting() {
+		if !c.tight.IsZero() {
+			c.tight = time.Now()
+		}
+	}
 	s.serveAll()
 }
 

@@ -128,25 +128,36 @@ func (s *Store) waiting() []*client {
 	return out
 }
 
-// serve has a segment made for a client that waits, if one may be. mu must be held.
+// serve helps a client that waits, now or as soon as there is room. mu must be held.
 func (s *Store) serve(c *client) {
-	if c.want == 0 || c.making || c.ready != nil || len(c.unclaimed) > 0 || s.ctx.Err() != nil {
-		return
+	if !s.try(c) {
+		kick(s.tend)
+	}
+}
+
+// try has a segment made for a client that waits; false: there is no room for it. mu must
+// be held.
+func (s *Store) try(c *client) bool {
+	switch {
+	case c.want == 0 || c.making || c.ready != nil || len(c.unclaimed) > 0 || s.ctx.Err() != nil:
+		return true
+	case c.want >= patient && s.soon(c):
+		return true
+	}
+	if time.Now().Before(c.tight) {
+		return false
 	}
 	need := pages(c.want)
-	if c.want >= patient && s.soon(c) {
-		return
-	}
 	size := segmentSize(c, need)
 	if !s.allows(c.job, size) {
 		if size = need; !s.allows(c.job, size) {
-			kick(s.tend)
-			return
+			return false
 		}
 	}
 	c.making = true
 	s.reserve(c, size)
 	s.wg.Go(func() { s.make(c, need, size) })
+	return true
 }
 
 // soon reports whether a stretch of c's that is long enough is about to be free.
@@ -234,7 +245,7 @@ func (s *Store) make(c *client, need, size int64) {
 		case gone:
 			s.serveAll()
 		case tight:
-			c.tight = true
+			c.tight = time.Now().Add(waitEvery)
 			kick(s.tend)
 		default:
 			c.failed, c.want = err, 0
@@ -242,7 +253,7 @@ func (s *Store) make(c *client, need, size int64) {
 		}
 		return
 	}
-	c.tight = false
+	c.tight = time.Time{}
 	s.segs[g.n], c.segs[g.n] = g, g
 	c.want = 0
 	if c.arena != nil {

@@ -34,7 +34,7 @@ const (
 	suffix      = ".object"
 	part        = ".part"
 	// diskPause is after how long a disk that could not be written is tried again.
-	diskPause = 5 * time.Second
+	diskPause = 2 * time.Second
 	// restoreBound is how long a Restore waits for room.
 	restoreBound = 60 * time.Second
 	// batch is spilled at a time, and then looked again.

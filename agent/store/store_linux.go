@@ -26,7 +26,10 @@ type Config struct {
 	// Notify is called by a goroutine of the store's own, one event after the other, with
 	// no lock held.
 	Notify func(Event)
-	Room   func() int64 // memory that may still be taken; nil = shm.Room
+	// Warm is how long an empty segment stays with its producer, which may fill it again;
+	// 0 = 10 s.
+	Warm time.Duration
+	Room func() int64 // memory that may still be taken; nil = shm.Room
 }
 
 const (
@@ -122,6 +125,9 @@ func (o *object) extent() objects.Extent {
 func Open(cfg Config, kept map[string]*os.File) (*Store, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Warm <= 0 {
+		cfg.Warm = 10 * time.Second
 	}
 	if cfg.Keep == nil {
 		cfg.Keep = func(string, *os.File) error { return nil }

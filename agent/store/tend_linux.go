@@ -9,8 +9,6 @@ import (
 )
 
 const (
-	// warmFor is how long an empty segment stays with its producer, which may fill it again.
-	warmFor = 10 * time.Second
 	// grace is how long one stays when others wait for room: it may be about to be filled.
 	grace = 200 * time.Millisecond
 	// askEvery is after how long a segment is asked for again.
@@ -32,7 +30,7 @@ func (s *Store) tender() {
 		switch {
 		case len(s.waiting()) > 0:
 			again = time.After(waitEvery)
-		case len(s.segs) > 0:
+		case len(s.segs) > 0 || s.coming > 0:
 			again = time.After(tendEvery)
 		}
 		s.mu.Unlock()
@@ -44,7 +42,7 @@ func (s *Store) tender() {
 		}
 		for s.ctx.Err() == nil {
 			s.mu.Lock()
-			s.reclaim(warmFor, 1<<62)
+			s.reclaim(s.cfg.Warm, 1<<62)
 			victims := s.relieve()
 			s.mu.Unlock()
 			if len(victims) == 0 || s.evict(victims) == 0 {
@@ -87,11 +85,7 @@ func (s *Store) reclaim(idle time.Duration, enough int64) {
 // it. mu must be held.
 func (s *Store) relieve() []*object {
 	for _, c := range s.waiting() {
-		s.serve(c)
-		if c.making || c.want == 0 {
-			continue
-		}
-		if c.want >= patient && s.soon(c) {
+		if s.try(c) {
 			continue
 		}
 		need := pages(c.want)
@@ -99,7 +93,7 @@ func (s *Store) relieve() []*object {
 		if c.job != "" && s.jobs[c.job]+need-s.cfg.JobLimit > short {
 			short, job = s.jobs[c.job]+need-s.cfg.JobLimit, c.job
 		}
-		if c.tight {
+		if !c.tight.IsZero() {
 			short = max(short, need)
 		}
 		s.reclaim(grace, short)
