@@ -42,7 +42,7 @@ class Context:
     """What init gives: where the program is connected to."""
 
     def __init__(self, client: _client.Client) -> None:
-        self.address_info = {"address": client.path, "cluster": client.cluster, "node_id": client.node, "job_id": client.job}
+        self.address_info: Dict[str, str] = {"address": client.path, "cluster": client.cluster, "node_id": client.node, "job_id": client.job}
 
     def __getitem__(self, name: str) -> str:
         return self.address_info[name]
@@ -263,7 +263,9 @@ def get(refs: Any, *, timeout: Optional[float] = None) -> Any:
         return []
     client = _client.connected()
     values = client.values
-    ids = [_remote.own(client, r) if type(r) is ObjectRef else _no_ref(r) for r in refs]
+    ids = [r._id for r in refs if type(r) is ObjectRef and r._home is client]
+    if len(ids) != len(refs):
+        ids = [_remote.own(client, r) if type(r) is ObjectRef else _no_ref(r) for r in refs]
     client.fetch(ids, timeout)
     load = client.load
     return [load(i, values[i]) for i in ids]
@@ -291,6 +293,7 @@ class _Rest:
 
     refs: Optional[List[Any]] = None
     length = 0
+    local = True
 
 
 _rest = _Rest()
@@ -304,25 +307,24 @@ def wait(refs: List[ObjectRef[T]], *, num_returns: int = 1, timeout: Optional[fl
     """
     if not isinstance(refs, list):
         raise TypeError(f"wait takes a list of ObjectRefs, not a {type(refs).__name__}")
-    if refs is not _rest.refs or len(refs) != _rest.length:
-        for r in refs:
-            if type(r) is not ObjectRef:
-                _no_ref(r)
-        if len({r._id for r in refs}) != len(refs):
+    client = _client._current or _client.connected()
+    known = refs is _rest.refs and len(refs) == _rest.length and _rest.local == fetch_local
+    if not known:
+        ids = [_remote.own(client, r) if type(r) is ObjectRef else _no_ref(r) for r in refs]
+        if len(set(ids)) != len(ids):
             raise ValueError("wait takes a list of different ObjectRefs")
     if num_returns < 1 or num_returns > len(refs):
         raise ValueError(f"num_returns is {num_returns}, of {len(refs)} references")
     if timeout is not None and timeout < 0:
         raise ValueError(f"timeout is {timeout}; it must be 0 or more")
-    client = _client._current or _client.connected()
-    places = client.wait(refs, num_returns, timeout, fetch_local)
+    places = client.wait(refs, num_returns, timeout, fetch_local, known)
     if len(places) == 1:
         i = places[0]
         rest = refs[:i] + refs[i + 1 :]
     else:
         there = set(places)
         rest = [r for i, r in enumerate(refs) if i not in there]
-    _rest.refs, _rest.length = rest, len(rest)
+    _rest.refs, _rest.length, _rest.local = rest, len(rest), fetch_local
     return [refs[i] for i in places], rest
 
 

@@ -251,7 +251,7 @@ class Memory:
         self.firsts = list(struct.unpack_from(f"<{self.nodes + 1}I", self.bytes, firsts))
 
     def _own32(self, off: int) -> int:
-        return (self.controls + self.me * CONTROL + off) // 4
+        return int(self.controls + self.me * CONTROL + off) // 4
 
     def populate(self, at: int, n: int) -> None:
         """Make pages present; a matter of speed only."""
@@ -423,7 +423,7 @@ class Memory:
 
     def input(self, i: int) -> int:
         """Where rank i's input of this operation is in the memory; 0 = private."""
-        return self.words[self.step_at[i] + 3 + (self.seq & 1)]
+        return int(self.words[self.step_at[i] + 3 + (self.seq & 1)])
 
     def set_timeout(self, seconds: float) -> None:
         """Bound how long a rank may keep the others of this node, and of other nodes, waiting."""

@@ -42,7 +42,7 @@ class Encoded:
 
 def _cloudpickle() -> Any:
     try:
-        import cloudpickle
+        import cloudpickle  # type: ignore[import-not-found,import-untyped,unused-ignore]
     except ImportError:
         raise ImportError(f"launcher needs cloudpickle to pass functions and objects on, and {sys.executable} does not have it\nhint: {sys.executable} -m pip install cloudpickle") from None
     return cloudpickle

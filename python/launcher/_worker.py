@@ -91,7 +91,8 @@ class Order:
                 self.info = {}
             if not isinstance(self.info, dict):
                 self.info = {}
-        return self.info  # type: ignore[no-any-return]
+        described: Dict[str, Any] = self.info
+        return described
 
 
 class Worker:
@@ -152,7 +153,7 @@ class Worker:
     def _interrupt(self, o: Order) -> None:
         """Raise in the task if another thread runs it; the main thread looks by itself."""
         if o.inside and o.thread and o.thread != threading.main_thread().ident:
-            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(o.thread), ctypes.py_object(TaskCancelledError))
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(o.thread), ctypes.py_object(KeyboardInterrupt))
 
     def interrupted(self, number: int, frame: Any) -> None:
         """The handler of SIGINT."""
@@ -175,7 +176,7 @@ class Worker:
             o = self.stack[-1]
             if o.cancelled and o.inside and o.thread == threading.get_ident():
                 o.inside = False
-                raise TaskCancelledError("the task was cancelled", o.task.hex())
+                raise KeyboardInterrupt("the task was cancelled")
 
     # The loop.
 
@@ -243,7 +244,7 @@ class Worker:
         retry: Any = None
         try:
             if o.cancelled:
-                raise TaskCancelledError("the task was cancelled", o.task.hex())
+                raise KeyboardInterrupt
             if function is None:
                 raise Error("corrupt", "a task whose function the agent did not tell")
             call = function.load()
@@ -273,7 +274,7 @@ class Worker:
 
     def _failed(self, o: Order, e: BaseException, name: str, retry: Any) -> Tuple[int, int, bytes, Any]:
         status = f.FAIL
-        if isinstance(e, TaskCancelledError) and o.cancelled:
+        if isinstance(e, (KeyboardInterrupt, TaskCancelledError)) and o.cancelled:
             status, data = f.CANCELLED, _serial.error_value("cancelled", "the task was cancelled", name=name, node=self.client.node, pid=os.getpid())
         else:
             if retry is True or isinstance(retry, tuple) and isinstance(e, retry):
@@ -329,9 +330,17 @@ class Worker:
         id, kind, form, data = dep
         if kind == f.INLINE:
             return form, data
-        got = self.client.shared(id)
-        if got is None:
-            raise Error("lost", f"the argument {id.hex()} is not in the node's memory any more")
+        client = self.client
+        got = client.shared(id)
+        if got is None:  # moved since; the agent brings it back, or says what became of it
+            ref = client.item(id)
+            while got is None:
+                client.fetch([id], None)
+                kind, form, data = client.values.pop(id)
+                if kind == f.FAILED:
+                    raise _Passed(f.VALUE.pack(f.FAILED, form, 0, len(data)) + data)
+                got = (form, data) if kind == f.INLINE else client.shared(id)
+            del ref
         return got  # type: ignore[no-any-return]
 
     def _plain(self, payload: Any, deps: List[Tuple[bytes, int, int, Any]]) -> List[Any]:
