@@ -20,8 +20,9 @@ func (a *app) cmdBench() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "bench [NAME...]",
 		Short: "the benchmarks, each beside its limit",
+		Args:  argCount(0, -1),
 		Long: "Measure launcher on this machine, on a cluster of its own that is gone afterwards. Each\nfigure is the median of several runs and stands beside the limit measured in the same run;\nruns in which the host took CPU time away are repeated.\n\n" +
-			about.String(),
+			about.String() + "  core         tasks and objects in Python or Go; see `launcher bench core --help`\n",
 		RunE: func(c *cobra.Command, args []string) (err error) {
 			all := benches()
 			for _, n := range args {
@@ -53,7 +54,7 @@ func (a *app) cmdBench() *cobra.Command {
 				}
 			}()
 			if !a.json {
-				fmt.Fprintf(a.out, "%-12s %-44s %14s  %-8s %14s %8s %8s\n", "BENCH", "WHAT", "VALUE", "UNIT", "LIMIT", "RATIO", "TARGET")
+				a.benchHeading()
 			}
 			for _, b := range all {
 				if len(args) > 0 && !slices.Contains(args, b.name) {
@@ -73,9 +74,14 @@ func (a *app) cmdBench() *cobra.Command {
 			return nil
 		},
 	}
+	c.AddCommand(a.cmdBenchCore())
 	c.Flags().StringVar(&py, "python", "", "`PATH` of a Python with numpy (default: the virtual environment, else python3)")
 	c.Flags().IntVar(&repeats, "repeats", 3, "runs of each measurement")
 	return c
+}
+
+func (a *app) benchHeading() {
+	fmt.Fprintf(a.out, "%-12s %-44s %14s  %-8s %14s %8s %8s\n", "BENCH", "WHAT", "VALUE", "UNIT", "LIMIT", "RATIO", "TARGET")
 }
 
 func (a *app) benchRow(r benchRow) {

@@ -7,8 +7,16 @@
 // cmd_hidden.go are the processes of a cluster.
 package main
 
-import "os"
+import (
+	"os"
+
+	"launcher"
+)
 
 func main() {
+	// A worker of the Go benchmark: a worker is its driver's program, started without arguments.
+	if len(os.Args) == 1 && os.Getenv("LAUNCHER_WORKER") != "" {
+		launcher.Main(nil)
+	}
 	os.Exit(newApp(os.Stdin, os.Stdout, os.Stderr).main(os.Args[1:]))
 }
