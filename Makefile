@@ -58,13 +58,17 @@ fuzz: ## each fuzz target for 20 seconds
 bench: build ## launcher's own benchmarks, beside their limits and peers
 	$(AS) scripts/bench
 
+bench-ray: setup build ## tasks and objects beside the newest Ray, a table of ratios; ROWS=a,b chooses, 30 minutes at most
+	scripts/bench-ray --install
+	$(AS) $(CURDIR)/scripts/bench-ray $(ROWS)
+
 demo: setup build ## the main job, end to end, on this machine
 	scripts/demo
 
 check: setup build ## every acceptance script; prints a table and the minutes it took
 	scripts/check
 
-long: setup build ## soaks: random kills for ten minutes, long fuzzing
+long: setup build ## soaks: random kills for ten minutes under jobs, five under tasks; long fuzzing
 	scripts/long
 
 release: ## static linux amd64 and arm64 binaries, the client half for macOS, checksums, in dist/
