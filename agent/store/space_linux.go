@@ -13,7 +13,7 @@ import (
 
 // patient is from which size on it is quicker to wait for what is being freed than to
 // take new memory.
-const patient = 8 << 20
+const patient = 128 << 20
 
 // Grant is room for a producer: a new segment, or stretches of its own that are free again.
 type Grant struct {
