@@ -185,6 +185,12 @@ func (a *agent) open(ctx context.Context, d detected) (err error) {
 	a.anyone = anyoneOf(a.cfg)
 	a.sdk = newSDKServer(a)
 	a.workers = newWorkers(a)
+	if err = a.sdk.open(ctx); err != nil {
+		return err
+	}
+	a.fdMu.Lock()
+	a.fds = a.workers.Take(a.fds)
+	a.fdMu.Unlock()
 	a.spool, err = spool.Open(spool.Config{Dir: filepath.Join(a.cfg.Dir, "spool"), Log: a.log, Notify: a.spooled})
 	if err != nil {
 		return err
@@ -237,6 +243,7 @@ func (a *agent) serve(ctx context.Context, d detected) error {
 	g.Go(func() error { a.done.run(in, a); return nil })
 	g.Go(func() error { a.sweep(in); return nil })
 	g.Go(func() error { a.groups.watch(in); return nil })
+	g.Go(func() error { return a.sdk.run(in) })
 	g.Go(func() error { a.renew(in); return nil })
 	g.Go(func() error { a.watchGPUs(in); return nil })
 	g.Go(func() error { a.findPython(in, d); return nil })
@@ -251,7 +258,9 @@ func (a *agent) serve(ctx context.Context, d detected) error {
 	err := g.Wait()
 	a.groups.close()
 	a.links.close()
+	a.sdk.close()
 	a.workers.Close()
+	a.sdk.shut(err)
 	a.wg.Wait()
 	a.spool.Close()
 	if err == errLeft {

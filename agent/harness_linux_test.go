@@ -27,6 +27,9 @@ import (
 const bound = 40 * time.Second
 
 func TestMain(m *testing.M) {
+	if os.Getenv("LAUNCHER_WORKER") != "" {
+		os.Exit(playWorker())
+	}
 	supervisortest.Main(supervisortest.Roles{"agent": playAgent, "knock": playKnock, "rank": playRank})
 	os.Exit(m.Run())
 }

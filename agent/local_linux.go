@@ -22,6 +22,7 @@ import (
 	"launcher/internal/sockpath"
 	"launcher/shm"
 	"launcher/wire"
+	"launcher/wire/sdk"
 	"launcher/wire/secure"
 	"launcher/wire/session"
 )
@@ -155,6 +156,14 @@ func (s *localServer) conn(ctx context.Context, c *net.UnixConn) {
 	case "LNCH":
 		cfg := session.Config{Cluster: s.a.cfg.Cluster, Role: secure.RoleAgent, Name: string(s.a.cfg.Node), Version: s.a.o.Version, Log: s.a.log}
 		if err := session.ServeConn(ctx, sc, cfg, s.relay); err != nil {
+			s.garbage(err)
+		}
+	case sdk.Greeting:
+		sc, err := newSDKConn(c)
+		if err == nil {
+			err = s.a.sdk.conn(ctx, sc, pid)
+		}
+		if err != nil {
 			s.garbage(err)
 		}
 	default:

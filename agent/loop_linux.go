@@ -193,6 +193,7 @@ func (a *agent) process(ctx context.Context, burst []event) error {
 	step(core.Flush{})
 	err := a.state.append(records)
 	given := a.core.RoomGiven()
+	a.sdk.numbered(a.core.State().Number())
 	a.mu.Unlock()
 	if err != nil {
 		return err

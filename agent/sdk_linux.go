@@ -1,33 +1,306 @@
 package agent
 
 import (
+	"context"
+	"os"
 	"path/filepath"
+	"sync"
+	"time"
 
+	"launcher/agent/core"
+	"launcher/agent/store"
+	"launcher/agent/tasks"
 	"launcher/agent/workers"
+	"launcher/internal/errs"
+	"launcher/wire"
 )
 
-// sdkServer is the task reactor's shell: the connections of drivers and workers.
+// sdkServer is the shell around the tasks' reactor: the conversations with drivers and
+// workers, the log, what the reactor wants done.
+//
+// Whoever has something for the reactor (a reader of a connection, the pool of workers,
+// the store) takes the agent's lock, tells it, and turns: records are written, effects
+// performed, frames put into the buffers of their clients, the lock let go, the buffers
+// written. Nothing is handed to another goroutine on that way.
 type sdkServer struct {
-	a *agent
+	a     *agent
+	ctx   context.Context // until this agent ends
+	end   context.CancelFunc
+	core  *tasks.Core   // guarded by a.mu
+	log   *taskLog      // guarded by a.mu
+	store *store.Store  // has a lock of its own
+	named chan struct{} // closed when the node has its number
+
+	clients map[uint32]*sdkClient // guarded by a.mu
+	dirty   []*sdkClient          // with frames to write; guarded by a.mu
+	wanted  bool                  // room was given back that the core waits for; guarded by a.mu
+	number  uint32                // guarded by a.mu
+	parked  chan struct{}         // closed when drivers may be read from again; guarded by a.mu
+	failed  error                 // the log cannot be written; guarded by a.mu
+	broken  chan error            // that, for the agent
+	wg      sync.WaitGroup
+
+	logMu   sync.Mutex
+	drivers map[string][]*sdkConn // by job, for output; guarded by logMu
 }
 
-func newSDKServer(a *agent) *sdkServer { return &sdkServer{a: a} }
+// sdkClient is a driver or worker, connected or expected back.
+type sdkClient struct {
+	sdkRecord
+	conn    *sdkConn // nil: away
+	control *control // of workers
+	dirty   bool
+	asking  int // questions that are being answered
+	spaces  []spaceWait
+	gone    chan struct{} // of workers: closed when the process has ended
+	end     workers.End   // before gone is closed
+}
+
+// sdkRecord is what is kept of a client for the next agent.
+type sdkRecord struct {
+	ID    uint32
+	Kind  int
+	Nonce []byte
+	Token string // of workers
+	Job   string
+	Name  string
+	Proc  string
+	PID   int
+}
+
+func newSDKServer(a *agent) *sdkServer {
+	s := &sdkServer{a: a, clients: map[uint32]*sdkClient{}, drivers: map[string][]*sdkConn{}, named: make(chan struct{}), broken: make(chan error, 1), parked: make(chan struct{})}
+	s.ctx, s.end = context.WithCancel(context.Background())
+	return s
+}
+
+// open takes up what an earlier agent left, or begins.
+func (s *sdkServer) open(ctx context.Context) (err error) {
+	limit, err := objectMemory(s.a.cfg.ObjectMemory, s.a.total.Memory)
+	if err != nil {
+		return err
+	}
+	s.a.fdMu.Lock()
+	s.store, err = store.Open(store.Config{
+		Dir: s.spillDir(), Limit: limit, Log: s.a.log, Notify: s.storeEvent,
+		Keep: func(name string, f *os.File) error { return s.a.super.StoreFD(context.WithoutCancel(ctx), name, f) },
+		Drop: func(name string) { _ = s.a.super.DropFD(name) },
+	}, s.a.fds)
+	s.a.fdMu.Unlock()
+	if err != nil {
+		return err
+	}
+	s.core = tasks.New(tasks.Config{Node: s.a.cfg.Node, Cores: int(max(1, s.a.total.CPU/wire.Unit))}, room{s}, memory{s.store})
+	return s.restore(ctx)
+}
+
+// numbered tells which life of the node this is, once the head has said so. a.mu is held.
+func (s *sdkServer) numbered(n uint32) {
+	if n != 0 && s.number == 0 {
+		s.number = n
+		s.core.SetNumber(n)
+		close(s.named)
+	}
+}
+
+// turn tells the reactor something and does what comes of it.
+func (s *sdkServer) turn(tell func(now int64)) {
+	s.a.mu.Lock()
+	now := s.a.clock.Now()
+	tell(now)
+	dirty := s.settle(now)
+	s.a.mu.Unlock()
+	for _, c := range dirty {
+		c.flush()
+	}
+}
+
+// settle writes down what the reactor decided and does it. a.mu is held; the clients are
+// to be flushed after it.
+func (s *sdkServer) settle(now int64) []*sdkConn {
+	out := s.core.Take(now)
+	if len(out.Records) > 0 && s.failed == nil {
+		if s.failed = s.log.append(out.Records); s.failed != nil {
+			s.a.log.Error("tasks cannot be written down; this agent ends", "err", s.failed)
+			s.broken <- s.failed
+		}
+	}
+	if s.failed != nil { // nothing may be done that the next agent does not know of
+		s.core.Sent()
+		return nil
+	}
+	for _, x := range out.Sends {
+		if c := s.clients[x.Client]; c != nil && c.conn != nil {
+			c.conn.put(x.Frames)
+			s.mark(c)
+		}
+	}
+	for _, e := range out.Effects {
+		s.perform(e)
+	}
+	s.core.Sent()
+	if s.log.long() {
+		s.compact()
+	}
+	if s.wanted {
+		s.wanted = false
+		s.a.events.push(core.Flush{})
+	}
+	if !s.core.Full() {
+		s.unpark()
+	}
+	conns := make([]*sdkConn, 0, len(s.dirty))
+	for _, c := range s.dirty {
+		if c.dirty = false; c.conn != nil {
+			conns = append(conns, c.conn)
+		}
+	}
+	s.dirty = s.dirty[:0]
+	return conns
+}
+
+// mark notes that a client has frames to be written. a.mu is held.
+func (s *sdkServer) mark(c *sdkClient) {
+	if !c.dirty {
+		c.dirty = true
+		s.dirty = append(s.dirty, c)
+	}
+}
+
+// unpark lets drivers be read from again. a.mu is held.
+func (s *sdkServer) unpark() {
+	close(s.parked)
+	s.parked = make(chan struct{})
+}
+
+// perform does what the reactor wants. a.mu is held.
+func (s *sdkServer) perform(e tasks.Effect) {
+	switch e := e.(type) {
+	case tasks.StartWorker:
+		s.startWorker(e)
+	case tasks.StopWorker:
+		s.stopWorker(e)
+	case tasks.Free:
+		s.store.Free(e.IDs)
+	case tasks.Restore:
+		s.store.Restore(e.ID)
+	case tasks.Withdraw:
+		s.withdraw(e)
+	case tasks.Fetch:
+		s.fetch(e.ID)
+	case tasks.Unfetch:
+		s.unfetch(e.ID)
+	case tasks.JobOver:
+		s.a.workers.EndJob(e.Job)
+	}
+}
 
 // roomGiven: the core has given room back that tasks may want.
-func (s *sdkServer) roomGiven() {}
+func (s *sdkServer) roomGiven() { s.turn(func(int64) {}) }
 
-func (s *sdkServer) output(w workers.Worker, stream uint8, text []byte) {}
-func (s *sdkServer) started(id uint32, pid int)                         {}
-func (s *sdkServer) failed(id uint32, err error)                        {}
-func (s *sdkServer) ended(id uint32, end workers.End)                   {}
+// run ticks the reactor until ctx ends.
+func (s *sdkServer) run(ctx context.Context) error {
+	t := time.NewTicker(tickEvery)
+	defer t.Stop()
+	for {
+		select {
+		case <-t.C:
+			s.turn(func(now int64) { s.core.Tick(now) })
+			s.spaceDue()
+		case err := <-s.broken:
+			return err
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
 
-// newWorkers takes up the workers of an earlier agent.
-func newWorkers(a *agent) *workers.Pool {
-	s := a.sdk
-	p := workers.New(workers.Config{Super: a.super, Log: a.log, Node: a.cfg.Node, Dir: filepath.Join(a.cfg.Dir, "workers"),
-		Output: s.output, Started: s.started, Failed: s.failed, Ended: s.ended})
-	a.fdMu.Lock()
-	defer a.fdMu.Unlock()
-	a.fds = p.Take(a.fds)
-	return p
+// tickEvery is how often the reactor hears of time by itself.
+const tickEvery = 20 * time.Millisecond
+
+// close ends all conversations; the programs live on and come back to the next agent.
+func (s *sdkServer) close() {
+	s.end()
+	s.a.mu.Lock()
+	for _, c := range s.clients {
+		if c.conn != nil {
+			c.conn.hangUp()
+		}
+	}
+	s.unpark()
+	s.a.mu.Unlock()
+	s.wg.Wait()
+}
+
+// shut lets go of the objects; when the node leaves, of their files too.
+func (s *sdkServer) shut(why error) {
+	if why == errLeft {
+		s.store.Close()
+	}
+}
+
+// room is the node's resources for the reactor: those of the core. a.mu is held whenever
+// it is called.
+type room struct{ s *sdkServer }
+
+func (r room) Take(now int64, need wire.Resources, _ int64) (core.Slot, bool) {
+	return r.s.a.core.TakeRoom(now, need)
+}
+func (r room) Keep(need wire.Resources, slot core.Slot) { r.s.a.core.KeepRoom(need, slot) }
+func (r room) Give(need wire.Resources, slot core.Slot) {
+	r.s.wanted = r.s.a.core.GiveRoom(need, slot) || r.s.wanted
+}
+func (r room) Lend(proc string, lend bool) {
+	if p, err := parseProc(proc); err == nil {
+		r.s.wanted = r.s.a.core.LendRoom(p, lend) || r.s.wanted
+	}
+}
+func (r room) Could(need wire.Resources) bool { return r.s.a.core.CouldRoom(need) }
+func (r room) Total() wire.Resources          { return r.s.a.core.Total() }
+
+// memory is the store for the reactor.
+type memory struct{ s *store.Store }
+
+func (m memory) Seal(client uint32, id wire.ObjectID, form byte, segment uint32, offset, size int64) error {
+	err := m.s.Seal(client, id, form, segment, offset, size)
+	if errs.Is(err, errs.Exists) {
+		return nil // made once more; the first is as good
+	}
+	return err
+}
+
+func (m memory) Resident(id wire.ObjectID) bool {
+	p, _, _ := m.s.Where(id)
+	return p == store.InMemory
+}
+
+// spillDir is where objects go that memory has no room for.
+func (s *sdkServer) spillDir() string {
+	c := s.a.cfg
+	if dir := os.ExpandEnv(c.Spill); filepath.IsAbs(dir) {
+		return filepath.Join(dir, "launcher-"+c.Cluster+"-"+string(c.Node)+"-objects")
+	}
+	return filepath.Join(c.Dir, "objects")
+}
+
+// conn serves one connection whose greeting was LSDK.
+func (s *sdkServer) conn(ctx context.Context, c *sdkConn, pid int) error {
+	cl, err := s.greet(ctx, c, pid)
+	if err == nil {
+		err = c.readFrames(func(b []byte) error { return s.frames(ctx, cl, b) })
+	}
+	if err != nil {
+		s.refuse(c, err)
+	}
+	if cl != nil && ctx.Err() == nil { // else the next agent has it
+		s.leave(cl, c, err)
+	}
+	c.close()
+	return err
+}
+
+// refuse says what was wrong, and ends the conversation.
+func (s *sdkServer) refuse(c *sdkConn, err error) {
+	c.putFrame(wire.MsgError, wire.Marshal(errs.ToWire(err)))
+	c.flush()
 }

@@ -135,3 +135,11 @@ func (c *Core) queueStarves(now int64) bool {
 func (c *Core) tasksStarve() bool {
 	return c.tasksWait != 0 && c.now-c.tasksWait >= starveAfter && c.now-c.tasksAsked < starveAfter
 }
+
+// Job is what the node knows of a job; nil = nothing.
+func (c *Core) Job(id wire.JobID) *wire.Job {
+	if j := c.s.byJob[id]; j != nil {
+		return j.spec
+	}
+	return nil
+}

@@ -29,6 +29,7 @@ var arrows = []arrow{
 	{"agent", "shm", "it makes and passes memory"},
 	{"agent", "collectives", "it owns groups and the traffic between nodes"},
 	{"agent", "agent", "its own parts"},
+	{"agent", "configs", "sizes are written as in specs"},
 	{"agent", "python", "it supplies programs with the SDK of its own version"},
 	{"agent", "internal/logx", "it logs"},
 	{"agent", "internal/clock", "it drives its core with a clock"},

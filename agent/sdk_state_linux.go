@@ -1,0 +1,121 @@
+package agent
+
+import (
+	"context"
+	"strconv"
+	"strings"
+
+	"launcher/configs"
+	"launcher/internal/errs"
+	"launcher/shm/cgroup"
+	"launcher/wire"
+	"launcher/wire/sdk"
+)
+
+// Batches of the log that begin with one of these are the shell's own: who its clients are.
+// Those of the reactor begin with smaller numbers.
+const (
+	recClient    = 0xFE
+	recForgotten = 0xFF
+)
+
+// remember writes down who a client is. a.mu is held.
+func (s *sdkServer) remember(cl *sdkClient) error {
+	return s.log.append(append([]byte{recClient}, wire.Marshal(cl.sdkRecord)...))
+}
+
+// forgotten writes down that a client is gone. a.mu is held.
+func (s *sdkServer) forgotten(cl *sdkClient) {
+	if err := s.log.append(append([]byte{recForgotten}, wire.Marshal(cl.ID)...)); err != nil {
+		s.a.log.Error("the end of a client cannot be written down", "client", cl.ID, "err", err)
+	}
+}
+
+// restore takes up the log of an earlier agent, or begins one. Clients that it knew are
+// away until they come back.
+func (s *sdkServer) restore(ctx context.Context) error {
+	var old bool
+	var err error
+	s.log, old, err = openTaskLog(ctx, s.a.super, s.a.take(taskLogName), func(b []byte) error {
+		switch {
+		case len(b) == 0:
+			return errs.New(errs.Corrupt, "an empty record in the log of tasks")
+		case b[0] == recClient:
+			var r sdkRecord
+			if err := wire.Unmarshal(b[1:], &r); err != nil {
+				return err
+			}
+			s.clients[r.ID] = &sdkClient{sdkRecord: r, gone: make(chan struct{})}
+			return nil
+		case b[0] == recForgotten:
+			var id uint32
+			if err := wire.Unmarshal(b[1:], &id); err != nil {
+				return err
+			}
+			delete(s.clients, id)
+			return nil
+		}
+		return s.core.Restore(b)
+	})
+	if err != nil || !old {
+		return err
+	}
+	now := s.a.clock.Now()
+	for id, cl := range s.clients {
+		if cl.Kind == sdk.KindWorker {
+			if f := s.a.take(controlName(id)); f != nil {
+				if cl.control, err = newControl(f); err != nil {
+					s.a.log.Warn("a worker's control page", "worker", id, "err", err)
+				}
+			}
+		}
+		if !s.core.Has(id) {
+			delete(s.clients, id)
+		}
+	}
+	s.core.Resume(now)
+	for _, id := range s.store.Clients() {
+		if s.clients[id] == nil {
+			s.store.Detach(id)
+		}
+	}
+	st := s.core.Stats()
+	s.a.log.Info("tasks taken over from the agent before", "clients", len(s.clients), "running", st.Running, "queued", st.Queued, "objects", st.Objects)
+	return nil
+}
+
+// compact begins the log anew with a snapshot. a.mu is held.
+func (s *sdkServer) compact() {
+	var snap [][]byte
+	for _, cl := range s.clients {
+		if cl.Nonce != nil {
+			snap = append(snap, append([]byte{recClient}, wire.Marshal(cl.sdkRecord)...))
+		}
+	}
+	if err := s.log.replace(context.Background(), append(snap, s.core.Snapshot()...)); err != nil {
+		s.a.log.Error("the log of tasks cannot be made shorter", "err", err)
+		s.log.next = 2 * s.log.log.End()
+	}
+}
+
+// objectMemory is how much memory the node's objects may take: "30%" of what it has, or a
+// size.
+func objectMemory(text string, total int64) (int64, error) {
+	if text == "" {
+		text = "30%"
+	}
+	if p, ok := strings.CutSuffix(text, "%"); ok {
+		share, err := strconv.ParseFloat(p, 64)
+		if err != nil || share <= 0 || share > 100 {
+			return 0, errs.New(errs.Invalid, "[objects] memory = %q", text)
+		}
+		if _, left, ok := cgroup.Find("/").Memory(); ok {
+			total = min(total, left)
+		}
+		return max(int64(float64(total)*share/100), minObjectMemory), nil
+	}
+	return configs.ParseSize(text)
+}
+
+// minObjectMemory is what a node has for objects however small it is.
+const minObjectMemory = 64 << 20

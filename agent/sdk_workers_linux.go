@@ -1,0 +1,321 @@
+package agent
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"launcher/agent/tasks"
+	"launcher/agent/workers"
+	"launcher/internal/errs"
+	"launcher/shm"
+	"launcher/wire"
+	"launcher/wire/sdk"
+)
+
+const (
+	// endWait is how long the news of a worker's end may be behind its socket's.
+	endWait = 300 * time.Millisecond
+	// exitBound is how long a worker that was told to end may take.
+	exitBound = 5 * time.Second
+)
+
+func newWorkers(a *agent) *workers.Pool {
+	s := a.sdk
+	return workers.New(workers.Config{Super: a.super, Log: a.log, Node: a.cfg.Node, Dir: filepath.Join(a.cfg.Dir, "workers"),
+		Output: s.output, Started: func(uint32, int) {}, Failed: s.workerFailed, Ended: s.workerEnded})
+}
+
+// startWorker starts a process for the reactor. a.mu is held.
+func (s *sdkServer) startWorker(e tasks.StartWorker) {
+	token := make([]byte, 16)
+	_, _ = rand.Read(token) // it does not fail
+	name := "worker-" + strconv.FormatUint(uint64(e.ID), 10)
+	cl := &sdkClient{sdkRecord: sdkRecord{ID: e.ID, Kind: sdk.KindWorker, Token: hex.EncodeToString(token), Job: e.Key.Job, Name: name}, gone: make(chan struct{})}
+	s.clients[e.ID] = cl
+	var job *wire.Job
+	if n, err := strconv.ParseUint(e.Key.Job, 10, 32); err == nil {
+		job = s.a.core.Job(wire.JobID(n))
+	}
+	s.wg.Go(func() {
+		if err := s.start(cl, e, job); err != nil {
+			s.workerFailed(e.ID, err)
+		}
+	})
+}
+
+// start makes what a worker needs and has it started.
+func (s *sdkServer) start(cl *sdkClient, e tasks.StartWorker, job *wire.Job) error {
+	ctl, err := newControl(nil)
+	if err != nil {
+		return err
+	}
+	if err := s.a.super.StoreFD(s.ctx, controlName(e.ID), ctl.file); err != nil {
+		ctl.close()
+		return err
+	}
+	var path []string
+	if e.Key.Path != "" {
+		path = strings.Split(e.Key.Path, "\x00")
+	}
+	vars := map[string]string{}
+	for kv := range strings.SplitSeq(e.Key.Env, "\x00") {
+		if k, v, ok := strings.Cut(kv, "="); ok {
+			vars[k] = v
+		}
+	}
+	env, err := s.a.env.ofWorkers(s.ctx, job, e.Key.Job, workerPlace{Program: e.Key.Program, Dir: e.Key.Dir, Path: path}, vars)
+	if err != nil {
+		return err
+	}
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return errs.Wrap(errs.Exhausted, err, "the socket of a worker")
+	}
+	theirs, ours := os.NewFile(uintptr(pair[1]), "worker"), os.NewFile(uintptr(pair[0]), "agent")
+	c, err := net.FileConn(ours)
+	ours.Close()
+	if err != nil {
+		theirs.Close()
+		return errs.Wrap(errs.Exhausted, err, "the socket of a worker")
+	}
+	conn, err := newSDKConn(c.(*net.UnixConn))
+	if err != nil {
+		theirs.Close()
+		return err
+	}
+	set := map[string]string{"LAUNCHER_WORKER": cl.Token, "CUDA_VISIBLE_DEVICES": e.Key.GPUs, "OMP_NUM_THREADS": strconv.FormatInt(max(1, e.Need.CPU/wire.Unit), 10)}
+	if vars["OMP_NUM_THREADS"] != "" {
+		delete(set, "OMP_NUM_THREADS")
+	}
+	s.a.mu.Lock()
+	cl.control = ctl
+	known := s.clients[e.ID] == cl
+	s.a.mu.Unlock()
+	if !known { // its job ended meanwhile
+		theirs.Close()
+		conn.close()
+		return nil
+	}
+	s.a.workers.Start(workers.Spec{ID: e.ID, Job: e.Key.Job, Name: cl.Name, Program: e.Key.Program, Python: e.Key.Language == "python", Env: env, Set: set, Dir: s.workDir(e.Key.Dir), Socket: theirs})
+	s.wg.Go(func() { s.worker(conn) })
+	return nil
+}
+
+// workDir is the directory of a worker: its program's, where this node has it.
+func (s *sdkServer) workDir(dir string) string {
+	if st, err := os.Stat(dir); err == nil && st.IsDir() && filepath.IsAbs(dir) {
+		return dir
+	}
+	return s.a.cfg.Dir
+}
+
+// worker serves the socket that a worker was started with.
+func (s *sdkServer) worker(c *sdkConn) {
+	stop := context.AfterFunc(s.ctx, func() { _ = c.c.Close() })
+	defer stop()
+	var first [4]byte
+	for n := 0; n < len(first); {
+		k, err := c.c.Read(first[n:])
+		if err != nil { // it ended, which its pool tells
+			c.close()
+			return
+		}
+		n += k
+	}
+	if string(first[:]) != sdk.Greeting {
+		c.close()
+		return
+	}
+	_ = s.conn(s.ctx, c, 0)
+}
+
+// workerFailed: a worker could not be started.
+func (s *sdkServer) workerFailed(id uint32, err error) {
+	s.a.log.Warn("a worker cannot be started", "worker", id, "err", err)
+	s.turn(func(now int64) {
+		cl := s.clients[id]
+		if cl == nil {
+			return
+		}
+		delete(s.clients, id)
+		s.core.WorkerFailed(now, id, err.Error())
+		s.dropControl(cl)
+	})
+}
+
+// workerEnded: the process of a worker is gone.
+func (s *sdkServer) workerEnded(id uint32, end workers.End) {
+	s.turn(func(now int64) {
+		cl := s.clients[id]
+		if cl == nil {
+			return
+		}
+		cl.end = end
+		close(cl.gone)
+		if cl.conn != nil {
+			cl.conn.noMore() // its reader takes what is there, and then ends
+			return
+		}
+		s.forget(now, cl, end.String())
+	})
+}
+
+// awaitEnd waits a moment for the end of a worker's process.
+func (s *sdkServer) awaitEnd(cl *sdkClient) (workers.End, bool) {
+	t := time.NewTimer(endWait)
+	defer t.Stop()
+	select {
+	case <-cl.gone:
+		return cl.end, true
+	case <-t.C:
+		return workers.End{}, false
+	}
+}
+
+// stopWorker ends a worker. a.mu is held.
+func (s *sdkServer) stopWorker(e tasks.StopWorker) {
+	cl := s.clients[e.ID]
+	if cl == nil {
+		return
+	}
+	if e.Force {
+		s.wg.Go(func() { s.a.workers.Signal(e.ID, unix.SIGKILL) })
+		return
+	}
+	s.wg.Go(func() {
+		t := time.NewTimer(exitBound)
+		defer t.Stop()
+		select {
+		case <-cl.gone:
+		case <-t.C:
+			s.a.workers.Signal(e.ID, unix.SIGKILL)
+		case <-s.ctx.Done():
+		}
+	})
+}
+
+// output passes on what a worker printed.
+func (s *sdkServer) output(w workers.Worker, stream uint8, text []byte) {
+	s.logMu.Lock()
+	to := slices.Clone(s.drivers[w.Job])
+	s.logMu.Unlock()
+	who := w.Name + " pid=" + strconv.Itoa(w.PID) + " node=" + string(s.a.cfg.Node)
+	for _, c := range to {
+		c.putLog(strings.Count(string(text), "\n"), func(dropped int) []byte {
+			b, at := sdk.Begin(nil, sdk.MsgLog, 0)
+			b = append(b, stream, 0, byte(len(who)), byte(len(who)>>8))
+			b = append(b, who...)
+			if dropped > 0 {
+				b = append(b, "("+strconv.Itoa(dropped)+" lines were too fast and are only in the node's file)\n"...)
+			}
+			return sdk.Finish(append(b, text...), at)
+		})
+		c.flush()
+	}
+}
+
+// control is the page through which a worker is told that frames are withdrawn.
+type control struct {
+	file  *os.File
+	words []uint32
+	mem   []byte
+	from  uint32 // of the range that is withdrawn now
+	to    uint32
+}
+
+func controlName(worker uint32) string { return "control/" + strconv.FormatUint(uint64(worker), 10) }
+
+// newControl makes a page, or takes that of an earlier agent up.
+func newControl(f *os.File) (*control, error) {
+	if f == nil {
+		var err error
+		if f, err = shm.CreateFile("launcher-control"); err != nil {
+			return nil, err
+		}
+		if err = unix.Ftruncate(int(f.Fd()), controlSize); err == nil {
+			err = shm.Seal(f, unix.F_SEAL_SHRINK|unix.F_SEAL_GROW)
+		}
+		if err != nil {
+			f.Close()
+			return nil, errs.Wrap(errs.Exhausted, err, "the control page of a worker")
+		}
+	}
+	mem, err := unix.Mmap(int(f.Fd()), 0, controlSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	if err != nil {
+		f.Close()
+		return nil, errs.Wrap(errs.Exhausted, err, "the control page of a worker")
+	}
+	c := &control{file: f, mem: mem, words: unsafe.Slice((*uint32)(unsafe.Pointer(unsafe.SliceData(mem))), controlSize/4)}
+	c.from, c.to = c.words[controlFrom], c.words[controlTo]
+	return c, nil
+}
+
+const (
+	controlSize = 4096
+	controlFrom = 16
+	controlTo   = 17
+)
+
+// withdraw marks the frames [from, to). Those that were withdrawn before and that the
+// worker has not come to stay withdrawn: there is nothing of use between them.
+func (c *control) withdraw(from, to uint32) {
+	if begun := atomic.LoadUint32(&c.words[0]); c.from != 0 && begun+1 < c.to {
+		from = min(from, c.from)
+	}
+	c.from, c.to = from, to
+	atomic.StoreUint32(&c.words[controlTo], to)
+	atomic.StoreUint32(&c.words[controlFrom], from)
+}
+
+func (c *control) close() {
+	_ = unix.Munmap(c.mem)
+	c.file.Close()
+}
+
+// withdraw takes frames back that a worker has not begun. The worker writes what it begins
+// before it looks at the page, and every CPU passes a barrier between our mark and our look:
+// so it either sees the mark or is seen. a.mu is held.
+func (s *sdkServer) withdraw(e tasks.Withdraw) {
+	cl := s.clients[e.Client]
+	if cl == nil || cl.control == nil {
+		return
+	}
+	cl.control.withdraw(e.From, e.To)
+	s.wg.Go(func() {
+		barrier()
+		s.turn(func(now int64) {
+			if s.clients[e.Client] == cl && cl.control != nil {
+				s.core.Withdrawn(now, e.Client, atomic.LoadUint32(&cl.control.words[0]), e.To)
+			}
+		})
+	})
+}
+
+// dropControl lets go of a dead worker's page. a.mu is held.
+func (s *sdkServer) dropControl(cl *sdkClient) {
+	if cl.control != nil {
+		cl.control.close()
+		cl.control = nil
+		_ = s.a.super.DropFD(controlName(cl.ID))
+	}
+}
+
+// barrier returns when every CPU has passed a memory barrier.
+func barrier() {
+	const global = 1 << 0 // MEMBARRIER_CMD_GLOBAL
+	if _, _, errno := unix.Syscall(unix.SYS_MEMBARRIER, global, 0, 0); errno != 0 {
+		time.Sleep(20 * time.Millisecond)
+	}
+}
