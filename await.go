@@ -65,17 +65,18 @@ func await(ctx context.Context, hs []*handle, n int, values bool) error {
 		w.need = need
 	}
 	depth := c.worker.blocks()
-	if depth > 0 {
+	lends := depth > 0 || c.hello.Proc != "" && c.worker == nil // its cores, to others
+	if lends {
 		c.waiting++
 	}
-	c.want(hs, w, depth > 0)
+	c.want(hs, w, lends)
 	c.mu.Unlock()
 	c.flush()
 	err := c.waitFor(ctx, w, depth)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.worker.settle(depth)
-	if depth > 0 {
+	if lends {
 		c.waiting--
 	}
 	if w.need > 0 || len(hs) > 1 {
@@ -84,7 +85,7 @@ func await(ctx context.Context, hs []*handle, n int, values bool) error {
 			h.o.forget(w)
 			open = open || !h.o.ended(values)
 		}
-		if open && depth > 0 && c.waiting == 0 {
+		if open && lends && c.waiting == 0 {
 			c.out.empty(sdk.MsgAwake) // what is still open is not waited for
 			c.nudge()
 		}

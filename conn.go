@@ -114,7 +114,7 @@ func (c *client) greet(ctx context.Context, conn *net.UnixConn) (*frames, error)
 	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Now()) })
 	f := &frames{conn: conn, buf: make([]byte, 256<<10)}
 	if _, err := conn.Write(wire.AppendFrame([]byte(sdk.Greeting), sdk.MsgHello, wire.Marshal(c.hello))); err != nil {
-		return nil, errs.Wrap(errs.Unavailable, err, "sdk.Greeting the agent")
+		return nil, errs.Wrap(errs.Unavailable, err, "greeting the agent")
 	}
 	for {
 		typ, _, body, ok, err := f.next()
@@ -126,12 +126,12 @@ func (c *client) greet(ctx context.Context, conn *net.UnixConn) (*frames, error)
 		switch {
 		case err != nil:
 			f.close()
-			return nil, errs.Wrap(errs.Unknown, err, "sdk.Greeting the agent")
+			return nil, errs.Wrap(errs.Unknown, err, "greeting the agent")
 		case !ok:
 		case typ == wire.MsgError:
 			return nil, wireFailure(body)
 		case typ != sdk.MsgWelcome:
-			return nil, errs.New(errs.Corrupt, "the agent answered frame %#04x to the sdk.Greeting", typ)
+			return nil, errs.New(errs.Corrupt, "the agent answered frame %#04x to the greeting", typ)
 		default:
 			if err := c.welcome(f, body); err != nil {
 				return nil, err
@@ -246,6 +246,7 @@ func (c *client) reconnect(cause error) (*frames, error) {
 // resume continues the conversation on a new connection.
 func (c *client) resume(conn *net.UnixConn) {
 	c.mu.Lock()
+	c.worker.resume()
 	c.out.written = c.out.proven
 	c.out.asked = c.out.proven
 	c.conn = conn

@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"net"
 	"os"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -56,7 +57,7 @@ type fakePeer struct {
 	pins   *objects.Watch
 	conn   *net.UnixConn
 	number uint32
-	asked  []objectID // blocking
+	away   bool // its new connection has not said Hello
 }
 
 func pair(t testing.TB) (a, b *net.UnixConn) {
@@ -131,7 +132,10 @@ func (n *fakeNode) join(p *fakePeer, kind int) *client {
 	c, err := newClient(ctx, conn, greetingOf(kind), func(ctx context.Context) (*net.UnixConn, error) {
 		conn, mine := pair(n.t)
 		n.mu.Lock()
-		p.conn = mine
+		p.conn, p.away = mine, true
+		for id := range n.wanted { // it asks again
+			n.wanted[id] = slices.DeleteFunc(n.wanted[id], func(x *fakePeer) bool { return x == p })
+		}
 		n.mu.Unlock()
 		wg.Go(func() { p.serve() })
 		return conn, nil
@@ -143,7 +147,9 @@ func (n *fakeNode) join(p *fakePeer, kind int) *client {
 }
 
 func (n *fakeNode) send(p *fakePeer, typ uint16, body []byte) {
-	_ = wire.WriteFrame(p.conn, typ, body)
+	if !p.away {
+		_ = wire.WriteFrame(p.conn, typ, body)
+	}
 }
 
 // serve reads what the client says.
@@ -206,6 +212,7 @@ func (n *fakeNode) handle(p *fakePeer, typ uint16, body []byte) {
 		if err := shm.SendFDs(p.conn, b, files...); err != nil {
 			n.t.Error(err)
 		}
+		p.away = false
 	case sdk.MsgSpace:
 		n.segments++
 		size := int64(binary.LittleEndian.Uint64(body))

@@ -31,7 +31,8 @@ type function struct {
 var functions = struct {
 	sync.RWMutex
 	byName map[string]*function
-}{byName: map[string]*function{}}
+	byID   map[sdk.FuncID]*function
+}{byName: map[string]*function{}, byID: map[sdk.FuncID]*function{}}
 
 // idOf is the id of a function: docs/tasks.md, section 1.
 func idOf(language, code string) (id sdk.FuncID) {
@@ -56,7 +57,7 @@ func register(fn any, opts []Option, call func(context.Context, *arguments, func
 	if functions.byName[f.name] != nil {
 		panic(fmt.Sprintf("launcher: a function %s is registered already: give one of them another name, launcher.Func(f, launcher.Name(%q))", f.name, "other"))
 	}
-	functions.byName[f.name] = f
+	functions.byName[f.name], functions.byID[f.id] = f, f
 	return f
 }
 
@@ -208,14 +209,14 @@ func (g Generator[A, R]) With(opts ...Option) Generator[A, R] {
 func (g Generator[A, R]) Submit(ctx context.Context, a A, opts ...Option) *Stream[R] {
 	c := newCall(ctx, g.f, opts)
 	c.value(a)
-	return &Stream[R]{c.stream()}
+	return newStream[R](c.stream())
 }
 
 // SubmitArg is Submit with an argument that is in the cluster.
 func (g Generator[A, R]) SubmitArg(ctx context.Context, a Arg[A], opts ...Option) *Stream[R] {
 	c := newCall(ctx, g.f, opts)
 	a.addTo(c)
-	return &Stream[R]{c.stream()}
+	return newStream[R](c.stream())
 }
 
 // SubmitN runs a function that gives a slice as a task whose n elements are objects of

@@ -2,6 +2,7 @@ package launcher
 
 import (
 	"context"
+	"fmt"
 	"reflect"
 	"testing"
 	"time"
@@ -51,7 +52,8 @@ func TestOptions(t *testing.T) {
 }
 
 func TestWithDoesNotChangeTheFunction(t *testing.T) {
-	f := Func(func(context.Context, int) (int, error) { return 0, nil }, Name("with"), Resource("a", 1))
+	name := fmt.Sprint("with", time.Now().UnixNano())
+	f := Func(func(context.Context, int) (int, error) { return 0, nil }, Name(name), Resource("a", 1))
 	g := f.With(Resource("b", 1), CPU(3))
 	if f.f.defaults.cpu != nil || len(f.f.defaults.resources) != 1 || len(g.f.defaults.resources) != 2 || *g.f.defaults.cpu != 3 || g.f.id != f.f.id {
 		t.Error(f.f.defaults, g.f.defaults)
@@ -61,5 +63,5 @@ func TestWithDoesNotChangeTheFunction(t *testing.T) {
 			t.Error("the same name twice")
 		}
 	}()
-	Func(func(context.Context, int) (int, error) { return 0, nil }, Name("with"))
+	Func(func(context.Context, int) (int, error) { return 0, nil }, Name(name))
 }

@@ -178,6 +178,12 @@ func (g gather[E]) is([]E) {}
 // Stream is what a Generator's task yields.
 type Stream[R any] struct{ s *stream }
 
+func newStream[R any](s *stream) *Stream[R] {
+	out := &Stream[R]{s}
+	runtime.AddCleanup(out, (*stream).leave, s)
+	return out
+}
+
 // All gives the items as they come, in order, once: an item that was taken is released. An
 // error ends the stream. A caller that stops early cancels the task.
 func (s *Stream[R]) All(ctx context.Context) iter.Seq2[R, error] {

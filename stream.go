@@ -58,13 +58,26 @@ func (s *stream) take(ctx context.Context, p any) (more bool, err error) {
 	return err == nil, err
 }
 
-// close lets go of what was asked for; mu must be held.
+// close lets go of the stream, and of what was asked for; mu must be held.
 func (s *stream) close() {
 	s.over = true
 	for _, h := range s.next {
 		h.release()
 	}
 	s.next = nil
+	s.c.mu.Lock()
+	s.c.out.ids(sdk.MsgRelease, s.task)
+	s.c.nudge()
+	s.c.mu.Unlock()
+}
+
+// leave is for a stream that nobody reads any more.
+func (s *stream) leave() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.err == nil && !s.over {
+		s.close()
+	}
 }
 
 // cancel ends the task.

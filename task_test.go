@@ -82,6 +82,7 @@ var (
 		info, _ := Task(ctx)
 		return info, nil
 	}, Name("whoAmI"))
+	bad      = Func(func(_ context.Context, f func()) (int, error) { return 0, nil }, Name("bad"))
 	scribble = Func(func(_ context.Context, v []float64) (float64, error) {
 		v[0]++
 		return v[0], nil
@@ -215,7 +216,6 @@ func TestFailures(t *testing.T) {
 		t.Error("after a Goexit:", v, err)
 	}
 	// What cannot be passed on, options that cannot be.
-	bad := Func(func(_ context.Context, f func()) (int, error) { return 0, nil }, Name("bad"))
 	if _, err := bad.Submit(ctx, func() {}).Get(ctx); err == nil || !strings.Contains(err.Error(), "func()") {
 		t.Error(err)
 	}

@@ -15,16 +15,44 @@ import (
 // worker runs the tasks that the agent gives this process, one after the other. Its
 // fields are guarded by the client's mu.
 type worker struct {
-	c      *client
-	queue  []*order
-	come   *sync.Cond    // there is something in the queue
-	stack  []*order      // in work: each but the last waits
-	less   *sync.Cond    // a task is done
-	nested chan struct{} // there is something in the queue, for a task that waits
-	begun  uint32        // sequence of the newest that was begun
-	drop   uint64        // Execs are void until the agent has read up to here
-	known  map[sdk.FuncID]*workerFunction
-	ending bool
+	c       *client
+	queue   []*order
+	come    *sync.Cond    // there is something in the queue
+	stack   []*order      // in work: each but the last waits
+	less    *sync.Cond    // a task is done
+	nested  chan struct{} // there is something in the queue, for a task that waits
+	begun   uint32        // sequence of the newest that was begun
+	drop    uint64        // Execs are void until the agent has read up to here
+	known   map[sdk.FuncID]*workerFunction
+	ending  bool
+	resumed map[attempt]bool // since the agent was restarted: ended, but it may not know
+}
+
+// attempt names one run of a task.
+type attempt struct {
+	task taskID
+	n    uint32
+}
+
+// has reports whether a task that the agent gives again was given before; mu must be held.
+func (w *worker) has(t *order) bool {
+	return w.resumed[attempt{t.task, t.attempt}] ||
+		slices.ContainsFunc(w.stack, func(o *order) bool { return o.task == t.task && o.attempt == t.attempt })
+}
+
+// resume makes ready for an agent that gives all tasks again which it does not know to
+// have ended; mu must be held.
+func (w *worker) resume() {
+	if w == nil {
+		return
+	}
+	w.queue, w.resumed = nil, map[attempt]bool{}
+	b := &w.c.out
+	for at := int(b.proven - b.base); at < len(b.buf); at += 4 + int(binary.LittleEndian.Uint32(b.buf[at:])) {
+		if f := b.buf[at+8:]; binary.LittleEndian.Uint16(b.buf[at+4:]) == sdk.MsgResult {
+			w.resumed[attempt{taskID(f), binary.LittleEndian.Uint32(f[16:])}] = true
+		}
+	}
 }
 
 // workerFunction is a function as the agent calls it.
@@ -63,6 +91,9 @@ func (w *worker) exec(c *client, body []byte) error {
 	}
 	if c.out.proven < w.drop {
 		return nil // was on its way when they were handed back
+	}
+	if w.resumed != nil && w.has(t) {
+		return nil
 	}
 	w.queue = append(w.queue, t)
 	if c.waiting == 0 {
@@ -238,7 +269,14 @@ func (w *worker) take() *order {
 				continue
 			}
 		}
-		t.with = w.known[t.fn]
+		if t.with = w.known[t.fn]; t.with == nil {
+			// One that this worker submits itself: the agent knows that it is known here.
+			functions.RLock()
+			if f := functions.byID[t.fn]; f != nil {
+				t.with = &workerFunction{f: f, name: f.name}
+			}
+			functions.RUnlock()
+		}
 		w.stack = append(w.stack, t)
 		return t
 	}
