@@ -67,7 +67,7 @@ func TestPrivateCluster(t *testing.T) {
 				t.Errorf("exit code %d, want %d", code, c.code)
 			}
 			testkit.Eventually(t, privateGrace+10*time.Second, func() string {
-				if left := (&testkit.Home{Dir: got.Home}).Processes(); len(left) > 0 {
+				if left := h.Processes(); len(left) > 0 {
 					return fmt.Sprint(left)
 				}
 				return ""

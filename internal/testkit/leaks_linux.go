@@ -27,14 +27,15 @@ func (p Process) Kind() string {
 	return ""
 }
 
-// Processes finds every process of the Home, zombies excepted.
+// Processes finds every process of the Home, those of programs' private clusters below it
+// too, zombies excepted.
 func (h *Home) Processes() []Process {
-	mark := []byte("LAUNCHER_HOME=" + h.Dir + "\x00")
+	mark, private := []byte("LAUNCHER_HOME="+h.Dir+"\x00"), []byte("LAUNCHER_HOME="+h.Dir+"/local/")
 	dirs, _ := filepath.Glob("/proc/[0-9]*")
 	var out []Process
 	for _, d := range dirs {
 		env, err := os.ReadFile(d + "/environ")
-		if err != nil || !bytes.Contains(append(env, 0), mark) {
+		if env = append(env, 0); err != nil || !bytes.Contains(env, mark) && !bytes.Contains(env, private) {
 			continue
 		}
 		stat, err := os.ReadFile(d + "/stat")
