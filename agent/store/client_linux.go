@@ -19,6 +19,7 @@ const (
 type client struct {
 	n     uint32
 	job   string
+	here  bool           // connected, as far as is known
 	pins  *objects.Watch // nil: the agent's
 	arena *objects.Arena // nil: the program has its own
 	segs  map[uint32]*segment
@@ -46,6 +47,7 @@ func (s *Store) Attach(n uint32) (index, pins *os.File, err error) {
 	if n == ownClient || n == copyClient {
 		return nil, nil, errs.New(errs.Invalid, "client %d of the object store is the agent itself", n)
 	}
+	s.start()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	c := s.clients[n]
@@ -61,7 +63,18 @@ func (s *Store) Attach(n uint32) (index, pins *os.File, err error) {
 		c = &client{n: n, pins: w, segs: map[uint32]*segment{}}
 		s.clients[n] = c
 	}
+	c.here = true
 	return s.shared, c.pins.File(), nil
+}
+
+// Away says that a program's connection broke; it may come back and attach again. It is
+// asked for nothing meanwhile.
+func (s *Store) Away(n uint32) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if c := s.clients[n]; c != nil {
+		c.here = false
+	}
 }
 
 // Clients gives the programs that are attached: after a restart, those that may come back.
@@ -95,6 +108,12 @@ func (s *Store) Detach(n uint32) {
 		s.index.Claim(u.slot)
 	}
 	c.unclaimed = nil
+	for _, g := range s.segs {
+		delete(g.readers, n)
+	}
+	for _, g := range s.parting {
+		s.part(g, n)
+	}
 	for _, g := range c.segs {
 		g.maker = nil
 		if len(g.live) == 0 {

@@ -29,6 +29,7 @@ func (s *Store) Create(ctx context.Context, id wire.ObjectID, form byte, size in
 	if size <= 0 {
 		return nil, errs.New(errs.Invalid, "object %s of %d bytes", id, size)
 	}
+	s.start()
 	m := &Creation{s: s, id: id, form: form, size: size, c: s.own}
 	if copied {
 		m.c = s.copies

@@ -218,6 +218,10 @@ func (p *program) dropSegment(d DropSegment) {
 	if ok {
 		_ = unix.Munmap(p.own[d.Segment])
 		delete(p.own, d.Segment)
+	} else if m := p.maps[d.Segment]; m != nil {
+		ok = true
+		_ = unix.Munmap(m)
+		delete(p.maps, d.Segment)
 	}
 	p.mu.Unlock()
 	if ok {
@@ -329,7 +333,7 @@ func (p *program) get(id wire.ObjectID) (b []byte, pin objects.Pin, err error) {
 		mem = p.maps[e.Segment]
 	}
 	if mem == nil {
-		f, size, err := p.n.s.Segment(e.Segment)
+		f, size, err := p.n.s.OpenSegment(p.num, e.Segment)
 		if err != nil {
 			return nil, 0, err
 		}

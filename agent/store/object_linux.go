@@ -118,6 +118,7 @@ func (s *Store) vacate(o *object) {
 // Free lets go of objects that nobody refers to any more: at once for those who do not
 // have them pinned yet, and of their memory when nobody has. Unknown ones are ignored.
 func (s *Store) Free(ids []wire.ObjectID) {
+	s.start()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, id := range ids {

@@ -37,7 +37,9 @@ type segment struct {
 	live  []*object // by offset
 	shut  bool      // the seal against later writers is on
 	empty time.Time // since when nothing is in it
-	asked time.Time // when its maker was asked to unmap it; zero = it was not
+	// readers were given the descriptor. The memory is there for as long as one has it mapped.
+	readers map[uint32]bool
+	asked   time.Time // when its maker was asked to unmap it; zero = it was not
 }
 
 const (
@@ -143,9 +145,29 @@ func (s *Store) release(g *segment) {
 			c.ready = nil
 		}
 	}
-	s.account(g.job, -g.size)
 	g.close()
 	s.cfg.Drop(g.name())
+	if len(g.readers) == 0 {
+		s.gone(g)
+		return
+	}
+	s.parting[g.n] = g
+	for n := range g.readers {
+		s.news.add(DropSegment{Client: n, Segment: g.n})
+	}
+}
+
+// part notes that a reader has unmapped a released segment. mu must be held.
+func (s *Store) part(g *segment, reader uint32) {
+	if delete(g.readers, reader); len(g.readers) == 0 {
+		delete(s.parting, g.n)
+		s.gone(g)
+	}
+}
+
+// gone: the memory of a segment is free. mu must be held.
+func (s *Store) gone(g *segment) {
+	s.account(g.job, -g.size)
 	for _, c := range s.waiting() {
 		if !c.tight.IsZero() {
 			c.tight = time.Now()
@@ -161,10 +183,30 @@ func (s *Store) account(job string, n int64) {
 	}
 }
 
-// Segment gives a read-only descriptor, which is the caller's, and the size.
+// OpenSegment gives a client a read-only descriptor, which is the caller's, and the size.
+// When the segment goes, DropSegment asks the client to unmap it; until Dropped says that
+// it has, the memory counts as used.
+func (s *Store) OpenSegment(client, n uint32) (*os.File, int64, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	f, size, err := s.segment(n)
+	if g, c := s.segs[n], s.clients[client]; err == nil && c != nil && g.maker != c {
+		if g.readers == nil {
+			g.readers = map[uint32]bool{}
+		}
+		g.readers[client] = true
+	}
+	return f, size, err
+}
+
+// Segment is OpenSegment for one who is not followed.
 func (s *Store) Segment(n uint32) (*os.File, int64, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	return s.segment(n)
+}
+
+func (s *Store) segment(n uint32) (*os.File, int64, error) {
 	g := s.segs[n]
 	if g == nil {
 		return nil, 0, errs.New(errs.NotFound, "there is no segment %d of objects here", n)
@@ -183,12 +225,23 @@ func readOnly(f *os.File) (*os.File, error) {
 	return ro, nil
 }
 
-// Dropped says that a client has unmapped a segment.
+// Dropped says that a client has unmapped a segment, its own or one that it read.
 func (s *Store) Dropped(client, n uint32) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if g := s.parting[n]; g != nil {
+		s.part(g, client)
+		return nil
+	}
 	g, c := s.segs[n], s.clients[client]
-	if g == nil || c == nil || g.maker != c {
+	if g != nil && g.readers[client] {
+		delete(g.readers, client)
+		return nil
+	}
+	if g == nil {
+		return nil // said again, after a restart
+	}
+	if c == nil || g.maker != c {
 		return errs.New(errs.NotFound, "client %d has no segment %d", client, n)
 	}
 	s.claim(c, func(e objects.Extent) bool { return e.Segment == n })

@@ -223,6 +223,7 @@ func (s *Store) unfile(o *object) {
 // Restore brings a spilled object back to memory; Restored or Lost tells of the end. Of
 // one that is in memory Restored comes at once.
 func (s *Store) Restore(id wire.ObjectID) {
+	s.start()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	o := s.objs[id]

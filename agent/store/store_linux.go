@@ -48,6 +48,7 @@ type Store struct {
 	ctx     context.Context
 	cancel  context.CancelFunc
 	wg      sync.WaitGroup
+	once    sync.Once
 	news    newsQueue
 	tend    chan struct{} // room is short, or may have come
 	reap    chan struct{} // objects are to go
@@ -57,6 +58,7 @@ type Store struct {
 	index    *objects.Writer
 	shared   *os.File // the index, read-only
 	segs     map[uint32]*segment
+	parting  map[uint32]*segment // released, but mapped by readers
 	clients  map[uint32]*client
 	own      *client // the agent's: objects that it restored
 	copies   *client // the agent's: objects from other nodes
@@ -144,7 +146,7 @@ func Open(cfg Config, kept map[string]*os.File) (*Store, error) {
 	if cfg.JobLimit <= 0 || cfg.JobLimit > cfg.Limit {
 		cfg.JobLimit = cfg.Limit
 	}
-	s := &Store{cfg: cfg, tend: make(chan struct{}, 1), reap: make(chan struct{}, 1), segs: map[uint32]*segment{}, clients: map[uint32]*client{},
+	s := &Store{cfg: cfg, tend: make(chan struct{}, 1), reap: make(chan struct{}, 1), segs: map[uint32]*segment{}, parting: map[uint32]*segment{}, clients: map[uint32]*client{},
 		readers: make(chan struct{}, 4), objs: map[wire.ObjectID]*object{}, making: map[wire.ObjectID]*Creation{}, jobs: map[string]int64{}, changed: make(chan struct{})}
 	s.news.more = make(chan struct{}, 1)
 	s.ctx, s.cancel = context.WithCancel(context.Background())
@@ -154,12 +156,19 @@ func Open(cfg Config, kept map[string]*os.File) (*Store, error) {
 		s.cancel()
 		return nil, err
 	}
-	s.wg.Go(s.reaper)
-	s.wg.Go(s.tender)
-	s.wg.Go(func() { s.news.deliver(s.ctx, cfg.Notify) })
-	kick(s.tend)
-	kick(s.reap)
 	return s, nil
+}
+
+// start sets the store going. It does nothing by itself, and tells nothing, before it is
+// first used: whoever opened it may have to make ready for that.
+func (s *Store) start() {
+	s.once.Do(func() {
+		s.wg.Go(s.reaper)
+		s.wg.Go(s.tender)
+		s.wg.Go(func() { s.news.deliver(s.ctx, s.cfg.Notify) })
+		kick(s.tend)
+		kick(s.reap)
+	})
 }
 
 // Close ends the store and everything in it, its files included. Nobody may use what

@@ -53,7 +53,7 @@ func TestPutGetFree(t *testing.T) {
 	if b, _, _ := p.get(small); b != nil {
 		t.Error("pinned an object that is freed")
 	}
-	time.Sleep(3 * heldEvery) // so that a wrong store would have time
+	time.Sleep(3 * heldEvery) // sleep: so that a store which let go of it would have the time
 	if u := n.s.Usage(); u.Live != 40*mib+100_000 {
 		t.Errorf("%d bytes of objects are held, want those pinned", u.Live)
 	}
@@ -496,6 +496,12 @@ func TestRestart(t *testing.T) {
 		t.Error("the copy is not known as one")
 	}
 	n.s.mu.Unlock()
+	// Programs go on with what they have mapped.
+	for _, k := range n.s.Clients() {
+		if _, _, err := n.s.Attach(k); err != nil {
+			t.Fatal(err)
+		}
+	}
 	if err := check(held, pinned); err != nil {
 		t.Error(err)
 	}
@@ -505,10 +511,6 @@ func TestRestart(t *testing.T) {
 		defer n.s.mu.Unlock()
 		return len(n.s.held)+len(n.s.dying)+len(n.s.reaping) == 0
 	})
-	// Programs go on with what they have mapped.
-	if _, _, err := n.s.Attach(1); err != nil {
-		t.Fatal(err)
-	}
 	for range 6 {
 		ids[p.mustPut(4*mib)] = true
 	}

@@ -204,19 +204,17 @@ func (s *Store) takeSpilled(entries []objects.Entry) {
 		if e.State != objects.Spilled {
 			continue
 		}
+		size := int64(e.Size)
+		if s.objs[e.ID] != nil || size <= 0 {
+			s.index.Delete(e.Slot, false)
+			continue
+		}
 		path := s.path(e.ID, e.LastUse)
-		h, err := headOf(path)
-		if s.objs[e.ID] != nil || err == nil && (h.id != e.ID || uint64(h.size) != e.Size) {
-			s.index.Delete(e.Slot, false)
-			continue
+		o := &object{id: e.ID, state: spilled, form: e.Form, size: size, slot: e.Slot, born: time.Now(),
+			path: path, number: e.LastUse, first: objects.Extent{Segment: e.Segment, Offset: int64(e.Offset), Length: objects.RoundUp(size)}}
+		if h, err := headOf(path); err == nil { // else its Restore will tell
+			o.job, o.maker = h.job, h.maker
 		}
-		if err != nil {
-			s.index.Delete(e.Slot, false)
-			s.news.add(Lost{e.ID, errs.Wrap(errs.Lost, err, "object %s was spilled", e.ID)})
-			continue
-		}
-		o := &object{id: h.id, state: spilled, form: h.form, size: h.size, slot: e.Slot, job: h.job, maker: h.maker, born: time.Now(),
-			path: path, number: e.LastUse, first: objects.Extent{Segment: e.Segment, Offset: int64(e.Offset), Length: objects.RoundUp(h.size)}}
 		files[path] = true
 		s.number = max(s.number, e.LastUse)
 		s.objs[o.id] = o

@@ -73,7 +73,7 @@ func (s *Store) reclaim(idle time.Duration, enough int64) {
 		case c.ready == g:
 			enough -= g.size
 			s.release(g)
-		case now.Sub(g.asked) >= askEvery:
+		case c.here && now.Sub(g.asked) >= askEvery:
 			g.asked = now
 			enough -= g.size
 			s.news.add(DropSegment{c.n, g.n, s.claim(c, func(e objects.Extent) bool { return e.Segment == g.n })})
