@@ -93,6 +93,7 @@ class Connection:
             self._handlers.update(worker.handlers())
         self.hello[8] = os.urandom(16)
         self._greet(sock)
+        self._handle()  # what came together with the welcome
 
     # Beginning, end, and beginning again.
 
