@@ -58,14 +58,15 @@ type sdkClient struct {
 
 // sdkRecord is what is kept of a client for the next agent.
 type sdkRecord struct {
-	ID    uint32
-	Kind  int
-	Nonce []byte
-	Token string // of workers
-	Job   string
-	Name  string
-	Proc  string
-	PID   int
+	ID     uint32
+	Kind   int
+	Nonce  []byte
+	Token  string // of workers
+	Job    string
+	Name   string
+	Proc   string
+	PID    int
+	Python bool
 }
 
 func newSDKServer(a *agent) *sdkServer {
@@ -91,6 +92,7 @@ func (s *sdkServer) open(ctx context.Context) (err error) {
 		return err
 	}
 	s.core = tasks.New(tasks.Config{Node: s.a.cfg.Node, Cores: int(max(1, s.a.total.CPU/wire.Unit))}, room{s}, memory{s.store})
+	s.answerQueries()
 	return s.restore(ctx)
 }
 
@@ -113,6 +115,27 @@ func (s *sdkServer) turn(tell func(now int64)) {
 	for _, c := range dirty {
 		c.flush()
 	}
+}
+
+// interrupt has a worker read what it is to cancel, once the frame is written. Go
+// workers read all the time. a.mu is held.
+func (s *sdkServer) interrupt(id uint32) {
+	if cl := s.clients[id]; cl == nil || !cl.Python || cl.conn == nil {
+		return
+	}
+	s.wg.Go(func() {
+		s.a.mu.Lock() // the turn that wrote the frame is over
+		cl := s.clients[id]
+		var c *sdkConn
+		if cl != nil {
+			c = cl.conn
+		}
+		s.a.mu.Unlock()
+		if c != nil {
+			c.flush()
+			s.a.workers.Interrupt(id)
+		}
+	})
 }
 
 // settle writes down what the reactor decided and does it. a.mu is held; the clients are
@@ -180,6 +203,8 @@ func (s *sdkServer) perform(e tasks.Effect) {
 		s.startWorker(e)
 	case tasks.StopWorker:
 		s.stopWorker(e)
+	case tasks.Interrupt:
+		s.interrupt(e.ID)
 	case tasks.Free:
 		s.store.Free(e.IDs)
 	case tasks.Restore:

@@ -42,7 +42,7 @@ func (s *sdkServer) startWorker(e tasks.StartWorker) {
 	token := make([]byte, 16)
 	_, _ = rand.Read(token) // it does not fail
 	name := "worker-" + strconv.FormatUint(uint64(e.ID), 10)
-	cl := &sdkClient{sdkRecord: sdkRecord{ID: e.ID, Kind: sdk.KindWorker, Token: hex.EncodeToString(token), Job: e.Key.Job, Name: name}, gone: make(chan struct{})}
+	cl := &sdkClient{sdkRecord: sdkRecord{ID: e.ID, Kind: sdk.KindWorker, Token: hex.EncodeToString(token), Job: e.Key.Job, Name: name, Python: e.Key.Language == "python"}, gone: make(chan struct{})}
 	s.clients[e.ID] = cl
 	var job *wire.Job
 	if n, err := strconv.ParseUint(e.Key.Job, 10, 32); err == nil {

@@ -81,6 +81,9 @@ type (
 		ID    uint32
 		Force bool
 	}
+	// Interrupt has a worker look at what it is to cancel, while a task runs: SIGINT, after
+	// the CancelTask frame.
+	Interrupt struct{ ID uint32 }
 	// Free lets go of shared objects that nothing refers to any more.
 	Free struct{ IDs []wire.ObjectID }
 	// Restore reads a spilled object back; Restored answers.
@@ -98,6 +101,7 @@ type (
 
 func (StartWorker) effect() {}
 func (StopWorker) effect()  {}
+func (Interrupt) effect()   {}
 func (Free) effect()        {}
 func (Restore) effect()     {}
 func (Withdraw) effect()    {}

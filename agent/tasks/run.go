@@ -384,6 +384,7 @@ func (c *Core) cancel(x id, flags uint32) {
 		t.worker.out = append(t.worker.out, t.id[:]...)
 		t.worker.out = append(t.worker.out, byte(t.attempt), byte(t.attempt>>8), byte(t.attempt>>16), byte(t.attempt>>24))
 		t.worker.finish(at)
+		c.do(Interrupt{ID: t.worker.ID})
 	}
 }
 

@@ -304,6 +304,19 @@ func (p *Pool) Signal(id uint32, sig syscall.Signal) {
 	}
 }
 
+// Interrupt sends SIGINT to a worker, and not to what it started.
+func (p *Pool) Interrupt(id uint32) {
+	p.mu.Lock()
+	w := p.workers[id]
+	p.mu.Unlock()
+	if w == nil {
+		return
+	}
+	if st, err := proc.ReadStat(w.w.PID); err == nil && st.Start == w.start {
+		_ = unix.Kill(w.w.PID, unix.SIGINT)
+	}
+}
+
 // Of gives what is known of a worker.
 func (p *Pool) Of(id uint32) (Worker, bool) {
 	p.mu.Lock()
