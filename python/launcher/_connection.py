@@ -170,13 +170,12 @@ class Connection:
     def close(self) -> None:
         """End the conversation."""
         with self.lock:
-            if self.closed:
-                return
-            try:
-                self.flush()
-            except (OSError, Error):
-                pass
-            self.closed = "launcher.shutdown() has ended the connection"
+            if not self.closed:
+                try:
+                    self.flush()
+                except (OSError, Error):
+                    pass
+                self.closed = "launcher.shutdown() has ended the connection"
             try:
                 self.sock.shutdown(socket.SHUT_RDWR)
             except OSError:
@@ -193,6 +192,7 @@ class Connection:
         self.come = threading.Condition(self.lock)
         self.closed = f"this process was forked from one (pid {self.pid}) that uses launcher: its references are of no use here; pass values, or use launcher tasks instead of processes"
         self.store.forked()
+        self.values.clear()
         self.sock.close()
 
     def check(self) -> None:

@@ -30,7 +30,7 @@ class RayTaskError(RayError):
         pid: int = 0,
         message: str = "",
     ) -> None:
-        super().__init__(function_name, traceback_str)
+        Exception.__init__(self, function_name, traceback_str)  # not that of the cause's class
         self.function_name, self.traceback_str, self.cause = function_name, traceback_str, cause
         self.node, self.pid, self.message = node, pid, message
 

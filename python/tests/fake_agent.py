@@ -12,10 +12,13 @@ import subprocess
 import sys
 import threading
 
-from launcher import _frames as f
-from launcher import _pack, _store
-
 HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+if HERE not in sys.path:
+    sys.path.insert(0, HERE)
+
+from launcher import _frames as f  # noqa: E402
+from launcher import _pack, _store  # noqa: E402
+
 SEGMENT = 64 << 20
 MASK = (1 << 64) - 1
 
@@ -29,7 +32,7 @@ def memfd(size):
 class Index:
     """An index of objects as agents write it."""
 
-    def __init__(self, capacity=1 << 12):
+    def __init__(self, capacity=1 << 14):
         import mmap
 
         self.fd = memfd(4096 + 64 * capacity)
@@ -59,6 +62,8 @@ class Index:
 
     def state(self, id, state):
         at = 4096 + 64 * self.slot(id)
+        if state == 1 and not struct.unpack_from("<I", self.map, 4096 + (at + 64 - 4096) % (64 * self.capacity) + 4)[0]:
+            state = 0  # nothing was probed past it
         struct.pack_into("<I", self.map, at + 4, state)
 
 
@@ -220,10 +225,11 @@ class Agent:
         if h[7]:
             assert self.nonces[h[7]][0] == h[8]
             c.client, c.pins_fd, c.control_fd = h[7], self.nonces[h[7]][1], self.nonces[h[7]][2]
+            c.shapes = self.nonces[h[7]][3]
         else:
             self.clients += 1
             c.client, c.pins_fd, c.control_fd = self.clients, memfd(4096), memfd(4096)
-        self.nonces[c.client] = (h[8], c.pins_fd, c.control_fd)
+        self.nonces[c.client] = (h[8], c.pins_fd, c.control_fd, c.shapes)
         fds = [self.index.fd, c.pins_fd] + ([c.control_fd] if c.kind == 2 else [])
         c.send(f.WELCOME, _pack.pack([1, self.node, c.client, f"node-{self.node}", "test", "job-1", f.INLINE_MAX, h[8], 20000]), fds)
 

@@ -1,0 +1,1014 @@
+"""The SDK's tasks and objects against a small agent in this process."""
+
+import asyncio
+import collections
+import contextlib
+import gc
+import io
+import os
+import pickle
+import signal
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import unittest
+
+import fake_agent
+import numpy as np
+
+import launcher
+from launcher import _api, _client, _connection, _frames, _logs, _pack, _remote, _serial, _store, exceptions, scheduling
+
+
+class PackTest(unittest.TestCase):
+    VALUES = [
+        None, True, False, 0, 1, 127, 128, 255, 256, 65535, 65536, 2**32 - 1, 2**32, 2**64 - 1, -1, -32, -33, -128, -129, -32768, -32769, -(2**31), -(2**31) - 1, -(2**63),
+        0.0, 1.5, float("inf"), "", "a", "ü" * 20, "x" * 31, "x" * 32, "x" * 256, "x" * 70000, b"", b"a", b"x" * 255, b"x" * 256, b"x" * 70000,
+        [], [1, [2, [3]]], list(range(15)), list(range(16)), list(range(70000)), {}, {"a": 1, "b": {"c": [None]}}, {str(i): i for i in range(16)}, {str(i): i for i in range(70000)}, {1: 2},
+    ]  # fmt: skip
+
+    def test_round_trip(self):
+        for v in self.VALUES:
+            self.assertEqual(_pack.unpack(_pack.pack(v)), v)
+
+    def test_same_as_msgpack(self):
+        try:
+            import msgpack
+        except ImportError:
+            self.skipTest("SKIP: there is no msgpack")
+        for v in self.VALUES:
+            self.assertEqual(_pack.pack(v), msgpack.packb(v))
+        for n in (0, 1, 2, 3, 4, 8, 16, 17, 255, 256, 70000):
+            self.assertEqual(_pack.pack(_pack.Ext(5, b"x" * n)), msgpack.packb(msgpack.ExtType(5, b"x" * n)))
+            e = _pack.unpack(msgpack.packb(msgpack.ExtType(5, b"x" * n)))
+            self.assertEqual((e.code, e.data), (5, b"x" * n))
+        self.assertEqual(_pack.unpack(msgpack.packb(1.5, use_single_float=True)), 1.5)
+
+    def test_garbage(self):
+        good = _pack.pack({"a": [1, 2.5, "x" * 40, b"y" * 300, None]})
+        for n in range(len(good)):
+            self.assertRaises(ValueError, _pack.unpack, good[:n])
+        self.assertRaises(ValueError, _pack.unpack, good + b"\x00")
+        self.assertRaises(ValueError, _pack.unpack, b"\xc1")
+        self.assertRaises(ValueError, _pack.unpack, b"\xdd\xff\xff\xff\xff")
+        self.assertRaises(ValueError, _pack.unpack, b"\x91" * 1000 + b"\xc0")
+        self.assertRaises(OverflowError, _pack.pack, 2**64)
+        self.assertRaises(TypeError, _pack.pack, object())
+
+
+class Local:
+    """A class of the test's own."""
+
+    def __init__(self, x):
+        self.x = x
+
+    def __eq__(self, other):
+        return isinstance(other, Local) and other.x == self.x
+
+
+class ValueTest(unittest.TestCase):
+    def test_round_trip(self):
+        for v in [None, 1, 1.5, "a", b"a", 2j, [1, "a", [b"x"]], {"a": (1, 2)}, (), Local(3), {1, 2}, [Local(4)], lambda: 5, 10**100, [[[[[1]]]]], {(1, 2): Local(1)}]:
+            e = _serial.encode(v)
+            data = e.joined()
+            self.assertEqual(len(data), e.size)
+            got = _serial.decode(e.form, data)
+            if callable(v):
+                self.assertEqual(got(), v())
+            else:
+                self.assertEqual(got, v)
+                self.assertIs(type(got), type(v))
+
+    def test_buffers(self):
+        a, b = np.arange(1000), np.ones((30, 40), np.float32)
+        for v in ({"a": a, "b": [b]}, Local({"a": a, "b": [b]})):
+            e = _serial.encode(v)
+            self.assertEqual(len(e.buffers), 2)
+            for at, raw in e.buffers:
+                self.assertEqual(at % 64, 0)
+            got = _serial.decode(e.form, e.joined())
+            got = got if isinstance(got, dict) else got.x
+            np.testing.assert_array_equal(got["a"], a)
+            np.testing.assert_array_equal(got["b"][0], b)
+            self.assertFalse(got["a"].flags.writeable)
+        strided = np.arange(100)[::2]
+        np.testing.assert_array_equal(_serial.decode(0, _serial.encode(strided).joined()), strided)
+        objects = np.array([Local(1), None], object)
+        self.assertEqual(list(_serial.decode(0, _serial.encode(objects).joined())), [Local(1), None])
+        self.assertEqual(_serial.decode(0, _serial.encode(np.zeros(0)).joined()).size, 0)
+
+    def test_large_bytes(self):
+        e = _serial.encode(b"x" * 100000)
+        self.assertEqual((e.form, e.size, len(e.buffers)), (_serial.FORM_BYTES, 100000, 1))
+        self.assertEqual(_serial.decode(e.form, e.joined()), b"x" * 100000)
+
+    def test_damaged(self):
+        whole = _serial.encode({"a": np.arange(10)}).joined()
+        for n in range(8, len(whole)):
+            with self.assertRaises(Exception):
+                _serial.decode(0, whole[:n])
+
+    def test_plain(self):
+        for v in [None, 1, "a", [1, {"a": 2.5}], b"abc", {"k": b"v"}]:
+            e = _serial.encode_plain(v)
+            self.assertEqual(_serial.decode(e.form, e.joined()), v)
+        self.assertEqual(_serial.decode(1, _serial.encode_plain([np.arange(3), np.float64(1.5)]).joined()), [[0, 1, 2], 1.5])
+        self.assertRaises(TypeError, _serial.encode_plain, Local(1))
+
+    def test_errors(self):
+        def fails():
+            raise KeyError("k")
+
+        try:
+            fails()
+        except KeyError as e:
+            data = _serial.task_failed(e, "f", "n", 3)
+        error = exceptions.from_wire(_pack.unpack(data))
+        self.assertIsInstance(error, KeyError)
+        self.assertIsInstance(error, exceptions.RayTaskError)
+        self.assertEqual((error.function_name, error.node, error.pid, error.args), ("f", "n", 3, ("k",)))
+        self.assertIn("in fails", str(error))
+        again = pickle.loads(pickle.dumps(error))
+        self.assertIsInstance(again, KeyError)
+        self.assertEqual(str(again), str(error))
+
+    def test_error_that_cannot_be_pickled(self):
+        class Odd(Exception):
+            def __init__(self, a, b):
+                super().__init__("odd")
+                self.lock = threading.Lock()
+
+        data = _serial.task_failed(Odd(1, 2), "f", "n", 3)
+        error = exceptions.from_wire(_pack.unpack(data))
+        self.assertIs(type(error), exceptions.RayTaskError)
+        self.assertIn("Odd: odd", str(error))
+
+    def test_error_with_attributes(self):
+        class Coded(ValueError):
+            def __init__(self, code):
+                super().__init__(f"code {code}")
+                self.code = code
+
+            def __reduce__(self):
+                return (Coded, (self.code,))
+
+        error = exceptions.from_wire(_pack.unpack(_serial.task_failed(Coded(7), "f", "n", 3)))
+        self.assertIsInstance(error, ValueError)
+        self.assertEqual(error.code, 7)
+        self.assertRaises(AttributeError, lambda: error.nothing)
+
+    def test_codes(self):
+        for code, kind in exceptions._CODES.items():
+            e = exceptions.from_wire([code, "text", "", None, "f", "n", 1, ["try"]])
+            self.assertIs(type(e), kind)
+            self.assertEqual(e.hints, ["try"])
+        self.assertIsInstance(exceptions.from_wire(["new", "text"]), exceptions.RaySystemError)
+
+
+class StoreTest(unittest.TestCase):
+    def store(self, capacity=64, size=1 << 20):
+        index = fake_agent.Index(capacity)
+        pins = fake_agent.memfd(4096)
+        s = _store.Store()
+        s.attach(os.dup(index.fd), pins)
+        s.add(1, fake_agent.memfd(size), size, True)
+        return index, s
+
+    def test_allocator(self):
+        _, s = self.store()
+        seg, at = s.take(100)
+        self.assertEqual(at, 0)
+        places = [at] + [s.take(100)[1] for _ in range(9)]
+        self.assertEqual(places, list(range(0, 1280, 128)))
+        self.assertFalse(seg.empty)
+        for i in (3, 5, 4, 0, 1, 2, 9, 8, 7, 6):
+            s.give(1, places[i], 100)
+        self.assertTrue(seg.empty)
+        self.assertEqual(seg.free, [[0, 1 << 20]])
+        self.assertIsNone(s.take((1 << 20) + 1))
+        self.assertEqual(s.take(1 << 20)[1], 0)
+        self.assertIsNone(s.take(1))
+        with self.assertRaises(launcher.Error):
+            seg.give(0, (1 << 20) + 64)
+        s.give(1, 0, 1 << 20)
+        for begin, size in ((0, 64), (64, 64), ((1 << 20) - 64, 64)):
+            with self.assertRaises(launcher.Error):
+                seg.give(begin, size)
+
+    def test_random(self):
+        import random
+
+        rng = random.Random(5)
+        _, s = self.store()
+        used = {}
+        for _ in range(3000):
+            if used and rng.random() < 0.5:
+                at = rng.choice(list(used))
+                s.give(1, at, used.pop(at))
+            else:
+                n = rng.randrange(1, 20000)
+                got = s.take(n)
+                if got:
+                    used[got[1]] = n
+            spans = sorted((a, a + _store._up(n)) for a, n in used.items())
+            free = [(a, b) for a, b in s.own[0].free]
+            whole = sorted(spans + free)
+            self.assertEqual(whole[0][0], 0)
+            self.assertEqual(whole[-1][1], 1 << 20)
+            self.assertTrue(all(a[1] == b[0] for a, b in zip(whole, whole[1:])))
+            self.assertTrue(all(a[1] < b[0] for a, b in zip(free, free[1:])))
+
+    def test_pins(self):
+        index, s = self.store()
+        seg, at = s.take(100)
+        seg.view[at : at + 100] = bytes(range(100))
+        id = os.urandom(16)
+        self.assertIsNone(s.pin(id))
+        index.write(id, 2, 1, at, 100, 0)
+        word, number, offset, size, form = s.pin(id)
+        self.assertEqual((number, offset, size, form), (1, at, 100, 0))
+        self.assertEqual(s.words[word], index.generation << 32 | index.slot(id) + 1)
+        view = s.view(word, seg, offset, size)
+        self.assertEqual(bytes(view), bytes(range(100)))
+        self.assertTrue(view.readonly)
+        a = np.frombuffer(view, np.uint8)[10:20]
+        del view
+        gc.collect()
+        self.assertNotEqual(s.words[word], 0)
+        self.assertEqual(a[0], 10)
+        del a
+        self.assertEqual(s.words[word], 0)
+        index.state(id, 3)
+        self.assertIsNone(s.pin(id))
+        self.assertEqual(list(s.words), [0] * 512)
+
+    def test_pin_that_comes_too_late(self):
+        index, s = self.store()
+        id = os.urandom(16)
+        index.write(id, 2, 1, 0, 100, 0)
+        find, calls = s.find, []
+
+        def slow(id):
+            if calls:
+                index.write(id, 2, 1, 128, 100, 0)  # moved between the pin and the second look
+            calls.append(id)
+            return find(id)
+
+        s.find = slow
+        self.assertIsNone(s.pin(id))
+        self.assertEqual(sum(s.words), 0)
+        s.find = find
+        self.assertEqual(s.pin(id)[2], 128)
+
+    def test_pins_run_out(self):
+        index, s = self.store()
+        id = os.urandom(16)
+        index.write(id, 2, 1, 0, 100, 0)
+        views = [s.view(s.pin(id)[0], s.own[0], 0, 100) for _ in range(512)]
+        with self.assertRaises(launcher.Error):
+            s.pin(id)
+        del views
+        self.assertIsNotNone(s.pin(id))
+
+    def test_probing(self):
+        index, s = self.store(capacity=64)
+        ids = [os.urandom(16) for _ in range(48)]
+        for i, id in enumerate(ids):
+            index.write(id, 2, 1, 64 * i, 64, 0)
+        for i in range(0, 48, 3):
+            index.state(ids[i], 1)
+        for i, id in enumerate(ids):
+            found = s.find(id)
+            self.assertEqual(found is not None, i % 3 != 0)
+            if found:
+                self.assertEqual(found[1][5], 64 * i)
+
+    def test_large_copy(self):
+        _, s = self.store(size=128 << 20)
+        a = np.random.default_rng(1).integers(0, 255, (66 << 20) + 5, np.uint8)
+        seg, at = s.take(64 + a.nbytes)
+        s.write(seg, at, b"head", [(64, memoryview(a))])
+        got = np.frombuffer(seg.view, np.uint8)[at + 64 : at + 64 + a.nbytes]
+        self.assertTrue((got == a).all())
+        self.assertEqual(bytes(seg.view[at : at + 4]), b"head")
+
+    def test_few_array_types(self):
+        for n in range(1, 200000, 7):
+            t = _store._array(n)
+            self.assertGreaterEqual(t._length_, n)
+        self.assertLess(len(_store._arrays), 200)
+
+    def test_garbage(self):
+        s = _store.Store()
+        index = fake_agent.memfd(8192)
+        with self.assertRaises(launcher.Error):
+            s.attach(index, fake_agent.memfd(4096))
+        with self.assertRaises(launcher.Error):
+            s.add(1, fake_agent.memfd(4096), 8192, False)
+
+
+class LogTest(unittest.TestCase):
+    def show(self, *adds):
+        p = _logs.Printer(True)
+        out, err = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            for stream, who, text in adds:
+                p.add(stream, who, text)
+                p.flush()
+            p.close()
+        return out.getvalue(), err.getvalue()
+
+    def test_lines(self):
+        self.assertEqual(self.show((1, b"f pid=1, node=a", b"one\ntwo\n"), (2, b"g", b"three")), ("(f pid=1, node=a) one\n(f pid=1, node=a) two\n", "(g) three\n"))
+
+    def test_repeated(self):
+        out, _ = self.show(*[(1, b"f pid=%d" % i, b"step %d done\n" % i) for i in range(6)])
+        self.assertEqual(out, "(f pid=0) step 0 done\n(f pid=0) step 5 done [repeated 5x across the cluster]\n")
+        out, _ = self.show((1, b"a", b"x\n"), (1, b"a", b"x\n"))  # one worker says so twice
+        self.assertEqual(out, "(a) x\n(a) x\n")
+
+
+class OptionsTest(unittest.TestCase):
+    def test_encode(self):
+        o = dict(num_cpus=0.5, num_gpus=1, memory=1 << 30, resources={"lic": 2}, max_retries=-1, priority=3, time=1.5, max_calls=4,
+            runtime_env={"env_vars": {"B": "2", "A": "1"}, "working_dir": "/"}, scheduling_strategy="SPREAD", _generator_backpressure_num_objects=5)  # fmt: skip
+        self.assertEqual(_pack.unpack(_remote.encode(o, "f")), {"name": "f", "cpu": 5000, "gpu": 10000, "memory": 1 << 30, "resources": {"lic": 20000}, "max_retries": -1,
+            "priority": 3, "time": 1500000000, "max_calls": 4, "env": {"A": "1", "B": "2"}, "working_dir": "/", "strategy": ["spread"], "backpressure": 5})  # fmt: skip
+        self.assertEqual(_pack.unpack(_remote.encode({}, "f")), {"name": "f"})
+
+    def test_strategies(self):
+        s = scheduling
+        self.assertEqual(s.encode(s.NodeAffinitySchedulingStrategy("n1", soft=True), None), ["node", "n1", True])
+        self.assertEqual(
+            s.encode(s.NodeLabelSchedulingStrategy({"a": s.In("x", "y"), "b": s.Exists()}, soft={"c": s.NotIn("z"), "d": s.DoesNotExist()}), None),
+            ["labels", {"a": ["in", ["x", "y"]], "b": ["exists", []]}, {"c": ["!in", ["z"]], "d": ["!exists", []]}],
+        )
+        self.assertEqual(s.encode(None, {"a": "x", "b": "!y", "c": "in(p, q)", "d": "!in(r)"}), ["labels", {"a": ["in", ["x"]], "b": ["!in", ["y"]], "c": ["in", ["p", "q"]], "d": ["!in", ["r"]]}, {}])
+
+    def test_refused(self):
+        for bad in (dict(num_cpus=-1), dict(num_cpus="1"), dict(num_cpu=1), dict(num_returns=-1), dict(num_returns=1.5), dict(max_retries=-2), dict(retry_exceptions=[3]), dict(retry_exceptions="x"),
+                dict(resources={"CPU": 1}), dict(scheduling_strategy="PACK"), dict(runtime_env={"env_vars": {"A": 1}}), dict(runtime_env={"working_dir": "/nowhere"}), dict(num_cpus=float("nan"))):  # fmt: skip
+            with self.assertRaises(ValueError, msg=str(bad)):
+                launcher.remote(**bad)(len)
+        with self.assertRaises(launcher.Error) as c:
+            launcher.remote(runtime_env={"pip": ["x"]})(len)
+        self.assertIn("not in this version", str(c.exception))
+        with self.assertRaises(launcher.Error) as c:
+            launcher.remote(Local)
+        self.assertIn("actors come with the next version", str(c.exception))
+        with self.assertRaises(TypeError):
+            launcher.remote(lambda: 1)()
+        with self.assertRaises(TypeError):
+            launcher.remote()
+
+        async def coroutine():
+            pass
+
+        self.assertRaises(ValueError, launcher.remote, coroutine)
+
+
+class Case(unittest.TestCase):
+    """With an agent; the class's workers are started once."""
+
+    workers = 0
+
+    @classmethod
+    def setUpClass(cls):
+        cls.dir = tempfile.TemporaryDirectory()
+        cls.path = os.path.join(cls.dir.name, "s")
+        cls.agent = fake_agent.Agent(cls.path, cls.workers)
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.agent.close()
+        cls.dir.cleanup()
+
+    def setUp(self):
+        self.late = threading.Timer(60, os.kill, (os.getpid(), signal.SIGABRT))
+        self.late.daemon = True
+        self.late.start()
+        launcher.init(self.path)
+
+    def tearDown(self):
+        launcher.shutdown()
+        self.late.cancel()
+
+    def driver(self):
+        return max((c for c in list(self.agent.conns.values()) if c.kind == 1), key=lambda c: c.client)
+
+
+class ObjectTest(Case):
+    def test_small(self):
+        for v in [0, "a", b"ok", None, [1, 2], {"a": Local(1)}]:
+            self.assertEqual(launcher.get(launcher.put(v)), v)
+        self.assertEqual(self.driver().seen[_frames.GET], 0)  # without a message
+        self.assertLess(self.driver().seen[_frames.PUT], 6)
+        refs = [launcher.put(i) for i in range(100)]
+        self.assertEqual(launcher.get(refs), list(range(100)))
+        self.assertEqual(launcher.get([]), [])
+
+    def test_large(self):
+        a = np.arange(1 << 20)
+        r = launcher.put(a)
+        b = launcher.get(r)
+        np.testing.assert_array_equal(a, b)
+        self.assertFalse(b.flags.writeable)
+        with self.assertRaises(ValueError):
+            b[0] = 1
+        c = launcher.get(r)
+        words = _client.current().store.words
+        self.assertEqual(sum(1 for w in words if w), 2)
+        del b, c
+        self.assertEqual(sum(1 for w in words if w), 0)
+        big = {"a": "x" * 100000, "b": list(range(50000))}
+        self.assertEqual(launcher.get(launcher.put(big)), big)
+        self.assertEqual(launcher.get(launcher.put(b"z" * (3 << 20))), b"z" * (3 << 20))
+
+    def test_memory_comes_back(self):
+        for i in range(30):
+            r = launcher.put(np.full(1 << 20, i))
+            self.assertEqual(launcher.get(r)[-1], i)
+            del r
+        self.assertLess(len(_client.current().store.own), 3)
+
+    def test_full(self):
+        class Huge:
+            def __reduce_ex__(self, protocol):
+                return (Huge, (pickle.PickleBuffer(memory),))
+
+        memory = np.zeros(1 << 30, np.uint8)
+        with self.assertRaises(exceptions.ObjectStoreFullError) as c:
+            launcher.put(Huge())
+        self.assertIn("full", str(c.exception))
+
+    def test_released(self):
+        client = _client.current()
+        refs = [launcher.put(i) for i in range(10)]
+        more = launcher.put(refs)
+        again = launcher.get(more)
+        self.assertEqual(again, refs)
+        del again, more
+        client.ask("sync")
+        gone = self.agent.counts["released"]
+        del refs
+        client.ask("sync")
+        self.assertEqual(self.agent.counts["released"], gone + 10)
+        self.assertEqual(client.refs, {})
+        self.assertEqual(client.values, {})
+
+    def test_ref(self):
+        r = launcher.put(1)
+        self.assertEqual(len(r.hex()), 32)
+        self.assertEqual(r, r)
+        self.assertEqual({r: 1}[r], 1)
+        self.assertNotEqual(r, launcher.put(1))
+        self.assertRaises(TypeError, pickle.dumps, r)
+        self.assertRaises(TypeError, launcher.put, r)
+
+    def test_bad_calls(self):
+        for call in (lambda: launcher.get(1), lambda: launcher.get([1]), lambda: launcher.wait([1]), lambda: launcher.wait([launcher.put(1)], num_returns=2)):
+            self.assertRaises(ValueError, call)
+        r = launcher.put(1)
+        self.assertRaises(ValueError, launcher.wait, [r, r])
+        self.assertRaises(TypeError, launcher.wait, r)
+        self.assertRaises(ValueError, lambda: launcher.put(1, copies=0))
+        self.assertRaises(RuntimeError, launcher.init, self.path)
+        launcher.init(self.path, ignore_reinit_error=True)
+        self.assertRaises(TypeError, lambda: launcher.init(self.path, nothing=1))
+
+    def test_timeout(self):
+        @launcher.remote
+        def never():
+            pass
+
+        r = never.remote()  # there are no workers
+        start = time.monotonic()
+        with self.assertRaises(exceptions.GetTimeoutError) as c:
+            launcher.get(r, timeout=0.05)
+        self.assertIsInstance(c.exception, TimeoutError)
+        self.assertLess(time.monotonic() - start, 5)
+        self.assertEqual(launcher.wait([r], timeout=0.01), ([], [r]))
+        self.assertEqual(launcher.wait([r], timeout=0), ([], [r]))
+        self.assertEqual(self.driver().seen[_frames.GET], 1)
+        launcher.cancel(r)
+        with self.assertRaises(exceptions.TaskCancelledError):
+            launcher.get(r)
+
+    def test_old_refs(self):
+        r = launcher.put(1)
+        launcher.shutdown()
+        with self.assertRaises(launcher.Error):
+            launcher.get(r, timeout=1)
+        launcher.init(self.path)
+        with self.assertRaises((launcher.Error, ValueError)):
+            launcher.get([r])
+        del r
+        self.assertEqual(launcher.get(launcher.put(2)), 2)
+
+    def test_wait_on_many(self):
+        refs = [launcher.put(i) for i in range(1000)]
+        rest, seen = refs, []
+        while rest:
+            ready, rest = launcher.wait(rest)
+            seen += ready
+        self.assertEqual(seen, refs)
+        self.assertEqual(self.driver().seen[_frames.GET], 0)
+        ready, rest = launcher.wait(refs, num_returns=10)
+        self.assertEqual((ready, rest), (refs[:10], refs[10:]))
+
+    def test_forged_ref(self):
+        forged = _client.current().item(os.urandom(16))
+        self.agent.objects[forged.binary()] = (_frames.FAILED, 1, [], *(lambda d: (len(d), d))(_pack.pack(["lost", "not known", "", None, "", "n", 0, []])))
+        with self.assertRaises(exceptions.ObjectLostError):
+            launcher.get(forged)
+
+    def test_fork(self):
+        r = launcher.put(np.arange(100000))
+        view = launcher.get(r)
+        pins = [w for w in _client.current().store.words if w]
+        read, write = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            try:
+                assert not launcher.is_initialized()
+                try:
+                    launcher.get(r)
+                    said = "nothing"
+                except launcher.Error as e:
+                    said = str(e)
+                del view
+                gc.collect()
+                mine = launcher.get(launcher.put(5))  # by a connection of its own
+                os.write(write, f"{said}|{mine}".encode())
+                launcher.shutdown()
+            finally:
+                os._exit(0)
+        os.waitpid(pid, 0)
+        os.close(write)
+        said = os.read(read, 10000).decode()
+        os.close(read)
+        self.assertIn("forked", said)
+        self.assertTrue(said.endswith("|5"), said)
+        self.assertEqual([w for w in _client.current().store.words if w], pins)
+        self.assertEqual(view[7], 7)
+        self.assertEqual(launcher.get(r)[8], 8)
+
+    def test_threads(self):
+        """One reads for all."""
+        stop = time.monotonic() + 1
+        errors = []
+
+        def work(k):
+            try:
+                i = 0
+                while time.monotonic() < stop:
+                    i += 1
+                    a = np.full(20000, k * 1000 + i)
+                    r = launcher.put(a)
+                    s = launcher.put([k, i])
+                    assert launcher.get(s) == [k, i]
+                    assert _client.current().ask("sync") is None
+                    assert (launcher.get(r) == a).all()
+            except BaseException as e:
+                errors.append(e)
+
+        threads = [threading.Thread(target=work, args=(k,)) for k in range(8)]
+        for t in threads:
+            t.start()
+        for t in threads:
+            t.join()
+        self.assertEqual(errors, [])
+
+    def test_agent_away(self):
+        """Connections that break are made again, and nothing is lost."""
+        refs = [launcher.put([i]) for i in range(100)]
+        big = launcher.put(np.arange(100000))
+        client = _client.current()
+        client.ask("sync")
+        before = self.agent.counts["puts"]
+        for k in range(5):
+            self.agent.cut()
+            more = [launcher.put((k, i)) for i in range(500)]
+            self.assertIsNone(client.ask("sync"))
+            self.assertEqual(launcher.get(more), [(k, i) for i in range(500)])
+        self.assertEqual(launcher.get(refs), [[i] for i in range(100)])
+        self.assertEqual(launcher.get(big)[99999], 99999)
+        missing = [r for r in refs if r.binary() not in self.agent.objects]
+        self.assertEqual(missing, [])
+        self.assertGreaterEqual(self.agent.counts["puts"], before + 2500)
+
+    def test_ring_is_bounded(self):
+        client = _client.current()
+        for _ in range(200):
+            launcher.put("x" * 60000)
+        self.assertLess(sum(len(d) for _, d in client.ring), _connection.UNPROVEN_MAX + (1 << 20))
+        client.ask("sync")
+        self.assertLess(sum(len(d) for _, d in client.ring), 1 << 20)
+
+    def test_agent_that_says_nonsense(self):
+        self.driver().sock.sendall(b"\xff" * 100)
+        with self.assertRaises(launcher.Error):
+            _client.current().ask("sync", timeout=5)
+        with self.assertRaises(launcher.Error):
+            launcher.put(1)
+
+    def test_error_frame(self):
+        self.driver().send(_frames.ERROR, _pack.pack([7, "not allowed", ["ask"]]))
+        with self.assertRaises(launcher.Error) as c:
+            _client.current().ask("sync", timeout=5)
+        self.assertEqual((c.exception.kind, c.exception.hints), ("permission", ["ask"]))
+
+    def test_what_there_is(self):
+        self.agent.calls.update(nodes=[{"NodeID": "a", "Alive": True}], cluster_resources={"CPU": 2}, available_resources={"CPU": 1.5}, timeline=[{"name": "f"}])
+        self.assertEqual(launcher.nodes(), [{"NodeID": "a", "Alive": True}])
+        self.assertEqual(launcher.cluster_resources(), {"CPU": 2.0})
+        self.assertEqual(launcher.available_resources(), {"CPU": 1.5})
+        at = os.path.join(self.dir.name, "t.json")
+        self.assertIsNone(launcher.timeline(at))
+        self.assertEqual(launcher.timeline(), [{"name": "f"}])
+        c = launcher.get_runtime_context()
+        self.assertEqual((c.get_node_id(), c.get_job_id(), c.get_task_id(), c.get_assigned_resources()), ("node-7", "job-1", None, {}))
+        launcher.put(1, copies=2)
+        self.assertEqual(self.agent.requests[-1][0], "copies")
+
+    def test_logs(self):
+        out = io.StringIO()
+        with contextlib.redirect_stdout(out):
+            self.agent.log("f pid=3, node=a", "hello\n")
+            _client.current().ask("sync")
+        self.assertEqual(out.getvalue(), "(f pid=3, node=a) hello\n")
+
+    def test_exit_in_del(self):
+        code = "import launcher, sys\nclass A:\n  def __del__(self): sys.exit(3)\n  \nr = launcher.put(1)\na = A(); a.r = r\nprint(launcher.get(r))\ndel a, r\nlauncher.put(2)\nprint('end')"
+        p = subprocess.run([sys.executable, "-c", code], env={**os.environ, "LAUNCHER_SOCKET": self.path, "PYTHONPATH": fake_agent.HERE}, capture_output=True, text=True, timeout=30)
+        self.assertEqual((p.returncode, p.stdout), (0, "1\nend\n"), p.stderr)
+
+
+class NoClusterTest(unittest.TestCase):
+    def test_nothing_there(self):
+        with tempfile.TemporaryDirectory() as d:
+            code = "import launcher\ntry: launcher.put(1)\nexcept launcher.Error as e: print(e.kind)"
+            env = {k: v for k, v in os.environ.items() if not k.startswith("LAUNCHER")}
+            env.update(PATH=d, LAUNCHER_HOME=d, PYTHONPATH=fake_agent.HERE, LAUNCHER=os.path.join(d, "none"))
+            sdk = os.path.join(d, "lib", "launcher")
+            import shutil
+
+            shutil.copytree(os.path.join(fake_agent.HERE, "launcher"), sdk)
+            env["PYTHONPATH"] = os.path.dirname(sdk)
+            p = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=30)
+            self.assertEqual((p.returncode, p.stdout), (0, "not-found\n"), p.stderr)
+
+    def test_import_is_light(self):
+        code = "import sys, launcher\nprint(sorted(m for m in ('numpy', 'cloudpickle', 'asyncio', 'ctypes', 'subprocess', 'launcher._api', 'launcher._client') if m in sys.modules))"
+        p = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": fake_agent.HERE}, capture_output=True, text=True, timeout=30)
+        self.assertEqual(p.stdout, "[]\n", p.stderr)
+
+
+class TaskTest(Case):
+    workers = 2
+
+    def test_calls(self):
+        @launcher.remote
+        def add(x, y=1, *rest, **named):
+            return x + y + sum(rest) + sum(named.values())
+
+        one = launcher.put(1)
+        self.assertEqual(launcher.get(add.remote(1)), 2)
+        self.assertEqual(launcher.get(add.remote(1, 2, 3, z=4)), 10)
+        self.assertEqual(launcher.get(add.remote(one, y=one, z=one)), 3)
+        self.assertEqual(launcher.get(add.remote(add.remote(add.remote(1)))), 4)
+        self.assertEqual(launcher.get([add.remote(i) for i in range(50)]), [i + 1 for i in range(50)])
+
+    def test_values(self):
+        @launcher.remote
+        def same(x):
+            return x
+
+        for v in [None, Local(3), np.arange(10), np.arange(100000), "x" * 200000, [launcher.put(1)], b"y" * 100000]:
+            got = launcher.get(same.remote(v))
+            if isinstance(v, np.ndarray):
+                np.testing.assert_array_equal(got, v)
+            elif isinstance(v, list):
+                self.assertEqual(launcher.get(got), [1])
+            else:
+                self.assertEqual(got, v)
+        a = launcher.put(np.ones(1 << 20))
+        self.assertEqual(launcher.get(same.remote(a)).sum(), 1 << 20)
+
+    def test_returns(self):
+        @launcher.remote(num_returns=3)
+        def three():
+            return 1, "b", np.arange(100000)
+
+        a, b, c = three.remote()
+        self.assertEqual((launcher.get(a), launcher.get(b), launcher.get(c)[-1]), (1, "b", 99999))
+        self.assertIsNone(three.options(num_returns=0).remote())
+        with self.assertRaises(ValueError):
+            launcher.get(three.options(num_returns=2).remote()[0])
+        refs = launcher.get(launcher.remote(lambda: (i for i in range(3))).options(num_returns="dynamic").remote())
+        self.assertEqual(launcher.get(list(refs)), [0, 1, 2])
+
+    def test_nested(self):
+        @launcher.remote
+        def fib(n):
+            return n if n < 2 else sum(launcher.get([fib.remote(n - 1), fib.remote(n - 2)]))
+
+        self.assertEqual(launcher.get(fib.remote(9)), 34)
+
+    def test_deep(self):
+        @launcher.remote
+        def down(n):
+            return 0 if n == 0 else 1 + launcher.get(down.remote(n - 1))
+
+        self.assertEqual(launcher.get(down.remote(120)), 120)
+
+    def test_wait_in_a_task(self):
+        @launcher.remote
+        def leaf(i):
+            return i
+
+        @launcher.remote
+        def root():
+            rest, got = [leaf.remote(i) for i in range(20)], []
+            while rest:
+                ready, rest = launcher.wait(rest)
+                got += launcher.get(ready)
+            return sorted(got)
+
+        self.assertEqual(launcher.get([root.remote() for _ in range(3)]), [list(range(20))] * 3)
+
+    def test_errors(self):
+        @launcher.remote
+        def fails(x):
+            raise ZeroDivisionError("here")
+
+        r = fails.remote(1)
+        with self.assertRaises(ZeroDivisionError) as c:
+            launcher.get(r)
+        self.assertIn("raise ZeroDivisionError", str(c.exception))
+        self.assertNotIn("_worker.py", str(c.exception))
+        self.assertIn("fails", c.exception.function_name)
+        for two in fails.options(num_returns=2).remote(1):
+            self.assertRaises(ZeroDivisionError, launcher.get, two)
+
+    def test_retry(self):
+        with tempfile.TemporaryDirectory() as d:
+            at = os.path.join(d, "tries")
+
+            @launcher.remote(retry_exceptions=[OSError], max_retries=5)
+            def flaky(kind):
+                with open(at, "a") as to:
+                    to.write("x")
+                if os.path.getsize(at) < 3:
+                    raise kind("again")
+                return launcher.get_runtime_context().get_attempt()
+
+            self.assertEqual(launcher.get(flaky.remote(OSError)), 3)
+            os.unlink(at)
+            with self.assertRaises(ValueError):
+                launcher.get(flaky.remote(ValueError))
+            self.assertEqual(os.path.getsize(at), 1)
+
+    def test_crash(self):
+        @launcher.remote(max_retries=0)
+        def dies():
+            os._exit(3)
+
+        with self.assertRaises(exceptions.WorkerCrashedError):
+            launcher.get(dies.remote())
+
+        @launcher.remote(max_retries=1)
+        def leaves():
+            if launcher.get_runtime_context().get_attempt() == 1:
+                sys.exit(0)
+            return 5
+
+        self.assertEqual(launcher.get(leaves.remote()), 5)
+
+    def test_missing_module(self):
+        with tempfile.TemporaryDirectory() as d:
+            with open(os.path.join(d, "only_here.py"), "w") as to:
+                to.write("def f():\n    return 1\n")
+            sys.path.insert(0, d)
+            try:
+                import only_here
+
+                with self.assertRaises(ModuleNotFoundError) as c:
+                    launcher.get(launcher.remote(only_here.f).remote())
+            finally:
+                sys.path.remove(d)
+        self.assertIn("only_here", str(c.exception))
+
+    def test_unpicklable(self):
+        @launcher.remote
+        def f(a, lock):
+            pass
+
+        with self.assertRaises(TypeError) as c:
+            f.remote(1, threading.Lock())
+        for text in ("the argument lock", "a lock", "of TaskTest.test_unpicklable.<locals>.f"):
+            self.assertIn(text, str(c.exception))
+        lock = threading.Lock()
+        with self.assertRaises(TypeError) as c:
+            launcher.remote(lambda: lock).remote()
+        self.assertIn("the function", str(c.exception))
+        with self.assertRaises(TypeError):
+            launcher.get(launcher.remote(lambda: threading.Lock()).remote())
+
+    def test_generator(self):
+        @launcher.remote
+        def items(n):
+            for i in range(n):
+                yield i if i != 5 else np.arange(100000)
+            if n == 3:
+                raise ValueError("after three")
+
+        self.assertEqual([launcher.get(r) for r in items.remote(5)], list(range(5)))
+        self.assertEqual(list(items.remote(0)), [])
+        g = items.remote(3)
+        refs = list(g)
+        self.assertEqual(len(refs), 4)
+        self.assertEqual(launcher.get(refs[:3]), [0, 1, 2])
+        self.assertRaises(ValueError, launcher.get, refs[3])
+        self.assertTrue(g.is_finished())
+        big = list(items.remote(8))
+        self.assertEqual(launcher.get(big[5])[-1], 99999)
+        half = items.remote(1000)
+        next(half)
+        del half
+        self.assertEqual(launcher.get(next(items.remote(1))), 0)
+
+    def test_cancel(self):
+        with tempfile.TemporaryDirectory() as d:
+
+            @launcher.remote
+            def slow(busy):
+                open(os.path.join(d, "began"), "w").close()
+                end = time.monotonic() + 50
+                while busy and time.monotonic() < end:
+                    pass
+                time.sleep(50)
+
+            for busy in (False, True):
+                r = slow.remote(busy)
+                while not os.path.exists(os.path.join(d, "began")):
+                    time.sleep(0.01)
+                os.unlink(os.path.join(d, "began"))
+                launcher.cancel(r)
+                with self.assertRaises(exceptions.TaskCancelledError):
+                    launcher.get(r, timeout=20)
+
+        @launcher.remote
+        def waits():
+            return launcher.get(launcher.remote(time.sleep).options(max_retries=0).remote(50))
+
+        r = waits.remote()
+        time.sleep(0.3)
+        launcher.cancel(r)
+        with self.assertRaises(exceptions.TaskCancelledError):
+            launcher.get(r, timeout=20)
+        for w in list(self.agent.conns.values()):
+            if w.kind == 2 and w.running:
+                os.kill(w.pid, signal.SIGKILL)
+
+    def test_asyncio(self):
+        @launcher.remote
+        def f(i):
+            if i == 7:
+                raise KeyError(i)
+            return i
+
+        @launcher.remote
+        def g(n):
+            yield from range(n)
+
+        async def run():
+            got = await asyncio.gather(*[f.remote(i) for i in range(7)])
+            with self.assertRaises(KeyError):
+                await f.remote(7)
+            items = [await r async for r in g.remote(4)]
+            big = await launcher.put(np.arange(100000))
+            done, _ = await asyncio.wait([f.remote(1).as_future()])
+            return got, items, big[-1], [d.result() for d in done]
+
+        self.assertEqual(asyncio.run(run()), (list(range(7)), list(range(4)), 99999, [1]))
+
+    def test_future(self):
+        import concurrent.futures
+
+        @launcher.remote
+        def f(i):
+            return [][i] if i == 3 else i
+
+        fs = [f.remote(i).future() for i in range(4)]
+        done, _ = concurrent.futures.wait(fs, timeout=20)
+        self.assertEqual(len(done), 4)
+        self.assertEqual([x.result() for x in fs[:3]], [0, 1, 2])
+        self.assertIsInstance(fs[3].exception(), IndexError)
+
+    def test_threads_in_driver_and_worker(self):
+        @launcher.remote
+        def f(i):
+            return i
+
+        @launcher.remote
+        def many():
+            from concurrent.futures import ThreadPoolExecutor
+
+            with ThreadPoolExecutor(4) as pool:
+                return list(pool.map(lambda i: launcher.get(f.remote(i)), range(20)))
+
+        out = []
+
+        def work(k):
+            out.append(launcher.get([f.remote(k * 100 + i) for i in range(30)]) == [k * 100 + i for i in range(30)])
+
+        threads = [threading.Thread(target=work, args=(k,)) for k in range(6)]
+        for t in threads:
+            t.start()
+        for t in threads:
+            t.join()
+        self.assertEqual(out, [True] * 6)
+        self.assertEqual(launcher.get(many.remote()), list(range(20)))
+
+    def test_context(self):
+        @launcher.remote(num_cpus=0.5, resources={"x": 1}, name="mine")
+        def about():
+            c = launcher.get_runtime_context()
+            return c.get_task_name(), c.get_task_id(), c.get_assigned_resources(), os.environ.get("LAUNCHER_WORKER", "")[:5]
+
+        r = about.remote()
+        self.assertEqual(launcher.get(r), ("mine", r.task_id(), {"CPU": 0.5, "x": 1.0}, "token"))
+
+    def test_random(self):
+        import random
+
+        @launcher.remote
+        def draw():
+            time.sleep(0.05)
+            return os.getpid(), random.random(), float(np.random.rand()), os.getsid(0) == os.getpid(), os.getppid()
+
+        got = {p: rest for p, *rest in launcher.get([draw.remote() for _ in range(20)])}
+        self.assertGreater(len(got), 1)
+        self.assertEqual(len({r[0] for r in got.values()}), len(got))
+        self.assertEqual(len({r[1] for r in got.values()}), len(got))
+        self.assertTrue(all(r[2] for r in got.values()))
+        self.assertNotIn(self.agent.process.pid, {r[3] for r in got.values()})
+
+    def test_named(self):
+        """A call by name, as programs of other languages make it."""
+        f = launcher.function("math:hypot", "python")
+        self.assertEqual(launcher.get(f.remote(3, 4)), 5.0)
+        self.assertEqual(launcher.get(f.remote(launcher.put(3), 4)), 5.0)
+        total = launcher.function("builtins:sum", "python")
+        self.assertEqual(launcher.get(total.remote([launcher.put(1), launcher.put(2)])), 3)
+        self.assertEqual(launcher.get(total.remote(list(range(100000)))), sum(range(100000)))
+        with self.assertRaises(TypeError):
+            f.remote(Local(1))
+        with self.assertRaises(ModuleNotFoundError):
+            launcher.get(launcher.function("no_such_module:f", "python").remote())
+
+    def test_agent_away(self):
+        @launcher.remote
+        def f(i):
+            return i
+
+        for k in range(3):
+            refs = [f.remote(i) for i in range(100)]
+            self.agent.cut()
+            self.assertEqual(launcher.get(refs), list(range(100)))
+            one = f.remote(k)
+            self.agent.cut()
+            self.assertEqual(launcher.wait([one], timeout=30), ([one], []))
+
+    def test_output(self):
+        @launcher.remote
+        def says():
+            os.environ["SAID"] = "yes"
+            return sys.stdout.line_buffering
+
+        self.assertTrue(launcher.get(says.remote()))
+
+    def test_held_args(self):
+        """What an argument refers to lives as long as the task needs it."""
+
+        @launcher.remote
+        def total(refs):
+            return sum(launcher.get(refs))
+
+        self.assertEqual(launcher.get(total.remote([launcher.put(i) for i in range(10)])), 45)
+
+    def test_many_args(self):
+        @launcher.remote
+        def count(*args):
+            return len(args), args[-1]
+
+        one = launcher.put("x")
+        self.assertEqual(launcher.get(count.remote(*[one] * 2000)), (2000, "x"))
+
+
+if __name__ == "__main__":
+    unittest.main()
