@@ -191,6 +191,7 @@ func (a *agent) open(ctx context.Context, d detected) (err error) {
 	a.fdMu.Lock()
 	a.fds = a.workers.Take(a.fds)
 	a.fdMu.Unlock()
+	a.sdk.resume()
 	a.spool, err = spool.Open(spool.Config{Dir: filepath.Join(a.cfg.Dir, "spool"), Log: a.log, Notify: a.spooled})
 	if err != nil {
 		return err

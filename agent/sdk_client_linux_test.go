@@ -5,13 +5,11 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"os"
+	"slices"
 	"strings"
-	"sync"
 	"syscall"
-	"testing"
 	"time"
 
 	"launcher/shm"
@@ -43,6 +41,7 @@ type rawSDK struct {
 	buf    []byte
 	in     []byte
 	files  []*os.File
+	sent   []byte
 }
 
 type helloMsg struct {
@@ -159,6 +158,7 @@ func (r *rawSDK) add(typ uint16, parts ...any) {
 func (r *rawSDK) flush() error {
 	b := r.buf
 	r.buf = nil
+	r.sent = append(r.sent, b...)
 	_, err := r.c.Write(b)
 	return err
 }
@@ -240,7 +240,9 @@ func (r *rawSDK) answers(ids ...[16]byte) (map[[16]byte]string, error) {
 		if err != nil {
 			text = "error " + err.Error()
 		}
-		out[id] = text
+		if slices.Contains(ids, id) {
+			out[id] = text
+		}
 	}
 	return out, nil
 }
@@ -364,7 +366,3 @@ func (r *rawSDK) work(last *[]byte) (goOn bool, err error) {
 	*last = r.buf
 	return true, r.flush()
 }
-
-var _ = io.EOF
-var _ sync.Mutex
-var _ testing.TB

@@ -93,6 +93,7 @@ func (s *sdkServer) open(ctx context.Context) (err error) {
 	}
 	s.core = tasks.New(tasks.Config{Node: s.a.cfg.Node, Cores: int(max(1, s.a.total.CPU/wire.Unit))}, room{s}, memory{s.store})
 	s.answerQueries()
+	s.numbered(s.a.core.State().Number()) // ids in the log are of that number
 	return s.restore(ctx)
 }
 

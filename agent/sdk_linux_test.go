@@ -4,11 +4,13 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
 
 	"launcher/agent/supervisor/supervisortest"
+	"launcher/wire"
 )
 
 // driver connects a driver to the agent of a node.
@@ -111,7 +113,7 @@ func TestBadClients(t *testing.T) {
 	_, dir := sdkNode(t)
 	good := driver(t, dir, map[string]any{"name": "f"})
 	for name, b := range map[string]string{
-		"length":  "LSDK\xff\xff\xff\xff\x10\x04",
+		"length":  "LSDK\xff\xff\xff\xff\x10\x04\x00\x00",
 		"type":    "LSDK\x04\x00\x00\x00\x99\x09\x00\x00",
 		"msgpack": "LSDK\x06\x00\x00\x00\x10\x04\x00\x00\xc1\xc1",
 		"version": "LSDK\x06\x00\x00\x00\x10\x04\x00\x00\x91\x07",
@@ -157,4 +159,78 @@ func TestDriverDies(t *testing.T) {
 	must(t, r.flush())
 	r.c.Close()
 	wait(t, "the worker to end", func() bool { return syscall.Kill(pid, 0) != nil })
+}
+
+// TestTasksOutliveTheAgent: workers go on, drivers come back, nothing is run twice or lost.
+func TestTasksOutliveTheAgent(t *testing.T) {
+	h := startHead(t, 0)
+	cfg := h.config(t, "p-0")
+	supervisortest.StartNode(t, supervisortest.Binary(t), cfg, nil)
+	h.up("p-0", 1)
+	r := driver(t, cfg.Dir, map[string]any{"name": "f"})
+	pids := r.run(t, "pid", "say warm")
+	gate := filepath.Join(t.TempDir(), "gate")
+	var ids [][16]byte
+	for range 5 { // more than there are cores: some run, some wait
+		ids = append(ids, ret(r.submit("wait "+gate), 0))
+	}
+	ids = append(ids, ret(r.submit("join", ids[0]), 0))
+	r.get(3, ids...)
+	must(t, r.flush())
+	for i := range uint32(4) {
+		r.add(fCall, i, wire.Marshal([]any{"sync"}))
+		must(t, r.flush())
+		if _, err := r.until(fAnswer); err != nil {
+			t.Fatal(err)
+		}
+		must(t, syscall.Kill(agentOf(h, "p-0", int(i)+1), syscall.SIGKILL))
+		for f, err := r.until(fObject); err == nil; f, err = r.until(fObject) {
+			if id, text, err := object(f); slices.Contains(ids, id) {
+				t.Fatalf("an answer before the gate is open: %q, %v", text, err)
+			}
+		}
+		h.up("p-0", int(i)+2)
+		var again *rawSDK
+		wait(t, "the agent to be back", func() bool {
+			n, err := dialSDK(filepath.Join(cfg.Dir, "agent.sock"))
+			if err != nil {
+				return false
+			}
+			n.client, n.nonce = r.client, r.nonce
+			if err := n.hello(helloMsg{Kind: 1, Name: "test"}); err != nil {
+				n.c.Close()
+				return false
+			}
+			again = n
+			return true
+		})
+		t.Cleanup(func() { again.c.Close() })
+		again.n = r.n
+		r.c.Close()
+		again.sent = r.sent
+		r = again
+		r.buf = append(r.buf, r.sent...) // it knows no better
+		must(t, r.flush())
+	}
+	must(t, os.WriteFile(gate, nil, 0o600))
+	got, err := r.answers(ids...)
+	must(t, err)
+	for _, id := range ids {
+		if got[id] != "" {
+			t.Errorf("got %q", got[id])
+		}
+	}
+	if got := r.run(t, "pid", "say on"); got[1] != "on" {
+		t.Errorf("got %q", got)
+	}
+	if err := syscall.Kill(atoi(t, pids[0]), 0); err != nil {
+		t.Errorf("the worker of before is gone: %v", err)
+	}
+}
+
+func atoi(t testing.TB, s string) (n int) {
+	t.Helper()
+	_, err := fmt.Sscan(s, &n)
+	must(t, err)
+	return n
 }

@@ -84,13 +84,24 @@ func (s *sdkServer) restore(ctx context.Context) error {
 	return nil
 }
 
+// resume gives workers up that were being started, or died, when the agent before this one
+// did.
+func (s *sdkServer) resume() {
+	s.turn(func(now int64) {
+		for id, cl := range s.clients {
+			if _, ok := s.a.workers.Of(id); !ok && cl.Kind == sdk.KindWorker {
+				s.core.Unstarted(now, id)
+				s.forget(now, cl, "it was gone when the agent was started again")
+			}
+		}
+	})
+}
+
 // compact begins the log anew with a snapshot. a.mu is held.
 func (s *sdkServer) compact() {
 	var snap [][]byte
 	for _, cl := range s.clients {
-		if cl.Nonce != nil {
-			snap = append(snap, append([]byte{recClient}, wire.Marshal(cl.sdkRecord)...))
-		}
+		snap = append(snap, append([]byte{recClient}, wire.Marshal(cl.sdkRecord)...))
 	}
 	if err := s.log.replace(context.Background(), append(snap, s.core.Snapshot()...)); err != nil {
 		s.a.log.Error("the log of tasks cannot be made shorter", "err", err)

@@ -44,6 +44,10 @@ func (s *sdkServer) startWorker(e tasks.StartWorker) {
 	name := "worker-" + strconv.FormatUint(uint64(e.ID), 10)
 	cl := &sdkClient{sdkRecord: sdkRecord{ID: e.ID, Kind: sdk.KindWorker, Token: hex.EncodeToString(token), Job: e.Key.Job, Name: name, Python: e.Key.Language == "python"}, gone: make(chan struct{})}
 	s.clients[e.ID] = cl
+	if err := s.remember(cl); err != nil {
+		s.wg.Go(func() { s.workerFailed(e.ID, err) })
+		return
+	}
 	var job *wire.Job
 	if n, err := strconv.ParseUint(e.Key.Job, 10, 32); err == nil {
 		job = s.a.core.Job(wire.JobID(n))
@@ -150,6 +154,7 @@ func (s *sdkServer) workerFailed(id uint32, err error) {
 			return
 		}
 		delete(s.clients, id)
+		s.forgotten(cl)
 		s.core.WorkerFailed(now, id, err.Error())
 		s.dropControl(cl)
 	})

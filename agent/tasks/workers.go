@@ -21,6 +21,15 @@ func (c *Core) WorkerFailed(now int64, worker uint32, why string) {
 	c.gone(w, why)
 }
 
+// Unstarted: a worker that an agent which died was starting. That is no failure of its
+// environment.
+func (c *Core) Unstarted(now int64, worker uint32) {
+	c.now = now
+	if w := c.clients[worker]; w != nil && w.pool != nil && !w.up {
+		c.gone(w, "it was not started")
+	}
+}
+
 // Gone: the process of a client is dead.
 func (c *Core) Gone(now int64, client uint32, cause string) {
 	c.now = now
