@@ -152,6 +152,8 @@ class Connection:
                 if isinstance(e, Error) and e.kind not in ("unavailable", "lost") or time.monotonic() > end:
                     self._fail(f"the node's agent is gone ({cause}) and not back within {COME_BACK:.0f} s: {e}")
                 time.sleep(0.05)
+        if self.worker is not None:
+            self.worker.resume()
         again = [(self.proven, b"")] + list(self.ring)
         self.rest = b"".join(data for _, data in again)
         self.asked_proof = self.proven

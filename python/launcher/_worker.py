@@ -25,6 +25,7 @@ from .exceptions import RayError, TaskCancelledError
 _FLUSH_AFTER = 1_000_000  # ns
 _QUICK = 100_000  # ns
 _FRAMES_PER_TASK = 200  # of Python's stack, for a task inside another
+_RECENT = 4096  # more than an agent ever sends ahead
 
 
 class Function:
@@ -103,6 +104,7 @@ class Worker:
         self.queue: Deque[Order] = deque()
         self.stack: List[Order] = []
         self.functions: Dict[bytes, Function] = {}
+        self.recent: Dict[Tuple[bytes, int], None] = {}  # attempts that have begun, the newest ones
         self.begun = 0
         self.ending = False
         self.words: Any = memoryview(bytearray(4096)).cast("I")
@@ -122,8 +124,15 @@ class Worker:
             os.close(fd)
 
     def _on_exec(self, body: memoryview, flags: int) -> None:
-        if not self.client.void:
-            self.queue.append(Order(bytes(body)))
+        if self.client.void:
+            return
+        o = Order(bytes(body))
+        if (o.task, o.attempt) not in self.recent:  # an agent that was restarted gives again what it knows of
+            self.queue.append(o)
+
+    def resume(self) -> None:
+        """The agent was restarted: it gives again, with new sequence numbers, what has not begun."""
+        self.queue.clear()
 
     def _on_function(self, body: memoryview, flags: int) -> None:
         id = bytes(body[:16])
@@ -211,6 +220,10 @@ class Worker:
             withdrawn = words[16]
             if withdrawn and withdrawn <= o.sequence < words[17]:
                 return
+            recent = self.recent
+            recent[o.task, o.attempt] = None
+            if len(recent) > _RECENT:
+                del recent[next(iter(recent))]
             function = self.functions.get(o.function)
         o.thread = threading.get_ident()
         depth = len(self.stack)

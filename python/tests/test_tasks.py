@@ -1,0 +1,377 @@
+"""Tasks and objects on a real cluster: the launcher command that LAUNCHER names, or .build/launcher."""
+
+import contextlib
+import io
+import json
+import mmap
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import textwrap
+import threading
+import time
+import unittest
+
+HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path.insert(0, HERE)
+
+import numpy as np  # noqa: E402
+import task_cases  # noqa: E402
+
+import launcher  # noqa: E402
+from launcher import _client, _cluster, exceptions  # noqa: E402
+
+try:
+    BINARY = _cluster.binary()
+except launcher.Error:
+    BINARY = ""
+
+
+@unittest.skipUnless(BINARY, "SKIP: there is no launcher command")
+class Cluster(unittest.TestCase):
+    """With a cluster of its own for the class."""
+
+    flags = ["--cpus", "4"]
+
+    @classmethod
+    def setUpClass(cls):
+        cls.dir = tempfile.TemporaryDirectory()
+        cls.home = os.environ.get("LAUNCHER_HOME")
+        os.environ["LAUNCHER_HOME"] = cls.dir.name
+        cls.process = subprocess.Popen([BINARY, "local", *cls.flags], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        said = json.loads(cls.process.stdout.readline())
+        cls.path = said["socket"]
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.process.stdin.close()
+        code = cls.process.wait(60)
+        cls.process.stdout.close()
+        if cls.home is None:
+            del os.environ["LAUNCHER_HOME"]
+        else:
+            os.environ["LAUNCHER_HOME"] = cls.home
+        cls.dir.cleanup()
+        assert code == 0, code
+
+    def setUp(self):
+        self.late = threading.Timer(120, os.kill, (os.getpid(), signal.SIGABRT))
+        self.late.daemon = True
+        self.late.start()
+        launcher.init(self.path)
+
+    def tearDown(self):
+        launcher.shutdown()
+        self.late.cancel()
+
+    def agent(self):
+        """The pid of the agent."""
+        s = launcher._client.current().sock
+        import socket
+        import struct
+
+        return struct.unpack("3i", s.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
+
+
+class TaskTest(task_cases.Tasks, Cluster):
+    DEEP = 500
+
+    def test_cancel(self):
+        with tempfile.TemporaryDirectory() as d:
+
+            @launcher.remote
+            def slow(how, name):
+                open(os.path.join(d, name), "w").close()
+                end = time.monotonic() + 100
+                while how == "busy" and time.monotonic() < end:
+                    pass
+                if how == "nested":
+                    launcher.get(slow.remote("sleep", name + "-child"))
+                time.sleep(100)
+
+            def began(name):
+                while not os.path.exists(os.path.join(d, name)):
+                    time.sleep(0.01)
+
+            for how in ("busy", "sleep", "nested"):
+                r = slow.remote(how, how)
+                began(how)
+                if how == "nested":
+                    began("nested-child")
+                launcher.cancel(r)
+                with self.assertRaises(exceptions.TaskCancelledError):
+                    launcher.get(r, timeout=30)
+            r = slow.remote("sleep", "forced")
+            began("forced")
+            launcher.cancel(r, force=True)
+            with self.assertRaises(exceptions.RayError):
+                launcher.get(r, timeout=30)
+        many = [slow.options(num_cpus=4).remote("sleep", "x") for _ in range(20)]
+        for r in many[1:]:
+            launcher.cancel(r)
+        for r in many[1:]:
+            with self.assertRaises(exceptions.TaskCancelledError):
+                launcher.get(r, timeout=30)
+
+    def test_context(self):
+        @launcher.remote(num_cpus=0.5, name="mine")
+        def about():
+            c = launcher.get_runtime_context()
+            return c.get_task_name(), c.get_task_id(), c.get_assigned_resources(), c.get_node_id(), c.get_attempt()
+
+        r = about.remote()
+        here = launcher.get_runtime_context()
+        self.assertEqual(launcher.get(r), ("mine", r.task_id(), {"CPU": 0.5}, here.get_node_id(), 1))
+
+    def test_what_there_is(self):
+        nodes = launcher.nodes()
+        self.assertEqual(len(nodes), 1)
+        self.assertTrue(nodes[0]["Alive"])
+        self.assertEqual(nodes[0]["NodeID"], launcher.get_runtime_context().get_node_id())
+        self.assertEqual(launcher.cluster_resources()["CPU"], 4.0)
+        self.assertLessEqual(launcher.available_resources()["CPU"], 4.0)
+        launcher.get(launcher.remote(time.sleep).options(name="traced").remote(0.01))
+        self.assertIn("traced", {e.get("name") for e in launcher.timeline()})
+
+    def test_impossible(self):
+        @launcher.remote(num_cpus=1000)
+        def f():
+            pass
+
+        with self.assertRaises(exceptions.TaskUnschedulableError):
+            launcher.get(f.remote(), timeout=30)
+
+    def test_environment(self):
+        with tempfile.TemporaryDirectory() as d:
+
+            @launcher.remote(runtime_env={"env_vars": {"COLOUR": "blue"}, "working_dir": d})
+            def about():
+                return os.environ.get("COLOUR"), os.getcwd()
+
+            self.assertEqual(launcher.get(about.remote()), ("blue", os.path.realpath(d)))
+            self.assertEqual(launcher.get(about.options(runtime_env={}).remote()), (None, os.getcwd()))
+
+    def test_modules_of_the_program(self):
+        with tempfile.TemporaryDirectory() as d:
+            with open(os.path.join(d, "beside.py"), "w") as to:
+                to.write("def f(x):\n    return x + 1\n")
+            with open(os.path.join(d, "main.py"), "w") as to:
+                to.write("import launcher, beside\nprint(launcher.get(launcher.remote(beside.f).remote(1)))")
+            p = subprocess.run([sys.executable, os.path.join(d, "main.py")], env={**os.environ, "LAUNCHER_SOCKET": self.path, "PYTHONPATH": HERE}, capture_output=True, text=True, timeout=60)
+            self.assertEqual((p.returncode, p.stdout), (0, "2\n"), p.stderr)
+
+    def test_output(self):
+        @launcher.remote
+        def says():
+            print("hello from", os.getpid())
+            return os.getpid()
+
+        out = io.StringIO()
+        with contextlib.redirect_stdout(out):
+            pid = launcher.get(says.remote())
+            end = time.monotonic() + 10
+            while not out.getvalue() and time.monotonic() < end:
+                launcher.wait([launcher.put(1)], timeout=0)
+                _client.current().ask("sync")
+                time.sleep(0.01)
+        self.assertRegex(out.getvalue(), rf"^\(.*pid={pid}.*\) hello from {pid}\n$")
+
+    def test_random(self):
+        import random
+
+        @launcher.remote
+        def draw():
+            time.sleep(0.2)
+            return os.getpid(), random.random(), float(np.random.rand()), os.getsid(0) == os.getpid()
+
+        got = {p: rest for p, *rest in launcher.get([draw.remote() for _ in range(12)])}
+        self.assertGreater(len(got), 1)
+        self.assertEqual(len({r[0] for r in got.values()}), len(got))
+        self.assertEqual(len({r[1] for r in got.values()}), len(got))
+        self.assertTrue(all(r[2] for r in got.values()))
+
+    def test_parallel(self):
+        @launcher.remote
+        def nap():
+            time.sleep(0.3)
+
+        launcher.get([nap.remote() for _ in range(4)])  # the workers are there now
+        start = time.monotonic()
+        launcher.get([nap.remote() for _ in range(8)])
+        self.assertLess(time.monotonic() - start, 1.5)
+
+    def test_workers_are_killed(self):
+        @launcher.remote(max_retries=20)
+        def f(i):
+            if i % 7 == 0:
+                time.sleep(0.05)
+            return os.getpid(), i
+
+        refs = [f.remote(i) for i in range(400)]
+        killed = 0
+        for r in refs[:200:40]:
+            pid, _ = launcher.get(r)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+                killed += 1
+        self.assertEqual([i for _, i in launcher.get(refs)], list(range(400)))
+        self.assertGreater(killed, 0)
+
+    def test_agent_is_killed(self):
+        @launcher.remote
+        def f(i, a):
+            time.sleep(0.002)
+            return i + a[0]
+
+        a = launcher.put(np.arange(100000))
+        refs = [f.remote(i, a) for i in range(300)]
+        for k in range(3):
+            launcher.get(refs[k * 50])
+            os.kill(self.agent(), signal.SIGKILL)
+            refs += [f.remote(i, a) for i in range(300 + 50 * k, 350 + 50 * k)]
+        self.assertEqual(launcher.get(refs), list(range(450)))
+        self.assertEqual(launcher.get(a)[99999], 99999)
+
+        @launcher.remote
+        def down(n):
+            return 0 if n == 0 else 1 + launcher.get(down.remote(n - 1))
+
+        r = down.remote(10)
+        os.kill(self.agent(), signal.SIGKILL)
+        self.assertEqual(launcher.get(r), 10)
+
+    def test_backpressure(self):
+        with tempfile.TemporaryDirectory() as d:
+
+            @launcher.remote(_generator_backpressure_num_objects=3)
+            def items(n):
+                for i in range(n):
+                    with open(os.path.join(d, "made"), "w") as to:
+                        to.write(str(i + 1))
+                    yield i
+
+            g = items.remote(50)
+            self.assertEqual(launcher.get(next(g)), 0)
+            time.sleep(0.3)
+            with open(os.path.join(d, "made")) as at:
+                self.assertLess(int(at.read()), 30)
+            self.assertEqual([launcher.get(r) for r in g], list(range(1, 50)))
+
+    def test_max_calls(self):
+        @launcher.remote(max_calls=1)
+        def pid():
+            return os.getpid()
+
+        got = [launcher.get(pid.remote()) for _ in range(3)]
+        self.assertEqual(len(set(got)), 3)
+
+    def test_many_drivers(self):
+        code = textwrap.dedent("""
+            import launcher
+            @launcher.remote
+            def f(i): return i * i
+            print(sum(launcher.get([f.remote(i) for i in range(300)])))
+        """)
+        env = {**os.environ, "LAUNCHER_SOCKET": self.path, "PYTHONPATH": HERE}
+        ps = [subprocess.Popen([sys.executable, "-c", code], env=env, stdout=subprocess.PIPE, text=True) for _ in range(4)]
+        for p in ps:
+            self.assertEqual(p.communicate(timeout=60)[0], f"{sum(i * i for i in range(300))}\n")
+
+    def test_driver_is_killed(self):
+        """What it submitted ends."""
+        with tempfile.TemporaryDirectory() as d:
+            code = textwrap.dedent(f"""
+                import launcher, os, time
+                @launcher.remote
+                def f():
+                    open({os.path.join(d, 'pid')!r}, "w").write(str(os.getpid()))
+                    time.sleep(100)
+                r = f.remote()
+                time.sleep(100)
+            """)
+            p = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "LAUNCHER_SOCKET": self.path, "PYTHONPATH": HERE})
+            at = os.path.join(d, "pid")
+            while not os.path.exists(at) or not os.path.getsize(at):
+                time.sleep(0.01)
+            p.kill()
+            p.wait()
+            with open(at) as f:
+                pid = int(f.read())
+            end = time.monotonic() + 20
+            while os.path.exists(f"/proc/{pid}") and time.monotonic() < end:
+                time.sleep(0.05)
+            self.assertFalse(os.path.exists(f"/proc/{pid}"))
+
+    def test_ctrl_c(self):
+        code = textwrap.dedent("""
+            import launcher, time
+            r = launcher.remote(time.sleep).remote(100)
+            print("there", flush=True)
+            try: launcher.get(r)
+            except KeyboardInterrupt: print("interrupted", launcher.get(launcher.put(5)))
+        """)
+        p = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "LAUNCHER_SOCKET": self.path, "PYTHONPATH": HERE}, stdout=subprocess.PIPE, text=True)
+        self.assertEqual(p.stdout.readline(), "there\n")
+        time.sleep(0.2)
+        p.send_signal(signal.SIGINT)
+        self.assertEqual(p.communicate(timeout=30)[0], "interrupted 5\n")
+
+    def test_objects(self):
+        refs = [launcher.put(np.full(50000, i)) for i in range(200)]
+        self.assertEqual([int(a[-1]) for a in launcher.get(refs)], list(range(200)))
+
+        @launcher.remote
+        def total(*arrays):
+            return sum(int(a.sum()) for a in arrays)
+
+        self.assertEqual(launcher.get(total.remote(*refs)), sum(50000 * i for i in range(200)))
+        inner = launcher.put([launcher.put(np.ones(100000)) for _ in range(10)])
+        self.assertEqual(launcher.get(launcher.remote(lambda rs: sum(launcher.get(r).sum() for r in rs)).remote(inner)), 1e6)
+        with self.assertRaises(exceptions.ObjectLostError):
+            launcher.get(_client.current().item(b"\x01\x00\x00\x00" + os.urandom(12)), timeout=20)
+
+    def test_large_request(self):
+        memory = mmap.mmap(-1, 1 << 40, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000)  # MAP_NORESERVE
+        with self.assertRaises(exceptions.ObjectStoreFullError) as c:
+            launcher.put(task_cases.Huge(memory))
+        self.assertTrue(c.exception.hints)
+
+
+@unittest.skipUnless(BINARY, "SKIP: there is no launcher command")
+class AloneTest(unittest.TestCase):
+    """init with nothing up."""
+
+    def run_program(self, code, **env):
+        with tempfile.TemporaryDirectory() as d:
+            environ = {k: v for k, v in os.environ.items() if not k.startswith("LAUNCHER")}
+            environ.update(LAUNCHER=BINARY, LAUNCHER_HOME=d, PYTHONPATH=HERE, **env)
+            return subprocess.run([sys.executable, "-c", textwrap.dedent(code)], env=environ, capture_output=True, text=True, timeout=120)
+
+    def test_auto(self):
+        p = self.run_program("""
+            import launcher as ray
+            @ray.remote
+            def f(x): return x + 1
+            print(ray.is_initialized(), ray.get(f.remote(1)), ray.is_initialized())
+        """)
+        self.assertEqual((p.returncode, p.stdout), (0, "False 2 True\n"), p.stderr)
+
+    def test_init(self):
+        p = self.run_program("""
+            import launcher as ray
+            with ray.init(num_cpus=3, resources={"x": 2}) as c:
+                r = ray.cluster_resources()
+                print(r["CPU"], r["x"], ray.get(ray.remote(lambda: 5).options(resources={"x": 1}).remote()))
+            print(ray.is_initialized())
+            ray.init(num_cpus=1)
+            @ray.remote
+            def down(n): return 0 if n == 0 else 1 + ray.get(down.remote(n - 1))
+            print(ray.get(down.remote(20)))
+        """)
+        self.assertEqual((p.returncode, p.stdout), (0, "3.0 2.0 5\nFalse\n20\n"), p.stderr)
+
+
+if __name__ == "__main__":
+    unittest.main()
