@@ -15,6 +15,7 @@ import (
 	"launcher/agent/core"
 	"launcher/agent/spool"
 	"launcher/agent/supervisor"
+	"launcher/agent/transfer"
 	"launcher/agent/workers"
 	"launcher/internal/clock"
 	"launcher/internal/errs"
@@ -77,6 +78,7 @@ type agent struct {
 
 	questions questions // what the head may ask
 	links     *peerLinks
+	transfer  *transfer.Transfer
 
 	wg   sync.WaitGroup // what effects started
 	left chan string    // why the node leaves; closed by the loop
@@ -202,6 +204,14 @@ func (a *agent) open(ctx context.Context, d detected) (err error) {
 	a.ship = newShipper(a)
 	a.head = newHeadLink(a)
 	a.links = newPeerLinks(a, a.state.state.Number())
+	a.links.dir.news = a.sdk.peerNews
+	a.transfer = transfer.New(transfer.Config{Store: objectStore{a.sdk}, Dial: a.links.dialObjects, Log: a.log})
+	a.links.serves[wire.StreamObjects] = func(ctx context.Context, st *session.Stream, m wire.PeerOpen) error {
+		return a.transfer.Serve(ctx, st, m.Number)
+	}
+	a.links.serves[wire.StreamTasks] = func(ctx context.Context, st *session.Stream, m wire.PeerOpen) error {
+		return a.sdk.servePeer(ctx, st, m)
+	}
 	return nil
 }
 
@@ -259,6 +269,7 @@ func (a *agent) serve(ctx context.Context, d detected) error {
 	err := g.Wait()
 	a.groups.close()
 	a.links.close()
+	a.transfer.Close()
 	a.sdk.close()
 	a.workers.Close()
 	a.sdk.shut(err)

@@ -236,6 +236,8 @@ func (a *agent) performAll(ctx context.Context, effects []effect) error {
 			a.groups.leave(e)
 		case core.CloseGroup:
 			a.groups.closeGroup(e.Gang)
+		case core.LeaseTaken, core.LeaseLess, core.LeasesEnd, core.NoRoomEver:
+			a.sdk.lease(e)
 		case core.LocalReply:
 			a.local.reply(e)
 		case core.DeleteCheckpoints:

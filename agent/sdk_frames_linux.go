@@ -151,6 +151,7 @@ func (s *sdkServer) spaceDue() {
 
 // storeEvent takes news of the store, in its goroutine.
 func (s *sdkServer) storeEvent(e store.Event) {
+	s.isBack(e)
 	s.turn(func(now int64) {
 		switch e := e.(type) {
 		case store.SpaceFreed:

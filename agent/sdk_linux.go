@@ -40,6 +40,10 @@ type sdkServer struct {
 	broken  chan error            // that, for the agent
 	wg      sync.WaitGroup
 
+	peers  sdkPeers
+	backMu sync.Mutex
+	backs  map[wire.ObjectID][]chan error // who waits for objects from disk; guarded by backMu
+
 	logMu   sync.Mutex
 	drivers map[string][]*sdkConn // by job, for output; guarded by logMu
 }
@@ -70,7 +74,8 @@ type sdkRecord struct {
 }
 
 func newSDKServer(a *agent) *sdkServer {
-	s := &sdkServer{a: a, clients: map[uint32]*sdkClient{}, drivers: map[string][]*sdkConn{}, named: make(chan struct{}), broken: make(chan error, 1), parked: make(chan struct{})}
+	s := &sdkServer{a: a, clients: map[uint32]*sdkClient{}, drivers: map[string][]*sdkConn{}, named: make(chan struct{}), broken: make(chan error, 1), parked: make(chan struct{}),
+		peers: sdkPeers{out: map[uint32]*peerOut{}, in: map[uint32]*peerIn{}, borrows: map[uint32]*borrow{}}, backs: map[wire.ObjectID][]chan error{}}
 	s.ctx, s.end = context.WithCancel(context.Background())
 	return s
 }
@@ -162,6 +167,12 @@ func (s *sdkServer) settle(now int64) []*sdkConn {
 	for _, e := range out.Effects {
 		s.perform(e)
 	}
+	s.syncBorrows()
+	for _, x := range out.Sends {
+		if s.clients[x.Client] == nil {
+			s.sendPeer(x.Client, x.Frames)
+		}
+	}
 	s.core.Sent()
 	if s.log.long() {
 		s.compact()
@@ -208,16 +219,12 @@ func (s *sdkServer) perform(e tasks.Effect) {
 		s.interrupt(e.ID)
 	case tasks.Free:
 		s.store.Free(e.IDs)
-	case tasks.Restore:
-		s.store.Restore(e.ID)
 	case tasks.Withdraw:
 		s.withdraw(e)
-	case tasks.Fetch:
-		s.fetch(e.ID)
-	case tasks.Unfetch:
-		s.unfetch(e.ID)
 	case tasks.JobOver:
 		s.a.workers.EndJob(e.Job)
+	default:
+		s.remoteEffect(e)
 	}
 }
 
@@ -231,7 +238,10 @@ func (s *sdkServer) run(ctx context.Context) error {
 	for {
 		select {
 		case <-t.C:
-			s.turn(func(now int64) { s.core.Tick(now) })
+			s.turn(func(now int64) {
+				s.core.Tick(now)
+				s.demand()
+			})
 			s.spaceDue()
 		case err := <-s.broken:
 			return err
@@ -269,8 +279,17 @@ func (s *sdkServer) shut(why error) {
 // it is called.
 type room struct{ s *sdkServer }
 
-func (r room) Take(now int64, need wire.Resources, _ int64) (core.Slot, bool) {
-	return r.s.a.core.TakeRoom(now, need)
+func (r room) Take(now int64, need wire.Resources, time int64) (core.Slot, bool) {
+	return r.s.a.core.TakeRoomFor(now, need, time)
+}
+func (r room) TakeLeased(now int64, lease wire.LeaseID) (core.Slot, bool) {
+	return r.s.a.core.TakeLeased(now, lease)
+}
+func (r room) GiveLeased(lease wire.LeaseID, need wire.Resources, slot core.Slot) {
+	r.s.wanted = r.s.a.core.GiveLeased(lease, need, slot) || r.s.wanted
+}
+func (r room) Leased(lease wire.LeaseID, number uint32) bool {
+	return r.s.a.core.Leased(lease, number)
 }
 func (r room) Keep(need wire.Resources, slot core.Slot) { r.s.a.core.KeepRoom(need, slot) }
 func (r room) Give(need wire.Resources, slot core.Slot) {

@@ -42,7 +42,6 @@ type Pull struct {
 type Piece struct {
 	Size   int64
 	Form   uint32
-	Refs   []byte // ids of objects inside it, 16 bytes each
 	From   int64
 	Length int64
 }

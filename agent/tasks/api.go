@@ -26,6 +26,11 @@ type Room interface {
 	Give(need wire.Resources, s core.Slot)
 	// Lend: a driver that `run` started waits (true), so its cores are free, or goes on.
 	Lend(proc string, lend bool)
+	// TakeLeased takes room under a lease that this node has given, GiveLeased gives it
+	// back; Leased reports whether the lease stands and is of that life of a node.
+	TakeLeased(now int64, lease wire.LeaseID) (core.Slot, bool)
+	GiveLeased(lease wire.LeaseID, need wire.Resources, s core.Slot)
+	Leased(lease wire.LeaseID, number uint32) bool
 	Could(need wire.Resources) bool
 	Total() wire.Resources
 }
@@ -50,6 +55,7 @@ type Client struct {
 	Program  string // how workers for it are started
 	Dir      string
 	Path     []string
+	Peer     uint32 // sdk.KindPeer: the life of the node whose agent it is
 }
 
 // Key is what a worker is for: tasks of another key never run in it.
@@ -86,15 +92,36 @@ type (
 	Interrupt struct{ ID uint32 }
 	// Free lets go of shared objects that nothing refers to any more.
 	Free struct{ IDs []wire.ObjectID }
-	// Restore reads a spilled object back; Restored answers.
-	Restore struct{ ID wire.ObjectID }
+	// Restore reads a spilled object back, or brings one that other nodes have; Restored
+	// answers.
+	Restore struct {
+		ID    wire.ObjectID
+		Nodes []uint32
+	}
 	// Withdraw takes Exec frames of sequence From up to To-1 back through the control page
 	// of a worker; Withdrawn answers.
 	Withdraw struct{ Client, From, To uint32 }
+	// Borrow tells the owner of an object, another node's, that it is referred to here;
+	// Unfetch ends that.
+	Borrow struct{ ID wire.ObjectID }
 	// Fetch finds the value of another node's object; Fetched answers.
 	Fetch struct{ ID wire.ObjectID }
 	// Unfetch: it is not needed any more.
 	Unfetch struct{ ID wire.ObjectID }
+	// OpenPeer connects to the agent of another node, to run tasks of a key there, and
+	// again when the connection breaks: RemoteOpen, RemoteClosed, RemoteGone tell. What is
+	// sent to the client ID goes there. ClosePeer ends it.
+	OpenPeer struct {
+		ID     uint32
+		Number uint32
+		Key    Key
+	}
+	ClosePeer struct{ ID uint32 }
+	// LeaseIdle gives slots of a lease back to the head.
+	LeaseIdle struct {
+		Lease wire.LeaseID
+		Slots uint32
+	}
 	// JobOver: the last driver of a job is gone; nothing of it is left.
 	JobOver struct{ Job string }
 )
@@ -107,6 +134,10 @@ func (Restore) effect()     {}
 func (Withdraw) effect()    {}
 func (Fetch) effect()       {}
 func (Unfetch) effect()     {}
+func (Borrow) effect()      {}
+func (OpenPeer) effect()    {}
+func (ClosePeer) effect()   {}
+func (LeaseIdle) effect()   {}
 func (JobOver) effect()     {}
 
 // Send is frames for a client, to be written as they are.

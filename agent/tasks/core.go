@@ -66,6 +66,15 @@ type Core struct {
 	mute    bool // records are being replayed
 	events  ring
 	stats   counts
+
+	leases    leases
+	demanded  map[uint32]*shape // by number
+	lastShape uint32
+	demand    []wire.Demanded // as it was last told
+	demandDue bool
+	demandAt  int64
+	remotes   map[remoteKey]*remote
+	byClient  map[uint32]*remote
 }
 
 type counts struct{ done, failed, cancelled int64 }
@@ -84,11 +93,12 @@ func New(cfg Config, room Room, store Store) *Core {
 	return &Core{
 		cfg: cfg, room: room, store: store, clients: map[uint32]*client{}, jobs: map[string]*job{}, tasks: map[id]*task{},
 		objects: map[id]*object{}, pools: map[Key]*pool{}, active: map[*shape][]*level{},
+		leases: newLeases(cfg.Number), demanded: map[uint32]*shape{}, remotes: map[remoteKey]*remote{}, byClient: map[uint32]*remote{},
 	}
 }
 
 // SetNumber says which life of the node this is; before that there are no clients.
-func (c *Core) SetNumber(n uint32) { c.cfg.Number = n }
+func (c *Core) SetNumber(n uint32) { c.cfg.Number, c.leases.own = n, n }
 
 // NextClient gives a number that no client of this node has had.
 func (c *Core) NextClient() uint32 {
@@ -167,12 +177,17 @@ func (c *Core) Back(now int64, id uint32) {
 	if cl := c.clients[id]; cl != nil {
 		cl.away = 0
 		if cl.pool != nil {
+			// It has dropped what it had not begun, and passes over what it had.
 			clear(cl.known)
 			for _, l := range cl.levels {
 				for _, t := range l.tasks {
-					c.exec(cl, t) // it knows what it has begun by the attempt
+					cl.seq++
+					t.seq = cl.seq
+					c.recordSeq(t)
+					c.exec(cl, t)
 				}
 			}
+			c.touched = append(c.touched, cl.levels[0])
 		}
 		c.unsubscribe(id)
 	}
@@ -186,7 +201,7 @@ func (c *Core) Frame(now int64, from uint32, typ uint16, body []byte) error {
 	if cl == nil {
 		return errs.New(errs.NotFound, "client %d is gone", from)
 	}
-	if typ != sdk.MsgGet && typ != sdk.MsgAwake {
+	if typ != sdk.MsgGet && typ != sdk.MsgAwake && typ != sdk.MsgPeerSync {
 		c.recordFrame(from, typ, body)
 	}
 	switch typ {
@@ -226,7 +241,7 @@ func (c *Core) Frame(now int64, from uint32, typ uint16, body []byte) error {
 		flags := u32(body)
 		return sdk.IDs(body[8:], func(x id) { c.cancel(x.Task(), flags) })
 	default:
-		return errs.New(errs.Corrupt, "a frame of type %#x", typ)
+		return c.peerFrame(cl, typ, body)
 	}
 	return nil
 }

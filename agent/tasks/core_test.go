@@ -25,6 +25,11 @@ type desk struct {
 	frees  []id
 	fx     []Effect
 	in     map[uint32][]frame
+
+	slots    map[wire.LeaseID]int // of leases that it has given
+	borrow   uint32               // its client for references to the other node's objects
+	borrowAt uint32
+	pulled   []uint32 // from which nodes
 }
 
 type frame struct {

@@ -12,6 +12,7 @@ import (
 type leases struct {
 	by   map[wire.LeaseID]*leased
 	seen uint64 // of the newest Leased, for Demand
+	own  uint32 // this node's number
 }
 
 // leased is one lease.
@@ -23,7 +24,7 @@ type leased struct {
 	over  bool
 }
 
-func newLeases() leases { return leases{by: map[wire.LeaseID]*leased{}} }
+func newLeases(own uint32) leases { return leases{by: map[wire.LeaseID]*leased{}, own: own} }
 
 // take adds a lease.
 func (l *leases) take(now int64, m wire.Leased) *leased {
@@ -91,12 +92,35 @@ func (l *leases) free(shape uint32) (n int) {
 	return n
 }
 
-// use takes a slot for a task of a shape, on the wanted node if it has one (0 = any); nil
-// = there is none.
-func (l *leases) use(shape, want uint32) *leased {
+// slots counts all slots for a shape.
+func (l *leases) slots(shape uint32) (n int) {
+	for _, x := range l.by {
+		if x.Shape == shape {
+			n += x.slots
+		}
+	}
+	return n
+}
+
+// useHere takes a slot on this very node: SPREAD and labels may choose it too.
+func (l *leases) useHere(shape uint32) *leased {
+	for _, x := range l.sorted() {
+		if x.Shape == shape && x.Number == l.own && x.used < x.slots {
+			if x.used++; x.used >= x.slots {
+				x.idle = 0
+			}
+			return x
+		}
+	}
+	return nil
+}
+
+// use takes a slot on another node for a task of a shape, on the wanted node if it has one (0 = any); nil
+// = there is none. depth short tasks may share a slot, one behind the other.
+func (l *leases) use(shape, want uint32, depth int) *leased {
 	var best *leased
 	for _, x := range l.by {
-		if x.Shape != shape || x.used >= x.slots {
+		if x.Shape != shape || x.used >= x.slots*depth || x.Number == l.own {
 			continue
 		}
 		if best == nil || (x.Number == want) != (best.Number == want) && x.Number == want ||
@@ -105,7 +129,7 @@ func (l *leases) use(shape, want uint32) *leased {
 		}
 	}
 	if best != nil {
-		if best.used++; best.used == best.slots {
+		if best.used++; best.used >= best.slots {
 			best.idle = 0
 		}
 	}

@@ -19,7 +19,9 @@ const (
 	recGive    = 5 // a task was given to a worker
 	recBack    = 6 // and withdrawn
 	recLost    = 7
-	recState   = 8 // of a snapshot
+	recState   = 8  // of a snapshot
+	recRemote  = 10 // a frame of another node's agent about a task that runs there; the client is its number
+	recSeq     = 9  // a task was given again to the worker that has it
 )
 
 // A record is: u8 kind, u8 0, u16 type of a frame, u32 client, i64 now, u32 length, body.
@@ -50,9 +52,17 @@ func (c *Core) recordConnect(x Client) {
 	}
 }
 
+func (c *Core) recordRemote(number uint32, typ uint16, body []byte) {
+	c.record(recRemote, number, typ, body)
+}
+
 func (c *Core) recordGone(client uint32) { c.record(recGone, client, 0, nil) }
 func (c *Core) recordLost(x id)          { c.record(recLost, 0, 0, x[:]) }
 func (c *Core) recordBack(t *task)       { c.record(recBack, 0, 0, t.id[:]) }
+
+func (c *Core) recordSeq(t *task) {
+	c.record(recSeq, t.worker.ID, 0, append(slices.Clone(t.id[:]), le32(t.seq)...))
+}
 
 // newWorker is a worker that was ordered, with the room it has.
 type newWorker struct {
@@ -164,6 +174,20 @@ func (c *Core) repeat(kind uint8, from uint32, typ uint16, body []byte) error {
 		} else if o := c.objects[id(body)]; kind == recLost && o != nil && o.state == here && o.kind == sdk.Shared {
 			c.lose(o, "it was lost")
 		}
+	case recSeq:
+		if len(body) != 20 {
+			return errs.New(errs.Corrupt, "a record of tasks is damaged")
+		}
+		if t := c.tasks[id(body[:16])]; t != nil && cl != nil && t.worker == cl {
+			t.seq = u32(body[16:])
+			cl.seq = max(cl.seq, t.seq)
+		}
+	case recRemote:
+		if typ == sdk.MsgYield {
+			_ = c.remoteYield(from, body)
+		} else {
+			_ = c.remoteResult(from, body)
+		}
 	case recState:
 		return c.restoreState(body)
 	default:
@@ -187,7 +211,7 @@ func (c *Core) restoreWorker(from uint32, n newWorker) {
 	c.workers++
 	p.starting++
 	if s := j.shapes[string(n.Shape)]; s != nil {
-		c.settleIn(l, s, n.Slot)
+		c.settleIn(l, s, n.Slot, 0)
 	}
 }
 
@@ -216,7 +240,7 @@ func (c *Core) restoreGive(w *client, short uint16, body []byte) error {
 		if l.has && l.shape != nil {
 			c.leave(l)
 		}
-		c.settleIn(l, t.shape, g.Slot)
+		c.settleIn(l, t.shape, g.Slot, 0)
 		l.need = g.Need
 	}
 	t.shape.queue.n--
@@ -252,6 +276,7 @@ func (c *Core) Resume(now int64) {
 			}
 		}
 	}
+	c.findRemotes()
 	c.Retake()
 }
 

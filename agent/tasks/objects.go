@@ -24,8 +24,16 @@ func (c *Core) lookup(x id) *object {
 	}
 	o := &object{id: x, state: pending, fetched: true}
 	c.objects[x] = o
-	c.do(Fetch{ID: x})
+	c.do(Borrow{ID: x})
 	return o
+}
+
+// want has the value of another node's object brought here.
+func (c *Core) want(o *object) {
+	if o.fetched && !o.asked && o.state != here {
+		o.asked = true
+		c.do(Fetch{ID: o.id})
+	}
 }
 
 // lostError is what a reader of an object gets that is not here.
@@ -147,7 +155,12 @@ func (c *Core) answer(o *object, s sub) {
 
 // tellObject writes an Object frame.
 func (c *Core) tellObject(cl *client, o *object, flags uint32) {
-	if flags&sdk.GetValue == 0 && o.kind != sdk.End {
+	if cl.Kind == sdk.KindPeer {
+		at := c.frame(cl, sdk.MsgObject, 0)
+		cl.out = append(cl.out, o.id[:]...)
+		cl.out = c.appendGiven(cl.out, o)
+		cl.finish(at)
+	} else if flags&sdk.GetValue == 0 && o.kind != sdk.End {
 		at := c.frame(cl, sdk.MsgObject, sdk.ReadyOnly)
 		cl.out = append(cl.out, o.id[:]...)
 		cl.out = sdk.AppendValue(cl.out, o.kind, o.form, nil, o.size, nil)
@@ -187,7 +200,8 @@ func (c *Core) get(cl *client, b []byte) error {
 		if o.state == freed {
 			c.again(o)
 		}
-		if o.state == here && (o.kind != sdk.Shared || flags&sdk.GetValue == 0 || c.store.Resident(x)) {
+		c.want(o)
+		if o.state == here && (o.kind != sdk.Shared || flags&sdk.GetValue == 0 || cl.Kind == sdk.KindPeer || c.store.Resident(x)) {
 			c.tellObject(cl, o, flags)
 			return
 		}
@@ -222,7 +236,7 @@ func (c *Core) get(cl *client, b []byte) error {
 // restore has a spilled object read back; whoever waits for it is answered then.
 func (c *Core) restore(o *object) {
 	if o.gets++; o.gets == 1 {
-		c.do(Restore{ID: o.id})
+		c.do(Restore{ID: o.id, Nodes: o.nodes()})
 	}
 }
 
@@ -250,13 +264,14 @@ func (c *Core) Restored(now int64, x id, err error) {
 func (c *Core) Lost(now int64, x id, why string) {
 	c.now = now
 	c.recordLost(x)
-	if o := c.objects[x]; o != nil && o.state == here && o.kind == sdk.Shared {
+	if o := c.objects[x]; o != nil && o.state == here && o.kind == sdk.Shared && !o.fetched && o.where == 0 {
 		c.lose(o, why)
 	}
 }
 
 func (c *Core) lose(o *object, why string) {
 	o.gets = 0
+	c.elsewhere(o)
 	c.unrefer(o)
 	o.data, o.kind = nil, 0
 	if o.task == nil {
@@ -349,6 +364,7 @@ func (c *Core) unneeded(o *object) {
 	if o.state == here {
 		if o.kind == sdk.Shared {
 			c.frees = append(c.frees, o.id)
+			c.elsewhere(o)
 		}
 		o.state, o.data, o.kind = freed, nil, 0
 		c.unrefer(o)

@@ -62,10 +62,13 @@ func (c *Core) leaveRoom(l *level) {
 		l.blocked = false
 	}
 	if !c.mute {
-		c.room.Give(need, slot)
+		c.giveRoom(l.under, need, slot)
 		c.nudge = true
 	}
-	l.has, l.logged = false, false
+	if l.lease != nil {
+		c.leases.done(c.now, l.lease)
+	}
+	l.has, l.logged, l.under, l.lease = false, false, 0, nil
 	if s := l.shape; s != nil {
 		ls := c.active[s]
 		if i := slices.Index(ls, l); i >= 0 {
@@ -129,9 +132,12 @@ func (c *Core) serve(s *shape, refill bool) {
 				starting++
 			}
 		}
-		if starting >= s.queue.n || !c.another(s, t) {
+		if starting >= s.queue.n || t.lease == 0 && !c.local(s) || !c.another(s, t) {
 			break
 		}
+	}
+	if s.number != 0 {
+		c.lend(s)
 	}
 	if depth := s.depth(); refill && depth > 1 {
 		c.ahead(s, depth)
@@ -158,7 +164,8 @@ func (c *Core) ahead(s *shape, depth int) {
 	if len(ls) == 0 {
 		return
 	}
-	each := min(depth, (s.queue.n+len(ls)-1)/len(ls)+1)
+	all := len(ls) + c.leases.slots(s.number) // those on other nodes want some too
+	each := min(depth, (s.queue.n+all-1)/all+1)
 	for _, l := range ls {
 		if len(l.tasks) > depth/2 || !l.free() {
 			continue
@@ -175,7 +182,11 @@ func (c *Core) ahead(s *shape, depth int) {
 
 // another finds one more worker for a shape; false = there is none to be had now.
 func (c *Core) another(s *shape, t *task) bool {
-	slot, ok := c.room.Take(c.now, s.need, s.time)
+	slot, ok := c.takeRoom(s, t)
+	if !ok && t.lease != 0 && t.client != 0 && !c.stands(t) {
+		c.bounce(t)
+		return s.queue.first() != nil
+	}
 	if !ok {
 		t.why = "room for " + s.need.String()
 		return false
@@ -193,12 +204,12 @@ func (c *Core) another(s *shape, t *task) bool {
 		if w.ending || w.away != 0 || c.clients[w.ID] != w {
 			continue
 		}
-		c.settleIn(w.levels[0], s, slot)
+		c.settleIn(w.levels[0], s, slot, t.lease)
 		c.give(w.levels[0], t)
 		return true
 	}
 	if p.failed >= maxFailures {
-		c.room.Give(s.need, slot)
+		c.giveRoom(t.lease, s.need, slot)
 		msg := p.lastErr
 		p.failed = 0
 		c.fails(t, c.errorOf("runtime_env", "no worker can be started: "+msg, t))
@@ -209,11 +220,11 @@ func (c *Core) another(s *shape, t *task) bool {
 			w := l.client
 			n := &level{client: w}
 			w.levels = append(w.levels, n)
-			c.settleIn(n, s, slot)
+			c.settleIn(n, s, slot, t.lease)
 			c.give(n, t)
 			return true
 		}
-		c.room.Give(s.need, slot)
+		c.giveRoom(t.lease, s.need, slot)
 		t.why = "one of the workers of this node, of which there may be no more"
 		return false
 	}
@@ -222,14 +233,18 @@ func (c *Core) another(s *shape, t *task) bool {
 	c.clients[w.ID] = w
 	c.workers++
 	p.starting++
-	c.settleIn(w.levels[0], s, slot)
+	c.settleIn(w.levels[0], s, slot, t.lease)
 	c.recordWorker(w)
 	c.do(StartWorker{ID: w.ID, Key: key, Need: s.need, Slot: slot})
 	return true
 }
 
 // settleIn gives a level its room.
-func (c *Core) settleIn(l *level, s *shape, slot core.Slot) {
+func (c *Core) settleIn(l *level, s *shape, slot core.Slot, lease wire.LeaseID) {
+	l.under, l.lease = lease, nil
+	if x := c.leases.by[lease]; x != nil {
+		l.lease = x
+	}
 	l.shape, l.need, l.slot, l.has, l.blocked = s, s.need, slot, true, false
 	if len(l.client.levels) <= 1 || l == l.client.levels[0] {
 		c.active[s] = append(c.active[s], l)

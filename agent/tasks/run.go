@@ -5,6 +5,7 @@ import (
 	"slices"
 
 	"launcher/internal/errs"
+	"launcher/wire"
 	"launcher/wire/sdk"
 )
 
@@ -14,7 +15,19 @@ func (c *Core) submit(cl *client, b []byte) error {
 	if err != nil {
 		return err
 	}
-	if s.Task.Node() != c.cfg.Number || s.Task.Client() != cl.ID || s.Task.Index() != 0 {
+	if cl.Kind == sdk.KindPeer || !cl.fresh(s.Task.N()) && c.owns(cl, s.Task) {
+		return nil // sent again
+	}
+	return c.accept(cl, b, sdk.PeerSubmit{Attempt: 1})
+}
+
+// accept takes a task that is new.
+func (c *Core) accept(cl *client, b []byte, p sdk.PeerSubmit) error {
+	s, err := sdk.ParseSubmit(b)
+	if err != nil {
+		return err
+	}
+	if !c.owns(cl, s.Task) || s.Task.Index() != 0 {
 		return errs.New(errs.Permission, "client %d submits task %s, which is not its to submit", cl.ID, s.Task)
 	}
 	sh := cl.shapes[s.Shape]
@@ -24,13 +37,11 @@ func (c *Core) submit(cl *client, b []byte) error {
 	if s.Returns > maxReturns && s.Returns != sdk.Stream {
 		return errs.New(errs.Invalid, "task %s of %s gives %d values, allowed are %d", s.Task, sh.name, s.Returns, maxReturns)
 	}
-	if !cl.fresh(s.Task.N()) {
-		return nil // sent again
-	}
 	body := slices.Clone(b)
 	s, _ = sdk.ParseSubmit(body)
 	t := &task{
-		id: s.Task, fn: s.Func, shape: sh, client: cl.ID, returns: s.Returns, flags: s.Flags, attempt: 1, retries: sh.retries,
+		id: s.Task, fn: s.Func, shape: sh, client: cl.ID, returns: s.Returns, flags: s.Flags, attempt: p.Attempt, retries: sh.retries,
+		fence: p.Attempt, lease: wire.LeaseID(p.Lease),
 		body: body, payload: s.Payload, submitted: c.now, deps: idsOf(s.Deps), held: idsOf(s.Held),
 	}
 	if l := cl.top(); len(l.tasks) > 0 {
@@ -78,6 +89,8 @@ func (c *Core) need(t *task) {
 		if o.state == freed {
 			c.again(o)
 		}
+		c.want(o)
+		c.prefetch(o)
 		if o.state != here {
 			o.waiters = append(o.waiters, t)
 			t.missing++
@@ -143,6 +156,12 @@ func (c *Core) leaves(t *task) {
 	}
 	t.level, t.worker = nil, nil
 	c.running--
+	if l.client == nil || l.client.remote != nil {
+		if l.lease != nil {
+			c.leases.done(c.now, l.lease)
+		}
+		return
+	}
 	if len(l.tasks) > 0 && l.tasks[0] == t {
 		l.tasks = l.tasks[1:]
 		l.since = c.now
@@ -176,6 +195,9 @@ func (c *Core) fails(t *task, data []byte) {
 // ended lets go of what a task needed. It stays, for its outputs to be made again, while
 // one of them is in shared memory, which can be lost.
 func (c *Core) ended(t *task) {
+	if cl := c.clients[t.client]; cl != nil && cl.Kind == sdk.KindPeer {
+		c.report(cl, t)
+	}
 	if t.state == waiting || t.state == queued {
 		c.queued -= int64(len(t.body))
 	}
@@ -376,6 +398,12 @@ func (c *Core) cancel(x id, flags uint32) {
 		c.fails(t, c.cancelled(t))
 	case running:
 		t.cancel = true
+		if r := t.worker.remote; r != nil {
+			at := c.frame(r.cl, sdk.MsgCancel, 0)
+			r.cl.out = append(append32(append32(r.cl.out, flags), 0), t.id[:]...)
+			r.cl.finish(at)
+			return
+		}
 		if flags&sdk.CancelForce != 0 {
 			c.do(StopWorker{ID: t.worker.ID, Force: true})
 			return
@@ -433,22 +461,31 @@ func (c *Core) yield(cl *client, b []byte) error {
 	if i < s.made {
 		return nil // made by an earlier attempt
 	}
-	o := c.objects[t.id.With(i+1)]
-	if o == nil {
-		o = &object{id: t.id.With(i + 1), state: pending}
-		c.objects[o.id] = o
-	}
-	if !s.left {
-		o.hold(t.client)
-	}
-	s.made = i + 1
+	o := c.made(t, i)
 	if v.Kind == sdk.Shared || v.Kind == sdk.Inline {
 		c.fill(cl, o, &v)
+	}
+	if p := c.clients[t.client]; p != nil && p.Kind == sdk.KindPeer {
+		c.reportItem(p, t, o)
 	}
 	if s.left {
 		c.taken(t, i+1)
 	}
 	return nil
+}
+
+// made gives the object of an item that has come, held by who reads the stream.
+func (c *Core) made(t *task, i uint32) *object {
+	o := c.objects[t.id.With(i+1)]
+	if o == nil {
+		o = &object{id: t.id.With(i + 1), state: pending}
+		c.objects[o.id] = o
+	}
+	if !t.stream.left {
+		o.hold(t.client)
+	}
+	t.stream.made = i + 1
+	return o
 }
 
 // taken tells a generator how far its reader is.

@@ -49,6 +49,8 @@ type savedTask struct {
 	Over    bool
 	Left    bool
 	Last    []byte
+	Lease   wire.LeaseID
+	Fence   uint32
 }
 
 type savedObject struct {
@@ -63,6 +65,7 @@ type savedObject struct {
 	Fetched bool
 	Made    int64
 	Lineage bool // its task is to be linked
+	Where   uint32
 }
 
 // Snapshot gives the state as records that Restore takes, in pieces.
@@ -131,7 +134,7 @@ func (c *Core) Snapshot() [][]byte {
 	}
 	slices.SortFunc(objs, func(a, b *object) int { return slices.Compare(a.id[:], b.id[:]) })
 	for _, o := range objs {
-		s := savedObject{ID: o.id[:], State: uint8(o.state), Kind: o.kind, Form: o.form, Size: o.size, Data: o.data, Fetched: o.fetched, Made: o.made, Lineage: o.task != nil}
+		s := savedObject{ID: o.id[:], State: uint8(o.state), Kind: o.kind, Form: o.form, Size: o.size, Data: o.data, Fetched: o.fetched, Made: o.made, Lineage: o.task != nil, Where: o.where}
 		for i := range o.refs {
 			s.Refs = append(s.Refs, o.refs[i][:])
 		}
@@ -144,7 +147,7 @@ func (c *Core) Snapshot() [][]byte {
 	ts := c.sortedTasks()
 	slices.SortStableFunc(ts, func(a, b *task) int { return int(a.ready - b.ready) })
 	for _, t := range ts {
-		s := savedTask{Client: t.client, Shape: []byte(t.shape.id), Job: t.shape.job.key, Body: t.body, Parent: t.parent[:], Attempt: t.attempt, Retries: t.retries, State: uint8(t.state), Cancel: t.cancel, Kept: t.kept, Times: [2]int64{t.submitted, t.ready}}
+		s := savedTask{Client: t.client, Shape: []byte(t.shape.id), Job: t.shape.job.key, Body: t.body, Parent: t.parent[:], Attempt: t.attempt, Retries: t.retries, State: uint8(t.state), Cancel: t.cancel, Kept: t.kept, Times: [2]int64{t.submitted, t.ready}, Lease: t.lease, Fence: t.fence}
 		if st := t.stream; st != nil {
 			s.Stream, s.Made, s.Taken, s.Over, s.Left, s.Last = true, st.made, st.taken, st.over, st.left, st.last
 		}
@@ -235,6 +238,7 @@ func (c *Core) restoreObject(s *savedObject) error {
 		c.objects[x] = o
 	}
 	o.state, o.kind, o.form, o.size, o.data, o.fetched, o.made = objState(s.State), s.Kind, s.Form, s.Size, s.Data, s.Fetched, s.Made
+	o.where = s.Where
 	for _, r := range s.Refs {
 		if len(r) == 16 {
 			o.refs = append(o.refs, id(r))
@@ -269,6 +273,7 @@ func (c *Core) restoreTask(s *savedTask) error {
 	t := &task{
 		id: p.Task, fn: p.Func, shape: sh, client: s.Client, returns: p.Returns, flags: p.Flags, attempt: s.Attempt, retries: s.Retries, cancel: s.Cancel,
 		body: s.Body, payload: p.Payload, submitted: s.Times[0], ready: s.Times[1], deps: idsOf(p.Deps), held: idsOf(p.Held), parent: id(s.Parent),
+		lease: s.Lease, fence: s.Fence,
 	}
 	c.tasks[t.id] = t
 	if s.Stream {

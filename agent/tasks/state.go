@@ -35,6 +35,7 @@ type shape struct {
 	place   wire.Strategy
 	window  uint32 // items that a stream may be ahead of its reader; 0 = no bound
 
+	number  uint32 // in Demand; 0 = it never was
 	queue   fifo
 	mean    float64 // nanoseconds that such a task takes, 0 = unknown
 	waiting bool    // listed in Core.ready
@@ -129,6 +130,10 @@ type task struct {
 	alive   int // outputs that are referred to
 	stream  *stream
 	why     string // it cannot run at the moment
+	// Of another node's task:
+	lease   wire.LeaseID // that it is to run under
+	fence   uint32       // what its owner calls this attempt
+	bounced bool         // it was not begun
 
 	submitted, ready, started int64
 }
@@ -168,7 +173,10 @@ type object struct {
 	more    []uint32
 	subs    []sub
 	waiters []*task
-	fetched bool // another node's
+	fetched bool   // another node's
+	asked   bool   // and its value has been asked for
+	where   uint32 // the node that has a shared value; 0 = this one
+	at      uint32 // and the remote that it was made by
 	made    int64
 	gets    int // readers that the store is bringing it back for
 }
@@ -239,6 +247,8 @@ type client struct {
 	drawn  uint32 // sequences below it that were withdrawn may still be in its socket
 	asked  bool   // a Withdraw is under way
 	ran    int
+
+	remote *remote // another node's agent
 }
 
 // level is what a worker does at one depth of its stack.
@@ -248,11 +258,13 @@ type level struct {
 	tasks   []*task // sent, in order; the first runs
 	need    wire.Resources
 	slot    core.Slot
-	has     bool // the room is taken
-	logged  bool // and the log has it
-	blocked bool // and lent, as far as it is cores
-	waits   int  // objects that it waits for
-	on      []id // they, and some that have come
+	has     bool         // the room is taken
+	under   wire.LeaseID // of a lease on this node
+	lease   *leased      // the slot of a lease on another node, or on this one
+	logged  bool         // and the log has it
+	blocked bool         // and lent, as far as it is cores
+	waits   int          // objects that it waits for
+	on      []id         // they, and some that have come
 	since   int64
 }
 

@@ -168,6 +168,7 @@ func (c *Core) Withdrawn(now int64, worker, begun, to uint32) {
 // Tick looks at what only time tells.
 func (c *Core) Tick(now int64) {
 	c.now = now
+	c.tickRemotes()
 	for _, cl := range c.sortedClients() {
 		if cl.away != 0 && now-cl.away >= returnBound {
 			c.gone(cl, "it did not come back after its connection broke")

@@ -341,7 +341,7 @@ func (w *worker) first() error {
 			w.close()
 			continue
 		}
-		if err := w.p.begin(Meta{Size: r.Size, Form: r.Form, Refs: ids(r.Refs)}); err != nil {
+		if err := w.p.begin(Meta{Size: r.Size, Form: r.Form}); err != nil {
 			return err
 		}
 		// What comes is the beginning; the ranges are cut after it.
@@ -367,13 +367,6 @@ func cut(rs []span, at int64) []span {
 		if r.from = max(r.from, at); r.from < r.to {
 			out = append(out, r)
 		}
-	}
-	return out
-}
-
-func ids(b []byte) (out []ID) {
-	for ; len(b) >= 16; b = b[16:] {
-		out = append(out, ID(b[:16]))
 	}
 	return out
 }
@@ -424,7 +417,7 @@ func (w *worker) ask(m wire.Pull) (r wire.Piece, nodes []uint32, err error) {
 		}
 		switch typ {
 		case wire.MsgPiece:
-			if err = wire.Unmarshal(body, &r); err == nil && (r.Size < 0 || r.From < 0 || r.Length < 0 || r.Length > wire.MaxRange || r.From+r.Length > r.Size || len(r.Refs)%16 != 0) {
+			if err = wire.Unmarshal(body, &r); err == nil && (r.Size < 0 || r.From < 0 || r.Length < 0 || r.Length > wire.MaxRange || r.From+r.Length > r.Size) {
 				err = errs.New(errs.Corrupt, "a range of %d bytes at %d of %d", r.Length, r.From, r.Size)
 			}
 			return r, nil, err

@@ -95,11 +95,7 @@ func (t *Transfer) answer(ctx context.Context, conn net.Conn, node uint32, m wir
 	}
 	defer func() { <-t.send }()
 	b := o.Bytes()[m.From:min(m.From+m.Length, meta.Size)]
-	refs := make([]byte, 0, 16*len(meta.Refs))
-	for _, r := range meta.Refs {
-		refs = append(refs, r[:]...)
-	}
-	if err := t.say(conn, wire.MsgPiece, wire.Piece{Size: meta.Size, Form: meta.Form, Refs: refs, From: m.From, Length: int64(len(b))}); err != nil {
+	if err := t.say(conn, wire.MsgPiece, wire.Piece{Size: meta.Size, Form: meta.Form, From: m.From, Length: int64(len(b))}); err != nil {
 		return err
 	}
 	sum := uint32(0)

@@ -19,7 +19,6 @@ type ID = wire.ObjectID
 type Meta struct {
 	Size int64
 	Form uint32
-	Refs []ID // objects inside it
 }
 
 // Store is where this node's objects are.

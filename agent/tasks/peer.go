@@ -1,0 +1,272 @@
+package tasks
+
+import (
+	"encoding/binary"
+	"fmt"
+	"slices"
+
+	"launcher/agent/core"
+	"launcher/internal/errs"
+	"launcher/wire"
+	"launcher/wire/sdk"
+)
+
+// Other nodes' tasks on this one, and their references to its objects: their agents are
+// clients (sdk.KindPeer). What they submit runs under leases, is reported when it has
+// ended, and its outputs stay while their owner wants them.
+
+// FindPeer gives the client that an agent is for a key already; 0 = it is none.
+func (c *Core) FindPeer(x Client) uint32 {
+	for _, cl := range c.sortedClients() {
+		y := cl.Client
+		if y.Kind == sdk.KindPeer && y.Peer == x.Peer && y.Job == x.Job && y.Language == x.Language && y.Program == x.Program && y.Dir == x.Dir && equal(y.Path, x.Path) {
+			return y.ID
+		}
+	}
+	return 0
+}
+
+func equal(a, b []string) bool {
+	if len(a) != len(b) {
+		return false
+	}
+	for i := range a {
+		if a[i] != b[i] {
+			return false
+		}
+	}
+	return true
+}
+
+// peerFrame takes a frame that only agents send.
+func (c *Core) peerFrame(cl *client, typ uint16, b []byte) error {
+	if cl.Kind != sdk.KindPeer {
+		return errs.New(errs.Corrupt, "a frame of type %#x", typ)
+	}
+	switch typ {
+	case sdk.MsgPeerSubmit:
+		p, body, err := sdk.ParsePeerSubmit(b)
+		if err != nil {
+			return err
+		}
+		return c.peerSubmit(cl, p, body)
+	case sdk.MsgPeerKeep:
+		return c.peerKeep(cl, b)
+	case sdk.MsgConsumed:
+		if len(b) < 20 {
+			return errs.New(errs.Corrupt, "Consumed is cut short")
+		}
+		if t := c.tasks[id(b[:16])]; t != nil && t.stream != nil && t.client == cl.ID {
+			c.taken(t, u32(b[16:]))
+		}
+	case sdk.MsgPeerLost:
+		if len(b) < 20 {
+			return errs.New(errs.Corrupt, "PeerLost is cut short")
+		}
+		if o := c.objects[id(b[:16])]; o != nil && o.where != 0 && o.where == u32(b[16:]) && o.state == here && !c.store.Resident(o.id) {
+			c.recordLost(o.id)
+			c.lose(o, fmt.Sprintf("node number %d does not have it any more", o.where))
+		}
+	case sdk.MsgPeerSync:
+		if len(b) < 8 {
+			return errs.New(errs.Corrupt, "PeerSync is cut short")
+		}
+		at := c.frame(cl, sdk.MsgPeerSynced, 0)
+		cl.out = append(cl.out, b[:8]...)
+		cl.finish(at)
+	}
+	return nil
+}
+
+// peerSubmit takes a task of another node, or one once more.
+func (c *Core) peerSubmit(cl *client, p sdk.PeerSubmit, body []byte) error {
+	s, err := sdk.ParseSubmit(body)
+	if err != nil {
+		return err
+	}
+	t := c.tasks[s.Task]
+	switch {
+	case t != nil && t.client != cl.ID:
+		return errs.New(errs.Permission, "task %s is another client's", s.Task)
+	case t == nil && s.Returns != sdk.Stream && s.Returns > 0 && c.objects[s.Task.With(1)] != nil:
+		// It has ended and is forgotten; its outputs are there.
+		c.report(cl, &task{id: s.Task, returns: s.Returns, fence: p.Attempt})
+		return nil
+	case t != nil:
+		t.fence = p.Attempt
+		if t.lease = wire.LeaseID(p.Lease); t.state == done {
+			c.report(cl, t)
+		}
+		return nil
+	}
+	return c.accept(cl, body, p)
+}
+
+// owns reports whether a client may submit a task or put an object of that id.
+func (c *Core) owns(cl *client, x id) bool {
+	if cl.Kind == sdk.KindPeer {
+		return x.Node() == cl.Peer
+	}
+	return x.Node() == c.cfg.Number && x.Client() == cl.ID
+}
+
+// peerKeep drops what an agent does not say that it still wants: after a break, or a
+// restart of it, it may have forgotten.
+func (c *Core) peerKeep(cl *client, b []byte) error {
+	keep := map[id]bool{}
+	if err := sdk.IDs(b, func(x id) { keep[x] = true }); err != nil {
+		return err
+	}
+	for _, t := range c.sortedTasks() {
+		if t.client == cl.ID && t.state != done && !keep[t.id] {
+			c.cancel(t.id, sdk.CancelRecursive)
+		}
+	}
+	var drop []id
+	for _, o := range c.objects {
+		if (o.holder == cl.ID || len(o.more) > 0) && !keep[o.id] && !keep[o.id.Task()] {
+			drop = append(drop, o.id)
+		}
+	}
+	sortIDs(drop)
+	for _, x := range drop {
+		c.release(cl, x)
+	}
+	return nil
+}
+
+// report tells an agent how its task ended. What it can have inside the frame, it has
+// then; the rest stays here for it.
+func (c *Core) report(cl *client, t *task) {
+	if cl.away != 0 {
+		return // it asks again
+	}
+	status, n := sdk.ResultOK, t.returns
+	switch {
+	case t.bounced:
+		status, n = sdk.ResultBounced, 0
+	case t.stream != nil:
+		n = 0
+		if t.stream.last != nil {
+			status, n = sdk.ResultFailed, 1
+		}
+	case n > 0:
+		if o := c.objects[t.id.With(1)]; o == nil || o.kind == sdk.Failure {
+			status = sdk.ResultFailed
+		}
+	}
+	at := c.frame(cl, sdk.MsgResult, 0)
+	b := append(cl.out, t.id[:]...)
+	b = append32(append32(b, t.fence), status)
+	b = binary.LittleEndian.AppendUint64(b, uint64(t.started))
+	b = binary.LittleEndian.AppendUint64(b, uint64(c.now))
+	b = append32(b, n)
+	var over []*object
+	for i := range n {
+		if t.stream != nil {
+			b = sdk.AppendValue(b, sdk.Failure, 1, nil, int64(len(t.stream.last)), t.stream.last)
+			break
+		}
+		o := c.objects[t.id.With(i+1)]
+		if o == nil || o.state != here {
+			data := c.lostError(t.id.With(i + 1))
+			b = sdk.AppendValue(b, sdk.Failure, 1, nil, int64(len(data)), data)
+			continue
+		}
+		b = c.appendGiven(b, o)
+		if o.kind != sdk.Shared && len(o.refs) == 0 {
+			over = append(over, o)
+		}
+	}
+	cl.out = b
+	cl.finish(at)
+	for _, o := range over {
+		o.drop(cl.ID)
+		c.unneeded(o)
+	}
+}
+
+// appendGiven adds an object's value to a frame for another agent.
+func (c *Core) appendGiven(b []byte, o *object) []byte {
+	if o.kind != sdk.Shared {
+		return sdk.AppendValue(b, o.kind, o.form, o.refs, o.size, o.data)
+	}
+	refs := make([]byte, 0, 16*len(o.refs))
+	for _, r := range o.refs {
+		refs = append(refs, r[:]...)
+	}
+	nodes := o.nodes()
+	if len(nodes) == 0 {
+		nodes = []uint32{c.cfg.Number}
+	}
+	return sdk.AppendElsewhere(b, o.form, refs, o.size, nodes)
+}
+
+// reportItem passes an item of a stream on to the agent whose stream it is.
+func (c *Core) reportItem(cl *client, t *task, o *object) {
+	if o.state != here {
+		return
+	}
+	at := c.frame(cl, sdk.MsgYield, 0)
+	b := append(cl.out, t.id[:]...)
+	b = append32(append32(b, t.fence), o.id.Index()-1)
+	cl.out = c.appendGiven(b, o)
+	cl.finish(at)
+	if o.kind != sdk.Shared && len(o.refs) == 0 {
+		o.drop(cl.ID)
+		c.unneeded(o)
+	}
+}
+
+// bounce gives a task back to its agent: the lease that it was to run under is over.
+func (c *Core) bounce(t *task) {
+	t.bounced = true
+	for i := range t.returns {
+		if t.stream != nil {
+			break
+		}
+		if o := c.objects[t.id.With(i+1)]; o != nil {
+			o.drop(t.client)
+			o.task = nil
+			delete(c.objects, o.id)
+		}
+	}
+	c.ended(t)
+	if t.stream != nil {
+		c.forget(t)
+	}
+}
+
+// takeRoom takes room for a task's shape: what the node has free, or, for a task under a
+// lease, what that keeps for it.
+func (c *Core) takeRoom(s *shape, t *task) (core.Slot, bool) {
+	if t.lease != 0 {
+		return c.room.TakeLeased(c.now, t.lease)
+	}
+	return c.room.Take(c.now, s.need, s.time)
+}
+
+func (c *Core) giveRoom(lease wire.LeaseID, need wire.Resources, slot core.Slot) {
+	if lease != 0 {
+		c.room.GiveLeased(lease, need, slot)
+	} else {
+		c.room.Give(need, slot)
+	}
+}
+
+// stands reports whether the lease that another node's task is to run under does.
+func (c *Core) stands(t *task) bool {
+	cl := c.clients[t.client]
+	return cl == nil || cl.Kind != sdk.KindPeer || c.room.Leased(t.lease, cl.Peer)
+}
+
+// prefetch brings a large argument from the node that has it before its task begins.
+func (c *Core) prefetch(o *object) {
+	if o.state == here && o.where != 0 && !c.store.Resident(o.id) {
+		c.restore(o)
+	}
+}
+
+func sortIDs(ids []id) {
+	slices.SortFunc(ids, func(a, b id) int { return slices.Compare(a[:], b[:]) })
+}

@@ -1,0 +1,589 @@
+package tasks
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+
+	"launcher/internal/errs"
+	"launcher/wire"
+	"launcher/wire/sdk"
+)
+
+// This node's tasks on other nodes. A task that runs under a lease stays this node's: what
+// it needs, its outputs, its retries. The agent of the other node is told to run it as
+// that of a program would be (peer.go), and reports how it ended; large outputs stay
+// there until something here wants them.
+
+// remote is another node that runs tasks of one key for this one.
+type remote struct {
+	cl     *client // what is to be written to its agent
+	number uint32
+	key    Key // without GPUs
+	shapes map[*shape]uint32
+	idleAt int64 // since when it has neither tasks nor objects of ours; 0 = it has
+}
+
+type remoteKey struct {
+	number uint32
+	key    Key
+}
+
+// remoteIdle is after how long a connection that nothing uses is closed.
+const remoteIdle = 10 * second
+
+// maxRemote is how many short tasks are sent to a slot on another node at a time.
+const maxRemote = 16
+
+// Leased: the head has leased room on another node for tasks of a shape (Demand).
+func (c *Core) Leased(now int64, m wire.Leased) {
+	c.now = now
+	c.leases.take(now, m)
+	c.demandDue = true
+}
+
+// LeaseCut: slots of a lease are gone. What runs in them runs on.
+func (c *Core) LeaseCut(now int64, m wire.LeaseCut) {
+	c.now = now
+	c.leases.less(m)
+	c.demandDue = true
+}
+
+// LeasesEnd: all leases are, with the session of the head that they came by.
+func (c *Core) LeasesEnd(now int64) {
+	c.now = now
+	c.leases.end()
+	c.demandDue = true
+}
+
+// NoRoomEver: no node can run tasks of a shape. Those that wait fail at once.
+func (c *Core) NoRoomEver(now int64, m wire.Infeasible) {
+	c.now = now
+	s := c.demanded[m.Shape]
+	if s == nil {
+		return
+	}
+	for t := s.queue.first(); t != nil; t = s.queue.first() {
+		c.stats.failed++
+		c.fails(t, c.errorOf("unschedulable", m.Why, t, "`launcher nodes` lists what each node has"))
+	}
+}
+
+// Demand gives what waits for room on other nodes, when it has changed.
+func (c *Core) Demand() (shapes []wire.Demanded, seen uint64, changed bool) {
+	var out []wire.Demanded
+	for _, s := range c.ready {
+		t := s.queue.first()
+		if t == nil || t.lease != 0 || !c.mayLend(s) {
+			continue
+		}
+		if n := s.queue.n - c.leases.free(c.numberOf(s)); n > 0 {
+			out = append(out, wire.Demanded{ID: s.number, Shape: wire.Shape{Resources: s.need, Strategy: s.place, Priority: s.prio, Job: jobID(s.job.key), Time: s.time}, Waiting: uint32(n), Since: t.ready})
+		}
+	}
+	if len(out) > wire.MaxDemand {
+		slices.SortStableFunc(out, func(a, b wire.Demanded) int {
+			return cmp.Or(cmp.Compare(b.Shape.Priority, a.Shape.Priority), cmp.Compare(a.Since, b.Since))
+		})
+		out = out[:wire.MaxDemand]
+	}
+	same := len(out) == len(c.demand) && !c.demandDue
+	for i := 0; same && i < len(out); i++ {
+		same = out[i].ID == c.demand[i].ID && out[i].Waiting == c.demand[i].Waiting
+	}
+	c.demand, c.demandDue = out, false
+	return out, c.leases.seen, !same
+}
+
+// mayLend reports whether tasks of a shape may run elsewhere.
+func (c *Core) mayLend(s *shape) bool {
+	return s.place.Kind != wire.StrategyNode || s.place.Node != c.cfg.Node
+}
+
+// local reports whether tasks of a shape run here without the head's choice.
+func (c *Core) local(s *shape) bool {
+	switch s.place.Kind {
+	case wire.StrategyDefault:
+		return true
+	case wire.StrategyNode:
+		return s.place.Node == c.cfg.Node
+	}
+	return false
+}
+
+// numberOf is what a shape is called in Demand.
+func (c *Core) numberOf(s *shape) uint32 {
+	if s.number == 0 {
+		c.lastShape++
+		s.number = c.lastShape
+		c.demanded[s.number] = s
+	}
+	return s.number
+}
+
+// lend gives tasks that wait to slots of leases.
+func (c *Core) lend(s *shape) {
+	for t := s.queue.first(); t != nil && t.lease == 0; t = s.queue.first() {
+		if x := c.leases.useHere(s.number); x != nil && c.under(x, s, t) {
+			continue
+		}
+		x := c.leases.use(s.number, c.near(t), min(s.depth(), maxRemote))
+		if x == nil {
+			return
+		}
+		c.giveAway(c.remoteOf(x.Number, s.key), x, t)
+	}
+}
+
+// under has a worker here run tasks of a shape in a slot of a lease on this very node.
+func (c *Core) under(x *leased, s *shape, t *task) bool {
+	t.lease = x.Lease
+	ok := c.another(s, t)
+	t.lease = 0
+	if !ok {
+		c.leases.done(c.now, x)
+	}
+	return ok
+}
+
+// near is the node that has most of what a task needs; 0 = none.
+func (c *Core) near(t *task) (best uint32) {
+	var most int64
+	for _, d := range t.deps {
+		if o := c.objects[d]; o != nil && o.where != 0 && o.size > most {
+			best, most = o.where, o.size
+		}
+	}
+	return best
+}
+
+// remoteOf gives the client of a node's agent for a key, made if need be.
+func (c *Core) remoteOf(number uint32, key Key) *remote {
+	r := c.remotes[remoteKey{number, key}]
+	if r == nil {
+		r = &remote{number: number, key: key, shapes: map[*shape]uint32{}}
+		r.cl = &client{Client: Client{ID: c.NextClient(), Kind: sdk.KindPeer, Job: key.Job}, known: map[funcID]bool{}, remote: r}
+		r.cl.level0.client = r.cl
+		c.remotes[remoteKey{number, key}] = r
+		c.byClient[r.cl.ID] = r
+		c.do(OpenPeer{ID: r.cl.ID, Number: number, Key: key})
+	}
+	r.idleAt = 0
+	return r
+}
+
+// giveAway sends a task, the first of its queue, to another node.
+func (c *Core) giveAway(r *remote, x *leased, t *task) {
+	s := t.shape
+	s.queue.pop()
+	c.queued -= int64(len(t.body))
+	l := &level{client: r.cl, shape: s, tasks: []*task{t}, lease: x, since: c.now}
+	t.state, t.worker, t.level, t.why = running, r.cl, l, ""
+	t.started = c.now
+	c.running++
+	c.tellTask(r, t)
+}
+
+// tellTask writes what another node needs to run a task.
+func (c *Core) tellTask(r *remote, t *task) {
+	cl, s := r.cl, t.shape
+	if !cl.known[t.fn] {
+		cl.known[t.fn] = true
+		if f := s.job.funcs[t.fn]; f != nil {
+			at := c.frame(cl, sdk.MsgFunc, 0)
+			cl.out = append(cl.out, f.frame...)
+			cl.finish(at)
+		}
+	}
+	n, told := r.shapes[s]
+	if !told {
+		n = uint32(len(r.shapes) + 1)
+		r.shapes[s] = n
+		at := c.frame(cl, sdk.MsgShape, 0)
+		cl.out = append(append32(cl.out, n), s.text...)
+		cl.finish(at)
+	}
+	at := c.frame(cl, sdk.MsgPeerSubmit, 0)
+	cl.out = sdk.AppendPeerSubmit(cl.out, uint64(t.level.lease.Lease), t.attempt, n, t.body)
+	cl.finish(at)
+}
+
+func append32(b []byte, v uint32) []byte {
+	return append(b, byte(v), byte(v>>8), byte(v>>16), byte(v>>24))
+}
+
+// Remote takes a frame of the agent of another node that runs tasks for this one.
+func (c *Core) Remote(now int64, from uint32, typ uint16, body []byte) error {
+	c.now = now
+	r := c.byClient[from]
+	if r == nil {
+		return nil // of a connection that was given up
+	}
+	switch typ {
+	case sdk.MsgResult:
+		c.recordRemote(r.number, typ, body)
+		return c.remoteResult(r.number, body)
+	case sdk.MsgYield:
+		c.recordRemote(r.number, typ, body)
+		return c.remoteYield(r.number, body)
+	}
+	return nil
+}
+
+// remoteResult takes the end of a task on another node.
+func (c *Core) remoteResult(number uint32, b []byte) error {
+	res, rest, err := sdk.ParseResult(b)
+	if err != nil {
+		return err
+	}
+	t := c.tasks[res.Task]
+	if t == nil || t.attempt != res.Attempt || !c.runsOn(t, number) {
+		c.refuse(number, res, rest)
+		return nil // fenced, or told twice
+	}
+	r := c.remoteFor(t)
+	switch {
+	case res.Status == sdk.ResultBounced:
+		if l := t.level; l != nil && l.lease != nil && c.leases.by[l.lease.Lease] == l.lease {
+			// The head's word is on its way.
+			c.do(LeaseIdle{Lease: l.lease.Lease, Slots: uint32(l.lease.slots)})
+			c.leases.shrink(l.lease, l.lease.slots)
+		}
+		c.requeue(t)
+		return nil
+	case t.stream != nil:
+		var data []byte
+		if res.Status != sdk.ResultOK && res.Values > 0 {
+			v, _, _, err := sdk.CutGiven(rest)
+			if err != nil {
+				return err
+			}
+			data = slices.Clone(v.Bytes)
+		}
+		c.endStream(t, data)
+	default:
+		for i := range t.returns {
+			v, nodes, more, err := sdk.CutGiven(rest)
+			if err != nil {
+				c.fails(t, c.errorOf("internal", "node "+string(c.cfg.Node)+" got a damaged value: "+err.Error(), t))
+				return err
+			}
+			rest = more
+			c.given(r, number, c.objects[t.id.With(i+1)], t.id.With(i+1), &v, nodes)
+		}
+	}
+	c.note(t, t.worker, res)
+	if res.Status == sdk.ResultOK {
+		c.stats.done++
+	} else {
+		c.stats.failed++
+	}
+	c.ended(t)
+	return nil
+}
+
+// remoteYield takes an item of a stream that is made on another node.
+func (c *Core) remoteYield(number uint32, b []byte) error {
+	if len(b) < 24 {
+		return errs.New(errs.Corrupt, "Yield is cut short")
+	}
+	t := c.tasks[id(b[:16])]
+	attempt, i := u32(b[16:]), u32(b[20:])
+	v, nodes, _, err := sdk.CutGiven(b[24:])
+	if err != nil {
+		return err
+	}
+	if t == nil || t.attempt != attempt || t.stream == nil || i >= maxReturns || !c.runsOn(t, number) || i < t.stream.made {
+		return nil
+	}
+	c.given(c.remoteFor(t), number, c.made(t, i), t.id.With(i+1), &v, nodes)
+	if t.stream.left {
+		c.taken(t, i+1)
+	}
+	return nil
+}
+
+// runsOn reports whether a task runs on a node. When the log is read again after a
+// restart, who got it is not known: what is in the log was true.
+func (c *Core) runsOn(t *task, number uint32) bool {
+	if c.mute {
+		if t.state == queued {
+			t.shape.queue.n--
+			c.queued -= int64(len(t.body))
+			t.state = running
+			c.running++
+			t.level = &level{tasks: []*task{t}}
+		}
+		return t.state == running
+	}
+	return t.state == running && t.worker != nil && t.worker.remote != nil && t.worker.remote.number == number
+}
+
+func (c *Core) remoteFor(t *task) *remote {
+	if t.worker == nil {
+		return nil
+	}
+	return t.worker.remote
+}
+
+// given gives an object the value that another node has made.
+func (c *Core) given(r *remote, number uint32, o *object, x id, v *sdk.Value, nodes []uint32) {
+	if o == nil || o.state == here {
+		if v.Kind == sdk.Elsewhere || len(v.Refs) > 0 {
+			c.letGo(r, x)
+		}
+		return
+	}
+	o.kind, o.form, o.size, o.data, o.refs = v.Kind, v.Form, v.Size, slices.Clone(v.Bytes), nil
+	for i := range v.NumRefs() {
+		if in := c.lookup(v.Ref(i)); in != nil {
+			in.uses++
+			o.refs = append(o.refs, in.id)
+		}
+	}
+	if v.Kind == sdk.Elsewhere {
+		o.kind, o.where = sdk.Shared, number
+		if len(nodes) > 0 {
+			o.where = nodes[0]
+		}
+		if r != nil {
+			o.at = r.cl.ID
+		}
+	} else if len(o.refs) > 0 {
+		c.letGo(r, x) // what is inside is held by now
+	}
+	c.arrive(o)
+}
+
+// letGo tells the node that made an object for this one that it is not needed there.
+func (c *Core) letGo(r *remote, x id) {
+	if r == nil || c.mute {
+		return
+	}
+	at := c.frame(r.cl, sdk.MsgRelease, 0)
+	r.cl.out = append(r.cl.out, x[:]...)
+	r.cl.finish(at)
+}
+
+// refuse lets go of the outputs of an attempt that counts no more.
+func (c *Core) refuse(number uint32, res sdk.Result, rest []byte) {
+	for i := range res.Values {
+		v, _, more, err := sdk.CutGiven(rest)
+		if err != nil {
+			return
+		}
+		rest = more
+		x := res.Task.With(uint32(i) + 1)
+		if o := c.objects[x]; v.Kind == sdk.Elsewhere && (o == nil || o.where != number) {
+			for _, r := range c.sortedRemotes() {
+				if r.number == number {
+					c.letGo(r, x)
+				}
+			}
+		}
+	}
+}
+
+// elsewhere lets go of the copy that another node has.
+func (c *Core) elsewhere(o *object) {
+	if o.where != 0 {
+		c.letGo(c.byClient[o.at], o.id)
+		o.where, o.at = 0, 0
+	}
+}
+
+// nodes are those that have an object besides this one.
+func (o *object) nodes() []uint32 {
+	if o.where == 0 {
+		return nil
+	}
+	return []uint32{o.where}
+}
+
+// RemoteOpen: the connection to another node's agent is there, for the first time or
+// again: it is told what this node has there, and what runs there once more.
+func (c *Core) RemoteOpen(now int64, from uint32) {
+	c.now = now
+	r := c.byClient[from]
+	if r == nil {
+		return
+	}
+	cl := r.cl
+	cl.away = 0
+	cl.out = cl.out[:0]
+	clear(cl.known)
+	clear(r.shapes)
+	at := c.frame(cl, sdk.MsgPeerKeep, 0)
+	var run []*task
+	for _, t := range c.sortedTasks() {
+		if t.state == running && t.worker == cl {
+			run = append(run, t)
+			cl.out = append(cl.out, t.id[:]...)
+		}
+	}
+	for _, o := range c.objects {
+		if o.at == cl.ID {
+			cl.out = append(cl.out, o.id[:]...)
+		}
+	}
+	cl.finish(at)
+	for _, t := range run {
+		c.tellTask(r, t)
+	}
+}
+
+// RemoteClosed: it is broken, and is being opened again.
+func (c *Core) RemoteClosed(now int64, from uint32) {
+	if r := c.byClient[from]; r != nil {
+		r.cl.away = now
+		r.cl.out = r.cl.out[:0]
+	}
+}
+
+// RemoteGone: the agent of another node cannot be reached, or that life of the node is
+// over. What it ran is run again; what only it had is lost.
+func (c *Core) RemoteGone(now int64, from uint32, why string) {
+	c.now = now
+	if r := c.byClient[from]; r != nil {
+		c.dropRemote(r, why)
+	}
+}
+
+func (c *Core) dropRemote(r *remote, why string) {
+	delete(c.remotes, remoteKey{r.number, r.key})
+	delete(c.byClient, r.cl.ID)
+	c.do(ClosePeer{ID: r.cl.ID})
+	for _, x := range c.leases.onNode(r.number) {
+		c.do(LeaseIdle{Lease: x.Lease, Slots: uint32(x.slots)})
+	}
+	for _, t := range c.sortedTasks() {
+		if t.state != running || t.worker != r.cl {
+			continue
+		}
+		switch {
+		case t.cancel:
+			c.fails(t, c.cancelled(t))
+		case t.retries != 0:
+			c.retry(t)
+		default:
+			c.stats.failed++
+			c.fails(t, c.errorOf("node_died", fmt.Sprintf("the node that ran %s is gone: %s", t.shape.name, why), t, "max_retries lets such a task run again"))
+		}
+	}
+	c.loseAt(func(o *object) bool { return o.at == r.cl.ID }, why)
+}
+
+// loseAt loses the objects that were on a node that is gone, but for those that have been
+// copied here meanwhile.
+func (c *Core) loseAt(there func(*object) bool, why string) {
+	var lost []*object
+	for _, o := range c.objects {
+		if o.where != 0 && there(o) {
+			lost = append(lost, o)
+		}
+	}
+	slices.SortFunc(lost, func(a, b *object) int { return slices.Compare(a.id[:], b.id[:]) })
+	for _, o := range lost {
+		o.where, o.at = 0, 0
+		if o.state == here && o.kind == sdk.Shared && !c.store.Resident(o.id) {
+			c.recordLost(o.id)
+			c.lose(o, why)
+		}
+	}
+}
+
+// NodeGone: a life of a node is over. Whatever this node has to do with it ends.
+func (c *Core) NodeGone(now int64, number uint32, why string) {
+	c.now = now
+	for _, r := range c.sortedRemotes() {
+		if r.number == number {
+			c.dropRemote(r, why)
+		}
+	}
+	c.loseAt(func(o *object) bool { return o.where == number }, why)
+	for _, cl := range c.sortedClients() {
+		if cl.Kind == sdk.KindPeer && cl.Peer == number {
+			c.gone(cl, "its node is gone: "+why)
+		}
+	}
+	var died []*object
+	for _, o := range c.objects {
+		if o.fetched && o.state != here && o.id.Node() == number {
+			died = append(died, o)
+		}
+	}
+	slices.SortFunc(died, func(a, b *object) int { return slices.Compare(a.id[:], b.id[:]) })
+	for _, o := range died {
+		c.fail(o, c.errorOf("owner_died", fmt.Sprintf("object %s is lost with the node that owned it: %s", o.id, why), nil))
+	}
+}
+
+func (c *Core) sortedRemotes() []*remote {
+	out := make([]*remote, 0, len(c.byClient))
+	for _, r := range c.byClient {
+		out = append(out, r)
+	}
+	slices.SortFunc(out, func(a, b *remote) int { return cmp.Compare(a.cl.ID, b.cl.ID) })
+	return out
+}
+
+// tickRemotes gives idle leases back and closes connections that nothing uses.
+func (c *Core) tickRemotes() {
+	for _, b := range c.leases.idle(c.now) {
+		c.do(LeaseIdle{Lease: b.Lease, Slots: b.Slots})
+		c.demandDue = true
+	}
+	if len(c.byClient) == 0 {
+		return
+	}
+	used := map[uint32]bool{}
+	for _, t := range c.tasks {
+		if t.state == running && t.worker != nil && t.worker.remote != nil {
+			used[t.worker.ID] = true
+		}
+	}
+	for _, o := range c.objects {
+		used[o.at] = true
+	}
+	for _, x := range c.leases.by {
+		for _, r := range c.byClient {
+			used[r.cl.ID] = used[r.cl.ID] || r.number == x.Number
+		}
+	}
+	for _, r := range c.sortedRemotes() {
+		switch {
+		case used[r.cl.ID]:
+			r.idleAt = 0
+		case r.idleAt == 0:
+			r.idleAt = c.now
+		case c.now-r.idleAt >= remoteIdle:
+			delete(c.remotes, remoteKey{r.number, r.key})
+			delete(c.byClient, r.cl.ID)
+			c.do(ClosePeer{ID: r.cl.ID})
+		}
+	}
+}
+
+// findRemotes connects again, after a restart of this agent, to the nodes that have
+// objects of its tasks.
+func (c *Core) findRemotes() {
+	var objs []*object
+	for _, o := range c.objects {
+		if o.where != 0 && o.where != c.cfg.Number {
+			objs = append(objs, o)
+		}
+	}
+	slices.SortFunc(objs, func(a, b *object) int { return slices.Compare(a.id[:], b.id[:]) })
+	for _, o := range objs {
+		if o.task != nil {
+			o.at = c.remoteOf(o.where, o.task.shape.key).cl.ID
+		}
+	}
+	for _, o := range objs { // whose task is forgotten; they are where others of the job are
+		for _, r := range c.sortedRemotes() {
+			if o.at == 0 && r.number == o.where {
+				o.at = r.cl.ID
+			}
+		}
+	}
+}
