@@ -21,7 +21,7 @@ const (
 	recLost    = 7
 	recState   = 8  // of a snapshot
 	recRemote  = 10 // a frame of another node's agent about a task that runs there; the client is its number
-	recSeq     = 9  // a task was given again to the worker that has it
+	recSeq     = 12 // a task was given again to the worker that has it
 )
 
 // A record is: u8 kind, u8 0, u16 type of a frame, u32 client, i64 now, u32 length, body.
