@@ -68,7 +68,7 @@ const (
 
 // LabelTest is a condition on one label of a node.
 type LabelTest struct {
-	Op     string // in, not_in, exists, does_not_exist
+	Op     string // in, !in, exists, !exists
 	Values []string
 }
 
@@ -77,11 +77,11 @@ func (t LabelTest) Holds(value string, there bool) bool {
 	switch t.Op {
 	case "in":
 		return there && slices.Contains(t.Values, value)
-	case "not_in":
+	case "!in":
 		return !there || !slices.Contains(t.Values, value)
 	case "exists":
 		return there
-	case "does_not_exist":
+	case "!exists":
 		return !there
 	}
 	return false
