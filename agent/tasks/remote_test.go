@@ -455,7 +455,3 @@ func TestLeaseOver(t *testing.T) {
 }
 
 func bytesOf(x id) []byte { return append([]byte(nil), x[:]...) }
-
-func (r *fakeRoom) TakeLeased(int64, wire.LeaseID) (core.Slot, bool)         { return core.Slot{}, false }
-func (r *fakeRoom) GiveLeased(_ wire.LeaseID, n wire.Resources, s core.Slot) { r.Give(n, s) }
-func (r *fakeRoom) Leased(wire.LeaseID, uint32) bool                         { return false }
