@@ -272,6 +272,7 @@ func playWorker() int {
 			}
 		}
 		r.c.Close()
+		// sleep: another process makes the socket; bounded
 		for end := time.Now().Add(bound); ; time.Sleep(10 * time.Millisecond) {
 			n, err := dialSDK(os.Getenv("LAUNCHER_SOCKET"))
 			if err == nil {
@@ -342,6 +343,7 @@ func (r *rawSDK) work(last *[]byte) (goOn bool, err error) {
 			if _, err := os.Stat(arg); err == nil {
 				break
 			}
+			// sleep: a file is the only thing that the test and this worker share
 			time.Sleep(2 * time.Millisecond)
 		}
 	case "garbage":

@@ -220,6 +220,7 @@ func TestAgentRestart(t *testing.T) {
 	die()
 	s1.Close() // it exits while nobody looks
 	pid := b.pids[1]
+	// sleep: the end of a process that is not a child tells nobody; bounded
 	for end := time.Now().Add(bound); syscall.Kill(pid, 0) == nil; time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatal("worker 1 does not end")
