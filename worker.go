@@ -266,8 +266,10 @@ func (w *worker) take() *order {
 		if ctl := w.c.store.control; ctl != nil {
 			atomic.StoreUint32(&ctl[0], t.sequence)
 			if from := atomic.LoadUint32(&ctl[16]); from != 0 && t.sequence >= from && t.sequence < atomic.LoadUint32(&ctl[17]) {
+				atomic.StoreUint32(&ctl[2], t.sequence)
 				continue
 			}
+			atomic.StoreUint32(&ctl[1], t.sequence)
 		}
 		if t.with = w.known[t.fn]; t.with == nil {
 			// One that this worker submits itself: the agent knows that it is known here.

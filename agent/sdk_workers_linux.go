@@ -289,9 +289,9 @@ func (c *control) close() {
 	c.file.Close()
 }
 
-// withdraw takes frames back that a worker has not begun. The worker writes what it begins
+// withdraw takes frames back that a worker does not run. The worker writes what it takes
 // before it looks at the page, and every CPU passes a barrier between our mark and our look:
-// so it either sees the mark or is seen. a.mu is held.
+// so it either sees the mark or is seen; and what it then does it writes too. a.mu is held.
 func (s *sdkServer) withdraw(e tasks.Withdraw) {
 	cl := s.clients[e.Client]
 	if cl == nil || cl.control == nil {
@@ -300,12 +300,30 @@ func (s *sdkServer) withdraw(e tasks.Withdraw) {
 	cl.control.withdraw(e.From, e.To)
 	s.wg.Go(func() {
 		barrier()
-		s.turn(func(now int64) {
-			if s.clients[e.Client] == cl && cl.control != nil {
-				s.core.Withdrawn(now, e.Client, atomic.LoadUint32(&cl.control.words[0]), e.To)
-			}
-		})
+		for decided := false; !decided && s.ctx.Err() == nil; time.Sleep(time.Millisecond) {
+			s.turn(func(now int64) {
+				if s.clients[e.Client] != cl || cl.control == nil {
+					decided = true
+					return
+				}
+				var begun uint32
+				if begun, decided = cl.control.runs(e.From); decided {
+					s.core.Withdrawn(now, e.Client, begun, e.To)
+				}
+			})
+		}
 	})
+}
+
+// runs gives the sequence of the last frame that the worker runs of those from a withdrawn
+// one on; false while it makes up its mind, which takes no time unless it is stopped there.
+func (c *control) runs(from uint32) (uint32, bool) {
+	took := atomic.LoadUint32(&c.words[0])
+	ran, skipped := atomic.LoadUint32(&c.words[1]), atomic.LoadUint32(&c.words[2])
+	if took < from {
+		return from - 1, true
+	}
+	return max(ran, from-1), ran >= took || skipped >= took
 }
 
 // dropControl lets go of a dead worker's page. a.mu is held.

@@ -144,8 +144,8 @@ func (c *Core) sortedTasks() []*task {
 	return out
 }
 
-// Withdrawn answers Withdraw: the worker had begun Exec frames up to a sequence; later
-// ones it skips.
+// Withdrawn answers Withdraw: the last Exec frame that the worker runs is begun; later ones,
+// below to, it skips.
 func (c *Core) Withdrawn(now int64, worker, begun, to uint32) {
 	c.now = now
 	w := c.clients[worker]
@@ -157,7 +157,7 @@ func (c *Core) Withdrawn(now int64, worker, begun, to uint32) {
 		return
 	}
 	l := w.levels[0]
-	for i := len(l.tasks) - 1; i > 0; i-- {
+	for i := len(l.tasks) - 1; i >= 0; i-- {
 		if t := l.tasks[i]; t.seq > begun && t.seq < to {
 			c.recordBack(t)
 			c.requeue(t)

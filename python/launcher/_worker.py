@@ -219,7 +219,9 @@ class Worker:
             self.begun = words[0] = o.sequence
             withdrawn = words[16]
             if withdrawn and withdrawn <= o.sequence < words[17]:
+                words[2] = o.sequence
                 return
+            words[1] = o.sequence
             recent = self.recent
             recent[o.task, o.attempt] = None
             if len(recent) > _RECENT:
