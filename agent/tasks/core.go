@@ -3,6 +3,7 @@ package tasks
 import (
 	"cmp"
 	"slices"
+	"strconv"
 	"strings"
 
 	"launcher/internal/errs"
@@ -286,6 +287,9 @@ func (c *Core) shape(cl *client, b []byte) error {
 	}
 	n, text := u32(b), b[4:]
 	keyed := cl.Language + "\x00" + cl.Program + "\x00" + cl.Dir + "\x00" + strings.Join(cl.Path, "\x00") + "\x00" + string(text)
+	if cl.Kind == sdk.KindPeer { // what waits for a lease is not to be behind what waits for room
+		keyed = "peer " + strconv.FormatUint(uint64(cl.Peer), 10) + "\x00" + keyed
+	}
 	if s := cl.job.shapes[keyed]; s != nil {
 		cl.shapes[n] = s
 		return nil

@@ -356,6 +356,7 @@ func (c *Core) unneeded(o *object) {
 			c.frees = append(c.frees, o.id)
 		}
 		c.unrefer(o)
+		c.unlink(o)
 		return
 	}
 	if o.state == pending || o.state == missing {
@@ -373,6 +374,11 @@ func (c *Core) unneeded(o *object) {
 		return
 	}
 	delete(c.objects, o.id)
+	c.unlink(o)
+}
+
+// unlink takes an object that is not referred to any more from the task that made it.
+func (c *Core) unlink(o *object) {
 	if t := o.task; t != nil {
 		o.task = nil
 		if t.alive--; t.alive == 0 && t.state == done && t.stream == nil {

@@ -88,7 +88,7 @@ func (c *Core) peerSubmit(cl *client, p sdk.PeerSubmit, body []byte) error {
 	switch {
 	case t != nil && t.client != cl.ID:
 		return errs.New(errs.Permission, "task %s is another client's", s.Task)
-	case t == nil && s.Returns != sdk.Stream && s.Returns > 0 && c.objects[s.Task.With(1)] != nil:
+	case t == nil && s.Returns != sdk.Stream && s.Returns > 0 && c.objects[s.Task.With(1)].heldBy(cl.ID):
 		// It has ended and is forgotten; its outputs are there.
 		c.report(cl, &task{id: s.Task, returns: s.Returns, fence: p.Attempt})
 		return nil
@@ -124,7 +124,7 @@ func (c *Core) peerKeep(cl *client, b []byte) error {
 	}
 	var drop []id
 	for _, o := range c.objects {
-		if (o.holder == cl.ID || len(o.more) > 0) && !keep[o.id] && !keep[o.id.Task()] {
+		if o.heldBy(cl.ID) && !keep[o.id] && !keep[o.id.Task()] {
 			drop = append(drop, o.id)
 		}
 	}
@@ -228,7 +228,11 @@ func (c *Core) bounce(t *task) {
 		if o := c.objects[t.id.With(i+1)]; o != nil {
 			o.drop(t.client)
 			o.task = nil
-			delete(c.objects, o.id)
+			if !o.fetched {
+				delete(c.objects, o.id)
+			} else {
+				c.unneeded(o)
+			}
 		}
 	}
 	c.ended(t)

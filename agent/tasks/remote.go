@@ -127,7 +127,11 @@ func (c *Core) lend(s *shape) {
 		if x := c.leases.useHere(s.number); x != nil && c.under(x, s, t) {
 			continue
 		}
-		x := c.leases.use(s.number, c.near(t), min(s.depth(), maxRemote))
+		depth := min(s.depth(), maxRemote)
+		if s.place.Kind == wire.StrategySpread {
+			depth = 1
+		}
+		x := c.leases.use(s.number, c.near(t), depth)
 		if x == nil {
 			return
 		}

@@ -53,9 +53,15 @@ func (c *Core) accept(cl *client, b []byte, p sdk.PeerSubmit) error {
 	} else {
 		objs := make([]object, t.returns)
 		for i := range objs {
-			o := &objs[i]
-			o.id, o.task, o.holder = t.id.With(uint32(i)+1), t, cl.ID
-			c.objects[o.id] = o
+			x := t.id.With(uint32(i) + 1)
+			o := c.objects[x]
+			if o == nil { // else another node's, which is referred to here
+				o = &objs[i]
+				o.id = x
+				c.objects[x] = o
+			}
+			o.task = t
+			o.hold(cl.ID)
 		}
 		t.alive = len(objs)
 	}

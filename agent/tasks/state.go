@@ -198,12 +198,17 @@ func (o *object) holders() int {
 
 func (o *object) hold(client uint32) {
 	switch {
-	case o.holder == client || slices.Contains(o.more, client):
+	case o.heldBy(client):
 	case o.holder == 0:
 		o.holder = client
 	default:
 		o.more = append(o.more, client)
 	}
+}
+
+// heldBy reports whether there is an object and a client has a reference to it.
+func (o *object) heldBy(client uint32) bool {
+	return o != nil && (o.holder == client || slices.Contains(o.more, client))
 }
 
 func (o *object) drop(client uint32) {
