@@ -240,15 +240,19 @@ func (s *store) handle(c *client, f *frames, typ uint16, body []byte) error {
 	case typ == sdk.MsgDropSegment && len(body) >= 4:
 		n := binary.LittleEndian.Uint32(body)
 		m := s.segments.Load()
-		if m == nil || (*m)[n] == nil || s.mine[n] && !s.arena.Drop(n) {
-			return nil
+		if s.mine[n] && !s.arena.Drop(n) {
+			return nil // something is written there now
 		}
-		seg := (*m)[n]
-		s.add(n, nil)
+		delete(s.mine, n)
 		c.out.begin(sdk.MsgDropped)
 		c.out.u32(n)
 		c.out.close()
 		c.nudge()
+		if m == nil || (*m)[n] == nil {
+			return nil
+		}
+		seg := (*m)[n]
+		s.add(n, nil)
 		return seg.Close()
 	case typ == sdk.MsgGranted && len(body) >= 4:
 		return s.granted(f, binary.LittleEndian.Uint32(body), body[4:])
