@@ -265,7 +265,7 @@ func (w *worker) take() *order {
 		w.begun = t.sequence
 		if ctl := w.c.store.control; ctl != nil {
 			atomic.StoreUint32(&ctl[0], t.sequence)
-			if from := atomic.LoadUint32(&ctl[16]); from != 0 && t.sequence >= from && t.sequence < atomic.LoadUint32(&ctl[17]) {
+			if to, from := atomic.LoadUint32(&ctl[17]), atomic.LoadUint32(&ctl[16]); from != 0 && t.sequence >= from && t.sequence < to {
 				atomic.StoreUint32(&ctl[2], t.sequence)
 				continue
 			}

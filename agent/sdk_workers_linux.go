@@ -274,14 +274,19 @@ const (
 )
 
 // withdraw marks the frames [from, to). Those that were withdrawn before and that the
-// worker has not come to stay withdrawn: there is nothing of use between them.
-func (c *control) withdraw(from, to uint32) {
-	if begun := atomic.LoadUint32(&c.words[0]); c.from != 0 && begun+1 < c.to {
+// worker has not come to must stay so; if there is a frame between that is not withdrawn,
+// nothing can be done until the worker has passed them (false).
+func (c *control) withdraw(from, to uint32) bool {
+	if took := atomic.LoadUint32(&c.words[0]); c.from != 0 && took+1 < c.to {
+		if from > c.to {
+			return false
+		}
 		from = min(from, c.from)
 	}
 	c.from, c.to = from, to
+	atomic.StoreUint32(&c.words[controlFrom], from) // the worker reads them the other way round
 	atomic.StoreUint32(&c.words[controlTo], to)
-	atomic.StoreUint32(&c.words[controlFrom], from)
+	return true
 }
 
 func (c *control) close() {
@@ -297,8 +302,12 @@ func (s *sdkServer) withdraw(e tasks.Withdraw) {
 	if cl == nil || cl.control == nil {
 		return
 	}
-	cl.control.withdraw(e.From, e.To)
+	marked := cl.control.withdraw(e.From, e.To)
 	s.wg.Go(func() {
+		if !marked {
+			s.turn(func(now int64) { s.core.Withdrawn(now, e.Client, e.To, e.To) })
+			return
+		}
 		barrier()
 		for decided := false; !decided && s.ctx.Err() == nil; time.Sleep(time.Millisecond) {
 			s.turn(func(now int64) {

@@ -217,8 +217,8 @@ class Worker:
             o = self.queue.popleft()
             words = self.words
             self.begun = words[0] = o.sequence
-            withdrawn = words[16]
-            if withdrawn and withdrawn <= o.sequence < words[17]:
+            end = words[17]
+            if end > o.sequence >= words[16] > 0:
                 words[2] = o.sequence
                 return
             words[1] = o.sequence
