@@ -138,17 +138,6 @@ func extents(es []objects.Extent) []byte {
 	return b
 }
 
-// spaceDue answers Spaces that have waited for as long as they may.
-func (s *sdkServer) spaceDue() {
-	s.turn(func(int64) {
-		for _, cl := range s.clients {
-			if len(cl.spaces) > 0 {
-				s.giveSpace(cl)
-			}
-		}
-	})
-}
-
 // storeEvent takes news of the store, in its goroutine.
 func (s *sdkServer) storeEvent(e store.Event) {
 	s.isBack(e)

@@ -5,7 +5,6 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
-	"time"
 
 	"launcher/agent/core"
 	"launcher/agent/store"
@@ -29,11 +28,13 @@ type sdkServer struct {
 	core  *tasks.Core   // guarded by a.mu
 	log   *taskLog      // guarded by a.mu
 	store *store.Store  // has a lock of its own
+	poke  chan struct{} // time is to be looked at soon
 	named chan struct{} // closed when the node has its number
 
 	clients map[uint32]*sdkClient // guarded by a.mu
 	dirty   []*sdkClient          // with frames to write; guarded by a.mu
 	wanted  bool                  // room was given back that the core waits for; guarded by a.mu
+	resting bool                  // nothing runs, so time is looked at seldom; guarded by a.mu
 	number  uint32                // guarded by a.mu
 	parked  chan struct{}         // closed when drivers may be read from again; guarded by a.mu
 	failed  error                 // the log cannot be written; guarded by a.mu
@@ -74,7 +75,7 @@ type sdkRecord struct {
 }
 
 func newSDKServer(a *agent) *sdkServer {
-	s := &sdkServer{a: a, clients: map[uint32]*sdkClient{}, drivers: map[string][]*sdkConn{}, named: make(chan struct{}), broken: make(chan error, 1), parked: make(chan struct{}),
+	s := &sdkServer{a: a, clients: map[uint32]*sdkClient{}, drivers: map[string][]*sdkConn{}, named: make(chan struct{}), poke: make(chan struct{}, 1), resting: true, broken: make(chan error, 1), parked: make(chan struct{}),
 		peers: sdkPeers{out: map[uint32]*peerOut{}, in: map[uint32]*peerIn{}, borrows: map[uint32]*borrow{}}, backs: map[wire.ObjectID][]chan error{}}
 	s.ctx, s.end = context.WithCancel(context.Background())
 	return s
@@ -177,6 +178,9 @@ func (s *sdkServer) settle(now int64) []*sdkConn {
 	if s.log.long() {
 		s.compact()
 	}
+	if s.resting && s.busy() {
+		s.hurry()
+	}
 	if s.wanted {
 		s.wanted = false
 		s.a.events.push(core.Flush{})
@@ -231,35 +235,15 @@ func (s *sdkServer) perform(e tasks.Effect) {
 // roomGiven: the core has given room back that tasks may want.
 func (s *sdkServer) roomGiven() { s.turn(func(int64) {}) }
 
-// run ticks the reactor until ctx ends.
-func (s *sdkServer) run(ctx context.Context) error {
-	t := time.NewTicker(tickEvery)
-	defer t.Stop()
-	for {
-		select {
-		case <-t.C:
-			s.turn(func(now int64) {
-				s.core.Tick(now)
-				s.demand()
-			})
-			s.spaceDue()
-		case err := <-s.broken:
-			return err
-		case <-ctx.Done():
-			return nil
-		}
-	}
-}
-
-// tickEvery is how often the reactor hears of time by itself.
-const tickEvery = 20 * time.Millisecond
-
 // close ends all conversations; the programs live on and come back to the next agent.
-func (s *sdkServer) close() {
+func (s *sdkServer) close(why error) {
 	s.end()
 	s.a.mu.Lock()
 	for _, c := range s.clients {
 		if c.conn != nil {
+			if why == errLeft {
+				s.refuse(c.conn, errs.New(errs.Cancelled, "node %s leaves: %s", s.a.cfg.Node, s.a.why))
+			}
 			c.conn.hangUp()
 		}
 	}
