@@ -359,6 +359,8 @@ class Client(Connection):
                 text = name.encode("utf-8", "replace")
                 self.out += f.frame(f.FUNC, id + f.U32.pack(len(text)) + text + code)
                 self.functions.add(id)
+                if self.worker is not None:
+                    self.worker.told(id, name, code)
 
     def shape(self, options: bytes) -> int:
         """The number of a set of options (msgpack)."""

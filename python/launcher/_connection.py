@@ -91,7 +91,7 @@ class Connection:
         if worker is not None:
             worker.client = self
             self._handlers.update(worker.handlers())
-        self.hello[8] = os.urandom(16)
+        self.hello[8] = self.hello[8] or os.urandom(16)
         self._greet(sock)
         self._handle()  # what came together with the welcome
 
@@ -152,16 +152,16 @@ class Connection:
                 if isinstance(e, Error) and e.kind not in ("unavailable", "lost") or time.monotonic() > end:
                     self._fail(f"the node's agent is gone ({cause}) and not back within {COME_BACK:.0f} s: {e}")
                 time.sleep(0.05)
+        self.rest = b"".join([data for _, data in self.ring])
         if self.worker is not None:
-            self.worker.resume()
-        again = [(self.proven, b"")] + list(self.ring)
-        self.rest = b"".join(data for _, data in again)
+            self.rest = self.worker.resume(self.rest)
         self.asked_proof = self.proven
         levels: Dict[int, List[bytes]] = {}
         for id, (level, _) in self.asked.items():
             levels.setdefault(level, []).append(id)
+        blocks = f.GET_BLOCKS if self.waiting and (self.in_run or self.worker is not None) else 0
         for level, ids in levels.items():
-            self._get_frames(ids, level)
+            self._get_frames(ids, level | blocks)
         self.flush()
 
     def _fail(self, why: str) -> None:

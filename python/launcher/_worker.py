@@ -14,30 +14,30 @@ import sys
 import threading
 import time
 from collections import deque
-from typing import Any, Callable, Deque, Dict, List, Optional, Tuple
+from typing import Any, Callable, Deque, Dict, List, Optional, Set, Tuple
 
 from . import _frames as f
 from . import _pack, _remote, _serial
 from ._client import Client, use
-from ._http import Error
+from ._http import Error, socket_path
 from .exceptions import RayError, TaskCancelledError
 
 _FLUSH_AFTER = 1_000_000  # ns
 _QUICK = 100_000  # ns
 _FRAMES_PER_TASK = 200  # of Python's stack, for a task inside another
-_RECENT = 4096  # more than an agent ever sends ahead
 
 
 class Function:
     """A function as the agent knows it; its code is loaded when it is first called."""
 
-    __slots__ = ("name", "code", "call", "error", "calls", "slow")
+    __slots__ = ("name", "code", "call", "error", "calls", "most", "slow")
 
     def __init__(self, name: str, code: bytes) -> None:
         self.name, self.code = name, code
         self.call: Any = None
         self.error: Optional[BaseException] = None
         self.calls = 0
+        self.most = 0  # max_calls
         self.slow = 1e9  # ns that it took lately, at most
 
     def load(self) -> Any:
@@ -104,7 +104,7 @@ class Worker:
         self.queue: Deque[Order] = deque()
         self.stack: List[Order] = []
         self.functions: Dict[bytes, Function] = {}
-        self.recent: Dict[Tuple[bytes, int], None] = {}  # attempts that have begun, the newest ones
+        self.resumed: Set[Tuple[bytes, int]] = set()  # attempts that are not to be run again
         self.begun = 0
         self.ending = False
         self.words: Any = memoryview(bytearray(4096)).cast("I")
@@ -124,15 +124,33 @@ class Worker:
             os.close(fd)
 
     def _on_exec(self, body: memoryview, flags: int) -> None:
-        if self.client.void:
+        if self.client.void:  # was on its way when it was handed back
             return
         o = Order(bytes(body))
-        if (o.task, o.attempt) not in self.recent:  # an agent that was restarted gives again what it knows of
+        if (o.task, o.attempt) not in self.resumed:
             self.queue.append(o)
 
-    def resume(self) -> None:
-        """The agent was restarted: it gives again, with new sequence numbers, what has not begun."""
+    def resume(self, frames: bytes) -> bytes:
+        """The agent was restarted: it gives again, with new sequence numbers, what it does
+        not know to have ended. Which of the frames written to the one before to repeat."""
         self.queue.clear()
+        self.client.void = 0
+        self.resumed = {(o.task, o.attempt) for o in self.stack}
+        out, at = [], 0
+        while at < len(frames):
+            n, type, _ = f.HEAD.unpack_from(frames, at)
+            end = at + 4 + n
+            if type == f.RESULT:
+                self.resumed.add((frames[at + 8 : at + 24], f.U32.unpack_from(frames, at + 24)[0]))
+            if type != f.HAND_BACK:  # what that was about has other numbers now
+                out.append(frames[at:end])
+            at = end
+        return b"".join(out)
+
+    def told(self, id: bytes, name: str, code: bytes) -> None:
+        """The agent was told of a function by this worker, and so will not tell it."""
+        if id not in self.functions:
+            self.functions[id] = Function(name, code)
 
     def _on_function(self, body: memoryview, flags: int) -> None:
         id = bytes(body[:16])
@@ -222,10 +240,6 @@ class Worker:
                 words[2] = o.sequence
                 return
             words[1] = o.sequence
-            recent = self.recent
-            recent[o.task, o.attempt] = None
-            if len(recent) > _RECENT:
-                del recent[next(iter(recent))]
             function = self.functions.get(o.function)
         o.thread = threading.get_ident()
         depth = len(self.stack)
@@ -251,6 +265,15 @@ class Worker:
         if function is not None:
             took = end - start
             function.slow = took if took > function.slow else function.slow * 0.9 + took * 0.1
+            if function.most and function.calls >= function.most and not self.stack:
+                self._renew()
+
+    def _renew(self) -> None:
+        """Begin again as a fresh interpreter in the same process: max_calls."""
+        client = self.client
+        client.ask("sync")
+        resume = f"{client.client}:{client.hello[8].hex()}:{client.n}"
+        os.execve(sys.executable, [sys.executable, "-m", "launcher._worker"], {**os.environ, "LAUNCHER_RESUME": resume})
 
     def _run(self, o: Order, function: Optional[Function]) -> Tuple[int, int, bytes, Any]:
         """Run a task: status, number of values, their bytes, and what must live until they are written."""
@@ -265,6 +288,8 @@ class Worker:
             call = function.load()
             args, kwargs, retry, how = self._arguments(o)
             function.calls += 1
+            if function.calls == 1:
+                function.most = int(o.describe().get("max_calls") or 0)
             o.inside = True
             if o.cancelled:
                 self.check_cancelled()
@@ -452,11 +477,22 @@ def main(token: str = "") -> None:
     try:
         for stream in (sys.stdout, sys.stderr):
             stream.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
-        sock = socket.socket(fileno=3)
-        os.set_inheritable(3, False)
+        where = os.environ.get("LAUNCHER_SOCKET", "")
+        greeting = hello(2, token)
+        resume = os.environ.pop("LAUNCHER_RESUME", "")
+        if resume:
+            number, nonce, count = resume.split(":")
+            greeting[7], greeting[8] = int(number), bytes.fromhex(nonce)
+            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            sock.connect(socket_path(where))
+        else:
+            sock = socket.socket(fileno=3)
+            os.set_inheritable(3, False)
         worker = Worker()
         signal.signal(signal.SIGINT, worker.interrupted)
-        client = Client(sock, os.environ.get("LAUNCHER_SOCKET", ""), hello(2, token), worker, False)
+        client = Client(sock, where, greeting, worker, False)
+        if resume:
+            client.n = int(count)
         use(client)
         worker.serve()
         client.close()

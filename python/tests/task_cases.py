@@ -81,6 +81,29 @@ class Tasks:
         refs = launcher.get(launcher.remote(lambda: (i for i in range(3))).options(num_returns="dynamic").remote())
         self.assertEqual(launcher.get(list(refs)), [0, 1, 2])
 
+    def test_functions_made_in_tasks(self):
+        @launcher.remote
+        def outer(n):
+            k = n * 10
+
+            @launcher.remote
+            def inner(i):
+                return i + k
+
+            return launcher.get([inner.remote(i) for i in range(5)])
+
+        self.assertEqual(launcher.get([outer.remote(n) for n in range(6)]), [[i + 10 * n for i in range(5)] for n in range(6)])
+
+    def test_max_calls(self):
+        @launcher.remote(max_calls=2)
+        def count():
+            import fractions
+
+            fractions.calls = getattr(fractions, "calls", 0) + 1
+            return fractions.calls
+
+        self.assertTrue(all(launcher.get(count.remote()) <= 2 for _ in range(9)))
+
     def test_nested(self):
         @launcher.remote
         def fib(n):
