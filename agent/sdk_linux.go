@@ -272,6 +272,7 @@ func (r room) TakeLeased(now int64, lease wire.LeaseID) (core.Slot, bool) {
 func (r room) GiveLeased(lease wire.LeaseID, need wire.Resources, slot core.Slot) {
 	r.s.wanted = r.s.a.core.GiveLeased(lease, need, slot) || r.s.wanted
 }
+func (r room) LendLeased(lease wire.LeaseID, lend bool) { r.s.a.core.LendLeased(lease, lend) }
 func (r room) Leased(lease wire.LeaseID, number uint32) bool {
 	return r.s.a.core.Leased(lease, number)
 }

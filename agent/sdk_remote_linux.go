@@ -91,6 +91,7 @@ func (s *sdkServer) lease(e core.Effect) {
 // demand tells the head what waits for room elsewhere, when that has changed. a.mu is
 // held.
 func (s *sdkServer) demand() {
+	s.core.Alone(!s.a.core.Welcomed())
 	if shapes, seen, changed := s.core.Demand(); changed {
 		s.a.events.push(core.DemandChanged{Seen: seen, Shapes: slices.Clone(shapes)})
 	}

@@ -31,6 +31,7 @@ type given struct {
 	number uint32 // of the node's life that it was given to
 	slots  int
 	used   int
+	lent   int // of used: tasks that wait, whose cores are lent out
 }
 
 func newLeases() leases { return leases{gives: map[wire.LeaseID]*given{}} }
@@ -185,7 +186,7 @@ func (c *Core) Leased(id wire.LeaseID, number uint32) bool {
 // lease is over or used up.
 func (c *Core) TakeLeased(now int64, id wire.LeaseID) (Slot, bool) {
 	g := c.leases.gives[id]
-	if g == nil || g.used >= g.slots {
+	if g == nil || g.used-g.lent >= g.slots {
 		return Slot{}, false
 	}
 	// The room is its own, but for a try of no lower priority that has waited too long.
@@ -201,6 +202,18 @@ func (c *Core) TakeLeased(now int64, id wire.LeaseID) (Slot, bool) {
 	g.used++
 	c.leases.tasks = c.leases.tasks.Add(g.shape.Resources, 1)
 	return slots[0], true
+}
+
+// LendLeased lets another task of a lease have the slot of one that waits, or takes it
+// back. The slot is not kept free meanwhile: whoever comes first has the room.
+func (c *Core) LendLeased(id wire.LeaseID, lend bool) {
+	if g := c.leases.gives[id]; g != nil {
+		if lend {
+			g.lent++
+		} else {
+			g.lent--
+		}
+	}
 }
 
 // GiveLeased gives back what TakeLeased gave; the lease may be over meanwhile.

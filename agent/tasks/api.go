@@ -31,6 +31,9 @@ type Room interface {
 	TakeLeased(now int64, lease wire.LeaseID) (core.Slot, bool)
 	GiveLeased(lease wire.LeaseID, need wire.Resources, s core.Slot)
 	Leased(lease wire.LeaseID, number uint32) bool
+	// LendLeased lets another task have the slot of one that waits, or takes it back, which
+	// may make more of them than there are.
+	LendLeased(lease wire.LeaseID, lend bool)
 	Could(need wire.Resources) bool
 	Total() wire.Resources
 }

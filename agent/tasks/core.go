@@ -73,6 +73,7 @@ type Core struct {
 	lastShape uint32
 	demand    []wire.Demanded // as it was last told
 	demandDue bool
+	alone     bool // the head is away
 	demandAt  int64
 	remotes   map[remoteKey]*remote
 	byClient  map[uint32]*remote

@@ -102,6 +102,16 @@ func (l *leases) slots(shape uint32) (n int) {
 	return n
 }
 
+// hasHere reports whether useHere would find one.
+func (l *leases) hasHere(shape uint32) bool {
+	for _, x := range l.by {
+		if x.Shape == shape && x.Number == l.own && x.used < x.slots {
+			return true
+		}
+	}
+	return false
+}
+
 // useHere takes a slot on this very node: SPREAD and labels may choose it too.
 func (l *leases) useHere(shape uint32) *leased {
 	for _, x := range l.sorted() {

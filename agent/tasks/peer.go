@@ -258,6 +258,14 @@ func (c *Core) giveRoom(lease wire.LeaseID, need wire.Resources, slot core.Slot)
 	}
 }
 
+// lendSlot lets go of the slot of a lease while the task in it waits: what it waits for may
+// come under the same lease.
+func (c *Core) lendSlot(l *level, lend bool) {
+	if l.under != 0 && !c.mute {
+		c.room.LendLeased(l.under, lend)
+	}
+}
+
 // stands reports whether the lease that another node's task is to run under does.
 func (c *Core) stands(t *task) bool {
 	cl := c.clients[t.client]

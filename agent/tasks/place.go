@@ -60,6 +60,7 @@ func (c *Core) leaveRoom(l *level) {
 	if l.blocked {
 		need.CPU, slot.CPUs = 0, nil
 		l.blocked = false
+		c.lendSlot(l, false)
 	}
 	if !c.mute {
 		c.giveRoom(l.under, need, slot)
@@ -114,6 +115,10 @@ func (c *Core) dispatch() {
 // serve places tasks of a shape: one for each worker that has its room and nothing to do,
 // then new workers, then ahead of those that are busy with short ones.
 func (c *Core) serve(s *shape, refill bool) {
+	if t := s.queue.first(); s.place.Kind == wire.StrategySpread && !c.alone && t != nil && t.lease == 0 {
+		c.spread(s)
+		return
+	}
 	if refill {
 		for _, l := range c.active[s] {
 			if t := s.queue.first(); t != nil && len(l.tasks) == 0 && l.free() {
@@ -398,6 +403,7 @@ func (c *Core) blocks(l *level) {
 		return
 	}
 	l.blocked = true
+	c.lendSlot(l, true)
 	if l.need.CPU > 0 {
 		c.room.Give(wire.Resources{CPU: l.need.CPU}, core.Slot{CPUs: l.slot.CPUs})
 		c.nudge = true
@@ -418,6 +424,7 @@ func (c *Core) goesOn(l *level) {
 		}
 		return
 	}
+	c.lendSlot(l, false)
 	if l.has && l.need.CPU > 0 {
 		c.room.Keep(wire.Resources{CPU: l.need.CPU}, core.Slot{CPUs: l.slot.CPUs})
 	}

@@ -105,11 +105,16 @@ func (c *Core) local(s *shape) bool {
 	switch s.place.Kind {
 	case wire.StrategyDefault:
 		return true
+	case wire.StrategySpread:
+		return c.alone
 	case wire.StrategyNode:
 		return s.place.Node == c.cfg.Node
 	}
 	return false
 }
+
+// Alone says whether the head is away, who could lease room elsewhere.
+func (c *Core) Alone(alone bool) { c.alone = alone }
 
 // numberOf is what a shape is called in Demand.
 func (c *Core) numberOf(s *shape) uint32 {
@@ -127,11 +132,7 @@ func (c *Core) lend(s *shape) {
 		if x := c.leases.useHere(s.number); x != nil && c.under(x, s, t) {
 			continue
 		}
-		depth := min(s.depth(), maxRemote)
-		if s.place.Kind == wire.StrategySpread {
-			depth = 1
-		}
-		x := c.leases.use(s.number, c.near(t), depth)
+		x := c.leases.use(s.number, c.near(t), min(s.depth(), maxRemote))
 		if x == nil {
 			return
 		}

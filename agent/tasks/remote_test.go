@@ -19,6 +19,11 @@ func (w *desk) GiveLeased(x wire.LeaseID, need wire.Resources, s core.Slot) {
 	w.slots[x]++
 	w.Give(need, s)
 }
+func (w *desk) LendLeased(x wire.LeaseID, lend bool) {
+	if w.slots[x]--; lend {
+		w.slots[x] += 2
+	}
+}
 func (w *desk) Leased(x wire.LeaseID, _ uint32) bool { _, ok := w.slots[x]; return ok }
 
 // pair is two nodes whose agents are clients of each other.

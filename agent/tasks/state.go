@@ -35,7 +35,8 @@ type shape struct {
 	place   wire.Strategy
 	window  uint32 // items that a stream may be ahead of its reader; 0 = no bound
 
-	number  uint32 // in Demand; 0 = it never was
+	number  uint32         // in Demand; 0 = it never was
+	spread  map[uint32]int // with SPREAD: how many tasks each node was given
 	queue   fifo
 	mean    float64 // nanoseconds that such a task takes, 0 = unknown
 	waiting bool    // listed in Core.ready

@@ -1,0 +1,88 @@
+package tasks
+
+// spreadAhead is how many tasks per slot another node is sent with SPREAD: those that
+// come before its workers are there wait there.
+const spreadAhead = 4
+
+// spread gives the tasks of a shape that are to be spread to the nodes that have leases
+// for it, this one included, always to the one that was given least of those that can
+// take one. None is waited for: what waits may be what others wait for.
+func (c *Core) spread(s *shape) {
+	starting := false // a worker here, which has this node's next slot
+	for t := s.queue.first(); t != nil && t.lease == 0; t = s.queue.first() {
+		on, ok := c.nextOf(s, starting)
+		if !ok {
+			return
+		}
+		if on.number != c.cfg.Number {
+			x := c.leases.use(s.number, on.number, spreadAhead)
+			c.giveAway(c.remoteOf(x.Number, s.key), x, t)
+		} else if l := c.freeLevel(s); l != nil {
+			c.give(l, t)
+		} else if x := c.leases.useHere(s.number); x == nil || !c.under(x, s, t) || t.state == queued {
+			starting = true
+			continue
+		}
+		s.spread[on.number]++
+	}
+}
+
+// target is a node that spread may choose.
+type target struct {
+	number uint32
+	n      int // tasks that it was given
+}
+
+// nextOf chooses the node that was given least and can take one. full: this one cannot.
+func (c *Core) nextOf(s *shape, full bool) (on target, ok bool) {
+	nodes := map[uint32]*target{}
+	open := map[uint32]bool{}
+	for _, x := range c.leases.by {
+		if x.Shape != s.number {
+			continue
+		}
+		if nodes[x.Number] == nil {
+			nodes[x.Number] = &target{number: x.Number}
+		}
+		open[x.Number] = open[x.Number] || x.used < x.slots*spreadAhead
+	}
+	if s.spread == nil {
+		s.spread = map[uint32]int{}
+	}
+	behind, first := 0, true
+	for n := range nodes {
+		if k, had := s.spread[n]; had && (first || k < behind) {
+			behind, first = k, false
+		}
+	}
+	for n, x := range nodes {
+		if _, had := s.spread[n]; !had {
+			s.spread[n] = behind // it begins with the others
+		}
+		x.n = s.spread[n]
+	}
+	for n := range s.spread {
+		if nodes[n] == nil {
+			delete(s.spread, n)
+		}
+	}
+	if own := c.cfg.Number; nodes[own] != nil {
+		open[own] = c.freeLevel(s) != nil || !full && c.leases.hasHere(s.number)
+	}
+	for n, x := range nodes {
+		if open[n] && (!ok || x.n < on.n || x.n == on.n && n < on.number) {
+			on, ok = *x, true
+		}
+	}
+	return on, ok
+}
+
+// freeLevel gives a worker here that has a shape's room and nothing to do.
+func (c *Core) freeLevel(s *shape) *level {
+	for _, l := range c.active[s] {
+		if len(l.tasks) == 0 && l.free() {
+			return l
+		}
+	}
+	return nil
+}
