@@ -2,10 +2,14 @@ package launcher_test
 
 import (
 	"context"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	"launcher"
 	"launcher/internal/testkit"
@@ -52,19 +56,29 @@ func up(t *testing.T, pool string) *cluster {
 // run runs a program to its end.
 func (c *cluster) run(name string, env ...string) testkit.Result {
 	c.t.Helper()
+	return c.start(name, env...)()
+}
+
+// start starts a program; what it gives waits for the end.
+func (c *cluster) start(name string, env ...string) func() testkit.Result {
+	c.t.Helper()
 	self, err := os.Executable()
 	if err != nil {
 		c.t.Fatal(err)
 	}
 	ctx, cancel := context.WithTimeout(c.t.Context(), testkit.Bound)
-	defer cancel()
 	p := c.h.Program(ctx, self)
 	p.Env = append(append(p.Env, programVar+"="+name), env...)
-	r := testkit.Finish(p)
-	if ctx.Err() != nil {
-		c.t.Fatalf("%s: not done after %s: %s", name, testkit.Bound, r)
-	}
-	return r
+	ended := make(chan testkit.Result, 1)
+	go func() {
+		r := testkit.Finish(p)
+		if ctx.Err() != nil {
+			r.Err += "\nended after " + testkit.Bound.String()
+		}
+		cancel()
+		ended <- r
+	}()
+	return func() testkit.Result { return <-ended }
 }
 
 // TestExamples runs the examples of the documentation; what each prints is the comment at
@@ -75,7 +89,7 @@ func TestExamples(t *testing.T) {
 		t.Fatal(err)
 	}
 	c := up(t, "nodes = 1\n")
-	for name := range programs {
+	for _, name := range slices.Sorted(maps.Keys(programs)) {
 		_, body, ok := strings.Cut(string(source), "func "+name+"()")
 		if !ok {
 			continue
@@ -89,6 +103,67 @@ func TestExamples(t *testing.T) {
 		}
 		if r := c.run(name); r.Code != 0 || r.Out != want {
 			t.Errorf("%s: want %q, got %s", name, want, r)
+		}
+	}
+}
+
+// TestPrograms runs drivers to their end.
+func TestPrograms(t *testing.T) {
+	c := up(t, "nodes = 1\n")
+	for name, want := range map[string]string{
+		"many": "all right\n", "arrays": "104857600 <nil>\n", "crash": "3 <nil>\ntrue\ntrue\n", "recursion": "150 <nil>\n",
+		"cancel": "true\ntrue\ntrue\nslept <nil>\n", "stream": "499500\n",
+	} {
+		t.Run(name, func(t *testing.T) {
+			if r := c.run(name); r.Code != 0 || r.Out != want {
+				t.Errorf("want %q, got %s", want, r)
+			}
+		})
+	}
+}
+
+// TestLocal: with nothing up a program has a cluster of its own, which is gone with it.
+func TestLocal(t *testing.T) {
+	c := &cluster{t, testkit.New(t)}
+	if r := c.run("ExampleMain", "LAUNCHER="+testkit.Binary(t)); r.Code != 0 || r.Out != "144 <nil>\n" {
+		t.Error(r)
+	}
+}
+
+// TestInARun: a driver that `launcher run` started uses the cluster it is in.
+func TestInARun(t *testing.T) {
+	c := up(t, "nodes = 1\n")
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r := c.h.Run("run", "--env", programVar+"=many", "--", self); r.Code != 0 || !strings.Contains(r.Out, "all right") {
+		t.Error(r)
+	}
+}
+
+// TestKilledAgent: nothing of a program's is lost when its node's agent dies.
+func TestKilledAgent(t *testing.T) {
+	c := up(t, "nodes = 1\n")
+	p := c.start("long")
+	for range 3 {
+		await(t, "an agent", func() bool { return len(c.h.PIDs("agent")) == 1 })
+		time.Sleep(400 * time.Millisecond) // sleep: it is to die in the middle of things
+		for _, pid := range c.h.PIDs("agent") {
+			_ = syscall.Kill(pid, syscall.SIGKILL)
+		}
+	}
+	if r := p(); r.Code != 0 || r.Out != "begun\nall right\n" {
+		t.Error(r)
+	}
+}
+
+// await waits for something to be so.
+func await(t *testing.T, what string, so func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(testkit.Bound); !so(); time.Sleep(10 * time.Millisecond) { // sleep: it asks again
+		if time.Now().After(deadline) {
+			t.Fatalf("no %s after %s", what, testkit.Bound)
 		}
 	}
 }

@@ -1,0 +1,197 @@
+package launcher_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"os"
+	"slices"
+	"syscall"
+	"time"
+
+	"launcher"
+)
+
+// The drivers that the tests run, and their tasks.
+
+var (
+	crash   = launcher.Func(crashUntil)
+	recurse launcher.Function[int, int]
+	sleep   = launcher.Func(sleepFor)
+	mean    = launcher.Func(meanOf)
+	filled  = launcher.Func2(fill)
+	numbers = launcher.StreamFunc(count, launcher.Backpressure(4))
+	slow    = launcher.Func(slowSquare)
+)
+
+func init() { recurse = launcher.Func(recursive) }
+
+// crashUntil dies in every attempt before the nth.
+func crashUntil(ctx context.Context, n int) (int, error) {
+	info, _ := launcher.Task(ctx)
+	if info.Attempt < n {
+		_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
+		select {}
+	}
+	return info.Attempt, nil
+}
+
+func recursive(ctx context.Context, n int) (int, error) {
+	if n == 0 {
+		return 0, nil
+	}
+	v, err := recurse.Submit(ctx, n-1).Get(ctx)
+	return v + 1, err
+}
+
+func sleepFor(ctx context.Context, d time.Duration) (string, error) {
+	select {
+	case <-ctx.Done():
+		return "", ctx.Err()
+	case <-time.After(d):
+		return "slept", nil
+	}
+}
+
+func meanOf(_ context.Context, v []float64) (float64, error) {
+	s := 0.0
+	for _, x := range v {
+		s += x
+	}
+	return s / float64(len(v)), nil
+}
+
+func fill(_ context.Context, n int, x float64) ([]float64, error) {
+	return slices.Repeat([]float64{x}, n), nil
+}
+
+func count(_ context.Context, n int) iter.Seq2[int, error] {
+	return func(yield func(int, error) bool) {
+		for i := range n {
+			if !yield(i, nil) {
+				return
+			}
+		}
+	}
+}
+
+func slowSquare(_ context.Context, x int) (int, error) {
+	time.Sleep(2 * time.Millisecond)
+	return x * x, nil
+}
+
+func program(run func(ctx context.Context) error) func() {
+	return func() { launcher.Main(run) }
+}
+
+func init() {
+	programs["many"] = program(func(ctx context.Context) error {
+		const n = 20_000
+		refs := make([]launcher.Ref[int], n)
+		for i := range refs {
+			refs[i] = Square.Submit(ctx, i)
+		}
+		for i, r := range refs {
+			if v, err := r.Get(ctx); err != nil || v != i*i {
+				return fmt.Errorf("task %d: %d, %w", i, v, err)
+			}
+		}
+		fmt.Println("all right")
+		return nil
+	})
+	programs["arrays"] = program(func(ctx context.Context) error {
+		var refs []launcher.Ref[[]float64]
+		for i := range 40 {
+			refs = append(refs, filled.Submit(ctx, 200_000, float64(i)))
+		}
+		for i, r := range refs {
+			m := mean.SubmitArg(ctx, r)
+			v, err := r.View(ctx)
+			if err != nil {
+				return err
+			}
+			if len(v.Value) != 200_000 || v.Value[199_999] != float64(i) {
+				return fmt.Errorf("array %d is another", i)
+			}
+			v.Release()
+			if x, err := m.Get(ctx); err != nil || x != float64(i) {
+				return fmt.Errorf("mean %d is %v, %w", i, x, err)
+			}
+			r.Release()
+		}
+		big, err := launcher.Put(ctx, make([]byte, 100<<20))
+		if err != nil {
+			return err
+		}
+		b, err := big.Get(ctx)
+		fmt.Println(len(b), err)
+		return nil
+	})
+	programs["crash"] = program(func(ctx context.Context) error {
+		fmt.Println(crash.Submit(ctx, 3).Get(ctx))
+		_, err := crash.Submit(ctx, 2, launcher.Retries(0)).Get(ctx)
+		fmt.Println(errors.Is(err, launcher.ErrWorkerCrashed))
+		_, err = Square.Submit(ctx, 1, launcher.GPU(64)).Get(ctx)
+		fmt.Println(errors.Is(err, launcher.ErrUnschedulable))
+		return nil
+	})
+	programs["recursion"] = program(func(ctx context.Context) error {
+		fmt.Println(recurse.Submit(ctx, 150).Get(ctx))
+		return nil
+	})
+	programs["cancel"] = program(func(ctx context.Context) error {
+		running, killed := sleep.Submit(ctx, time.Hour), sleep.Submit(ctx, time.Hour)
+		short, cancel := context.WithTimeout(ctx, 300*time.Millisecond)
+		defer cancel()
+		_, err := running.Get(short)
+		fmt.Println(errors.Is(err, context.DeadlineExceeded))
+		running.Cancel()
+		_, err = running.Get(ctx)
+		fmt.Println(errors.Is(err, launcher.ErrCancelled))
+		killed.Kill()
+		_, err = killed.Get(ctx)
+		fmt.Println(errors.Is(err, launcher.ErrCancelled))
+		fmt.Println(sleep.Submit(ctx, time.Millisecond).Get(ctx))
+		return nil
+	})
+	programs["stream"] = program(func(ctx context.Context) error {
+		sum := 0
+		for v, err := range numbers.Submit(ctx, 1000).All(ctx) {
+			if err != nil {
+				return err
+			}
+			sum += v
+		}
+		for v := range numbers.Submit(ctx, 1_000_000).All(ctx) { // left early
+			if v == 10 {
+				break
+			}
+		}
+		fmt.Println(sum)
+		return nil
+	})
+	programs["long"] = program(func(ctx context.Context) error {
+		fmt.Println("begun")
+		var refs []launcher.Ref[int]
+		for i := range 2000 {
+			refs = append(refs, slow.Submit(ctx, i, launcher.Retries(-1)))
+		}
+		big, err := launcher.Put(ctx, slices.Repeat([]int{5}, 50_000))
+		if err != nil {
+			return err
+		}
+		for i, r := range refs {
+			if v, err := r.Get(ctx); err != nil || v != i*i {
+				return fmt.Errorf("task %d: %d, %w", i, v, err)
+			}
+			if i == len(refs)/2 {
+				if v, err := Sum.SubmitArg(ctx, big).Get(ctx); err != nil || v != 250_000 {
+					return fmt.Errorf("sum %d, %w", v, err)
+				}
+			}
+		}
+		fmt.Println("all right")
+		return nil
+	})
+}
