@@ -91,9 +91,10 @@ class Connection:
         if worker is not None:
             worker.client = self
             self._handlers.update(worker.handlers())
-        self.hello[8] = self.hello[8] or os.urandom(16)
-        self._greet(sock)
-        self._handle()  # what came together with the welcome
+        self.hello[8] = os.urandom(16)
+        with self.lock:
+            self._greet(sock)
+            self._handle()  # what came together with the welcome
 
     # Beginning, end, and beginning again.
 

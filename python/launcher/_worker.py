@@ -19,7 +19,7 @@ from typing import Any, Callable, Deque, Dict, List, Optional, Set, Tuple
 from . import _frames as f
 from . import _pack, _remote, _serial
 from ._client import Client, use
-from ._http import Error, socket_path
+from ._http import Error
 from .exceptions import RayError, TaskCancelledError
 
 _FLUSH_AFTER = 1_000_000  # ns
@@ -30,14 +30,12 @@ _FRAMES_PER_TASK = 200  # of Python's stack, for a task inside another
 class Function:
     """A function as the agent knows it; its code is loaded when it is first called."""
 
-    __slots__ = ("name", "code", "call", "error", "calls", "most", "slow")
+    __slots__ = ("name", "code", "call", "error", "slow")
 
     def __init__(self, name: str, code: bytes) -> None:
         self.name, self.code = name, code
         self.call: Any = None
         self.error: Optional[BaseException] = None
-        self.calls = 0
-        self.most = 0  # max_calls
         self.slow = 1e9  # ns that it took lately, at most
 
     def load(self) -> Any:
@@ -265,15 +263,6 @@ class Worker:
         if function is not None:
             took = end - start
             function.slow = took if took > function.slow else function.slow * 0.9 + took * 0.1
-            if function.most and function.calls >= function.most and not self.stack:
-                self._renew()
-
-    def _renew(self) -> None:
-        """Begin again as a fresh interpreter in the same process: max_calls."""
-        client = self.client
-        client.ask("sync")
-        resume = f"{client.client}:{client.hello[8].hex()}:{client.n}"
-        os.execve(sys.executable, [sys.executable, "-m", "launcher._worker"], {**os.environ, "LAUNCHER_RESUME": resume})
 
     def _run(self, o: Order, function: Optional[Function]) -> Tuple[int, int, bytes, Any]:
         """Run a task: status, number of values, their bytes, and what must live until they are written."""
@@ -287,9 +276,6 @@ class Worker:
                 raise Error("corrupt", "a task whose function the agent did not tell")
             call = function.load()
             args, kwargs, retry, how = self._arguments(o)
-            function.calls += 1
-            if function.calls == 1:
-                function.most = int(o.describe().get("max_calls") or 0)
             o.inside = True
             if o.cancelled:
                 self.check_cancelled()
@@ -478,21 +464,11 @@ def main(token: str = "") -> None:
         for stream in (sys.stdout, sys.stderr):
             stream.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
         where = os.environ.get("LAUNCHER_SOCKET", "")
-        greeting = hello(2, token)
-        resume = os.environ.pop("LAUNCHER_RESUME", "")
-        if resume:
-            number, nonce, count = resume.split(":")
-            greeting[7], greeting[8] = int(number), bytes.fromhex(nonce)
-            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            sock.connect(socket_path(where))
-        else:
-            sock = socket.socket(fileno=3)
-            os.set_inheritable(3, False)
+        sock = socket.socket(fileno=3)
+        os.set_inheritable(3, False)
         worker = Worker()
         signal.signal(signal.SIGINT, worker.interrupted)
-        client = Client(sock, where, greeting, worker, False)
-        if resume:
-            client.n = int(count)
+        client = Client(sock, where, hello(2, token), worker, False)
         use(client)
         worker.serve()
         client.close()

@@ -229,11 +229,6 @@ class Agent:
         else:
             self.clients += 1
             c.client, c.pins_fd, c.control_fd = self.clients, memfd(4096), memfd(4096)
-        if c.kind == 2 and h[7]:  # it began again: what it had not done comes again
-            old = next((x for x in self.conns.values() if x.kind == 2 and x.client == c.client and x is not c), None)
-            if old is not None:
-                c.running, old.running, old.kind = old.running, [], 0
-            c.pid = h[3]
         self.nonces[c.client] = (h[8], c.pins_fd, c.control_fd, c.shapes)
         fds = [self.index.fd, c.pins_fd] + ([c.control_fd] if c.kind == 2 else [])
         c.send(f.WELCOME, _pack.pack([1, self.node, c.client, f"node-{self.node}", "test", "job-1", f.INLINE_MAX, h[8], 20000]), fds)

@@ -94,16 +94,6 @@ class Tasks:
 
         self.assertEqual(launcher.get([outer.remote(n) for n in range(6)]), [[i + 10 * n for i in range(5)] for n in range(6)])
 
-    def test_max_calls(self):
-        @launcher.remote(max_calls=2)
-        def count():
-            import fractions
-
-            fractions.calls = getattr(fractions, "calls", 0) + 1
-            return fractions.calls
-
-        self.assertTrue(all(launcher.get(count.remote()) <= 2 for _ in range(9)))
-
     def test_nested(self):
         @launcher.remote
         def fib(n):
