@@ -81,11 +81,9 @@ func (a *arguments) read(p any) error {
 		a.payload = rest
 		return a.dep(i, p)
 	}
-	if n, rest, ok := cutArray(a.payload); ok && n > 0 {
-		if _, _, ok := cutDep(rest); ok {
-			a.payload = rest
-			return a.gathered(n, p)
-		}
+	if n, rest, ok := cutArray(a.payload); ok && len(a.deps) > 0 && hasDep(rest, n) {
+		a.payload = rest
+		return a.gathered(n, p)
 	}
 	if v, rest, ok := cutBin(a.payload); ok {
 		a.payload = rest
@@ -107,7 +105,22 @@ func (a *arguments) dep(i int, p any) error {
 	return decodeValue(a.c, d.form, d.data, p, d.kind == sdk.Shared)
 }
 
-// gathered decodes a list of deps into p, a pointer to a slice.
+// hasDep reports whether one of the n values that b begins with stands for a dep.
+func hasDep(b []byte, n int) bool {
+	for range n {
+		_, rest, err := cutValue(b)
+		if err != nil {
+			return false
+		}
+		if _, _, ok := cutDep(b); ok {
+			return true
+		}
+		b = rest
+	}
+	return false
+}
+
+// gathered decodes a list of deps, and perhaps other values, into p, a pointer to a slice.
 func (a *arguments) gathered(n int, p any) error {
 	s := reflect.ValueOf(p).Elem()
 	loose := s.Kind() == reflect.Interface
@@ -117,19 +130,23 @@ func (a *arguments) gathered(n int, p any) error {
 	if s.Kind() != reflect.Slice {
 		return errs.New(errs.Invalid, "the argument is a list, not a %s", typeOf(p))
 	}
-	if n > len(a.deps) {
-		return errs.New(errs.Corrupt, "an argument of %d deps, there are %d", n, len(a.deps))
-	}
 	out := reflect.MakeSlice(s.Type(), n, n)
 	for i := range n {
-		var dep int
-		var ok bool
-		if dep, a.payload, ok = cutDep(a.payload); !ok {
-			return errs.New(errs.Invalid, "a list of references and other values")
+		e := out.Index(i).Addr().Interface()
+		dep, rest, ok := cutDep(a.payload)
+		var err error
+		if ok {
+			err = a.dep(dep, e)
+		} else {
+			var v []byte
+			if v, rest, err = cutValue(a.payload); err == nil {
+				err = decodeValue(a.c, formMsgpack, v, e, false)
+			}
 		}
-		if err := a.dep(dep, out.Index(i).Addr().Interface()); err != nil {
+		if err != nil {
 			return err
 		}
+		a.payload = rest
 	}
 	s.Set(out)
 	if loose {

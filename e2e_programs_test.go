@@ -7,6 +7,7 @@ import (
 	"iter"
 	"os"
 	"slices"
+	"strings"
 	"syscall"
 	"time"
 
@@ -77,7 +78,7 @@ func count(_ context.Context, n int) iter.Seq2[int, error] {
 }
 
 func slowSquare(_ context.Context, x int) (int, error) {
-	time.Sleep(2 * time.Millisecond)
+	time.Sleep(2 * time.Millisecond) // sleep: it is what takes time
 	return x * x, nil
 }
 
@@ -169,6 +170,18 @@ func init() {
 			}
 		}
 		fmt.Println(sum)
+		return nil
+	})
+	programs["python"] = program(func(ctx context.Context) error {
+		score := launcher.Python[map[string]any]("score:score")
+		v, err := score.Submit(ctx, "a text", []float64{1, 2.5}, Square.Submit(ctx, 3), []byte("xyz")).Get(ctx)
+		if err != nil {
+			return err
+		}
+		fmt.Println(v["words"], v["sum"], v["square"], v["bytes"])
+		_, err = score.Submit(ctx, nil).Get(ctx)
+		task, ok := errors.AsType[*launcher.TaskError](err)
+		fmt.Println(ok && task.Code == "task" && strings.Contains(task.Message, "TypeError") && strings.Contains(task.Trace, "score"))
 		return nil
 	})
 	programs["long"] = program(func(ctx context.Context) error {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"maps"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -165,5 +166,50 @@ func await(t *testing.T, what string, so func() bool) {
 		if time.Now().After(deadline) {
 			t.Fatalf("no %s after %s", what, testkit.Bound)
 		}
+	}
+}
+
+const scorePy = `
+def score(text, numbers, square, raw):
+    return {"words": len(text.split()), "sum": sum(numbers), "square": square, "bytes": len(raw)}
+`
+
+const callerPy = `
+import sys
+import launcher
+
+launcher.init()
+square = launcher.function("launcher_test.square", program=sys.argv[1])
+print(launcher.get([square.remote(i) for i in range(5)]))
+total = launcher.function("launcher_test.sum", program=sys.argv[1])
+print(launcher.get(total.remote([1, 2, square.remote(3)])))
+check = launcher.function("launcher_test.check", program=sys.argv[1])
+try:
+    launcher.get(check.remote(""))
+except Exception as e:
+    print("nothing to check" in str(e))
+`
+
+// TestPython: Python and Go call each other's functions.
+func TestPython(t *testing.T) {
+	py, err := exec.LookPath("python3")
+	if err != nil {
+		t.Skip("SKIP: there is no python3")
+	}
+	c := up(t, "nodes = 1\n")
+	for name, text := range map[string]string{"score.py": scorePy, "caller.py": callerPy} {
+		if err := os.WriteFile(filepath.Join(c.h.Work, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if r := c.run("python"); r.Code != 0 || r.Out != "2 3.5 9 3\ntrue\n" {
+		t.Error(r)
+	}
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r := c.h.Run("run", "--", py, "caller.py", self); r.Code != 0 || r.Out != "[0, 1, 4, 9, 16]\n12\nTrue\n" {
+		t.Error(r)
 	}
 }

@@ -236,10 +236,12 @@ func SubmitN[A, E any](ctx context.Context, f Function[A, []E], n int, a A, opts
 // that it is registered by there.
 type Named[R any] struct{ f *function }
 
-// Python is the function that a Python program registered by a name. It gets and gives
-// plain data (numbers, strings, bytes, lists, dicts with strings as keys, and Arrow).
+// Python is a Python function by the names of its module and its own. The module is
+// looked for in the directory that this program runs in and where PYTHONPATH says; its
+// interpreter is the node's python3, or what Program names. It gets and gives plain data:
+// numbers, strings, bytes, lists, dicts with strings as keys, and Arrow.
 //
-//	var Score = launcher.Python[float64]("score")
+//	var Score = launcher.Python[float64]("scoring:score")
 //
 //	s, err := Score.Submit(ctx, "some text", 3).Get(ctx)
 func Python[R any](name string, opts ...Option) Named[R] { return named[R]("python", name, opts) }
@@ -251,6 +253,9 @@ func Go[R any](name string, opts ...Option) Named[R] { return named[R]("go", nam
 func named[R any](language, name string, opts []Option) Named[R] {
 	f := &function{name: name, id: idOf("named", name), named: true}
 	f.defaults.name, f.defaults.language = name, language
+	if language == "python" {
+		f.defaults.program = "python3"
+	}
 	for _, o := range opts {
 		o(&f.defaults)
 	}

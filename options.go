@@ -3,6 +3,7 @@ package launcher
 import (
 	"maps"
 	"math"
+	"os"
 	"slices"
 	"time"
 
@@ -219,17 +220,31 @@ func (o *options) encode() []byte {
 		body = appendString(appendArray(body, 3), "labels")
 		body = appendRules(appendRules(body, o.hard), o.prefer)
 	}
-	if len(o.env) > 0 {
+	if env := o.environment(); len(env) > 0 {
 		key("env")
-		body = appendMap(body, len(o.env))
-		for _, name := range slices.Sorted(maps.Keys(o.env)) {
-			body = appendString(appendString(body, name), o.env[name])
+		body = appendMap(body, len(env))
+		for _, name := range slices.Sorted(maps.Keys(env)) {
+			body = appendString(appendString(body, name), env[name])
 		}
 	}
 	str("working_dir", o.workdir)
 	num("backpressure", int64(o.backpressure), o.backpressure > 0)
 	num("time", int64(o.time), o.time > 0)
 	return append(appendMap(nil, n), body...)
+}
+
+// environment is env; Python also looks for modules where this program runs.
+func (o *options) environment() map[string]string {
+	if o.language != "python" || o.env["PYTHONPATH"] != "" {
+		return o.env
+	}
+	dir, err := os.Getwd()
+	if err != nil {
+		return o.env
+	}
+	env := map[string]string{"PYTHONPATH": dir}
+	maps.Copy(env, o.env)
+	return env
 }
 
 func appendRules(b []byte, rules map[string]labelRule) []byte {
