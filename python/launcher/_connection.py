@@ -80,6 +80,7 @@ class Connection:
         self.in_run = bool(hello[4]) and worker is None  # its cores are others' while it waits
         self.void = 0  # Execs that come before the answer to this call were handed back
         self.ahead, self.window_ahead = 0, 0
+        self.due_now = False  # something that must not wait for the next flush
         self._handlers: Dict[int, Callable[[memoryview, int], None]] = {
             f.ANSWER: self._on_answer,
             f.GRANTED: self._on_granted,
@@ -422,6 +423,9 @@ class Connection:
             if broken:
                 self._reconnect(broken)
             self._handle()
+            if self.due_now:
+                self.due_now = False
+                self.flush()
         finally:
             self.reading = False
             if self.sleepers:
@@ -506,6 +510,7 @@ class Connection:
         (segment,) = f.U32.unpack_from(body)
         if self.store.drop(segment):
             self.out += f.frame(f.DROPPED, f.U32.pack(segment))
+            self.due_now = True  # somebody waits for the room
 
     def _on_log(self, body: memoryview, flags: int) -> None:
         n = int.from_bytes(body[2:4], "little")
