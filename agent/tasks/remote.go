@@ -226,10 +226,8 @@ func (c *Core) Remote(now int64, from uint32, typ uint16, body []byte) error {
 	}
 	switch typ {
 	case sdk.MsgResult:
-		c.recordRemote(r.number, typ, body)
 		return c.remoteResult(r.number, body)
 	case sdk.MsgYield:
-		c.recordRemote(r.number, typ, body)
 		return c.remoteYield(r.number, body)
 	}
 	return nil
@@ -242,9 +240,12 @@ func (c *Core) remoteResult(number uint32, b []byte) error {
 		return err
 	}
 	t := c.tasks[res.Task]
-	if t == nil || t.attempt != res.Attempt || !c.runsOn(t, number) {
+	if t == nil || !c.runsOn(t, number, res.Attempt) {
 		c.refuse(number, res, rest)
 		return nil // fenced, or told twice
+	}
+	if res.Status != sdk.ResultBounced {
+		c.recordRemote(number, sdk.MsgResult, b)
 	}
 	r := c.remoteFor(t)
 	switch {
@@ -277,7 +278,9 @@ func (c *Core) remoteResult(number uint32, b []byte) error {
 			c.given(r, number, c.objects[t.id.With(i+1)], t.id.With(i+1), &v, nodes)
 		}
 	}
-	c.note(t, t.worker, res)
+	if t.worker != nil {
+		c.note(t, t.worker, res)
+	}
 	if res.Status == sdk.ResultOK {
 		c.stats.done++
 	} else {
@@ -298,9 +301,10 @@ func (c *Core) remoteYield(number uint32, b []byte) error {
 	if err != nil {
 		return err
 	}
-	if t == nil || t.attempt != attempt || t.stream == nil || i >= maxReturns || !c.runsOn(t, number) || i < t.stream.made {
+	if t == nil || t.stream == nil || i >= maxReturns || !c.runsOn(t, number, attempt) || i < t.stream.made {
 		return nil
 	}
+	c.recordRemote(number, sdk.MsgYield, b)
 	c.given(c.remoteFor(t), number, c.made(t, i), t.id.With(i+1), &v, nodes)
 	if t.stream.left {
 		c.taken(t, i+1)
@@ -308,20 +312,19 @@ func (c *Core) remoteYield(number uint32, b []byte) error {
 	return nil
 }
 
-// runsOn reports whether a task runs on a node. When the log is read again after a
-// restart, who got it is not known: what is in the log was true.
-func (c *Core) runsOn(t *task, number uint32) bool {
-	if c.mute {
-		if t.state == queued {
-			t.shape.queue.n--
-			c.queued -= int64(len(t.body))
-			t.state = running
-			c.running++
-			t.level = &level{tasks: []*task{t}}
-		}
-		return t.state == running
+// runsOn reports whether an attempt of a task runs on a node. When the log is read again
+// after a restart, who got it is not known: what is in the log was true.
+func (c *Core) runsOn(t *task, number, attempt uint32) bool {
+	if !c.mute {
+		return t.state == running && t.attempt == attempt && t.worker != nil && t.worker.remote != nil && t.worker.remote.number == number
 	}
-	return t.state == running && t.worker != nil && t.worker.remote != nil && t.worker.remote.number == number
+	if t.state == queued {
+		t.shape.queue.n--
+		c.queued -= int64(len(t.body))
+		c.running++
+		t.state, t.attempt, t.level = running, attempt, &level{tasks: []*task{t}}
+	}
+	return t.state == running
 }
 
 func (c *Core) remoteFor(t *task) *remote {

@@ -460,3 +460,58 @@ func TestLeaseOver(t *testing.T) {
 }
 
 func bytesOf(x id) []byte { return append([]byte(nil), x[:]...) }
+
+// restored reads a node's log again, as the next agent does.
+func (w *desk) restored() *Core {
+	w.t.Helper()
+	c := New(w.c.cfg, w, w)
+	if err := c.Restore(w.log); err != nil {
+		w.t.Fatal(err)
+	}
+	return c
+}
+
+// TestRestartOfTheOwner: the next agent knows what came from other nodes, connects to
+// those that have something, and runs again what it does not know to have ended.
+func TestRestartOfTheOwner(t *testing.T) {
+	p := newPair(t, 0, 2)
+	a, b := p.nodes[0], p.nodes[1]
+	a.driver(1)
+	x, y, z := taskOf(1, 1), taskOf(1, 2), taskOf(1, 3)
+	for _, id := range []id{x, y, z} {
+		a.frame(1, sdk.MsgSubmit, submit(id, 1, 1))
+	}
+	p.pump()
+	d, _, _ := a.c.Demand()
+	p.lease(1, d[0].ID, 1)
+	p.pump()
+	b.finish(large())
+	p.pump()
+	b.finish(inlined)
+	p.pump()
+	b.startAll() // the third runs
+	c := a.restored()
+	if o := c.objects[x.With(1)]; o == nil || o.state != here || o.where != 8 {
+		t.Errorf("the first result is %+v", o)
+	}
+	if o := c.objects[y.With(1)]; o == nil || o.state != here || o.data[0] != 2 {
+		t.Errorf("the second result is %+v", o)
+	}
+	if q := c.tasks[z]; q == nil || q.state != queued {
+		t.Errorf("the third task is %+v", q)
+	}
+	c.Resume(a.now)
+	var opened []OpenPeer
+	for _, e := range c.Take(a.now).Effects {
+		if e, ok := e.(OpenPeer); ok {
+			opened = append(opened, e)
+		}
+	}
+	if len(opened) != 1 || opened[0].Number != 8 {
+		t.Errorf("opened %+v", opened)
+	}
+	c = b.restored() // the other side knows whose the task is
+	if q := c.tasks[z]; q == nil || q.fence != 1 || c.FindPeer(Client{Kind: sdk.KindPeer, Peer: 7, Job: "d1", Language: "python", Program: "python3"}) == 0 {
+		t.Errorf("there, the third task is %+v", q)
+	}
+}
