@@ -162,6 +162,9 @@ func getShared(ctx context.Context, b *bench) (Row, error) {
 
 func putLarge(ctx context.Context, b *bench) (Row, error) {
 	data := make([]int64, b.scaled(100<<20))
+	for i := range data { // memory that nobody wrote is all one page
+		data[i] = int64(i)
+	}
 	var rates []float64
 	for i := range b.o.Rounds + 1 {
 		begin := time.Now()
@@ -174,7 +177,7 @@ func putLarge(ctx context.Context, b *bench) (Row, error) {
 		}
 		r.Release()
 	}
-	limit := memcpy(make([]byte, 8*len(data)))
+	limit := memcpy(data)
 	return Row{Value: mean(rates), Sd: deviation(rates), Unit: "GB/s", Limit: limit, Of: "memcpy", Target: 0.85}, nil
 }
 
