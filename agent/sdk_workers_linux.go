@@ -65,8 +65,18 @@ func (s *sdkServer) start(cl *sdkClient, e tasks.StartWorker, job *wire.Job) err
 	if err != nil {
 		return err
 	}
-	if err := s.a.super.StoreFD(s.ctx, controlName(e.ID), ctl.file); err != nil {
+	s.a.mu.Lock()
+	known, program := s.clients[e.ID] == cl, s.program(e.Key)
+	if known {
+		cl.control = ctl
+	} else {
 		ctl.close()
+	}
+	s.a.mu.Unlock()
+	if !known { // its job ended meanwhile
+		return nil
+	}
+	if err := s.a.super.StoreFD(s.ctx, controlName(e.ID), ctl.file); err != nil {
 		return err
 	}
 	var path []string
@@ -103,18 +113,39 @@ func (s *sdkServer) start(cl *sdkClient, e tasks.StartWorker, job *wire.Job) err
 	if vars["OMP_NUM_THREADS"] != "" {
 		delete(set, "OMP_NUM_THREADS")
 	}
-	s.a.mu.Lock()
-	cl.control = ctl
-	known := s.clients[e.ID] == cl
-	s.a.mu.Unlock()
-	if !known { // its job ended meanwhile
-		theirs.Close()
-		conn.close()
-		return nil
-	}
-	s.a.workers.Start(workers.Spec{ID: e.ID, Job: e.Key.Job, Name: cl.Name, Program: e.Key.Program, Python: e.Key.Language == "python", Env: env, Set: set, Dir: s.workDir(e.Key.Dir), Socket: theirs})
+	s.a.workers.Start(workers.Spec{ID: e.ID, Job: e.Key.Job, Name: cl.Name, Program: program, Python: e.Key.Language == "python", Env: env, Set: set, Dir: s.workDir(e.Key.Dir), Socket: theirs})
 	s.wg.Go(func() { s.worker(conn) })
 	return nil
+}
+
+// keepProgram opens the very file that a driver runs, so that its workers run that too when
+// there is another one at its path by then. a.mu is held.
+func (s *sdkServer) keepProgram(job string, h *sdk.Hello) {
+	key := [2]string{job, h.Program}
+	if h.Language == "python" || h.Kind != sdk.KindDriver || s.programs[key] != nil {
+		return
+	}
+	if f, err := os.Open("/proc/" + strconv.Itoa(h.PID) + "/exe"); err == nil {
+		s.programs[key] = f
+	}
+}
+
+// program is what to start for a worker. a.mu is held.
+func (s *sdkServer) program(k tasks.Key) string {
+	if f := s.programs[[2]string{k.Job, k.Program}]; f != nil && k.Language != "python" {
+		return "/proc/" + strconv.Itoa(os.Getpid()) + "/fd/" + strconv.Itoa(int(f.Fd()))
+	}
+	return k.Program
+}
+
+// forgetPrograms: a job is over. a.mu is held.
+func (s *sdkServer) forgetPrograms(job string) {
+	for k, f := range s.programs {
+		if k[0] == job {
+			f.Close()
+			delete(s.programs, k)
+		}
+	}
 }
 
 // workDir is the directory of a worker: its program's, where this node has it.
