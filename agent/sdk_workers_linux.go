@@ -115,6 +115,14 @@ func (s *sdkServer) start(cl *sdkClient, e tasks.StartWorker, job *wire.Job) err
 	}
 	s.a.workers.Start(workers.Spec{ID: e.ID, Job: e.Key.Job, Name: cl.Name, Program: program, Python: e.Key.Language == "python", Env: env, Set: set, Dir: s.workDir(e.Key.Dir), Socket: theirs})
 	s.wg.Go(func() { s.worker(conn) })
+	s.a.mu.Lock()
+	defer s.a.mu.Unlock()
+	for _, x := range s.clients {
+		if x.Job == e.Key.Job {
+			return nil
+		}
+	}
+	s.a.workers.EndJob(e.Key.Job) // once more: it ended in this moment
 	return nil
 }
 

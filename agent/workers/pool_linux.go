@@ -112,6 +112,7 @@ type worker struct {
 	start uint64    // of its process, so that its pid is not taken for another's
 	proc  wire.Proc // when the supervisor started it
 	kept  []string
+	from  *template
 	outs  sync.WaitGroup // its output
 }
 
@@ -123,6 +124,7 @@ func New(c Config) *Pool {
 	p := &Pool{c: c, templates: map[string]*template{}, workers: map[uint32]*worker{}, pids: map[int]*worker{}, procs: map[wire.Proc]process{},
 		dead: map[int]supervisor.Exit{}, logs: map[string]*logFile{}}
 	p.ctx, p.end = context.WithCancel(context.Background())
+	p.wg.Go(p.tidy)
 	return p
 }
 
@@ -241,6 +243,9 @@ func (w *worker) gone(end End) {
 	p.mu.Unlock()
 	// What it started itself goes with it; its group's number is free only when all are gone.
 	_ = unix.Kill(-w.w.PID, unix.SIGKILL)
+	if w.from != nil {
+		w.from.released()
+	}
 	p.c.Ended(w.w.ID, end)
 	p.goes(func() {
 		w.outs.Wait()

@@ -38,6 +38,9 @@ type template struct {
 	err    error                  // it cannot be used; guarded by mu
 	seq    uint64                 // guarded by mu
 	orders map[uint64]chan answer // guarded by mu
+	live   int                    // workers that it forked, which need its name; guarded by p.mu
+	used   time.Time              // guarded by p.mu
+	taken  bool                   // from an earlier agent, so live is not known
 	said   tail                   // the end of what it printed
 	heard  chan struct{}          // closed when all of that is read
 }
@@ -80,6 +83,7 @@ func (p *Pool) order(s Spec) {
 		p.templates[key], p.procs[t.proc] = t, t
 		p.wg.Go(t.start)
 	}
+	t.live, t.used = t.live+1, time.Now()
 	p.wg.Go(func() { t.fork(s) })
 }
 
@@ -201,16 +205,53 @@ func (t *template) fork(s Spec) {
 	<-t.ready
 	w, outs, err := t.try(&s)
 	if err == errUnsafe {
+		t.released()
 		t.p.c.Log.Info("a template cannot fork safely; workers are started as fresh interpreters", "job", t.job)
 		t.p.spawn(s, []string{s.Program, "-m", "launcher._worker"})
 		return
 	}
 	s.Socket.Close()
 	if err != nil {
+		t.released()
 		t.p.c.Failed(s.ID, err)
 		return
 	}
+	w.from = t
 	t.p.started(w, outs)
+}
+
+// released: a worker of it is gone.
+func (t *template) released() {
+	t.p.mu.Lock()
+	t.live--
+	t.p.mu.Unlock()
+}
+
+const (
+	// unusedFor is how long a template without workers is kept.
+	unusedFor   = time.Minute
+	unusedEvery = 15 * time.Second
+)
+
+// tidy ends templates that nothing has been forked from for a while.
+func (p *Pool) tidy() {
+	t := time.NewTicker(unusedEvery)
+	defer t.Stop()
+	for {
+		select {
+		case <-t.C:
+			p.mu.Lock()
+			for key, t := range p.templates {
+				if t.live == 0 && !t.taken && time.Since(t.used) > unusedFor {
+					delete(p.templates, key)
+					p.wg.Go(t.close)
+				}
+			}
+			p.mu.Unlock()
+		case <-p.ctx.Done():
+			return
+		}
+	}
 }
 
 // errUnsafe: the template has threads.
@@ -305,7 +346,7 @@ func (t *template) close() {
 // takeTemplate takes up a template of an earlier agent. mu is held.
 func (p *Pool) takeTemplate(name string, part []string, f *os.File) {
 	n, _ := strconv.ParseUint(part[2], 10, 32)
-	t := &template{p: p, key: part[1], name: name, job: part[3], proc: procOf(uint32(n)), ready: make(chan struct{}), heard: make(chan struct{}), orders: map[uint64]chan answer{}}
+	t := &template{p: p, key: part[1], name: name, job: part[3], proc: procOf(uint32(n)), taken: true, ready: make(chan struct{}), heard: make(chan struct{}), orders: map[uint64]chan answer{}}
 	close(t.heard)
 	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
 	f.Close()
