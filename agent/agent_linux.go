@@ -270,7 +270,7 @@ func (a *agent) serve(ctx context.Context, d detected) error {
 	a.groups.close()
 	a.links.close()
 	a.transfer.Close()
-	a.sdk.close(err)
+	a.sdk.close()
 	a.workers.Close()
 	a.sdk.shut(err)
 	a.wg.Wait()

@@ -251,6 +251,7 @@ func (a *agent) performAll(ctx context.Context, effects []effect) error {
 			})
 		case core.Leave:
 			a.why = e.Why
+			a.sdk.leaving(e.Why)
 			left = errLeft
 		}
 	}

@@ -65,7 +65,7 @@ func (s *sdkServer) frame(now int64, cl *sdkClient, typ uint16, body []byte) err
 			w.by = time.Now().Add(time.Duration(ms) * time.Millisecond)
 		}
 		cl.spaces = append(cl.spaces, w)
-		s.giveSpace(cl)
+		s.asking = append(s.asking, cl) // what the frames before have freed counts
 	case sdk.MsgOpenSegment:
 		if err := short(4); err != nil {
 			return err

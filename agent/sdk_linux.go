@@ -34,6 +34,7 @@ type sdkServer struct {
 	clients  map[uint32]*sdkClient  // guarded by a.mu
 	programs map[[2]string]*os.File // what drivers run, by job and path; guarded by a.mu
 	dirty    []*sdkClient           // with frames to write; guarded by a.mu
+	asking   []*sdkClient           // for room, in frames of this turn; guarded by a.mu
 	wanted   bool                   // room was given back that the core waits for; guarded by a.mu
 	resting  bool                   // nothing runs, so time is looked at seldom; guarded by a.mu
 	number   uint32                 // guarded by a.mu
@@ -169,6 +170,10 @@ func (s *sdkServer) settle(now int64) []*sdkConn {
 	for _, e := range out.Effects {
 		s.perform(e)
 	}
+	for _, c := range s.asking {
+		s.giveSpace(c)
+	}
+	s.asking = s.asking[:0]
 	s.syncBorrows()
 	for _, x := range out.Sends {
 		if s.clients[x.Client] == nil {
@@ -237,15 +242,23 @@ func (s *sdkServer) perform(e tasks.Effect) {
 // roomGiven: the core has given room back that tasks may want.
 func (s *sdkServer) roomGiven() { s.turn(func(int64) {}) }
 
+// leaving tells all programs that their node does.
+func (s *sdkServer) leaving(why string) {
+	s.a.mu.Lock()
+	defer s.a.mu.Unlock()
+	for _, c := range s.clients {
+		if c.conn != nil {
+			s.refuse(c.conn, errs.New(errs.Cancelled, "node %s leaves: %s", s.a.cfg.Node, why))
+		}
+	}
+}
+
 // close ends all conversations; the programs live on and come back to the next agent.
-func (s *sdkServer) close(why error) {
+func (s *sdkServer) close() {
 	s.end()
 	s.a.mu.Lock()
 	for _, c := range s.clients {
 		if c.conn != nil {
-			if why == errLeft {
-				s.refuse(c.conn, errs.New(errs.Cancelled, "node %s leaves: %s", s.a.cfg.Node, s.a.why))
-			}
 			c.conn.hangUp()
 		}
 	}
