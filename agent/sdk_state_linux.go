@@ -88,6 +88,15 @@ func (s *sdkServer) restore(ctx context.Context) error {
 // did.
 func (s *sdkServer) resume() {
 	s.turn(func(now int64) {
+		alive := map[string]bool{}
+		for _, cl := range s.clients {
+			alive[cl.Job] = true
+		}
+		for _, job := range s.a.workers.Jobs() {
+			if !alive[job] { // its end was written down, but not done
+				s.a.workers.EndJob(job)
+			}
+		}
 		for id, cl := range s.clients {
 			if _, ok := s.a.workers.Of(id); !ok && cl.Kind == sdk.KindWorker {
 				s.core.Unstarted(now, id)

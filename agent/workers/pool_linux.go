@@ -332,6 +332,21 @@ func (p *Pool) Of(id uint32) (Worker, bool) {
 	return Worker{}, false
 }
 
+// Jobs are those that have workers or templates here.
+func (p *Pool) Jobs() []string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var out []string
+	for _, w := range p.workers {
+		out = append(out, w.w.Job)
+	}
+	for _, t := range p.templates {
+		out = append(out, t.job)
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
+}
+
 // EndJob ends the workers and templates of a job.
 func (p *Pool) EndJob(job string) {
 	p.mu.Lock()
