@@ -177,7 +177,7 @@ func (c *Core) Away(now int64, id uint32) {
 func (c *Core) Back(now int64, id uint32) {
 	c.now = now
 	if cl := c.clients[id]; cl != nil {
-		cl.away = 0
+		cl.away, cl.handed = 0, false
 		if cl.pool != nil {
 			// It has dropped what it had not begun, and passes over what it had.
 			clear(cl.known)
@@ -206,6 +206,7 @@ func (c *Core) Frame(now int64, from uint32, typ uint16, body []byte) error {
 	if typ != sdk.MsgGet && typ != sdk.MsgAwake && typ != sdk.MsgPeerSync {
 		c.recordFrame(from, typ, body)
 	}
+	cl.handed = typ == sdk.MsgHandBack
 	switch typ {
 	case sdk.MsgSubmit:
 		return c.submit(cl, body)

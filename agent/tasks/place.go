@@ -152,7 +152,7 @@ func (c *Core) serve(s *shape, refill bool) {
 // free reports whether a worker's pipeline may be given something.
 func (l *level) free() bool {
 	w := l.client
-	return w.up && !w.ending && !w.asked && !l.blocked && w.away == 0 && len(w.levels) == 1
+	return w.up && !w.ending && !w.asked && !w.handed && !l.blocked && w.away == 0 && len(w.levels) == 1
 }
 
 // depth is how many tasks of a shape a worker is given at a time.

@@ -378,7 +378,7 @@ func (c *Core) retry(t *task) {
 // handBack takes tasks back that a worker which waits has not begun.
 func (c *Core) handBack(cl *client, from uint32) {
 	for _, l := range cl.levels {
-		for i := len(l.tasks) - 1; i >= 0; i-- {
+		for i := len(l.tasks) - 1; i > 0; i-- { // the first is the one that waits
 			if l.tasks[i].seq >= from {
 				c.requeue(l.tasks[i])
 			}

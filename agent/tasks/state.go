@@ -252,6 +252,7 @@ type client struct {
 	idleAt int64
 	drawn  uint32 // sequences below it that were withdrawn may still be in its socket
 	asked  bool   // a Withdraw is under way
+	handed bool   // it has handed back, and what it waits for is about to be told
 	ran    int
 
 	remote *remote // another node's agent

@@ -1,0 +1,269 @@
+package tasks
+
+import (
+	"fmt"
+	"testing"
+
+	"launcher/wire"
+)
+
+// program runs a driver to its end: some programs, whose results must be right.
+func (s *sim) program(p *proc, n int, depth uint8) (over func() bool) {
+	var want []value
+	var ids []id
+	for range n {
+		pr := program{s.rng.Uint64(), uint8(s.rng.IntN(int(depth) + 1))}
+		arg := value{n: s.rng.Uint64N(1000)}
+		x := p.put(arg)
+		want = append(want, pr.result([]value{arg}))
+		ids = append(ids, p.submit(pr, x))
+		p.release(x)
+	}
+	main := p.stack[0]
+	p.wait(main, ids...)
+	return func() bool {
+		if len(main.open) > 0 {
+			return false
+		}
+		for i, x := range ids {
+			if p.values[x] != want[i] {
+				s.t.Fatalf("program %d gave %v, not %v", i, p.values[x], want[i])
+			}
+		}
+		p.release(ids...)
+		return true
+	}
+}
+
+// finish runs until all programs are over.
+func (s *sim) finish(over ...func() bool) {
+	s.t.Helper()
+	for n := 0; len(over) > 0; n++ {
+		if n > 3_000_000 {
+			s.t.Fatalf("no end: %s", s.state())
+		}
+		if !s.step() && !s.wakes() {
+			s.t.Fatalf("nothing happens any more: %s", s.state())
+		}
+		if n%64 == 0 {
+			s.check()
+		}
+		for len(over) > 0 && over[0]() {
+			over = over[1:]
+		}
+	}
+}
+
+// wakes lets time pass until something happens.
+func (s *sim) wakes() bool {
+	for range 100 {
+		s.now += second
+		s.c.Tick(s.now)
+		s.take()
+		for _, p := range s.each() {
+			if len(p.in) > 0 || p.worker && p.canRun() {
+				return true
+			}
+		}
+		if len(s.starts) > 0 || len(s.later) > 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// end lets all drivers go; nothing may be left.
+func (s *sim) end() {
+	s.t.Helper()
+	s.faults = faults{}
+	for _, p := range s.each() {
+		if !p.worker {
+			if !p.here {
+				p.comeBack()
+			}
+			s.kill(p, "exited")
+			s.take()
+		}
+	}
+	for s.step() {
+	}
+	for range 100 {
+		s.now += second
+		s.c.Tick(s.now)
+		s.take()
+		for s.step() {
+		}
+	}
+	c := s.c
+	if len(c.clients) != 0 || len(c.tasks) != 0 || len(c.objects) != 0 || len(c.jobs) != 0 || len(c.pools) != 0 || len(c.active) != 0 ||
+		c.workers != 0 || c.queued != 0 || c.running != 0 || c.lineage != 0 || len(c.kept) != 0 || len(s.sealed) != 0 || len(s.procs) != 0 ||
+		s.room.used.CPU != 0 || s.room.lent != 0 {
+		s.t.Fatalf("left: %s", s.state())
+	}
+}
+
+func (s *sim) state() string {
+	c := s.c
+	out := fmt.Sprintf("%d clients, %d tasks, %d objects, %d jobs, %d pools, %d active, %d workers, %d bytes queued, %d running, %d lineage, %d kept, %d sealed, %d processes, room %s, lent %d, %d starts, %d answers\n",
+		len(c.clients), len(c.tasks), len(c.objects), len(c.jobs), len(c.pools), len(c.active), c.workers, c.queued, c.running, c.lineage, len(c.kept), len(s.sealed), len(s.procs), s.room.used, s.room.lent, len(s.starts), len(s.later))
+	for i, t := range c.sortedTasks() {
+		if i < 40 {
+			out += fmt.Sprintf("  task %s state %d attempt %d missing %d: %s\n", t.id, t.state, t.attempt, t.missing, c.why(t))
+		}
+	}
+	for _, p := range s.each() {
+		out += fmt.Sprintf("  process %d worker %v here %v out %d in %d queue %d drop %d exit %v:", p.id, p.worker, p.here, len(p.out)-p.next, len(p.in), len(p.queue), p.drop, p.exit)
+		for _, r := range p.stack {
+			out += fmt.Sprintf(" [%s.%d waits for %d]", r.task, r.n, len(r.open))
+		}
+		out += "\n"
+	}
+	n := 0
+	for x, o := range c.objects {
+		if n++; n < 20 {
+			out += fmt.Sprintf("  object %s state %d kind %d uses %d lineage %d holder %d %v subs %d waiters %d\n", x, o.state, o.kind, o.uses, o.lineage, o.holder, o.more, len(o.subs), len(o.waiters))
+		}
+	}
+	return out
+}
+
+// check holds the reactor's counts against what they count.
+func (s *sim) check() {
+	s.t.Helper()
+	c := s.c
+	uses, lineage := map[id]int{}, map[id]int{}
+	var queuedBytes, kept int64
+	alive := map[*task]int{}
+	runs := 0
+	for _, t := range c.tasks {
+		if t.state == waiting || t.state == queued {
+			queuedBytes += int64(len(t.body))
+		}
+		if t.state == running {
+			runs++
+		}
+		if t.kept {
+			kept += int64(len(t.body))
+		}
+		for _, d := range t.deps {
+			if t.state != done {
+				uses[d]++
+			}
+			if t.kept {
+				lineage[d]++
+			}
+		}
+		for _, d := range t.held {
+			if t.state != done {
+				uses[d]++
+			}
+		}
+	}
+	waits := map[*level]int{}
+	for x, o := range c.objects {
+		for _, r := range o.refs {
+			uses[r]++
+		}
+		if o.task != nil {
+			alive[o.task]++
+		}
+		for _, b := range o.subs {
+			if b.level != nil {
+				waits[b.level]++
+			}
+			if c.clients[b.client] == nil {
+				s.t.Fatalf("object %s has a reader that is gone", x)
+			}
+		}
+		for _, h := range append([]uint32{o.holder}, o.more...) {
+			if h != 0 && c.clients[h] == nil {
+				s.t.Fatalf("object %s is held by client %d, which is gone", x, h)
+			}
+		}
+	}
+	for x, o := range c.objects {
+		if o.uses != uses[x] || o.lineage != lineage[x] {
+			s.t.Fatalf("object %s has %d uses, counted %d; lineage %d, counted %d", x, o.uses, uses[x], o.lineage, lineage[x])
+		}
+		if !o.needed() && o.lineage == 0 && o.state == here {
+			s.t.Fatalf("object %s is needed by nothing", x)
+		}
+	}
+	for _, t := range c.tasks {
+		if t.alive != alive[t] {
+			s.t.Fatalf("task %s has %d outputs, counted %d", t.id, t.alive, alive[t])
+		}
+	}
+	used := wire.Resources{}
+	workers, tasks := 0, 0
+	for _, cl := range c.clients {
+		ls := cl.levels
+		if cl.pool == nil {
+			ls = []*level{&cl.level0}
+		} else if !cl.ending {
+			workers++
+		}
+		for _, l := range ls {
+			if l.waits != waits[l] {
+				s.t.Fatalf("client %d waits for %d objects, counted %d", cl.ID, l.waits, waits[l])
+			}
+			tasks += len(l.tasks)
+			if need := l.need; l.has {
+				if l.blocked {
+					need.CPU = 0
+				}
+				used = used.Add(need, 1)
+			}
+			if len(l.tasks) > 0 && !l.has {
+				s.t.Fatalf("client %d has tasks and no room", cl.ID)
+			}
+		}
+	}
+	if used.CPU != s.room.used.CPU || runs != c.running || tasks != runs || workers != c.workers || queuedBytes != c.queued || kept != c.lineage {
+		s.t.Fatalf("room %s, counted %s; %d running, counted %d with %d given; %d workers, counted %d; %d bytes queued, counted %d; %d bytes kept, counted %d",
+			s.room.used, used, c.running, runs, tasks, c.workers, workers, c.queued, queuedBytes, c.lineage, kept)
+	}
+	if c.workers > c.cfg.MaxWorkers {
+		s.t.Fatalf("%d workers", c.workers)
+	}
+}
+
+// TestPrograms: programs of nested tasks give the right results, whatever is killed.
+func TestPrograms(t *testing.T) {
+	kinds := []struct {
+		name string
+		faults
+		workers, seeds int
+	}{
+		{name: "peace", seeds: 40},
+		{name: "few workers", workers: 3, seeds: 40},
+		{name: "workers die", faults: faults{crash: 2}, seeds: 40},
+		{name: "the agent dies", faults: faults{restart: 3}, seeds: 40},
+		{name: "connections break", faults: faults{away: 3}, seeds: 40},
+		{name: "objects are lost", faults: faults{lose: 5}, seeds: 40},
+		{name: "all", workers: 6, faults: faults{crash: 1, restart: 1, away: 1, lose: 2, spill: 2, nostart: 50}, seeds: 80},
+	}
+	for _, k := range kinds {
+		t.Run(k.name, func(t *testing.T) {
+			var total sim
+			for seed := range uint64(k.seeds) {
+				t.Run(fmt.Sprint(seed), func(t *testing.T) {
+					s := newSim(t, seed, 2)
+					if k.workers > 0 {
+						s.cfg.MaxWorkers = k.workers
+						s.c.cfg.MaxWorkers = k.workers
+					}
+					a, b := s.driver("a"), s.driver("b")
+					s.faults = k.faults
+					s.finish(s.program(a, 6, 3), s.program(b, 2, 4))
+					s.end()
+					total.restarts += s.restarts
+					total.crashes += s.crashes
+					total.runs += s.runs
+					total.deepest = max(total.deepest, s.deepest)
+				})
+			}
+			t.Logf("%d runs of tasks, %d restarts, %d deaths of workers, stacks of %d", total.runs, total.restarts, total.crashes, total.deepest)
+		})
+	}
+}
