@@ -36,6 +36,36 @@ func TestSDK(t *testing.T) {
 	t.Log(strings.TrimSpace(string(out)))
 }
 
+// TestTasks runs the tests of tasks and objects against a small agent in Python.
+func TestTasks(t *testing.T) {
+	root, err := filepath.Abs("..")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	defer cancel()
+	for _, py := range []string{os.Getenv("LAUNCHER_TEST_PYTHON"), filepath.Join(root, ".venv/bin/python"), "python3"} {
+		if py == "" || exec.CommandContext(ctx, py, "-c", "import numpy, cloudpickle").Run() != nil {
+			continue
+		}
+		for _, name := range []string{"test_tasks_unit.py", "fake_agent.py", "task_cases.py"} { // its result depends on them
+			if _, err := os.ReadFile(filepath.Join("tests", name)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		cmd := exec.CommandContext(ctx, py, "-W", "error", "-m", "unittest", "test_tasks_unit")
+		cmd.Dir = "tests"
+		cmd.Env = append(os.Environ(), "PYTHONPATH="+filepath.Join(root, "python"), "PYTHONDONTWRITEBYTECODE=1")
+		out, err := cmd.CombinedOutput()
+		if err != nil || !strings.Contains(string(out), "\nOK") {
+			t.Fatalf("%v\n%s", err, out)
+		}
+		t.Log(strings.TrimSpace(string(out)))
+		return
+	}
+	t.Skip("SKIP: there is no Python with numpy and cloudpickle: make setup")
+}
+
 func TestEmbedded(t *testing.T) {
 	for _, name := range []string{"launcher/__init__.py", "launcher/_run.py", "launcher/_http.py", "launcher/py.typed"} {
 		if _, err := fs.Stat(Files(), name); err != nil {

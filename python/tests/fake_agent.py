@@ -120,7 +120,7 @@ class Agent:
 
     def start(self, python):
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        env = {**os.environ, "PYTHONPATH": HERE + os.pathsep + os.environ.get("PYTHONPATH", ""), "PYTHONDONTWRITEBYTECODE": "1"}
+        env = {**os.environ, "PYTHONPATH": os.pathsep.join((HERE, os.path.join(HERE, "tests"), os.environ.get("PYTHONPATH", ""))), "PYTHONDONTWRITEBYTECODE": "1"}
 
         def three():
             os.dup2(theirs.fileno(), 3)
@@ -249,7 +249,7 @@ class Agent:
             self.counts[id] += 1  # what tasks refer to is never freed here
         options = c.shapes[shape]
         self.tasks[task] = dict(task=task, fn=fn, returns=returns, flags=flags, deps=ids[:deps], payload=b[52 + 16 * (deps + held) :], attempt=1,
-            options=options, name=options.get("name", ""), low=struct.unpack("<Q", task[8:])[0], yields=0, cancelled=False)  # fmt: skip
+            options=options, name=options.get("name", ""), low=struct.unpack("<Q", task[8:])[0], yields=0, cancelled=False, parent=c.running[-1] if c.running else None)  # fmt: skip
         self.queue.append(task)
 
     def value(self, b, at):
@@ -370,17 +370,22 @@ class Agent:
         os.close(ro)
 
     def on_041d(self, c, b):
+        flags = struct.unpack_from("<I", b)[0]
         for i in range(8, len(b), 16):
-            task = b[i : i + 16]
-            t = self.tasks[task]
-            t["cancelled"] = True
-            if task in self.queue:
-                self.queue.remove(task)
-                self.fail(t, ["cancelled", "the task was cancelled", "", None, t["name"], "", 0, []])
-            for w in self.conns.values():
-                if task in w.running:
-                    w.send(f.CANCEL_TASK, task + struct.pack("<I", t["attempt"]))
-                    os.kill(w.pid, 2)
+            self.cancel(b[i : i + 16], flags)
+
+    def cancel(self, task, flags):
+        t = self.tasks[task]
+        for child in [k for k, x in self.tasks.items() if x["parent"] == task and flags & 2]:
+            self.cancel(child, flags)
+        t["cancelled"] = True
+        if task in self.queue:
+            self.queue.remove(task)
+            self.fail(t, ["cancelled", "the task was cancelled", "", None, t["name"], "", 0, []])
+        for w in self.conns.values():
+            if task in w.running:
+                w.send(f.CANCEL_TASK, task + struct.pack("<I", t["attempt"]))
+                os.kill(w.pid, 2)
 
     def on_041e(self, c, b):
         (sequence,) = struct.unpack("<I", b)

@@ -131,7 +131,7 @@ class Tasks:
         r = fails.remote(1)
         with self.assertRaises(ZeroDivisionError) as c:
             launcher.get(r)
-        self.assertIn("raise ZeroDivisionError", str(c.exception))
+        self.assertIn("in fails", str(c.exception))
         self.assertNotIn("_worker.py", str(c.exception))
         self.assertIn("fails", c.exception.function_name)
         for two in fails.options(num_returns=2).remote(1):
