@@ -2,6 +2,7 @@ package tasks
 
 import (
 	"cmp"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -288,7 +289,8 @@ func (c *Core) shape(cl *client, b []byte) error {
 		return errs.New(errs.Corrupt, "Shape is cut short")
 	}
 	n, text := u32(b), b[4:]
-	keyed := cl.Language + "\x00" + cl.Program + "\x00" + cl.Dir + "\x00" + strings.Join(cl.Path, "\x00") + "\x00" + string(text)
+	key := cl.key()
+	keyed := strings.Join([]string{key.Language, key.Program, key.Dir, key.Env, key.Path, string(text)}, "\x00\x00")
 	if cl.Kind == sdk.KindPeer { // what waits for a lease is not to be behind what waits for room
 		keyed = "peer " + strconv.FormatUint(uint64(cl.Peer), 10) + "\x00" + keyed
 	}
@@ -315,9 +317,8 @@ func (c *Core) shape(cl *client, b []byte) error {
 	if s.place, err = strategyOf(o.Strategy); err != nil {
 		return err
 	}
-	s.key = Key{Job: cl.job.key, Language: cl.Language, Program: cl.Program, Dir: cl.Dir, Path: strings.Join(cl.Path, "\x00")}
-	if o.Language != "" && o.Language != cl.Language {
-		s.key = Key{Job: cl.job.key, Language: o.Language, Dir: cl.Dir}
+	if s.key = key; o.Language != "" && o.Language != key.Language {
+		s.key = Key{Job: key.Job, Language: o.Language, Dir: key.Dir, Env: key.Env}
 	}
 	if o.Program != "" {
 		s.key.Program = o.Program
@@ -325,15 +326,39 @@ func (c *Core) shape(cl *client, b []byte) error {
 	if o.WorkingDir != "" {
 		s.key.Dir = o.WorkingDir
 	}
-	env := make([]string, 0, len(o.Env))
-	for k, v := range o.Env {
-		env = append(env, k+"="+v)
+	if len(o.Env) > 0 {
+		s.key.Env = withEnv(key.Env, o.Env)
 	}
-	slices.Sort(env)
-	s.key.Env = strings.Join(env, "\x00")
 	cl.job.shapes[keyed] = s
 	cl.shapes[n] = s
 	return nil
+}
+
+// key is that of the workers for what a client submits, unless options say otherwise: a
+// worker's tasks run in workers like itself.
+func (cl *client) key() Key {
+	if cl.pool != nil {
+		k := cl.pool.key
+		k.GPUs = ""
+		return k
+	}
+	return Key{Job: cl.job.key, Language: cl.Language, Program: cl.Program, Dir: cl.Dir, Path: strings.Join(cl.Path, "\x00")}
+}
+
+// withEnv adds variables to those of a key.
+func withEnv(env string, more map[string]string) string {
+	all := map[string]string{}
+	for kv := range strings.SplitSeq(env, "\x00") {
+		if k, v, ok := strings.Cut(kv, "="); ok {
+			all[k] = v
+		}
+	}
+	maps.Copy(all, more)
+	var out []string
+	for _, k := range sortedKeys(all) {
+		out = append(out, k+"="+all[k])
+	}
+	return strings.Join(out, "\x00")
 }
 
 // strategyOf reads the strategy of a shape.

@@ -221,11 +221,11 @@ func (c *Core) another(s *shape, t *task) bool {
 		return s.queue.first() != nil
 	}
 	if c.workers >= c.cfg.MaxWorkers && !c.makeRoom() {
-		if l := c.nest(t); l != nil {
+		if l, t := c.nest(s); l != nil {
 			w := l.client
 			n := &level{client: w}
 			w.levels = append(w.levels, n)
-			c.settleIn(n, s, slot, t.lease)
+			c.settleIn(n, s, slot, 0)
 			c.give(n, t)
 			return true
 		}
@@ -290,44 +290,62 @@ func (c *Core) endWorker(w *client) {
 	c.do(StopWorker{ID: w.ID})
 }
 
-// nest finds a worker that waits, itself or by what it waits for, for a task, and may
-// run it on top of its stack: nothing below can go on before it anyway. Of several the one
-// with the least on its stack.
-func (c *Core) nest(t *task) *level {
-	var best *level
-	seen := map[id]bool{}
-	for t != nil && !seen[t.id] {
-		seen[t.id] = true
-		var next *task
-		n := t.returns
-		if n == sdk.Stream {
-			n = 1
+// nest finds a worker that waits, itself or by what it waits for, for a task of a shape,
+// and may run that on top of its stack: nothing below can go on before it anyway. Of
+// several workers it is one with the least on its stack.
+func (c *Core) nest(s *shape) (*level, *task) {
+	var ws []*client
+	for _, w := range c.clients {
+		if w.pool == nil || !w.up || w.away != 0 || w.ending || !sameKey(w.pool.key, s.key) {
+			continue
 		}
-		for i := range n {
-			o := c.objects[t.id.With(i+1)]
-			if o == nil {
-				continue
-			}
-			for _, s := range o.subs {
-				l := s.level
-				if l == nil || l.client.pool == nil || len(l.tasks) == 0 {
-					continue
-				}
-				w := l.client
-				if w.up && w.away == 0 && !w.ending && w.top() == l && l.blocked && len(l.tasks) == 1 && sameKey(w.pool.key, t.shape.key) && (best == nil || len(w.levels) < len(best.client.levels)) {
-					best = l
-				}
-				next = l.tasks[0]
-			}
-			for _, x := range o.waiters {
-				if next == nil {
-					next = x
-				}
-			}
+		if l := w.top(); l.blocked && len(l.tasks) == 1 {
+			ws = append(ws, w)
 		}
-		t = next
 	}
-	return best
+	slices.SortFunc(ws, func(a, b *client) int {
+		return cmp.Or(cmp.Compare(len(a.levels), len(b.levels)), cmp.Compare(a.ID, b.ID))
+	})
+	seen := map[*task]bool{} // what one worker leads to in vain another does too
+	for _, w := range ws {
+		if t := c.awaited(w.top().on, s, seen); t != nil {
+			return w.top(), t
+		}
+	}
+	return nil, nil
+}
+
+// awaited finds a task of a shape that is queued and which objects wait for.
+func (c *Core) awaited(on []id, s *shape, seen map[*task]bool) *task {
+	todo := slices.Clone(on)
+	for len(todo) > 0 {
+		x := todo[len(todo)-1]
+		todo = todo[:len(todo)-1]
+		o := c.objects[x]
+		if o == nil || o.state == here {
+			continue
+		}
+		t := c.tasks[x.Task()]
+		if t == nil || seen[t] {
+			continue
+		}
+		seen[t] = true
+		switch t.state {
+		case queued:
+			if t.shape == s && t.lease == 0 {
+				return t
+			}
+		case waiting:
+			todo = append(todo, t.deps...)
+		case running:
+			if i := slices.Index(t.worker.levels, t.level); i >= 0 {
+				for _, l := range t.worker.levels[i:] { // what is on top of it has to end first
+					todo = append(todo, l.on...)
+				}
+			}
+		}
+	}
+	return nil
 }
 
 func sameKey(a, b Key) bool {
@@ -335,10 +353,14 @@ func sameKey(a, b Key) bool {
 	return a == b
 }
 
-// give sends a task, the first of its queue, to a worker.
+// give sends a task that is queued to a worker.
 func (c *Core) give(l *level, t *task) {
 	w := l.client
-	t.shape.queue.pop()
+	if t.shape.queue.first() == t {
+		t.shape.queue.pop()
+	} else {
+		t.shape.queue.n-- // it is passed over
+	}
 	c.queued -= int64(len(t.body))
 	t.state, t.worker, t.level, t.why = running, w, l, ""
 	t.started = c.now

@@ -94,9 +94,9 @@ func (s *sim) driver(job string) *proc {
 }
 
 func (s *sim) proc(client uint32, worker bool) *proc {
-	p := &proc{s: s, id: client, worker: worker, here: true, values: map[id]value{}, seen: map[attempt]bool{}, asked: map[id]bool{}}
+	p := &proc{s: s, id: client, worker: worker, here: true, seen: map[attempt]bool{}}
 	if !worker {
-		p.stack = []*run{{}} // its main program
+		p.stack = []*run{{has: map[id]value{}}} // its main program
 	}
 	s.procs[client] = p
 	s.most = max(s.most, len(s.procs))

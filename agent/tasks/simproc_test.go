@@ -36,8 +36,6 @@ type proc struct {
 	in     []message // from the agent
 	n      uint64
 	told   bool
-	values map[id]value
-	asked  map[id]bool
 	stack  []*run
 	queue  []*run
 	begun  uint32 // sequence of the newest frame that was looked at
@@ -47,7 +45,6 @@ type proc struct {
 	to     uint32
 	seen   map[attempt]bool
 	exit   bool
-	got    []value // a driver's, in order
 }
 
 type value struct {
@@ -65,6 +62,7 @@ type run struct {
 	open []id // awaited
 	at   int
 	gone bool // cancelled
+	has  map[id]value
 }
 
 // program is what a task does.
@@ -197,7 +195,7 @@ func (p *proc) put(v value) id {
 func (p *proc) wait(r *run, ids ...id) {
 	others := slices.ContainsFunc(p.stack, func(r *run) bool { return len(r.open) > 0 })
 	for _, x := range ids {
-		if _, ok := p.values[x]; !ok && !slices.Contains(r.open, x) {
+		if _, ok := r.has[x]; !ok && !slices.Contains(r.open, x) {
 			r.open = append(r.open, x)
 		}
 	}
@@ -218,9 +216,6 @@ func (p *proc) handBack() {
 }
 
 func (p *proc) release(ids ...id) {
-	for _, x := range ids {
-		delete(p.values, x)
-	}
 	p.send(sdk.MsgRelease, flat(ids))
 }
 
@@ -297,9 +292,11 @@ func (p *proc) object(x id, b []byte) {
 	} else {
 		v.n = binary.LittleEndian.Uint64(b[16+16*refs:])
 	}
-	p.values[x] = v
 	for _, r := range p.stack {
-		r.open = slices.DeleteFunc(r.open, func(y id) bool { return x == y })
+		if i := slices.Index(r.open, x); i >= 0 {
+			r.open = slices.Delete(r.open, i, i+1)
+			r.has[x] = v
+		}
 	}
 }
 
@@ -307,7 +304,7 @@ func (p *proc) exec(b []byte) {
 	if p.drop > 0 {
 		return
 	}
-	r := &run{attempt: attempt{id(b[:16]), u32(b[32:])}, seq: u32(b[36:])}
+	r := &run{attempt: attempt{id(b[:16]), u32(b[32:])}, seq: u32(b[36:]), has: map[id]value{}}
 	deps, about := int(u32(b[48:])), u32(b[52:])
 	b = b[56+about:]
 	for range deps {
@@ -320,7 +317,7 @@ func (p *proc) exec(b []byte) {
 		if v.Kind == sdk.Shared {
 			b = b[16+16+len(v.Refs):]
 		} else {
-			p.values[x] = value{binary.LittleEndian.Uint64(v.Bytes), v.Kind == sdk.Failure}
+			r.has[x] = value{binary.LittleEndian.Uint64(v.Bytes), v.Kind == sdk.Failure}
 			b = b2[:len(b2)-16]
 		}
 	}
@@ -361,9 +358,9 @@ func (p *proc) run() {
 		p.s.runs++
 		var need []id
 		for _, d := range r.deps {
-			if _, ok := p.values[d]; !ok {
+			if _, ok := r.has[d]; !ok {
 				if n, ok := p.s.sealed[d]; ok && !p.s.disk[d] {
-					p.values[d] = value{n: n}
+					r.has[d] = value{n: n}
 				} else {
 					need = append(need, d)
 				}
@@ -389,12 +386,12 @@ func (p *proc) run() {
 	var in, kids []value
 	bad := value{}
 	for _, d := range r.deps {
-		if in = append(in, p.values[d]); p.values[d].bad {
-			bad = p.values[d]
+		if in = append(in, r.has[d]); r.has[d].bad {
+			bad = r.has[d]
 		}
 	}
 	for _, k := range r.kids {
-		kids = append(kids, p.values[k])
+		kids = append(kids, r.has[k])
 	}
 	v := x.combine(r.p, in, kids)
 	if bad.bad {
@@ -402,9 +399,6 @@ func (p *proc) run() {
 	}
 	if len(r.kids) > 0 {
 		p.release(r.kids...)
-	}
-	for _, d := range r.deps {
-		delete(p.values, d)
 	}
 	p.stack = p.stack[:len(p.stack)-1]
 	status := sdk.ResultOK

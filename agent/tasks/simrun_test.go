@@ -26,8 +26,8 @@ func (s *sim) program(p *proc, n int, depth uint8) (over func() bool) {
 			return false
 		}
 		for i, x := range ids {
-			if p.values[x] != want[i] {
-				s.t.Fatalf("program %d gave %v, not %v", i, p.values[x], want[i])
+			if main.has[x] != want[i] {
+				s.t.Fatalf("program %d gave %v, not %v", i, main.has[x], want[i])
 			}
 		}
 		p.release(ids...)
