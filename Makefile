@@ -31,9 +31,11 @@ build: ## build .build/launcher (static)
 test: setup build ## everything a change must pass: lint, unit under race, simulation, local end to end
 	scripts/timed 900 "make test" $(MAKE) --no-print-directory lint race unit-full root e2e
 
-lint: ## formatting, vet, the rules of the tree
+lint: ## formatting, vet, types of the Python SDK, the rules of the tree
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { echo "gofmt: $$(gofmt -l $$(git ls-files '*.go'))"; exit 1; }
 	go vet ./...
+	@if [ -x .venv/bin/mypy ]; then cd python && ../.venv/bin/mypy --strict --python-version 3.9 --cache-dir ../$(BUILD)/mypy -p launcher; \
+	else echo "SKIP types of the Python SDK: there is no .venv/bin/mypy (make setup)"; fi
 	go test ./internal/lint
 
 unit: setup build ## unit tests without the race detector
