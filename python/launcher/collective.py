@@ -310,7 +310,8 @@ class Group(Steps):
         n = count * dt.itemsize
         at, end = self._take(n)
         held = (ctypes.c_char * (end - at)).from_buffer(self._mem.map, at)
-        weakref.finalize(held, self._give, at).atexit = False
+        end_of_life: Any = weakref.finalize(held, self._give, at)  # its attribute is not in the stubs
+        end_of_life.atexit = False
         self._mem.populate(at, end - at)
         whole: Any = held
         array = np.frombuffer(whole, dt, count).reshape(shape)
