@@ -113,6 +113,7 @@ type worker struct {
 	proc  wire.Proc // when the supervisor started it
 	kept  []string
 	from  *template
+	early *End           // its end, while its start was not known; guarded by p.mu
 	outs  sync.WaitGroup // its output
 }
 
@@ -214,10 +215,14 @@ func (p *Pool) started(w *worker, outs *outputs) {
 		p.pids[w.w.PID] = w
 	}
 	p.follow(w, outs)
+	early := w.early
 	p.mu.Unlock()
 	p.c.Started(w.w.ID, w.w.PID)
-	if died {
+	switch {
+	case died:
 		w.exited(end)
+	case early != nil:
+		w.gone(*early)
 	}
 }
 
@@ -233,7 +238,8 @@ func (w *worker) exited(x supervisor.Exit) { w.gone(End{Known: true, Code: x.Cod
 func (w *worker) gone(end End) {
 	p := w.p
 	p.mu.Lock()
-	if p.workers[w.w.ID] != w {
+	if p.workers[w.w.ID] != w { // its end came before the answer to its start, or twice
+		w.early = &end
 		p.mu.Unlock()
 		return
 	}
