@@ -64,12 +64,15 @@ func await(ctx context.Context, hs []*handle, n int, values bool) error {
 	} else {
 		w.need = need
 	}
-	depth := c.worker.blocks()
+	depth := c.worker.depth()
 	lends := depth > 0 || c.hello.Proc != "" && c.worker == nil // its cores, to others
+	c.want(hs, w, lends)
+	if depth > 0 && c.waiting == 0 {
+		c.worker.handBack()
+	}
 	if lends {
 		c.waiting++
 	}
-	c.want(hs, w, lends)
 	c.mu.Unlock()
 	c.flush()
 	err := c.waitFor(ctx, w, depth)

@@ -138,7 +138,7 @@ func init() {
 		return nil
 	})
 	programs["recursion"] = program(func(ctx context.Context) error {
-		fmt.Println(recurse.Submit(ctx, 150).Get(ctx))
+		fmt.Println(recurse.Submit(ctx, 500).Get(ctx))
 		return nil
 	})
 	programs["cancel"] = program(func(ctx context.Context) error {

@@ -112,7 +112,7 @@ func TestExamples(t *testing.T) {
 func TestPrograms(t *testing.T) {
 	c := up(t, "nodes = 1\n")
 	for name, want := range map[string]string{
-		"many": "all right\n", "arrays": "104857600 <nil>\n", "crash": "3 <nil>\ntrue\ntrue\n", "recursion": "150 <nil>\n",
+		"many": "all right\n", "arrays": "104857600 <nil>\n", "crash": "3 <nil>\ntrue\ntrue\n", "recursion": "500 <nil>\n",
 		"cancel": "true\ntrue\ntrue\nslept <nil>\n", "stream": "499500\n",
 	} {
 		t.Run(name, func(t *testing.T) {

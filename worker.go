@@ -164,22 +164,24 @@ func (w *worker) exit() error {
 	return nil
 }
 
-// blocks says that a task waits for others: what has not begun is given back, and what
-// comes from now on runs while it waits. It gives how many tasks are in work, of which the
-// waiting one is the last; 0 when none of them waits. mu must be held.
-func (w *worker) blocks() (depth int) {
-	if w == nil || len(w.stack) == 0 {
+// depth is how many tasks are in work: each waits for the one after it. mu must be held.
+func (w *worker) depth() int {
+	if w == nil {
 		return 0
 	}
-	if w.c.waiting == 0 {
-		w.queue = nil
-		w.c.out.begin(sdk.MsgHandBack)
-		w.c.out.u32(w.begun + 1)
-		w.c.out.close()
-		w.c.prove()
-		w.drop = w.c.out.end()
-	}
 	return len(w.stack)
+}
+
+// handBack gives back what has not begun, and takes nothing until the agent has read that.
+// It comes after the frame that says that a task waits: from that one on the agent gives
+// this worker nothing. mu must be held.
+func (w *worker) handBack() {
+	w.queue = nil
+	w.c.out.begin(sdk.MsgHandBack)
+	w.c.out.u32(w.begun + 1)
+	w.c.out.close()
+	w.c.prove()
+	w.drop = w.c.out.end()
 }
 
 // onTop runs the tasks that have come while one waits, in its place. mu must not be held.
