@@ -24,6 +24,10 @@ var (
 	filled  = launcher.Func2(fill)
 	numbers = launcher.StreamFunc(count, launcher.Backpressure(4))
 	slow    = launcher.Func(slowSquare)
+	whoAmI  = launcher.Func0(func(ctx context.Context) (launcher.TaskInfo, error) {
+		info, _ := launcher.Task(ctx)
+		return info, nil
+	})
 )
 
 func init() { recurse = launcher.Func(recursive) }
@@ -96,6 +100,43 @@ func init() {
 		for i, r := range refs {
 			if v, err := r.Get(ctx); err != nil || v != i*i {
 				return fmt.Errorf("task %d: %d, %w", i, v, err)
+			}
+		}
+		nodes, err := launcher.Nodes(ctx)
+		if err != nil || len(nodes) != 1 || !nodes[0].Alive || nodes[0].Resources["CPU"] < 1 {
+			return fmt.Errorf("nodes %+v, %w", nodes, err)
+		}
+		free, err := launcher.Available(ctx)
+		if err != nil || free["memory"] <= 0 {
+			return fmt.Errorf("free %v, %w", free, err)
+		}
+		who, err := whoAmI.Submit(ctx, launcher.OnNode(nodes[0].ID)).Get(ctx)
+		if err != nil || who.Node != nodes[0].ID {
+			return fmt.Errorf("ran on %+v, %w", who, err)
+		}
+		// Goroutines may all submit and get.
+		errs := make(chan error)
+		for i := range 50 {
+			go func() {
+				sum := 0
+				for k := range 100 {
+					v, err := Square.Submit(ctx, k).Get(ctx)
+					if err != nil {
+						errs <- err
+						return
+					}
+					sum += v
+				}
+				if sum != 328350 {
+					errs <- fmt.Errorf("goroutine %d: %d", i, sum)
+					return
+				}
+				errs <- nil
+			}()
+		}
+		for range 50 {
+			if err := <-errs; err != nil {
+				return err
 			}
 		}
 		fmt.Println("all right")

@@ -109,10 +109,10 @@ func (c *client) ask(ctx context.Context, out any, verb string, args ...any) err
 	c.flush()
 	select {
 	case a := <-ch:
-		if a.err != nil || out == nil {
+		if a.err != nil {
 			return a.err
 		}
-		return wire.Unmarshal(a.body, out)
+		return readGeneral(c, a.body, out)
 	case <-ctx.Done():
 		c.mu.Lock()
 		delete(c.calls, n)
