@@ -325,6 +325,8 @@ func (c *Core) shape(cl *client, b []byte) error {
 	}
 	if o.WorkingDir != "" {
 		s.key.Dir = o.WorkingDir
+		// Its modules come before those of the program, as for a program started there.
+		s.key.Path = strings.TrimSuffix(o.WorkingDir+"\x00"+s.key.Path, "\x00")
 	}
 	if len(o.Env) > 0 {
 		s.key.Env = withEnv(key.Env, o.Env)

@@ -162,6 +162,17 @@ class TaskTest(task_cases.Tasks, Cluster):
             self.assertEqual(launcher.get(about.remote()), ("blue", os.path.realpath(d)))
             self.assertEqual(launcher.get(about.options(runtime_env={}).remote()), (None, os.getcwd()))
 
+            with open(os.path.join(d, "only_there.py"), "w") as to:
+                to.write("X = 7\n")
+
+            @launcher.remote(runtime_env={"working_dir": d})
+            def modules():
+                import only_there
+
+                return only_there.X
+
+            self.assertEqual(launcher.get(modules.remote()), 7)
+
     def test_modules_of_the_program(self):
         with tempfile.TemporaryDirectory() as d:
             with open(os.path.join(d, "beside.py"), "w") as to:
