@@ -27,7 +27,6 @@ R = TypeVar("R")
 _lock = threading.RLock()
 _local: Optional["subprocess.Popen[bytes]"] = None  # the cluster of this program
 _where = ""  # the socket of the last init
-_env: Dict[str, Any] = {}  # runtime_env of the program
 _JOIN = 30.0
 
 # What Ray's init takes and means nothing here.
@@ -83,7 +82,7 @@ def init(
 
     Raises launcher.Error when there is none, RuntimeError when it is connected already.
     """
-    global _local, _where, _env
+    global _local, _where
     unknown = set(ignored) - _IGNORED
     if unknown:
         raise TypeError(f"init() has no parameter {sorted(unknown)[0]!r}")
@@ -109,7 +108,7 @@ def init(
             if process is not None:
                 _end(process)
             raise
-        _env = dict(runtime_env or {})
+        client.environment = dict(runtime_env or {})
         _local, _where = process, where
         _client.use(client)
         return Context(client)
@@ -452,8 +451,3 @@ class RuntimeContext:
 def get_runtime_context() -> RuntimeContext:
     """Where this code runs: job, node, task, attempt, resources."""
     return RuntimeContext(_client.connected())
-
-
-def default_environment() -> Dict[str, Any]:
-    """runtime_env of init, for all tasks of the program."""
-    return _env

@@ -45,10 +45,6 @@ class Client(Connection):
         """A list of what was asked for ahead."""
         return deque()
 
-    def finish(self, task: bytes) -> ObjectRef[Any]:
-        """A reference of the end of a task."""
-        return self.item(task)
-
     # Values.
 
     def put(self, value: Any, copies: int = 1) -> ObjectRef[Any]:
@@ -140,7 +136,7 @@ class Client(Connection):
             if v[0] == f.FAILED:
                 raise from_wire(_pack.unpack(v[2]))
             if v[0] == f.END:
-                raise StopIteration
+                return None
             data = self.shared(id)
             if data is not None:
                 return _serial.decode(*data)

@@ -47,6 +47,7 @@ class Connection:
         self.store = Store()
         self.pid = os.getpid()
         self.closed = ""  # why nothing can be asked any more
+        self.environment: Dict[str, Any] = {}  # runtime_env of the program, or of the worker
 
         self.out = bytearray()
         self.rest: Any = b""  # of what was to be written
@@ -177,6 +178,7 @@ class Connection:
             if not self.closed:
                 try:
                     self.flush()
+                    self.poll()  # for what workers printed
                 except (OSError, Error):
                     pass
                 self.closed = "launcher.shutdown() has ended the connection"

@@ -36,8 +36,6 @@ class Asyncio:
                 return
             try:
                 made.set_result(self.client.get(ref, None) if values else None)
-            except StopIteration as e:
-                made.set_exception(RuntimeError(str(e)))
             except BaseException as e:
                 made.set_exception(e)
 

@@ -97,7 +97,7 @@ class _Prepared:
             code = _serial.dump_function(function)
         self.id = hashlib.sha256(b"python\0" + code).digest()[:16]
         client.function(self.id, _serial.name_of(function), code)
-        self.shape = client.shape(encode(options, self.name))
+        self.shape = client.shape(encode(inherit(client, options), self.name))
         self.returns, self.how = returns_of(options, function)
         self.retry = retry_of(options)
         self.flags = 0
@@ -191,7 +191,7 @@ class NamedFunction:
         client = _client.connected()
         id = hashlib.sha256(b"named\0" + self._name.encode()).digest()[:16]
         client.function(id, self._name, b"")
-        options = {"language": self._language, **self._options}
+        options = {"language": self._language, **inherit(client, self._options)}
         shape = client.shape(encode(options, options.get("name") or self._name))
         returns, _ = returns_of(options, None)
         deps: List[bytes] = []
@@ -235,6 +235,17 @@ _KNOWN = {
 def merge(old: Dict[str, Any], new: Dict[str, Any]) -> Dict[str, Any]:
     """Options with others on top."""
     return {**old, **new}
+
+
+def inherit(client: _client.Client, options: Dict[str, Any]) -> Dict[str, Any]:
+    """Options on top of the program's runtime_env, or that of the task that submits."""
+    base = client.environment
+    if not base:
+        return options
+    env = {**base, **(options.get("runtime_env") or {})}
+    if "env_vars" in base:
+        env["env_vars"] = {**base["env_vars"], **(env.get("env_vars") or {})}
+    return {**options, "runtime_env": env}
 
 
 def check(options: Dict[str, Any]) -> None:

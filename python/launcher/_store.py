@@ -22,6 +22,10 @@ ALIGN = 64
 _F_ADD_SEALS, _F_SEAL_FUTURE_WRITE = 1033, 0x10
 _POPULATE_WRITE = 23
 _TWO_THREADS = 32 << 20  # a copy so large is shared by two
+_STEP = 8 << 20
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
 
 class _Buffer(ctypes.Structure):
@@ -285,35 +289,47 @@ class Store:
         """Copy an encoded value to its place."""
         view = segment.view
         end = max([offset + len(head)] + [offset + at + raw.nbytes for at, raw in buffers])
-        if end > segment.touched:
-            # The pages are there; this has them all entered in this process's tables at
-            # once, which is a fraction of the cost of a fault for each.
-            begin = max(offset, segment.touched) & ~4095
-            if end - begin >= 1 << 20:
-                try:
-                    segment.map.madvise(_POPULATE_WRITE, begin, end - begin)
-                except (OSError, ValueError):  # a kernel before 5.14
-                    pass
-            if offset <= segment.touched:
-                segment.touched = end
+        fresh = end > segment.touched
+        if fresh and offset <= segment.touched:
+            segment.touched = end
         view[offset : offset + len(head)] = head
         for at, raw in buffers:
             n = raw.nbytes
             if n >= _TWO_THREADS:
-                _copy(segment.base + offset + at, address(raw), n)
+                _copy(segment.base + offset + at, address(raw), n, fresh)
             elif n:
+                if fresh and n >= _STEP // 8:
+                    _populate(segment.base + offset + at, n)
                 view[offset + at : offset + at + n] = raw
 
 
-def _copy(to: int, source: int, n: int) -> None:
+def _populate(at: int, n: int) -> None:
+    """Have the pages entered in this process's tables at once, for a fraction of the cost
+    of a fault for each. A kernel before 5.14 refuses, and then they fault."""
+    begin = (at + 4095) & ~4095
+    if at + n > begin:
+        _libc.madvise(begin, (at + n - begin) & ~4095, _POPULATE_WRITE)
+
+
+def _copy(to: int, source: int, n: int, fresh: bool) -> None:
     """memcpy by two threads, without the interpreter's lock."""
+
+    def part(begin: int, end: int) -> None:
+        for at in range(begin, end, _STEP):
+            size = min(_STEP, end - at)
+            if fresh:
+                _populate(to + at, size)
+            ctypes.memmove(to + at, source + at, size)
+
     half = (n // 2 + 4095) & ~4095
-    if (os.cpu_count() or 1) < 2:
-        ctypes.memmove(to, source, n)
-        return
-    other = threading.Thread(target=ctypes.memmove, args=(to + half, source + half, n - half))
-    other.start()
+    other: Optional[threading.Thread] = None
+    if len(os.sched_getaffinity(0)) > 1:
+        other = threading.Thread(target=part, args=(half, n))
+        other.start()
     try:
-        ctypes.memmove(to, source, half)
+        part(0, half)
+        if other is None:
+            part(half, n)
     finally:
-        other.join()
+        if other is not None:
+            other.join()

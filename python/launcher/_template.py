@@ -25,9 +25,7 @@ def main() -> None:
     from . import _serial, _worker  # noqa: F401  what every worker needs
 
     _serial._cloudpickle()
-    home = os.getcwd()
-    if sys.path and os.path.abspath(sys.path[0] or ".") == home:
-        del sys.path[0]  # put there by -m; the program's own folders are in PYTHONPATH
+    _worker.clean_path()
     gc.collect()
     gc.freeze()
     _send(sock, {"ready": True})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import ctypes
+import faulthandler
 import inspect
 import os
 import pickle
@@ -104,6 +105,7 @@ class Worker:
         self.functions: Dict[bytes, Function] = {}
         self.resumed: Set[Tuple[bytes, int]] = set()  # attempts that are not to be run again
         self.begun = 0
+        self.began = False
         self.ending = False
         self.words: Any = memoryview(bytearray(4096)).cast("I")
         self.flushed = 0
@@ -239,6 +241,8 @@ class Worker:
                 return
             words[1] = o.sequence
             function = self.functions.get(o.function)
+            if not self.began:
+                self._begin(o)
         o.thread = threading.get_ident()
         depth = len(self.stack)
         if depth:
@@ -263,6 +267,15 @@ class Worker:
         if function is not None:
             took = end - start
             function.slow = took if took > function.slow else function.slow * 0.9 + took * 0.1
+
+    def _begin(self, o: Order) -> None:
+        """At the first task: all tasks of a worker have the same environment."""
+        self.began = True
+        about = o.describe()
+        if about.get("env"):
+            self.client.environment["env_vars"] = about["env"]
+        if about.get("working_dir"):
+            self.client.environment["working_dir"] = about["working_dir"]
 
     def _run(self, o: Order, function: Optional[Function]) -> Tuple[int, int, bytes, Any]:
         """Run a task: status, number of values, their bytes, and what must live until they are written."""
@@ -447,13 +460,20 @@ def hello(kind: int, token: str = "", name: str = "") -> List[Any]:
 
 def _path() -> List[str]:
     """The directories that this program added to where modules are looked for."""
-    own = {os.path.dirname(os.path.dirname(os.path.abspath(__file__))), *(p for p in sys.path if p.startswith((sys.prefix, sys.base_prefix)) or p.endswith(".zip"))}
-    out = []
+    library = os.path.dirname(os.__file__)
+    skip = {library, os.path.join(library, "lib-dynload"), os.path.dirname(os.path.dirname(os.path.abspath(__file__)))}
+    out: List[str] = []
     for p in sys.path:
         p = os.path.abspath(p)  # "" is where the program was started
-        if p not in own and p not in out and os.path.isdir(p):
+        if p not in skip and p not in out and os.path.basename(p) not in ("site-packages", "dist-packages") and os.path.isdir(p):
             out.append(p)
     return out
+
+
+def clean_path() -> None:
+    """Drop what -m put in front of the module path: the program's own folders are in PYTHONPATH."""
+    if sys.path and os.path.abspath(sys.path[0] or ".") == os.getcwd() and not getattr(sys.flags, "safe_path", False):
+        del sys.path[0]
 
 
 def main(token: str = "") -> None:
@@ -461,15 +481,22 @@ def main(token: str = "") -> None:
     token = token or os.environ.get("LAUNCHER_WORKER", "")
     code = 0
     try:
+        faulthandler.enable()
+    except (OSError, ValueError, RuntimeError):  # there is no standard error
+        pass
+    try:
         for stream in (sys.stdout, sys.stderr):
             stream.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
-        where = os.environ.get("LAUNCHER_SOCKET", "")
-        sock = socket.socket(fileno=3)
-        os.set_inheritable(3, False)
         worker = Worker()
-        signal.signal(signal.SIGINT, worker.interrupted)
-        client = Client(sock, where, hello(2, token), worker, False)
+        try:
+            sock = socket.socket(fileno=3)
+            os.set_inheritable(3, False)
+            client = Client(sock, os.environ.get("LAUNCHER_SOCKET", ""), hello(2, token), worker, False)
+        except (OSError, Error) as e:
+            print(f"launcher: this worker was not taken by its node's agent: {e}", file=sys.stderr)
+            os._exit(1)
         use(client)
+        signal.signal(signal.SIGINT, worker.interrupted)
         worker.serve()
         client.close()
     except SystemExit as e:
@@ -491,4 +518,5 @@ def main(token: str = "") -> None:
 if __name__ == "__main__":
     from launcher import _worker
 
+    _worker.clean_path()
     _worker.main()

@@ -340,8 +340,9 @@ class Agent:
             v, at = self.value(b, at)
             for j in range(t["returns"] if v[0] == f.FAILED and t["returns"] != f.STREAM else 1):
                 self.store(task[:8] + struct.pack("<Q", base + 1 + i + j), v)
-        if t["returns"] == f.STREAM and not count:
-            self.store(task[:8] + struct.pack("<Q", base + 1), (f.END, 0, [], 0, b""))
+        if t["returns"] == f.STREAM:
+            for low in ([base + 1] if not count else []) + [t["low"] + 0xFFFFE]:
+                self.store(task[:8] + struct.pack("<Q", low), (f.END, 0, [], 0, b""))
 
     def on_041a(self, c, b):
         task, attempt, index = struct.unpack_from("<16sII", b)

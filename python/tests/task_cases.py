@@ -219,6 +219,10 @@ class Tasks:
         self.assertTrue(g.is_finished())
         big = list(items.remote(8))
         self.assertEqual(launcher.get(big[5])[-1], 99999)
+        g = items.remote(2)
+        ended = g.completed()
+        self.assertIsNone(launcher.get(ended, timeout=30))
+        self.assertEqual(launcher.get(list(g)), [0, 1])
         half = items.remote(1000)
         next(half)
         del half

@@ -117,12 +117,12 @@ class TaskTest(task_cases.Tasks, Cluster):
             launcher.cancel(r, force=True)
             with self.assertRaises(exceptions.RayError):
                 launcher.get(r, timeout=30)
-        many = [slow.options(num_cpus=4).remote("sleep", "x") for _ in range(20)]
-        for r in many[1:]:
-            launcher.cancel(r)
-        for r in many[1:]:
-            with self.assertRaises(exceptions.TaskCancelledError):
-                launcher.get(r, timeout=30)
+            many = [slow.options(num_cpus=4).remote("sleep", "x") for _ in range(20)]
+            for r in many:
+                launcher.cancel(r)
+            for r in many:
+                with self.assertRaises(exceptions.TaskCancelledError):
+                    launcher.get(r, timeout=30)
 
     def test_context(self):
         @launcher.remote(num_cpus=0.5, name="mine")
@@ -172,6 +172,21 @@ class TaskTest(task_cases.Tasks, Cluster):
                 return only_there.X
 
             self.assertEqual(launcher.get(modules.remote()), 7)
+
+    def test_environment_of_the_program(self):
+        launcher.shutdown()
+        launcher.init(self.path, runtime_env={"env_vars": {"COLOUR": "green", "SIZE": "1"}})
+
+        @launcher.remote
+        def about():
+            return os.environ.get("COLOUR"), os.environ.get("SIZE")
+
+        @launcher.remote
+        def outer():
+            return launcher.get(about.remote())
+
+        self.assertEqual(launcher.get(about.remote()), ("green", "1"))
+        self.assertEqual(launcher.get(outer.options(runtime_env={"env_vars": {"SIZE": "2"}}).remote()), ("green", "2"))
 
     def test_modules_of_the_program(self):
         with tempfile.TemporaryDirectory() as d:
