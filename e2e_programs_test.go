@@ -214,7 +214,7 @@ func init() {
 		return nil
 	})
 	programs["python"] = program(func(ctx context.Context) error {
-		score := launcher.Python[map[string]any]("score:score")
+		score := launcher.Python[map[string]any]("score:score", launcher.Program(os.Getenv("TEST_PYTHON")))
 		v, err := score.Submit(ctx, "a text", []float64{1, 2.5}, Square.Submit(ctx, 3), []byte("xyz")).Get(ctx)
 		if err != nil {
 			return err

@@ -192,9 +192,9 @@ except Exception as e:
 
 // TestPython: Python and Go call each other's functions.
 func TestPython(t *testing.T) {
-	py, err := exec.LookPath("python3")
-	if err != nil {
-		t.Skip("SKIP: there is no python3")
+	py, err := filepath.Abs(".venv/bin/python")
+	if err != nil || exec.Command(py, "-c", "import cloudpickle").Run() != nil {
+		t.Skip("SKIP: .venv has no Python with cloudpickle: make setup makes it")
 	}
 	c := up(t, "nodes = 1\n")
 	for name, text := range map[string]string{"score.py": scorePy, "caller.py": callerPy} {
@@ -202,7 +202,7 @@ func TestPython(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if r := c.run("python"); r.Code != 0 || r.Out != "2 3.5 9 3\ntrue\n" {
+	if r := c.run("python", "TEST_PYTHON="+py); r.Code != 0 || r.Out != "2 3.5 9 3\ntrue\n" {
 		t.Error(r)
 	}
 	self, err := os.Executable()

@@ -66,6 +66,7 @@ var arrows = []arrow{
 	{"examples", ".", "programs use the SDK"},
 	{"examples", "collectives", "operations are named there"},
 	{"examples", "examples", "a program and its data"},
+	{"examples/go/gotest", "internal/testkit", "it runs examples in tests"},
 }
 
 // notFrom are arrows that the table above would allow by prefix but that must not be.
