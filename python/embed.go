@@ -17,7 +17,7 @@ import (
 	"launcher/internal/errs"
 )
 
-//go:embed launcher/*.py launcher/py.typed
+//go:embed launcher/*.py launcher/py.typed wheels
 var files embed.FS
 
 // Files is the SDK: the folder launcher and what is in it.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import glob
+import os
 import pickle
 import struct
 import sys
@@ -44,7 +46,12 @@ def _cloudpickle() -> Any:
     try:
         import cloudpickle  # type: ignore[import-not-found,import-untyped,unused-ignore]
     except ImportError:
-        raise ImportError(f"launcher needs cloudpickle to pass functions and objects on, and {sys.executable} does not have it\nhint: {sys.executable} -m pip install cloudpickle") from None
+        # The agent's copy of the SDK has one beside it, for interpreters without.
+        beside = glob.glob(os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "wheels", "cloudpickle-*.whl"))
+        if not beside or beside[0] in sys.path:
+            raise ImportError(f"launcher needs cloudpickle to pass functions and objects on, and {sys.executable} does not have it\nhint: {sys.executable} -m pip install cloudpickle") from None
+        sys.path.append(beside[0])
+        return _cloudpickle()
     return cloudpickle
 
 

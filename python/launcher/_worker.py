@@ -487,6 +487,7 @@ def main(token: str = "") -> None:
     try:
         for stream in (sys.stdout, sys.stderr):
             stream.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
+        _serial._cloudpickle()
         worker = Worker()
         try:
             sock = socket.socket(fileno=3)
