@@ -152,7 +152,9 @@ class Connection:
                     sock.close()
                     raise
             except (OSError, Error) as e:
-                if isinstance(e, Error) and e.kind not in ("unavailable", "lost") or time.monotonic() > end:
+                if isinstance(e, Error) and e.kind not in ("unavailable", "lost"):
+                    self._fail(f"the node's agent was restarted ({cause}), and this program cannot go on: {e}")
+                if time.monotonic() > end:
                     self._fail(f"the node's agent is gone ({cause}) and not back within {COME_BACK:.0f} s: {e}")
                 time.sleep(0.05)
         self.rest = b"".join([data for _, data in self.ring])
