@@ -165,8 +165,9 @@ func (c *client) welcome(f *frames, body []byte) error {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.welcomed = w
-	c.hello.Client = w.Client
+	if c.hello.Client == 0 { // a new agent goes on with what the first one said
+		c.welcomed, c.hello.Client = w, w.Client
+	}
 	return nil
 }
 

@@ -2,6 +2,7 @@ package launcher
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -16,9 +17,12 @@ import (
 	"launcher/wire/sdk"
 )
 
+// cancelled is the exit code of a program that was told to end.
+const cancelled = 130
+
 // Main makes this program a cluster program: it connects to a cluster, calls run, and
 // ends the process with exit code 0, or with 1 and the error on standard error. run's
-// context ends on Ctrl-C and SIGTERM.
+// context ends on Ctrl-C and SIGTERM; if that is why run fails, the exit code is 130.
 //
 // In a run, the cluster is the run's; else the one that is up on this machine
 // (LAUNCHER_CLUSTER names one of several); else one is started for the life of the
@@ -29,8 +33,11 @@ func Main(run func(ctx context.Context) error) {
 		os.Exit(serve(token))
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	context.AfterFunc(ctx, stop) // a second Ctrl-C ends the process
 	err := drive(ctx, run)
-	stop()
+	if err != nil && ctx.Err() != nil && errors.Is(err, context.Canceled) {
+		os.Exit(cancelled)
+	}
 	if err != nil {
 		fmt.Fprint(os.Stderr, explain(err))
 		os.Exit(1)
