@@ -75,8 +75,11 @@ func Main(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	// A short grace is about the head's absence; an agent that is killed again and again is
+	// started again for longer.
+	const leastGrace = time.Minute
 	l := life{name: "agent", argv: []string{exe, "agent"}, env: os.Environ(), logPath: logPath(cfg.Dir),
-		grace: time.Duration(cfg.Grace), socket: socketPath(cfg.Dir), outlive: true}
+		grace: max(time.Duration(cfg.Grace), leastGrace), socket: socketPath(cfg.Dir), outlive: true}
 	return s.run(ctx, l, os.NewFile(guardFD, "guard"))
 }
 
