@@ -13,7 +13,7 @@ wants() { [ -z "${ONLY:-}" ] || for w in $ONLY; do case $1 in "$w"*) return 0 ;;
 # program FILE [POINT...]: a program of accept/core as the plain user; it must print points and end well.
 program() {
 	local out rc
-	out=$(t1 env LAUNCHER="$LAUNCHER" PYTHONPATH="$PYTHONPATH" PYTHONDONTWRITEBYTECODE=1 TMPDIR="$WORK/${dir:-tmp}" timeout 600 "$PY" "accept/core/$1" "${@:2}" 2>"$WORK/err")
+	out=$(t1 env ${cluster:+LAUNCHER_CLUSTER=$cluster} LAUNCHER="$LAUNCHER" PYTHONPATH="$PYTHONPATH" PYTHONDONTWRITEBYTECODE=1 TMPDIR="$WORK/${dir:-tmp}" timeout 600 "$PY" "accept/core/$1" "${@:2}" 2>"$WORK/err")
 	rc=$?
 	grep -E '^(PASS|FAIL) ' <<<"$out" | cut -c1-600
 	[ $rc = 0 ] && grep -qE '^(PASS|FAIL) ' <<<"$out" || fail "${1%.py}.ended" "exit $rc: $(tail -3 "$WORK/err")"
@@ -39,8 +39,8 @@ fi
 if wants tasks; then
 	spec lab 2 3
 	L up "$WORK/lab.toml" >/dev/null 2>&1
-	program tasks.py
-	program bad.py
+	cluster=lab program tasks.py
+	cluster=lab program bad.py
 	L down lab >/dev/null 2>&1
 	left=$(leftovers)
 	check down.clean "left after down: ${left:-nothing}" test -z "$left"
@@ -56,9 +56,9 @@ fi
 if wants faults; then
 	spec deaths 2 2
 	L up "$WORK/deaths.toml" >/dev/null 2>&1
-	program faults.py
+	cluster=deaths program faults.py
 	a=$SECONDS
-	out=$(t1 env LAUNCHER="$LAUNCHER" PYTHONPATH="$PYTHONPATH" timeout 200 "$PY" accept/core/soak.py 20 "$WORK/tmp/ledger" 2>"$WORK/err"); rc=$?
+	out=$(t1 env LAUNCHER_CLUSTER=deaths LAUNCHER="$LAUNCHER" PYTHONPATH="$PYTHONPATH" timeout 200 "$PY" accept/core/soak.py 20 "$WORK/tmp/ledger" 2>"$WORK/err"); rc=$?
 	check faults.soak "$((SECONDS - a)) s: $out $(tail -1 "$WORK/err")" test $rc = 0
 	L down deaths >/dev/null 2>&1
 fi

@@ -9,7 +9,6 @@ var notBuiltYet = map[string]func(*node) bool{
 	// cluster specs
 	"head.where":       func(n *node) bool { s, _ := n.val.(string); return strings.HasPrefix(s, "pool:") },
 	"head.replicas":    is(int64(3)),
-	"objects.spill":    set,
 	"security.encrypt": is("control"),
 	"pool.backend":     is("ssh", "slurm", "yarn"),
 	"pool.total":       set,
