@@ -225,6 +225,32 @@ func init() {
 		fmt.Println(ok && task.Code == "task" && strings.Contains(task.Message, "TypeError") && strings.Contains(task.Trace, "score"))
 		return nil
 	})
+	programs["nodes"] = program(func(ctx context.Context) error {
+		nodes, err := launcher.Nodes(ctx)
+		if err != nil {
+			return err
+		}
+		ids := map[string]bool{}
+		for _, n := range nodes {
+			who, err := whoAmI.Submit(ctx, launcher.OnNode(n.ID)).Get(ctx)
+			if err != nil || who.Node != n.ID {
+				return fmt.Errorf("to run on %s: on %s, %w", n.ID, who.Node, err)
+			}
+			// A large value made there, read here and there.
+			a := filled.Submit(ctx, 500_000, 2.5, launcher.OnNode(n.ID))
+			for _, m := range nodes {
+				if v, err := mean.SubmitArg(ctx, a, launcher.OnNode(m.ID)).Get(ctx); err != nil || v != 2.5 {
+					return fmt.Errorf("mean on %s of what is on %s: %v, %w", m.ID, n.ID, v, err)
+				}
+			}
+			if v, err := a.Get(ctx); err != nil || len(v) != 500_000 || v[499_999] != 2.5 {
+				return fmt.Errorf("what is on %s: %d values, %w", n.ID, len(v), err)
+			}
+			ids[n.ID] = true
+		}
+		fmt.Println(len(ids))
+		return nil
+	})
 	programs["long"] = program(func(ctx context.Context) error {
 		fmt.Println("begun")
 		var refs []launcher.Ref[int]

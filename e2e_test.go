@@ -123,6 +123,14 @@ func TestPrograms(t *testing.T) {
 	}
 }
 
+// TestTwoNodes: tasks run where they are to, values go where they are needed.
+func TestTwoNodes(t *testing.T) {
+	c := up(t, "nodes = 2\n")
+	if r := c.run("nodes"); r.Code != 0 || r.Out != "2\n" {
+		t.Error(r)
+	}
+}
+
 // TestLocal: with nothing up a program has a cluster of its own, which is gone with it.
 func TestLocal(t *testing.T) {
 	c := &cluster{t, testkit.New(t)}
