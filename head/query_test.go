@@ -36,17 +36,21 @@ func TestQuery(t *testing.T) {
 		}
 	}
 	// Three answers of 8 MiB do not fit into one.
-	whole := 0
-	for id, a := range nodes(wire.Query{What: "much"}) {
-		if len(a.JSON) == wire.MaxTold {
-			whole++
-		} else if a.Err == nil || !errs.Is(a.Err.FromWire(), errs.Exhausted) {
-			t.Errorf("%s: %d bytes, %v", id, len(a.JSON), a.Err)
+	// A machine that is slow at the moment may take longer than nodes are waited for.
+	within(t, "one whole answer, and two that say that they are too long", func() bool {
+		whole := 0
+		for id, a := range nodes(wire.Query{What: "much"}) {
+			switch {
+			case len(a.JSON) == wire.MaxTold:
+				whole++
+			case a.Err == nil || !errs.Is(a.Err.FromWire(), errs.Exhausted) && !errs.Is(a.Err.FromWire(), errs.Timeout):
+				t.Errorf("%s: %d bytes, %v", id, len(a.JSON), a.Err)
+			case errs.Is(a.Err.FromWire(), errs.Timeout):
+				return false
+			}
 		}
-	}
-	if whole != 1 {
-		t.Errorf("%d whole answers", whole)
-	}
+		return whole == 1
+	})
 	if _, err := ask[wire.QueryAnswer](s, wire.MsgQuery, wire.Query{What: "tasks", Node: "local-9"}); !errs.Is(err, errs.NotFound) {
 		t.Errorf("of no node: %v", err)
 	}
