@@ -178,14 +178,18 @@ func (c *Core) Away(now int64, id uint32) {
 func (c *Core) Back(now int64, id uint32) {
 	c.now = now
 	if cl := c.clients[id]; cl != nil {
-		cl.away, cl.handed = 0, false
+		cl.away, cl.handed = 0, cl.busy() // what it waits for it says again
+		if cl.ending {
+			c.sendExit(cl)
+			return
+		}
 		if cl.pool != nil {
 			// It has dropped what it had not begun, and passes over what it had.
 			clear(cl.known)
 			for _, l := range cl.levels {
 				for _, t := range l.tasks {
 					cl.seq++
-					t.seq = cl.seq
+					t.seq, t.twice = cl.seq, true
 					c.recordSeq(t)
 					c.exec(cl, t)
 				}
@@ -207,7 +211,6 @@ func (c *Core) Frame(now int64, from uint32, typ uint16, body []byte) error {
 	if typ != sdk.MsgGet && typ != sdk.MsgAwake && typ != sdk.MsgPeerSync {
 		c.recordFrame(from, typ, body)
 	}
-	cl.handed = typ == sdk.MsgHandBack
 	switch typ {
 	case sdk.MsgSubmit:
 		return c.submit(cl, body)

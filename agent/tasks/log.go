@@ -21,7 +21,9 @@ const (
 	recLost    = 7
 	recState   = 8  // of a snapshot
 	recRemote  = 10 // a frame of another node's agent about a task that runs there; the client is its number
+	recEnding  = 11 // a worker is to end
 	recSeq     = 12 // a task was given again to the worker that has it
+	recFetched = 13 // the value of another node's object: its id, then as another agent gives it
 )
 
 // A record is: u8 kind, u8 0, u16 type of a frame, u32 client, i64 now, u32 length, body.
@@ -174,6 +176,10 @@ func (c *Core) repeat(kind uint8, from uint32, typ uint16, body []byte) error {
 		} else if o := c.objects[id(body)]; kind == recLost && o != nil && o.state == here && o.kind == sdk.Shared {
 			c.lose(o, "it was lost")
 		}
+	case recEnding:
+		if cl != nil && cl.pool != nil {
+			c.ends(cl)
+		}
 	case recSeq:
 		if len(body) != 20 {
 			return errs.New(errs.Corrupt, "a record of tasks is damaged")
@@ -188,6 +194,8 @@ func (c *Core) repeat(kind uint8, from uint32, typ uint16, body []byte) error {
 		} else {
 			_ = c.remoteResult(from, body)
 		}
+	case recFetched:
+		return c.restoreFetched(body)
 	case recState:
 		return c.restoreState(body)
 	default:

@@ -293,6 +293,7 @@ func (c *Core) Fetched(now int64, x id, kind, form uint8, size int64, data []byt
 		return
 	}
 	o.kind, o.form, o.size, o.data = kind, form, size, data
+	c.recordFetched(o, refs)
 	for _, r := range refs {
 		if in := c.lookup(r); in != nil {
 			in.uses++
@@ -361,6 +362,9 @@ func (c *Core) unneeded(o *object) {
 	}
 	if o.state == pending || o.state == missing {
 		return // its task makes it, and then it is looked at again
+	}
+	if o.lineage > 0 && o.task == nil && o.state == here && o.kind == sdk.Inline {
+		return // a small argument that was put, of a task that may have to run again
 	}
 	if o.state == here {
 		if o.kind == sdk.Shared {

@@ -283,9 +283,22 @@ func (c *Core) makeRoom() bool {
 
 // endWorker asks a worker with nothing to do to end.
 func (c *Core) endWorker(w *client) {
+	c.record(recEnding, w.ID, 0, nil)
+	c.ends(w)
+	c.sendExit(w)
+}
+
+// ends takes a worker out of those that there are.
+func (c *Core) ends(w *client) {
+	if w.ending {
+		return
+	}
 	w.ending = true
 	w.pool.idle = slices.DeleteFunc(w.pool.idle, func(x *client) bool { return x == w })
 	c.workers--
+}
+
+func (c *Core) sendExit(w *client) {
 	w.finish(c.frame(w, sdk.MsgExit, 0))
 	c.do(StopWorker{ID: w.ID})
 }
@@ -409,10 +422,11 @@ func (c *Core) exec(w *client, t *task) {
 
 // blocks lends out the cores of what waits.
 func (c *Core) blocks(l *level) {
+	cl := l.client
+	cl.handed = false
 	if l.blocked {
 		return
 	}
-	cl := l.client
 	if cl.pool == nil {
 		l.blocked = true
 		if cl.Proc != "" && !c.mute {
@@ -455,6 +469,7 @@ func (c *Core) goesOn(l *level) {
 
 // awake: the program waits no longer, for whatever reason.
 func (c *Core) awake(l *level) {
+	l.client.handed = false
 	if l.waits == 0 {
 		return
 	}

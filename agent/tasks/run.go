@@ -88,7 +88,9 @@ func (c *Core) need(t *task) {
 	for _, d := range t.deps {
 		o := c.lookup(d)
 		if o == nil {
-			bad = c.lostError(d)
+			if bad = c.lostError(d); t.kept {
+				bad = c.errorOf("reconstruction", fmt.Sprintf("a result of %s is lost and cannot be made again: its argument %s, which was put, is gone", t.shape.name, d), t)
+			}
 			continue
 		}
 		o.uses++
@@ -160,7 +162,7 @@ func (c *Core) leaves(t *task) {
 	if l == nil {
 		return
 	}
-	t.level, t.worker = nil, nil
+	t.level, t.worker, t.twice = nil, nil, false
 	c.running--
 	if l.client == nil || l.client.remote != nil {
 		if l.lease != nil {
@@ -220,14 +222,7 @@ func (c *Core) ended(t *task) {
 	c.leaves(t)
 	t.state = done
 	if c.mayLose(t) && !t.kept {
-		t.kept = true
-		c.lineage += int64(len(t.body))
-		c.kept = append(c.kept, t)
-		for _, d := range t.deps {
-			if o := c.objects[d]; o != nil {
-				o.lineage++
-			}
-		}
+		c.keep(t)
 	}
 	for _, d := range t.deps {
 		c.unuse(d)
@@ -241,6 +236,20 @@ func (c *Core) ended(t *task) {
 	for c.lineage > c.cfg.MaxLineage && len(c.kept) > 0 {
 		c.forget(c.kept[0])
 	}
+}
+
+// keep keeps a task that has ended, to be run again.
+func (c *Core) keep(t *task) {
+	t.kept, t.cost = true, int64(len(t.body))
+	for _, d := range t.deps {
+		if o := c.objects[d]; o != nil { // else it was put, and is gone
+			if o.lineage++; o.task == nil {
+				t.cost += int64(len(o.data))
+			}
+		}
+	}
+	c.lineage += t.cost
+	c.kept = append(c.kept, t)
 }
 
 // mayLose reports whether an output of a task that has ended is in shared memory.
@@ -273,7 +282,7 @@ func (c *Core) forget(t *task) {
 		return
 	}
 	t.kept = false
-	c.lineage -= int64(len(t.body))
+	c.lineage -= t.cost
 	if i := slices.Index(c.kept, t); i >= 0 {
 		c.kept = slices.Delete(c.kept, i, i+1)
 	}
@@ -324,6 +333,7 @@ func (c *Core) result(cl *client, b []byte) error {
 		}
 	}
 	cl.ran++
+	cl.handed = false
 	c.note(t, cl, r)
 	switch {
 	case r.Status == sdk.ResultRetry && t.retries != 0 && !t.cancel:
@@ -375,15 +385,23 @@ func (c *Core) retry(t *task) {
 	c.requeue(t)
 }
 
-// handBack takes tasks back that a worker which waits has not begun.
+// handBack takes tasks back that a worker which is about to wait has not begun. It runs one
+// then, the first that it has; numbers say nothing about that one when it was given again.
 func (c *Core) handBack(cl *client, from uint32) {
+	var back []*task
+	runs := false
 	for _, l := range cl.levels {
-		for i := len(l.tasks) - 1; i > 0; i-- { // the first is the one that waits
-			if l.tasks[i].seq >= from {
-				c.requeue(l.tasks[i])
+		for _, t := range l.tasks {
+			if runs && t.seq >= from {
+				back = append(back, t)
 			}
+			runs = true
 		}
 	}
+	for _, t := range slices.Backward(back) {
+		c.requeue(t)
+	}
+	cl.handed = !cl.top().blocked
 }
 
 // cancel ends a task that was asked to end.

@@ -28,6 +28,7 @@ type sim struct {
 	later  []func() // answers to effects
 	log    [][]byte // records that are safe
 	faults faults
+	over   bool // the drivers are gone
 
 	restarts, crashes, runs, deepest, most int
 }
@@ -176,8 +177,15 @@ func (s *sim) perform(e Effect) {
 		})
 	case Withdraw:
 		if p := s.procs[e.Client]; p != nil {
-			p.from, p.to = e.From, e.To
-			begun := p.ran
+			from, begun := e.From, max(p.ran, e.From-1)
+			if p.from != 0 && p.begun+1 < p.to { // some withdrawn before are still on their way
+				if from > p.to {
+					begun, from = e.To, p.from
+					e.To = p.to
+				}
+				from = min(from, p.from)
+			}
+			p.from, p.to = from, e.To
 			s.later = append(s.later, func() { s.c.Withdrawn(s.now, e.Client, begun, e.To) })
 		}
 	}
@@ -202,6 +210,7 @@ func (s *sim) restart() {
 		s.log = s.c.Snapshot() // as if the log had been begun anew just before
 	}
 	s.room.used, s.room.lent, s.later = wire.Resources{}, 0, nil
+	old := s.c
 	s.c = New(s.cfg, s.room, s)
 	for _, b := range s.log {
 		if err := s.c.Restore(b); err != nil {
@@ -209,6 +218,7 @@ func (s *sim) restart() {
 		}
 	}
 	s.c.Resume(s.now)
+	s.same(old, s.c)
 	for x := range s.sealed { // as the store's Free of what nobody knows
 		if o := s.c.objects[x]; o == nil || o.state != here {
 			delete(s.sealed, x)
@@ -255,15 +265,20 @@ func (s *sim) step() bool {
 		}
 		return true
 	case s.chance(f.lose), s.chance(f.spill):
+		var all []id
 		for x := range s.sealed {
-			if s.rng.IntN(2) == 0 {
+			all = append(all, x)
+		}
+		sortIDs(all)
+		if len(all) > 0 {
+			x := all[s.rng.IntN(len(all))]
+			if f.lose == 0 || f.spill > 0 && s.rng.IntN(2) == 0 {
 				s.disk[x] = true
 			} else if !x.Put() {
 				delete(s.sealed, x)
 				s.c.Lost(s.now, x, "a test lost it")
 				s.take()
 			}
-			break
 		}
 		return true
 	}

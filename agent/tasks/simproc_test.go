@@ -287,6 +287,8 @@ func (p *proc) object(x id, b []byte) {
 		v.n = n
 	} else if len(b) < 16+16*refs+8 {
 		p.s.t.Fatalf("client %d got %s: %q", p.id, x, b)
+	} else if v.bad && len(b) > 16+8 && p.s.over {
+		v.n = 0 // cancelled
 	} else if v.bad && len(b) > 16+8 {
 		p.s.t.Fatalf("client %d got an error of the agent for %s: %q", p.id, x, b[16:])
 	} else {

@@ -114,6 +114,9 @@ func (c *Core) Snapshot() [][]byte {
 		if cl.up {
 			add(recConnect, cl.ID, 0, wire.Marshal(cl.Client))
 		}
+		if cl.ending {
+			add(recEnding, cl.ID, 0, nil)
+		}
 		s := savedClient{Client: cl.ID, Shapes: map[uint32][]byte{}, Seen: cl.seen, Seq: cl.seq}
 		for n, sh := range cl.shapes {
 			s.Shapes[n] = sh.text
@@ -287,12 +290,8 @@ func (c *Core) restoreTask(s *savedTask) error {
 		}
 	}
 	if t.state = state(s.State); t.state == done {
-		if t.kept = s.Kept; t.kept {
-			c.lineage += int64(len(t.body))
-			c.kept = append(c.kept, t)
-			for _, d := range t.deps {
-				c.bare(d).lineage++
-			}
+		if s.Kept {
+			c.keep(t)
 		}
 		return nil
 	}
@@ -305,7 +304,9 @@ func (c *Core) restoreTask(s *savedTask) error {
 		}
 	}
 	for _, d := range t.held {
-		c.bare(d).uses++
+		if o := c.objects[d]; o != nil {
+			o.uses++
+		}
 	}
 	c.queued += int64(len(t.body))
 	if t.state != waiting { // those that run are given out by the records that follow

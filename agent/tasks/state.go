@@ -116,8 +116,9 @@ type task struct {
 	returns uint32
 	flags   uint32
 	state   state
-	cancel  bool // asked for
-	kept    bool // its deps are held for lineage only
+	cancel  bool  // asked for
+	kept    bool  // its deps are held for lineage only
+	cost    int64 // bytes that this takes
 	attempt uint32
 	retries int32
 	missing int // deps that are not there
@@ -128,7 +129,8 @@ type task struct {
 	worker  *client
 	seq     uint32
 	level   *level
-	alive   int // outputs that are referred to
+	twice   bool // given again to the worker that has it, which may have begun or even ended it
+	alive   int  // outputs that are referred to
 	stream  *stream
 	why     string // it cannot run at the moment
 	// Of another node's task:
@@ -252,7 +254,7 @@ type client struct {
 	idleAt int64
 	drawn  uint32 // sequences below it that were withdrawn may still be in its socket
 	asked  bool   // a Withdraw is under way
-	handed bool   // it has handed back, and what it waits for is about to be told
+	handed bool   // it is given nothing before it says what it waits for or ends its task
 	ran    int
 
 	remote *remote // another node's agent
@@ -277,8 +279,13 @@ type level struct {
 
 // top is where a client's code is now.
 func (c *client) top() *level {
-	if n := len(c.levels); n > 0 {
-		return c.levels[n-1]
+	for i := len(c.levels) - 1; i > 0; i-- {
+		if len(c.levels[i].tasks) > 0 {
+			return c.levels[i]
+		}
+	}
+	if len(c.levels) > 0 {
+		return c.levels[0]
 	}
 	return &c.level0
 }

@@ -126,10 +126,7 @@ func (c *Core) driverGone(cl *client) {
 		if w.pool == nil || w.job != j {
 			continue
 		}
-		if !w.ending {
-			w.ending = true
-			c.workers--
-		}
+		c.ends(w)
 		c.do(StopWorker{ID: w.ID, Force: true})
 	}
 	c.do(JobOver{Job: j.key})
@@ -177,9 +174,11 @@ func (c *Core) Tick(now int64) {
 		if cl.pool != nil && cl.up && !cl.asked && len(cl.levels) == 1 {
 			// What was sent behind a long task goes to whoever has time.
 			if l := cl.levels[0]; len(l.tasks) > 1 && !l.blocked && now-l.since >= longTask {
-				cl.asked = true
 				l.shape.mean = max(l.shape.mean, float64(shortTask))
-				c.do(Withdraw{Client: cl.ID, From: l.tasks[1].seq, To: cl.seq + 1})
+				if i := slices.IndexFunc(l.tasks[1:], func(t *task) bool { return !t.twice }); i >= 0 {
+					cl.asked = true
+					c.do(Withdraw{Client: cl.ID, From: l.tasks[1+i].seq, To: cl.seq + 1})
+				}
 			}
 		}
 	}
