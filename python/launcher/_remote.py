@@ -199,7 +199,11 @@ class NamedFunction:
 
         def convert(v: Any) -> Any:
             if type(v) is ObjectRef:
-                deps.append(own(client, v))
+                id = own(client, v)
+                known = client.values.get(id)
+                if known is not None and known[0] == f.INLINE and known[1] == _serial.FORM_PYTHON:
+                    return _serial.decode(known[1], known[2])  # other languages cannot read it
+                deps.append(id)
                 return _pack.Ext(1, f.U32.pack(len(deps) - 1))
             if isinstance(v, (list, tuple)) and any(type(x) is ObjectRef for x in v):
                 return [convert(x) if type(x) is ObjectRef else x for x in v]
