@@ -111,20 +111,21 @@ func (c *Core) owns(cl *client, x id) bool {
 }
 
 // peerKeep drops what an agent does not say that it still wants: after a break, or a
-// restart of it, it may have forgotten.
+// restart of it, it may have forgotten. A task that runs runs on: after a restart the agent
+// does not know that it does, and submits it again.
 func (c *Core) peerKeep(cl *client, b []byte) error {
 	keep := map[id]bool{}
 	if err := sdk.IDs(b, func(x id) { keep[x] = true }); err != nil {
 		return err
 	}
 	for _, t := range c.sortedTasks() {
-		if t.client == cl.ID && t.state != done && !keep[t.id] {
-			c.cancel(t.id, sdk.CancelRecursive)
+		if t.client == cl.ID && (t.state == waiting || t.state == queued) && !keep[t.id] {
+			c.bounce(t)
 		}
 	}
 	var drop []id
 	for _, o := range c.objects {
-		if o.heldBy(cl.ID) && !keep[o.id] && !keep[o.id.Task()] {
+		if t := o.task; o.heldBy(cl.ID) && !keep[o.id] && !keep[o.id.Task()] && (t == nil || t.state == done) {
 			drop = append(drop, o.id)
 		}
 	}
@@ -281,4 +282,42 @@ func (c *Core) prefetch(o *object) {
 
 func sortIDs(ids []id) {
 	slices.SortFunc(ids, func(a, b id) int { return slices.Compare(a[:], b[:]) })
+}
+
+// recordFetched writes down the value of another node's object: what waited for it goes
+// on, and the next agent is to know why.
+func (c *Core) recordFetched(o *object, refs []id) {
+	if c.mute {
+		return
+	}
+	b := append([]byte(nil), o.id[:]...)
+	if o.kind == sdk.Shared {
+		var ids []byte
+		for _, r := range refs {
+			ids = append(ids, r[:]...)
+		}
+		b = sdk.AppendElsewhere(b, o.form, ids, o.size, []uint32{c.cfg.Number})
+	} else {
+		b = sdk.AppendValue(b, o.kind, o.form, refs, o.size, o.data)
+	}
+	c.record(recFetched, 0, 0, b)
+}
+
+func (c *Core) restoreFetched(b []byte) error {
+	if len(b) < 16 {
+		return errs.New(errs.Corrupt, "a record of tasks is damaged")
+	}
+	v, _, _, err := sdk.CutGiven(b[16:])
+	if err != nil {
+		return err
+	}
+	if v.Kind == sdk.Elsewhere {
+		v.Kind = sdk.Shared
+	}
+	refs := make([]id, v.NumRefs())
+	for i := range refs {
+		refs[i] = v.Ref(i)
+	}
+	c.Fetched(c.now, id(b[:16]), v.Kind, v.Form, v.Size, append([]byte(nil), v.Bytes...), refs)
+	return nil
 }
