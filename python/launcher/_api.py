@@ -287,6 +287,17 @@ def put(value: T, *, copies: int = 1) -> ObjectRef[T]:
     return client.put(value, copies)
 
 
+def create(shape: Union[int, Tuple[int, ...]], dtype: Any = "float64") -> Any:
+    """A numpy array in the object memory, to be filled in place.
+
+    put of it, or giving it as a task's result, makes it an object without a copy; it is
+    read-only then. It has no contents to begin with.
+    """
+    from . import _create
+
+    return _create.create(_client.connected(), shape, dtype)
+
+
 class _Rest:
     """The list that wait gave last: what is known of it need not be looked at again."""
 

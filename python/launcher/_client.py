@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections import deque
 from typing import Any, Callable, Deque, Iterable, List, Optional, Sequence, Tuple
@@ -11,10 +12,20 @@ from . import _frames as f
 from . import _pack, _serial
 from ._connection import _READY, _SHARED, COME_BACK, FLUSH_AT, READ, UNPROVEN_MAX, VALUE, Connection, Known
 from ._refs import PUT_INDEX, ObjectRef
+from ._store import Pin, Segment
 from .exceptions import GetTimeoutError, ObjectStoreFullError, from_wire
 
 SPACE_WAIT = 60.0
 _BLOCKS = 8
+
+
+def made_of(value: Any) -> Any:
+    """The memory of an array that create made, for it to be put as it is."""
+    if type(value).__name__ != "ndarray" or "launcher._create" not in sys.modules:
+        return None
+    from . import _create
+
+    return _create.made_of(value)
 
 
 class Client(Connection):
@@ -49,7 +60,16 @@ class Client(Connection):
 
     def put(self, value: Any, copies: int = 1) -> ObjectRef[Any]:
         """Make an object of a value."""
-        ref = self.put_encoded(_serial.encode(value))
+        made = made_of(value)
+        if made is not None:
+            ref = self._put(_SHARED, _serial.FORM_PYTHON, [], *made.value())
+            value.flags.writeable = False
+            self.ask("sync")
+            at = self.store.pin(ref.binary())
+            if at is not None:  # while the program has the array, it stays where it is
+                made.pin = Pin(self.store, at[0], made.segment)
+        else:
+            ref = self.put_encoded(_serial.encode(value))
         if copies > 1:
             self.ask("copies", ref.binary(), copies)
         return ref
@@ -61,6 +81,9 @@ class Client(Connection):
             known: Known = (f.INLINE, e.form, data)
         else:
             known, data = _SHARED, self.place(e)
+        return self._put(known, e.form, e.refs, e.size, data)
+
+    def _put(self, known: Known, form: int, refs: List[Any], size: int, data: bytes) -> ObjectRef[Any]:
         with self.lock:
             if self.closed:
                 self.check()
@@ -69,9 +92,9 @@ class Client(Connection):
             self.refs[id] = 1
             self.values[id] = known
             out = self.out
-            if e.refs:
-                data = b"".join([r.binary() for r in e.refs]) + data
-            out += f.PUT_HEAD.pack(36 + len(data), f.PUT, 0, id, known[0], e.form, 0, len(e.refs), e.size)
+            if refs:
+                data = b"".join([r.binary() for r in refs]) + data
+            out += f.PUT_HEAD.pack(36 + len(data), f.PUT, 0, id, known[0], form, 0, len(refs), size)
             out += data
             if len(out) > FLUSH_AT:
                 self.flush()
@@ -80,18 +103,19 @@ class Client(Connection):
 
     def place(self, e: _serial.Encoded) -> bytes:
         """Copy a large value into the object memory; where it is, as frames say it."""
-        store = self.store
-        with self.lock:
-            at = store.take(e.size)
-            if at is None:
-                at = self._room(e.size)
-        segment, offset = at
-        store.write(segment, offset, e.head, e.buffers)
+        segment, offset = self.room(e.size)
+        self.store.write(segment, offset, e.head, e.buffers)
         return f.PLACE.pack(segment.number, 0, offset)
 
-    def _room(self, size: int) -> Any:
+    def room(self, size: int) -> Tuple[Segment, int]:
+        """Room in the object memory: a segment of this process's, and where in it."""
+        with self.lock:
+            self.check()
+            return self.store.take(size) or self._room(size)
+
+    def _room(self, size: int) -> Tuple[Segment, int]:
         """Ask the agent for room in the object memory; lock is held."""
-        got: List[Any] = []
+        got: List[Tuple[Segment, int]] = []
         deadline = time.monotonic() + SPACE_WAIT
 
         def there() -> bool:

@@ -155,6 +155,7 @@ class Store:
     def __init__(self) -> None:
         self.segments: Dict[int, Segment] = {}
         self.own: List[Segment] = []
+        self.unused: Deque[Tuple[Segment, int, int]] = deque()  # taken, and never made an object
         self.words: Any = memoryview(bytearray(0)).cast("Q")
         self.free_words: Deque[int] = deque()
         self.capacity = 0
@@ -246,6 +247,14 @@ class Store:
         root._pin = Pin(self, word, segment)
         return memoryview(root).cast("B").toreadonly()[:size]
 
+    def writable(self, at: int, size: int, holder: Any) -> memoryview:
+        """Bytes of a segment of this process's, to be written; holder goes with the last view."""
+        root = _array(size).from_address(at)
+        root.made = holder
+        if size >= _STEP // 8:
+            _populate(at, size)
+        return memoryview(root).cast("B")[:size]
+
     # What this process writes.
 
     def add(self, number: int, fd: int, size: int, own: bool) -> None:
@@ -261,6 +270,9 @@ class Store:
     def take(self, size: int) -> Optional[Tuple[Segment, int]]:
         """Room for a value, if there is any."""
         size = _up(size)
+        while self.unused:
+            s, at, n = self.unused.popleft()
+            s.give(at, n)
         for s in self.own:
             at = s.take(size)
             if at >= 0:

@@ -19,7 +19,7 @@ from typing import Any, Callable, Deque, Dict, List, Optional, Set, Tuple
 
 from . import _frames as f
 from . import _pack, _remote, _serial
-from ._client import Client, use
+from ._client import Client, made_of, use
 from ._http import Error
 from .exceptions import RayError, TaskCancelledError
 
@@ -402,6 +402,10 @@ class Worker:
     def _results(self, o: Order, result: Any) -> Tuple[int, int, bytes, Any]:
         encode = _serial.encode_plain if o.flags & f.SUBMIT_NAMED else _serial.encode
         if o.returns == 1:
+            made = None if o.flags & f.SUBMIT_NAMED else made_of(result)
+            if made is not None:
+                size, place = made.value()
+                return f.OK, 1, f.VALUE.pack(f.SHARED, _serial.FORM_PYTHON, 0, size) + place, None
             e = encode(result)
             if e.size <= 4096 and not e.refs and not e.buffers:
                 return f.OK, 1, f.VALUE.pack(f.INLINE, e.form, 0, e.size) + e.head, None

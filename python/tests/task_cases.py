@@ -68,6 +68,16 @@ class Tasks:
         a = launcher.put(np.ones(1 << 20))
         self.assertEqual(launcher.get(same.remote(a)).sum(), 1 << 20)
 
+    def test_created(self):
+        @launcher.remote
+        def make(n):
+            a = launcher.create(n)
+            a[:] = np.arange(n)
+            return a
+
+        for n in (10, 100000):
+            self.assertEqual(launcher.get(make.remote(n)).sum(), n * (n - 1) / 2)
+
     def test_returns(self):
         @launcher.remote(num_returns=3)
         def three():

@@ -419,6 +419,37 @@ class ObjectTest(Case):
         self.assertEqual(launcher.get(launcher.put(big)), big)
         self.assertEqual(launcher.get(launcher.put(b"z" * (3 << 20))), b"z" * (3 << 20))
 
+    def test_create(self):
+        client = _client.current()
+        a = launcher.create((300, 400), "float32")
+        self.assertEqual((a.shape, a.dtype, a.flags.writeable), ((300, 400), np.dtype("float32"), True))
+        a[:] = 7
+        segment = client.store.own[-1]
+        used = sum(e - b for b, e in segment.free)
+        r = launcher.put(a)
+        self.assertEqual(sum(e - b for b, e in segment.free), used)  # nothing more was taken
+        self.assertFalse(a.flags.writeable)
+        b = launcher.get(r)
+        self.assertEqual(b.ctypes.data, a.ctypes.data)
+        self.assertEqual(float(b.sum()), 7 * 300 * 400)
+        c = launcher.get(launcher.put(a))  # an ordinary put now
+        self.assertNotEqual(c.ctypes.data, a.ctypes.data)
+        del r, b, c
+        self.assertEqual(sum(1 for w in client.store.words if w), 1)
+        del a
+        gc.collect()
+        self.assertEqual(sum(1 for w in client.store.words if w), 0)
+        parts = launcher.create(100000, "int64")
+        parts[:] = np.arange(100000)
+        self.assertEqual(launcher.get(launcher.put(parts[10:50000])).sum(), np.arange(10, 50000).sum())
+        before = sum(e - b for s in client.store.own for b, e in s.free)
+        del parts
+        gc.collect()
+        client.store.take(1 << 40)
+        self.assertGreater(sum(e - b for s in client.store.own for b, e in s.free), before)
+        self.assertEqual(launcher.create(3).shape, (3,))
+        self.assertRaises(TypeError, launcher.create, 3, object)
+
     def test_memory_comes_back(self):
         for i in range(30):
             r = launcher.put(np.full(1 << 20, i))
