@@ -186,17 +186,22 @@ func (c *Core) Back(now int64, id uint32) {
 		if cl.pool != nil {
 			// It has dropped what it had not begun, and passes over what it had.
 			clear(cl.known)
-			for _, l := range cl.levels {
-				for _, t := range l.tasks {
-					cl.seq++
-					t.seq, t.twice = cl.seq, true
-					c.recordSeq(t)
-					c.exec(cl, t)
-				}
+			for _, t := range cl.given() {
+				cl.seq++
+				t.seq, t.twice = cl.seq, true
+				c.recordSeq(t)
+				c.exec(cl, t)
 			}
 			c.touched = append(c.touched, cl.levels[0])
 		}
 		c.unsubscribe(id)
+		// Which of its tasks waits for what it does not say: all of it is put down to the one
+		// on top, and those below wait as long as that.
+		for i, l := range cl.levels {
+			if top := cl.top(); l != top && len(l.tasks) > 0 && i < slices.Index(cl.levels, top) {
+				c.lends(l)
+			}
+		}
 	}
 }
 

@@ -24,6 +24,7 @@ const (
 	recEnding  = 11 // a worker is to end
 	recSeq     = 12 // a task was given again to the worker that has it
 	recFetched = 13 // the value of another node's object: its id, then as another agent gives it
+	recAgain   = 14 // an object's task runs again
 )
 
 // A record is: u8 kind, u8 0, u16 type of a frame, u32 client, i64 now, u32 length, body.
@@ -175,6 +176,13 @@ func (c *Core) repeat(kind uint8, from uint32, typ uint16, body []byte) error {
 			c.requeue(t)
 		} else if o := c.objects[id(body)]; kind == recLost && o != nil && o.state == here && o.kind == sdk.Shared {
 			c.lose(o, "it was lost")
+		}
+	case recAgain:
+		if len(body) != 16 {
+			return errs.New(errs.Corrupt, "a record of tasks is damaged")
+		}
+		if o := c.objects[id(body)]; o != nil {
+			c.again(o)
 		}
 	case recEnding:
 		if cl != nil && cl.pool != nil {

@@ -249,6 +249,7 @@ func (c *Core) Restored(now int64, x id, err error) {
 	}
 	o.gets = 0
 	if err != nil {
+		c.recordLost(x)
 		c.lose(o, err.Error())
 		return
 	}

@@ -43,6 +43,7 @@ func (c *Core) vacate() (freed bool) {
 		}
 		if i > 0 {
 			w.levels = slices.Delete(w.levels, i, i+1)
+			c.inherit(w.levels[i-1], l)
 			continue
 		}
 		if !w.ending && !slices.Contains(w.pool.idle, w) {
@@ -52,6 +53,25 @@ func (c *Core) vacate() (freed bool) {
 	}
 	c.touched = append(ls[:0], c.touched...)
 	return freed && len(c.ready) > 0
+}
+
+// inherit has a level wait for what was put down to the one above it, which is done.
+func (c *Core) inherit(l, above *level) {
+	for _, x := range above.on {
+		if o := c.objects[x]; o != nil {
+			for i := range o.subs {
+				if o.subs[i].level == above {
+					o.subs[i].level = l
+					l.waits++
+					l.on = append(l.on, x)
+				}
+			}
+		}
+	}
+	above.waits, above.on = 0, nil
+	if l.waits == 0 {
+		c.goesOn(l)
+	}
 }
 
 // leaveRoom gives a level's room back.
@@ -435,7 +455,12 @@ func (c *Core) blocks(l *level) {
 		}
 		return
 	}
-	if !l.has {
+	c.lends(l)
+}
+
+// lends lets others have the cores of a worker's task.
+func (c *Core) lends(l *level) {
+	if !l.has || l.blocked {
 		return
 	}
 	l.blocked = true

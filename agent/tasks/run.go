@@ -310,6 +310,7 @@ func (c *Core) again(o *object) {
 		return // under way
 	}
 	// Its other outputs stay as they are: a value that is there is not replaced.
+	c.record(recAgain, 0, 0, o.id[:])
 	t.attempt++
 	c.need(t)
 }

@@ -45,6 +45,7 @@ type proc struct {
 	to     uint32
 	seen   map[attempt]bool
 	exit   bool
+	wary   bool // it came back: what is given may be what it would have handed back
 }
 
 type value struct {
@@ -193,7 +194,7 @@ func (p *proc) put(v value) id {
 
 // wait lets a run wait for objects.
 func (p *proc) wait(r *run, ids ...id) {
-	others := slices.ContainsFunc(p.stack, func(r *run) bool { return len(r.open) > 0 })
+	others := p.waits()
 	for _, x := range ids {
 		if _, ok := r.has[x]; !ok && !slices.Contains(r.open, x) {
 			r.open = append(r.open, x)
@@ -203,14 +204,18 @@ func (p *proc) wait(r *run, ids ...id) {
 		return
 	}
 	if p.worker && !others {
-		p.handBack()
+		p.handBack(p.begun + 1)
 	}
 	p.send(sdk.MsgGet, le32(sdk.GetValue|sdk.GetBlocks), le32(0), flat(r.open))
 }
 
-func (p *proc) handBack() {
-	p.queue = nil
-	p.send(sdk.MsgHandBack, le32(p.begun+1))
+func (p *proc) waits() bool {
+	return slices.ContainsFunc(p.stack, func(r *run) bool { return len(r.open) > 0 })
+}
+
+func (p *proc) handBack(from uint32) {
+	p.queue, p.wary = nil, false
+	p.send(sdk.MsgHandBack, le32(from))
 	p.out = append(p.out, message{sync: true})
 	p.drop++
 }
@@ -240,7 +245,7 @@ func (p *proc) comeBack() {
 		return
 	}
 	p.s.c.Back(p.s.now, p.id)
-	p.here, p.next, p.drop, p.queue, p.in = true, 0, 0, nil, nil
+	p.here, p.next, p.drop, p.queue, p.in, p.wary = true, 0, 0, nil, nil, true
 	p.out = slices.DeleteFunc(p.out, func(m message) bool {
 		return m.sync || m.typ == sdk.MsgHandBack || m.typ == sdk.MsgGet || m.typ == sdk.MsgAwake
 	})
@@ -304,6 +309,10 @@ func (p *proc) object(x id, b []byte) {
 
 func (p *proc) exec(b []byte) {
 	if p.drop > 0 {
+		return
+	}
+	if x := (attempt{id(b[:16]), u32(b[32:])}); p.wary && !p.seen[x] && p.waits() {
+		p.handBack(u32(b[36:])) // what was behind the task that waits
 		return
 	}
 	r := &run{attempt: attempt{id(b[:16]), u32(b[32:])}, seq: u32(b[36:]), has: map[id]value{}}

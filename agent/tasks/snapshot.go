@@ -289,10 +289,10 @@ func (c *Core) restoreTask(s *savedTask) error {
 			}
 		}
 	}
+	if s.Kept {
+		c.keep(t)
+	}
 	if t.state = state(s.State); t.state == done {
-		if s.Kept {
-			c.keep(t)
-		}
 		return nil
 	}
 	for _, d := range t.deps {

@@ -290,6 +290,17 @@ func (c *client) top() *level {
 	return &c.level0
 }
 
+// given are the tasks of a worker: first those that it may have on its stack.
+func (c *client) given() (out []*task) {
+	for _, l := range c.levels {
+		out = append(out, l.tasks[:min(1, len(l.tasks))]...)
+	}
+	for _, l := range c.levels {
+		out = append(out, l.tasks[min(1, len(l.tasks)):]...)
+	}
+	return out
+}
+
 // busy reports whether a worker has anything.
 func (c *client) busy() bool {
 	return slices.ContainsFunc(c.levels, func(l *level) bool { return len(l.tasks) > 0 })
