@@ -321,3 +321,38 @@ func (c *Core) restoreFetched(b []byte) error {
 	c.Fetched(c.now, id(b[:16]), v.Kind, v.Form, v.Size, append([]byte(nil), v.Bytes...), refs)
 	return nil
 }
+
+// findRemotes connects again, after a restart of this agent, to the nodes that have
+// objects of its tasks, and to the owners of what is referred to here.
+func (c *Core) findRemotes() {
+	var objs, borrowed []*object
+	for _, o := range c.objects {
+		if o.where != 0 && o.where != c.cfg.Number {
+			objs = append(objs, o)
+		}
+		if o.fetched {
+			borrowed = append(borrowed, o)
+		}
+	}
+	byID := func(a, b *object) int { return slices.Compare(a.id[:], b.id[:]) }
+	slices.SortFunc(objs, byID)
+	slices.SortFunc(borrowed, byID)
+	for _, o := range borrowed {
+		c.do(Borrow{ID: o.id})
+		if o.asked = false; len(o.waiters)+len(o.subs) > 0 {
+			c.want(o)
+		}
+	}
+	for _, o := range objs {
+		if o.task != nil {
+			o.at = c.remoteOf(o.where, o.task.shape.key).cl.ID
+		}
+	}
+	for _, o := range objs { // whose task is forgotten; they are where others of the job are
+		for _, r := range c.sortedRemotes() {
+			if o.at == 0 && r.number == o.where {
+				o.at = r.cl.ID
+			}
+		}
+	}
+}
