@@ -257,11 +257,19 @@ func (h *head) alone() error {
 	}
 	ctx, cancel := context.WithTimeout(h.ctx, time.Second)
 	defer cancel()
-	c, err := sockpath.Dial(ctx, filepath.Join(h.dir, socketFile))
-	if err != nil {
-		return nil
+	// The socket of a head that was killed lives for a moment more in a process that it was
+	// just starting; a head that serves is there every time.
+	for range 10 {
+		c, err := sockpath.Dial(ctx, filepath.Join(h.dir, socketFile))
+		if err != nil {
+			return nil
+		}
+		_ = c.Close()
+		select {
+		case <-time.After(30 * time.Millisecond):
+		case <-ctx.Done():
+		}
 	}
-	_ = c.Close()
 	return errs.New(errs.Exists, "another head serves cluster %s", h.config.Name)
 }
 
