@@ -313,16 +313,23 @@ func TestTree(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	var sent int64
+	want := int64(n-1) * int64(len(b))
+	total := func() (sent int64) {
+		for i := uint32(1); i <= n; i++ {
+			sent += c.nodes[i].t.Stats().Sent
+		}
+		return sent
+	}
+	// sleep: what was sent is counted after the write, which the reader may be ahead of; bounded
+	for end := time.Now().Add(10 * time.Second); total() < want && time.Now().Before(end); time.Sleep(time.Millisecond) {
+	}
 	for i := uint32(1); i <= n; i++ {
 		c.same(i, id, b)
-		s := c.nodes[i].t.Stats().Sent
-		if s > 3*int64(len(b)) {
+		if s := c.nodes[i].t.Stats().Sent; s > 3*int64(len(b)) {
 			t.Errorf("node %d sent %d bytes of an object of %d", i, s, len(b))
 		}
-		sent += s
 	}
-	if want := int64(n-1) * int64(len(b)); sent != want {
+	if sent := total(); sent != want {
 		t.Errorf("%d bytes were sent, %d are due", sent, want)
 	}
 }
