@@ -178,7 +178,7 @@ func (c *Core) Away(now int64, id uint32) {
 func (c *Core) Back(now int64, id uint32) {
 	c.now = now
 	if cl := c.clients[id]; cl != nil {
-		cl.away, cl.handed = 0, cl.busy() // what it waits for it says again
+		cl.away, cl.handed, cl.deaf = 0, cl.busy(), false // what it waits for it says again
 		if cl.ending {
 			c.sendExit(cl)
 			return

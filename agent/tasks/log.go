@@ -248,10 +248,10 @@ func (c *Core) restoreGive(w *client, short uint16, body []byte) error {
 	if t == nil || t.state != queued {
 		return nil
 	}
-	for len(w.levels) <= g.Level {
-		w.levels = append(w.levels, &level{client: w})
+	l := w.levels[0]
+	if g.Level > 0 {
+		l = c.onTop(w)
 	}
-	l := w.levels[g.Level]
 	if short == 0 {
 		if l.has && l.shape != nil {
 			c.leave(l)
@@ -278,8 +278,13 @@ func (c *Core) Resume(now int64) {
 		if cl.pool == nil || !cl.up {
 			continue
 		}
-		for len(cl.levels) > 1 && len(cl.levels[len(cl.levels)-1].tasks) == 0 {
-			cl.levels = cl.levels[:len(cl.levels)-1]
+		for i := len(cl.levels) - 1; i > 0; i-- {
+			if l := cl.levels[i]; len(l.tasks) == 0 {
+				if l.has {
+					c.leave(l)
+				}
+				cl.levels = slices.Delete(cl.levels, i, i+1)
+			}
 		}
 		l := cl.levels[0]
 		l.waits, l.blocked = 0, false // it asks again

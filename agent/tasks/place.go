@@ -37,14 +37,13 @@ func (c *Core) vacate() (freed bool) {
 		if i < 0 {
 			continue
 		}
+		freed = freed || l.has
+		if i > 0 {
+			c.shed(w, i)
+			continue
+		}
 		if l.has {
 			c.leaveRoom(l)
-			freed = true
-		}
-		if i > 0 {
-			w.levels = slices.Delete(w.levels, i, i+1)
-			c.inherit(w.levels[i-1], l)
-			continue
 		}
 		if !w.ending && !slices.Contains(w.pool.idle, w) {
 			w.pool.idle = append(w.pool.idle, w)
@@ -53,6 +52,28 @@ func (c *Core) vacate() (freed bool) {
 	}
 	c.touched = append(ls[:0], c.touched...)
 	return freed && len(c.ready) > 0
+}
+
+// shed takes a level off a worker's stack, whose task is done.
+func (c *Core) shed(w *client, i int) {
+	l := w.levels[i]
+	if l.has {
+		c.leaveRoom(l)
+	}
+	w.levels = slices.Delete(w.levels, i, i+1)
+	c.inherit(w.levels[i-1], l)
+}
+
+// onTop gives a worker one more level.
+func (c *Core) onTop(w *client) *level {
+	for i := len(w.levels) - 1; i > 0; i-- {
+		if len(w.levels[i].tasks) == 0 {
+			c.shed(w, i)
+		}
+	}
+	l := &level{client: w}
+	w.levels = append(w.levels, l)
+	return l
 }
 
 // inherit has a level wait for what was put down to the one above it, which is done.
@@ -172,7 +193,7 @@ func (c *Core) serve(s *shape, refill bool) {
 // free reports whether a worker's pipeline may be given something.
 func (l *level) free() bool {
 	w := l.client
-	return w.up && !w.ending && !w.asked && !w.handed && !l.blocked && w.away == 0 && len(w.levels) == 1
+	return w.up && !w.ending && !w.asked && !w.handed && !w.deaf && !l.blocked && w.away == 0 && len(w.levels) == 1
 }
 
 // depth is how many tasks of a shape a worker is given at a time.
@@ -242,9 +263,7 @@ func (c *Core) another(s *shape, t *task) bool {
 	}
 	if c.workers >= c.cfg.MaxWorkers && !c.makeRoom() {
 		if l, t := c.nest(s); l != nil {
-			w := l.client
-			n := &level{client: w}
-			w.levels = append(w.levels, n)
+			n := c.onTop(l.client)
 			c.settleIn(n, s, slot, 0)
 			c.give(n, t)
 			return true
@@ -329,7 +348,7 @@ func (c *Core) sendExit(w *client) {
 func (c *Core) nest(s *shape) (*level, *task) {
 	var ws []*client
 	for _, w := range c.clients {
-		if w.pool == nil || !w.up || w.away != 0 || w.ending || !sameKey(w.pool.key, s.key) {
+		if w.pool == nil || !w.up || w.away != 0 || w.ending || w.deaf || !sameKey(w.pool.key, s.key) {
 			continue
 		}
 		if l := w.top(); l.blocked && len(l.tasks) == 1 {

@@ -66,6 +66,10 @@ func (c *Core) accept(cl *client, b []byte, p sdk.PeerSubmit) error {
 		t.alive = len(objs)
 	}
 	c.need(t)
+	if sh.job.over { // a worker said it before it heard
+		t.cancel = true
+		c.fails(t, c.cancelled(t))
+	}
 	return nil
 }
 
@@ -230,7 +234,7 @@ func (c *Core) ended(t *task) {
 	for _, d := range t.held {
 		c.unuse(d)
 	}
-	if !t.kept && t.stream == nil {
+	if (!t.kept || t.alive == 0) && t.stream == nil {
 		c.forget(t)
 	}
 	for c.lineage > c.cfg.MaxLineage && len(c.kept) > 0 {
@@ -402,7 +406,15 @@ func (c *Core) handBack(cl *client, from uint32) {
 	for _, t := range slices.Backward(back) {
 		c.requeue(t)
 	}
-	cl.handed = !cl.top().blocked
+	cl.handed, cl.deaf = !cl.top().blocked, true
+}
+
+// Synced: a client's Call that only asks to be answered is about to be. A worker that has
+// handed back drops all that it is given before.
+func (c *Core) Synced(client uint32) {
+	if cl := c.clients[client]; cl != nil {
+		cl.deaf = false
+	}
 }
 
 // cancel ends a task that was asked to end.

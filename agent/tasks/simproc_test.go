@@ -229,6 +229,7 @@ func (p *proc) deliver(n int) {
 	for _, m := range p.out[p.next : p.next+n] {
 		p.next++
 		if m.sync {
+			p.s.c.Synced(p.id)
 			p.in = append(p.in, message{sync: true})
 			continue
 		}

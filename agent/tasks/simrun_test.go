@@ -2,7 +2,6 @@ package tasks
 
 import (
 	"fmt"
-	"os"
 	"slices"
 	"testing"
 
@@ -129,6 +128,17 @@ func (s *sim) state() string {
 	return out
 }
 
+// depth is how many tasks are below one on its worker's stack.
+func depth(t *task) (n int) {
+	for _, l := range t.worker.levels {
+		if l == t.level {
+			break
+		}
+		n += min(1, len(l.tasks))
+	}
+	return n
+}
+
 // same compares an agent that was killed with the one after it.
 func (s *sim) same(a, b *Core) {
 	s.t.Helper()
@@ -137,7 +147,7 @@ func (s *sim) same(a, b *Core) {
 		for x, t := range c.tasks {
 			out[x] = fmt.Sprintf("state %d attempt %d retries %d cancel %v kept %v alive %d client %d parent %s", t.state, t.attempt, t.retries, t.cancel, t.kept, t.alive, t.client, t.parent)
 			if t.state == running {
-				out[x] += fmt.Sprintf(" worker %d level %d at %d seq %d", t.worker.ID, slices.Index(t.worker.levels, t.level), slices.Index(t.level.tasks, t), t.seq)
+				out[x] += fmt.Sprintf(" worker %d level %d at %d seq %d", t.worker.ID, depth(t), slices.Index(t.level.tasks, t), t.seq)
 			}
 		}
 		for x, o := range c.objects {
@@ -278,11 +288,6 @@ func TestPrograms(t *testing.T) {
 	}
 	for _, k := range kinds {
 		t.Run(k.name, func(t *testing.T) {
-			// Known: about one in five of these seeds comes to a stand when workers at their
-			// bound die while the agent is restarted. `make long` runs them.
-			if k.name == "all" && os.Getenv("LAUNCHER_SIM") != "all" {
-				t.Skip("SKIP: all faults at once, with few workers (LAUNCHER_SIM=all runs it)")
-			}
 			var total sim
 			for seed := range uint64(k.seeds) {
 				t.Run(fmt.Sprint(seed), func(t *testing.T) {

@@ -255,6 +255,7 @@ type client struct {
 	drawn  uint32 // sequences below it that were withdrawn may still be in its socket
 	asked  bool   // a Withdraw is under way
 	handed bool   // it is given nothing before it says what it waits for or ends its task
+	deaf   bool   // it drops what it is given: it has handed back and waits for an answer
 	ran    int
 
 	remote *remote // another node's agent

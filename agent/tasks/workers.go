@@ -5,7 +5,6 @@ import (
 	"slices"
 
 	"launcher/agent/core"
-	"launcher/wire"
 	"launcher/wire/sdk"
 )
 
@@ -171,7 +170,7 @@ func (c *Core) Tick(now int64) {
 			c.gone(cl, "it did not come back after its connection broke")
 			continue
 		}
-		if cl.pool != nil && cl.up && !cl.asked && len(cl.levels) == 1 {
+		if cl.pool != nil && cl.up && cl.away == 0 && !cl.asked && len(cl.levels) == 1 {
 			// What was sent behind a long task goes to whoever has time.
 			if l := cl.levels[0]; len(l.tasks) > 1 && !l.blocked && now-l.since >= longTask {
 				l.shape.mean = max(l.shape.mean, float64(shortTask))
@@ -247,17 +246,4 @@ func (c *Core) Retake() {
 			c.room.Keep(need, slot)
 		}
 	}
-}
-
-// Needs gives what a program waits for on other nodes: shapes that this node has no room
-// for, with how many tasks of each.
-func (c *Core) Needs() (out []wire.Demanded) {
-	for i, s := range c.ready {
-		t := s.queue.first()
-		if t == nil || s.queue.n <= 0 {
-			continue
-		}
-		out = append(out, wire.Demanded{ID: uint32(i + 1), Shape: wire.Shape{Resources: s.need, Strategy: s.place, Priority: s.prio, Time: s.time}, Waiting: uint32(s.queue.n), Since: t.ready})
-	}
-	return out
 }
