@@ -78,7 +78,7 @@ type sdkRecord struct {
 
 func newSDKServer(a *agent) *sdkServer {
 	s := &sdkServer{a: a, clients: map[uint32]*sdkClient{}, programs: map[[2]string]*os.File{}, drivers: map[string][]*sdkConn{}, named: make(chan struct{}), poke: make(chan struct{}, 1), resting: true, broken: make(chan error, 1), parked: make(chan struct{}),
-		peers: sdkPeers{out: map[uint32]*peerOut{}, in: map[uint32]*peerIn{}, borrows: map[uint32]*borrow{}}, backs: map[wire.ObjectID][]chan error{}}
+		peers: sdkPeers{out: map[uint32]*peerOut{}, in: map[uint32]*peerIn{}, borrows: map[uint32]*borrow{}, logs: map[string][]*peerWriter{}}, backs: map[wire.ObjectID][]chan error{}}
 	s.ctx, s.end = context.WithCancel(context.Background())
 	return s
 }

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"bytes"
 	"context"
 	"slices"
 	"time"
@@ -19,10 +20,11 @@ import (
 
 // peers are a node's conversations with other agents about tasks and objects.
 type sdkPeers struct {
-	out     map[uint32]*peerOut // by the client of the reactor that stands for it; guarded by a.mu
-	in      map[uint32]*peerIn  // by the client that the other agent is here; guarded by a.mu
-	borrows map[uint32]*borrow  // by the owner's number; guarded by a.mu
-	fresh   []*borrow           // with references that their owners have not been told of; guarded by a.mu
+	out     map[uint32]*peerOut      // by the client of the reactor that stands for it; guarded by a.mu
+	in      map[uint32]*peerIn       // by the client that the other agent is here; guarded by a.mu
+	borrows map[uint32]*borrow       // by the owner's number; guarded by a.mu
+	logs    map[string][]*peerWriter // by job: whose drivers are there; guarded by logMu
+	fresh   []*borrow                // with references that their owners have not been told of; guarded by a.mu
 }
 
 // remoteEffect performs what the reactor wants of other nodes. a.mu is held.
@@ -220,7 +222,13 @@ func (s *sdkServer) runPeer(ctx context.Context, p *peerOut, hello sdk.PeerHello
 		p.w = w
 		s.core.RemoteOpen(now, p.id)
 	})
-	err = w.read(func(now int64, typ uint16, body []byte) error { return s.core.Remote(now, p.id, typ, body) })
+	err = w.read(func(now int64, typ uint16, body []byte) error {
+		if typ == sdk.MsgLog {
+			s.logFrom(hello.Job, body)
+			return nil
+		}
+		return s.core.Remote(now, p.id, typ, body)
+	})
 	s.turn(func(now int64) {
 		p.w = nil
 		s.core.RemoteClosed(now, p.id)
@@ -266,7 +274,9 @@ func (s *sdkServer) servePeer(ctx context.Context, st peerStream, m wire.PeerOpe
 		err = s.core.Connect(now, who)
 	})
 	if err == nil {
+		s.peerLogs(hello.Job, w, true)
 		err = w.read(func(now int64, typ uint16, body []byte) error { return s.core.Frame(now, who.ID, typ, body) })
+		s.peerLogs(hello.Job, w, false)
 	}
 	s.turn(func(now int64) {
 		if s.peers.in[who.ID] != p {
@@ -280,4 +290,31 @@ func (s *sdkServer) servePeer(ctx context.Context, st peerStream, m wire.PeerOpe
 		}
 	})
 	return err
+}
+
+// peerLogs has another node's agent told what workers of a job print here, or not any more.
+func (s *sdkServer) peerLogs(job string, w *peerWriter, tell bool) {
+	if job == "" {
+		return
+	}
+	s.logMu.Lock()
+	defer s.logMu.Unlock()
+	l := slices.DeleteFunc(s.peers.logs[job], func(x *peerWriter) bool { return x == w })
+	if tell {
+		l = append(l, w)
+	}
+	if s.peers.logs[job] = l; len(l) == 0 {
+		delete(s.peers.logs, job)
+	}
+}
+
+// logFrom passes on to a job's drivers here what its workers elsewhere have printed.
+func (s *sdkServer) logFrom(job string, body []byte) {
+	s.logMu.Lock()
+	to := slices.Clone(s.drivers[job])
+	s.logMu.Unlock()
+	for _, c := range to {
+		c.putLog(bytes.Count(body, []byte{'\n'}), func(int) []byte { return wire.AppendFrame(nil, sdk.MsgLog, body) })
+		c.flush()
+	}
 }

@@ -253,20 +253,25 @@ func (s *sdkServer) stopWorker(e tasks.StopWorker) {
 // output passes on what a worker printed.
 func (s *sdkServer) output(w workers.Worker, stream uint8, text []byte) {
 	s.logMu.Lock()
-	to := slices.Clone(s.drivers[w.Job])
+	to, away := slices.Clone(s.drivers[w.Job]), slices.Clone(s.peers.logs[w.Job])
 	s.logMu.Unlock()
 	who := w.Name + " pid=" + strconv.Itoa(w.PID) + " node=" + string(s.a.cfg.Node)
+	frame := func(dropped int) []byte {
+		b, at := sdk.Begin(nil, sdk.MsgLog, 0)
+		b = append(b, stream, 0, byte(len(who)), byte(len(who)>>8))
+		b = append(b, who...)
+		if dropped > 0 {
+			b = append(b, "("+strconv.Itoa(dropped)+" lines were too fast and are only in the node's file)\n"...)
+		}
+		return sdk.Finish(append(b, text...), at)
+	}
+	lines := strings.Count(string(text), "\n")
 	for _, c := range to {
-		c.putLog(strings.Count(string(text), "\n"), func(dropped int) []byte {
-			b, at := sdk.Begin(nil, sdk.MsgLog, 0)
-			b = append(b, stream, 0, byte(len(who)), byte(len(who)>>8))
-			b = append(b, who...)
-			if dropped > 0 {
-				b = append(b, "("+strconv.Itoa(dropped)+" lines were too fast and are only in the node's file)\n"...)
-			}
-			return sdk.Finish(append(b, text...), at)
-		})
+		c.putLog(lines, frame)
 		c.flush()
+	}
+	for _, w := range away { // the nodes of the drivers, where those are others
+		w.putLog(lines, frame)
 	}
 }
 
