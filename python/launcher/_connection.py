@@ -6,6 +6,7 @@ buffered until something is asked, submitted or too long; see docs/tasks.md sect
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import socket
@@ -210,8 +211,44 @@ class Connection:
 
     # Writing. lock is held.
 
-    def flush(self) -> None:
-        """Write what is buffered."""
+    def flush(self, wait: bool = True) -> None:
+        """Write what is buffered; without wait, as much as the socket takes."""
+        self._pending()
+        if self.out:
+            data = bytes(self.out)
+            self.out.clear()
+            self.end += len(data)
+            self.ring.append((self.end, data))
+            self.rest = self.rest + data if self.rest else data
+            if self.end - self.asked_proof > PROOF_EVERY:
+                self.asked_proof = self.end
+                self._call("sync")
+                self.flush(wait)
+                return
+        while self.rest:
+            try:
+                n = self.sock.send(self.rest, 0 if wait else socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return
+            except OSError as e:
+                if e.errno not in _BROKEN:  # raised by a handler of a signal
+                    raise
+                if wait and not self.reading:  # else the reader sees it too
+                    self._reconnect(str(e))
+                return
+            self.rest = self.rest[n:]
+
+    def nudge(self) -> None:
+        """Let go of what died, if that can be done without waiting."""
+        if self.lock.acquire(blocking=False):
+            try:
+                if not self.closed:
+                    self.flush(False)
+            finally:
+                self.lock.release()
+
+    def _pending(self) -> None:
+        """Put what became of references into the buffer."""
         if self.holds:
             self._ids(f.HOLD, self.holds)
             self.holds = []
@@ -219,28 +256,6 @@ class Connection:
             self._release()
         if self.left:
             self._leave()
-        if self.out:
-            data = bytes(self.out)
-            self.out.clear()
-            self.end += len(data)
-            self.ring.append((self.end, data))
-            if self.end - self.asked_proof > PROOF_EVERY:
-                self.asked_proof = self.end
-                self.rest = self.rest + data if self.rest else data
-                self._call("sync")
-                self.flush()
-                return
-            self.rest = self.rest + data if self.rest else data
-        while self.rest:
-            try:
-                n = self.sock.send(self.rest)
-            except InterruptedError:
-                continue
-            except OSError as e:
-                if not self.reading:  # else the reader sees it too
-                    self._reconnect(str(e))
-                return
-            self.rest = self.rest[n:]
 
     def _release(self) -> None:
         gone, refs = self.gone, self.refs
@@ -311,7 +326,7 @@ class Connection:
                 for i in range(0, len(data) - len(data) % 4, 4):
                     self.fds.append(int.from_bytes(data[i : i + 4], "little"))
         if n == 0:
-            raise ConnectionResetError("the agent closed the connection")
+            raise ConnectionResetError(errno.ECONNRESET, "the agent closed the connection")
         self.w += n
         return True
 
@@ -417,8 +432,10 @@ class Connection:
             try:
                 if timeout is None or self._readable(timeout):
                     self._receive(0)
-            except (OSError, ValueError) as e:
-                broken = str(e) or type(e).__name__
+            except OSError as e:
+                if e.errno not in _BROKEN:  # raised by a handler of a signal
+                    raise
+                broken = e.strerror or "the connection broke"
             finally:
                 self._relock()
             if self.closed:
@@ -530,6 +547,7 @@ class Connection:
         """Ask the agent something."""
         with self.lock:
             self.check()
+            self._pending()
             n = self._call(verb, *args)
             self.calls[n] = None
             try:
@@ -543,6 +561,9 @@ class Connection:
             raise error
         return value
 
+
+# How the system says that a connection is no more.
+_BROKEN = {errno.ECONNRESET, errno.EPIPE, errno.ENOTCONN, errno.ESHUTDOWN, errno.EBADF, errno.ECONNABORTED}
 
 _FDS = socket.CMSG_SPACE(4 * 16)
 

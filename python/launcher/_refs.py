@@ -10,6 +10,7 @@ T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 
 PUT_INDEX = 0xFFFFF
+SHARED = 2
 
 
 class _Found(threading.local):
@@ -38,8 +39,12 @@ class ObjectRef(Generic[T_co]):
         self._home = home
 
     def __del__(self) -> None:
-        # Nothing else may happen here: it can run at any point of any thread.
-        self._home.gone.append(self._id)
+        # It can run at any point of any thread: nothing here may wait.
+        home = self._home
+        home.gone.append(self._id)
+        known = home.values.get(self._id)
+        if known is None or known[0] == SHARED:  # it may be large
+            home.nudge()
 
     def hex(self) -> str:
         """The id of the object."""
@@ -112,8 +117,9 @@ class ObjectRefGenerator(Generic[T_co]):
     next() waits for the next result and gives its reference; the values are had by get.
     """
 
-    def __init__(self, task: bytes, home: Any) -> None:
+    def __init__(self, task: bytes, home: Any, ahead: int = 8) -> None:
         self._task = task
+        self._most = ahead  # results that are asked for before they are taken
         self._home = home
         self._low = int.from_bytes(task[8:], "little")
         self._next = 0
@@ -158,7 +164,7 @@ class ObjectRefGenerator(Generic[T_co]):
         """The next item, asked for with those after it."""
         if self._over:
             return None
-        while len(self._ahead) < LOOK_AHEAD:
+        while len(self._ahead) < self._most:
             low = self._low + self._next + len(self._ahead) + 1
             self._ahead.append(self._home.item(self._task[:8] + low.to_bytes(8, "little")))
         self._home.want(self._ahead)
@@ -204,7 +210,3 @@ class ObjectRefGenerator(Generic[T_co]):
     def __del__(self) -> None:
         if not self._over:
             self._home.left.append((self._task, self._next))
-
-
-LOOK_AHEAD = 8
-

@@ -84,7 +84,7 @@ def _again() -> "RemoteFunction[Any]":
 class _Prepared:
     """A function with its options as a client's frames have them."""
 
-    __slots__ = ("client", "function", "name", "id", "shape", "returns", "how", "retry", "empty", "flags")
+    __slots__ = ("client", "function", "name", "id", "shape", "returns", "how", "retry", "empty", "ahead")
 
     def __init__(self, client: _client.Client, function: Any, options: Dict[str, Any]) -> None:
         self.client, self.function = client, function
@@ -100,7 +100,7 @@ class _Prepared:
         self.shape = client.shape(encode(inherit(client, options), self.name))
         self.returns, self.how = returns_of(options, function)
         self.retry = retry_of(options)
-        self.flags = 0
+        self.ahead = look_ahead(options)
         self.empty = b"" if self.retry is None and self.how is None else self._payload((), {}, []).joined()
 
     def _payload(self, args: Any, kwargs: Any, where: List[Tuple[Any, int]]) -> _serial.Encoded:
@@ -116,7 +116,7 @@ class _Prepared:
         if self.returns == 1:
             return refs[0]
         if self.returns == f.STREAM:
-            return ObjectRefGenerator(task, client)
+            return ObjectRefGenerator(task, client, self.ahead)
         return refs or None
 
     def _with(self, args: Tuple[Any, ...], kwargs: Dict[str, Any]) -> Any:
@@ -220,7 +220,7 @@ class NamedFunction:
         flags = f.SUBMIT_NAMED | (f.SUBMIT_LARGE if kept else 0)
         task, refs = client.submit(id, shape, returns, flags, deps, [own(client, r) for r in e.refs], b"" if kept else e.joined())
         if returns == f.STREAM:
-            return ObjectRefGenerator(task, client)
+            return ObjectRefGenerator(task, client, look_ahead(options))
         return refs[0] if returns == 1 else refs or None
 
     def __repr__(self) -> str:
@@ -341,6 +341,12 @@ def returns_of(options: Dict[str, Any], function: Any) -> Tuple[int, Optional[st
     if isinstance(n, bool) or not isinstance(n, int) or not 0 <= n < 0xFFFFF:
         raise ValueError(f"num_returns is {n!r}; it must be a number, 'streaming' or 'dynamic'")
     return n, None
+
+
+def look_ahead(options: Dict[str, Any]) -> int:
+    """How many results of a stream are asked for before they are taken: what is asked for
+    does not count as waiting to be taken."""
+    return 1 if (options.get("_generator_backpressure_num_objects") or 0) > 0 else 8
 
 
 def retry_of(options: Dict[str, Any]) -> Union[None, bool, bytes]:

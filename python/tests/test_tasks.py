@@ -291,7 +291,7 @@ class TaskTest(task_cases.Tasks, Cluster):
             self.assertEqual(launcher.get(next(g)), 0)
             time.sleep(0.3)
             with open(os.path.join(d, "made")) as at:
-                self.assertLess(int(at.read()), 30)
+                self.assertLess(int(at.read()), 6)
             self.assertEqual([launcher.get(r) for r in g], list(range(1, 50)))
 
     def test_many_drivers(self):

@@ -473,11 +473,20 @@ class ObjectTest(Case):
         client.ask("sync")
         gone = self.agent.counts["released"]
         del refs
-        for _ in range(2):  # the first lets go of them, behind its question
-            client.ask("sync")
+        client.ask("sync")
         self.assertEqual(self.agent.counts["released"], gone + 10)
         self.assertEqual(client.refs, {})
         self.assertEqual(client.values, {})
+
+    def test_large_ones_are_released_at_once(self):
+        r = launcher.put(np.arange(100000))
+        launcher.get(r)
+        gone = self.agent.counts["released"]
+        del r
+        end = time.monotonic() + 10
+        while self.agent.counts["released"] == gone and time.monotonic() < end:
+            time.sleep(0.001)
+        self.assertEqual(self.agent.counts["released"], gone + 1)
 
     def test_ref(self):
         r = launcher.put(1)
@@ -516,6 +525,20 @@ class ObjectTest(Case):
         launcher.cancel(r)
         with self.assertRaises(exceptions.TaskCancelledError):
             launcher.get(r)
+
+    def test_handler_of_a_signal_raises(self):
+        def late(*args):
+            raise TimeoutError("late")
+
+        old = signal.signal(signal.SIGALRM, late)
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 0.1)
+            with self.assertRaises(TimeoutError) as c:
+                launcher.get(launcher.remote(len).remote(""))
+            self.assertEqual(str(c.exception), "late")
+        finally:
+            signal.signal(signal.SIGALRM, old)
+        self.assertIsNone(_client.current().ask("sync"))
 
     def test_old_refs(self):
         r = launcher.put(1)
