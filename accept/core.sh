@@ -5,7 +5,8 @@
 source "$(dirname "$0")/lib.sh"
 
 PY=$ROOT/.venv/bin/python
-export LAUNCHER=$ROOT/.build/launcher PYTHONPATH=$ROOT/python PYTHONDONTWRITEBYTECODE=1
+# What a program outside a run needs; not exported, for the Go tests must do without.
+OWN=(LAUNCHER="$ROOT/.build/launcher" PYTHONPATH="$ROOT/python" PYTHONDONTWRITEBYTECODE=1)
 mkdir -p "$WORK/tmp" "$WORK/spill"
 if is_root; then chown -R launcher-t1 "$WORK"; fi
 L() { t1 launcher "$@"; }
@@ -13,7 +14,7 @@ wants() { [ -z "${ONLY:-}" ] || for w in $ONLY; do case $1 in "$w"*) return 0 ;;
 # program FILE [POINT...]: a program of accept/core as the plain user; it must print points and end well.
 program() {
 	local out rc
-	out=$(t1 env ${cluster:+LAUNCHER_CLUSTER=$cluster} LAUNCHER="$LAUNCHER" PYTHONPATH="$PYTHONPATH" PYTHONDONTWRITEBYTECODE=1 TMPDIR="$WORK/${dir:-tmp}" timeout 600 "$PY" "accept/core/$1" "${@:2}" 2>"$WORK/err")
+	out=$(t1 env ${cluster:+LAUNCHER_CLUSTER=$cluster} "${OWN[@]}" TMPDIR="$WORK/${dir:-tmp}" timeout 600 "$PY" "accept/core/$1" "${@:2}" 2>"$WORK/err")
 	rc=$?
 	grep -E '^(PASS|FAIL) ' <<<"$out" | cut -c1-600
 	[ $rc = 0 ] && grep -qE '^(PASS|FAIL) ' <<<"$out" || fail "${1%.py}.ended" "exit $rc: $(tail -3 "$WORK/err")"
@@ -58,14 +59,14 @@ if wants faults; then
 	L up "$WORK/deaths.toml" >/dev/null 2>&1
 	cluster=deaths program faults.py
 	a=$SECONDS
-	out=$(t1 env LAUNCHER_CLUSTER=deaths LAUNCHER="$LAUNCHER" PYTHONPATH="$PYTHONPATH" timeout 200 "$PY" accept/core/soak.py 20 "$WORK/tmp/ledger" 2>"$WORK/err"); rc=$?
+	out=$(t1 env LAUNCHER_CLUSTER=deaths "${OWN[@]}" timeout 200 "$PY" accept/core/soak.py 20 "$WORK/tmp/ledger" 2>"$WORK/err"); rc=$?
 	check faults.soak "$((SECONDS - a)) s: $out $(tail -1 "$WORK/err")" test $rc = 0
 	L down deaths >/dev/null 2>&1
 fi
 
 # ---------------------------------------------------------------- 7 Python API, types, a cluster for the life of a program
 if wants python; then
-	missing=$("$PY" - <<-'PYTHON' 2>&1
+	missing=$(env "${OWN[@]}" "$PY" - <<-'PYTHON' 2>&1
 		import launcher
 		names = "init shutdown is_initialized remote get put wait cancel ObjectRef ObjectRefGenerator get_runtime_context nodes cluster_resources available_resources timeline exceptions create"
 		print(*[n for n in names.split() if not hasattr(launcher, n)])
@@ -82,11 +83,11 @@ if wants python; then
 	out=$(grep -E '^typed.py:.*error:' <<<"$out"); wrong=$(grep -c . <<<"$out"); told=$(grep -c '# wrong' accept/core/typed.py)
 	check python.typed-programs "$wrong errors in a program with $told mistakes: $(grep -o 'typed.py:[0-9]*' <<<"$out" | tr '\n' ' ')" test "$wrong" = "$told" -a "$(grep -n '# wrong' accept/core/typed.py | cut -d: -f1 | tr '\n' ' ')" = "$(grep -o 'typed.py:[0-9]*' <<<"$out" | cut -d: -f2 | tr '\n' ' ')"
 	a=$(now_ms)
-	out=$(t1 env PYTHONPATH="$PYTHONPATH" LAUNCHER="$LAUNCHER" "$PY" -c 'import launcher as ray; print(ray.get(ray.remote(lambda: 42).remote()))' 2>&1)
+	out=$(t1 env "${OWN[@]}" "$PY" -c 'import launcher as ray; print(ray.get(ray.remote(lambda: 42).remote()))' 2>&1)
 	b=$(now_ms)
 	left=$(leftovers)
 	check python.local-cluster "with nothing up: $out after $((b - a)) ms; left: ${left:-nothing}" test "$out" = 42 -a -z "$left"
-	t1 env PYTHONPATH="$PYTHONPATH" LAUNCHER="$LAUNCHER" "$PY" -c 'import launcher as ray, os, time; ray.get(ray.remote(lambda: 42).remote()); print(os.getpid(), flush=True); time.sleep(60)' >"$WORK/out" 2>&1 & p=$!
+	t1 env "${OWN[@]}" "$PY" -c 'import launcher as ray, os, time; ray.get(ray.remote(lambda: 42).remote()); print(os.getpid(), flush=True); time.sleep(60)' >"$WORK/out" 2>&1 & p=$!
 	eventually 20 grep -qE '^[0-9]+$' "$WORK/out"; kill -9 "$(cat "$WORK/out")"; wait $p 2>/dev/null
 	eventually 15 eval '[ -z "$(leftovers)" ]'; left=$(leftovers)
 	check python.killed "a program killed -9; left of its cluster: ${left:-nothing}" test -z "$left"
@@ -96,7 +97,7 @@ fi
 # ---------------------------------------------------------------- 8 Go SDK
 if wants go; then
 	gotest go.sdk . .
-	gotest go.examples ./examples/go .
+	gotest go.examples ./examples/go/... .
 fi
 
 # ---------------------------------------------------------------- 9 commands, speed, examples

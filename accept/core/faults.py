@@ -50,8 +50,10 @@ def kill_node(node):
     agent = agent_of(node)
     supervisor = parent(agent)
     for pid in (parent(supervisor), supervisor, agent):
-        os.kill(pid, signal.SIGKILL)
-    return node
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass  # killed with the one before it
 
 
 @ray.remote
