@@ -2,6 +2,7 @@ package tasks
 
 import (
 	"cmp"
+	"encoding/binary"
 	"maps"
 	"slices"
 	"strconv"
@@ -259,12 +260,10 @@ func (c *Core) Frame(now int64, from uint32, typ uint16, body []byte) error {
 }
 
 func (c *Core) function(cl *client, b []byte) error {
-	if len(b) < 20 || int64(u32(b[16:])) > int64(len(b)-20) {
+	f, ok := functionOf(slices.Clone(b), cl.job.key)
+	if !ok {
 		return errs.New(errs.Corrupt, "Func is cut short")
 	}
-	f := &function{job: cl.job.key, frame: slices.Clone(b)}
-	copy(f.id[:], b)
-	f.name = string(b[20 : 20+u32(b[16:])])
 	if cl.job.funcs[f.id] == nil {
 		cl.job.funcs[f.id] = f
 	}
@@ -272,6 +271,14 @@ func (c *Core) function(cl *client, b []byte) error {
 		cl.known[f.id] = true
 	}
 	return nil
+}
+
+// functionOf reads the body of a Func frame, which it keeps.
+func functionOf(b []byte, job string) (*function, bool) {
+	if len(b) < 20 || int64(u32(b[16:])) > int64(len(b)-20) {
+		return nil, false
+	}
+	return &function{id: funcID(b[:16]), job: job, name: string(b[20 : 20+u32(b[16:])]), frame: b}, true
 }
 
 // options are those of a Shape frame.
@@ -365,7 +372,7 @@ func withEnv(env string, more map[string]string) string {
 	}
 	maps.Copy(all, more)
 	var out []string
-	for _, k := range sortedKeys(all) {
+	for _, k := range slices.Sorted(maps.Keys(all)) {
 		out = append(out, k+"="+all[k])
 	}
 	return strings.Join(out, "\x00")
@@ -437,7 +444,7 @@ func tests(v any) map[string]wire.LabelTest {
 	return out
 }
 
-// send starts a frame in a client's buffer; the result is where it began.
+// frame starts a frame in a client's buffer; the result is where it began.
 func (c *Core) frame(cl *client, typ, flags uint16) int {
 	if !cl.dirty {
 		cl.dirty = true
@@ -500,6 +507,28 @@ func (c *Core) sortedClients() []*client {
 	return out
 }
 
-func u32(b []byte) uint32 {
-	return uint32(b[0]) | uint32(b[1])<<8 | uint32(b[2])<<16 | uint32(b[3])<<24
+// tell writes a frame that begins with an id and goes on with numbers.
+func (c *Core) tell(cl *client, typ uint16, x id, words ...uint32) {
+	at := c.frame(cl, typ, 0)
+	cl.out = append(cl.out, x[:]...)
+	for _, w := range words {
+		cl.out = append32(cl.out, w)
+	}
+	cl.finish(at)
 }
+
+// tellFunc sends the code of a task to who does not have it.
+func (c *Core) tellFunc(cl *client, typ uint16, t *task) {
+	if cl.known[t.fn] {
+		return
+	}
+	cl.known[t.fn] = true
+	if f := t.shape.job.funcs[t.fn]; f != nil {
+		at := c.frame(cl, typ, 0)
+		cl.out = append(cl.out, f.frame...)
+		cl.finish(at)
+	}
+}
+
+func u32(b []byte) uint32                { return binary.LittleEndian.Uint32(b) }
+func append32(b []byte, v uint32) []byte { return binary.LittleEndian.AppendUint32(b, v) }

@@ -126,6 +126,8 @@ func (w *desk) startAll() {
 	w.take()
 }
 
+func le32(v uint32) []byte { return append32(make([]byte, 0, 4), v) }
+
 func taskOf(client uint32, n uint64) id { return wire.NewObjectID(7, client, n, 0) }
 
 func submit(x id, shape, returns uint32, deps ...id) []byte {

@@ -64,7 +64,7 @@ func (c *Core) recordLost(x id)          { c.record(recLost, 0, 0, x[:]) }
 func (c *Core) recordBack(t *task)       { c.record(recBack, 0, 0, t.id[:]) }
 
 func (c *Core) recordSeq(t *task) {
-	c.record(recSeq, t.worker.ID, 0, append(slices.Clone(t.id[:]), le32(t.seq)...))
+	c.record(recSeq, t.worker.ID, 0, append32(slices.Clone(t.id[:]), t.seq))
 }
 
 // newWorker is a worker that was ordered, with the room it has.
@@ -92,18 +92,19 @@ type given struct {
 	Slot    core.Slot
 }
 
+// shortGive is a given without its room, which an earlier record has.
+func shortGive(t *task, level int) []byte {
+	b := append(make([]byte, 0, 28), t.id[:]...)
+	return append32(append32(append32(b, t.attempt), t.seq), uint32(level))
+}
+
 // recordGive tells who got a task. The room is told with the first of several.
 func (c *Core) recordGive(t *task, w *client, l *level) {
 	if c.mute {
 		return
 	}
 	if len(l.tasks) > 1 || l.logged {
-		var b [28]byte
-		copy(b[:], t.id[:])
-		binary.LittleEndian.PutUint32(b[16:], t.attempt)
-		binary.LittleEndian.PutUint32(b[20:], t.seq)
-		binary.LittleEndian.PutUint32(b[24:], uint32(slices.Index(w.levels, l)))
-		c.record(recGive, w.ID, 1, b[:])
+		c.record(recGive, w.ID, 1, shortGive(t, slices.Index(w.levels, l)))
 		return
 	}
 	l.logged = true
@@ -215,17 +216,8 @@ func (c *Core) repeat(kind uint8, from uint32, typ uint16, body []byte) error {
 func (c *Core) restoreWorker(from uint32, n newWorker) {
 	c.nextID = max(c.nextID, from)
 	j := c.jobOf(n.Key.Job)
-	p := c.pools[n.Key]
-	if p == nil {
-		p = &pool{key: n.Key}
-		c.pools[n.Key] = p
-	}
-	w := &client{Client: Client{ID: from, Kind: sdk.KindWorker, Job: n.Key.Job}, job: j, shapes: map[uint32]*shape{}, pool: p, known: map[funcID]bool{}}
-	l := &level{client: w, need: n.Need, slot: n.Slot}
-	w.levels = []*level{l}
-	c.clients[from] = w
-	c.workers++
-	p.starting++
+	l := c.newWorker(from, c.poolOf(n.Key), j).levels[0]
+	l.need, l.slot = n.Need, n.Slot
 	if s := j.shapes[string(n.Shape)]; s != nil {
 		c.settleIn(l, s, n.Slot, 0)
 	}
@@ -304,9 +296,5 @@ func (c *Core) Resume(now int64) {
 // leave is leaveRoom of room that is not booked.
 func (c *Core) leave(l *level) {
 	l.has = false
-	if ls := c.active[l.shape]; ls != nil {
-		if c.active[l.shape] = slices.DeleteFunc(ls, func(x *level) bool { return x == l }); len(c.active[l.shape]) == 0 {
-			delete(c.active, l.shape)
-		}
-	}
+	c.rests(l)
 }

@@ -101,14 +101,19 @@ func (c *Core) fill(cl *client, o *object, v *sdk.Value) {
 	default:
 		o.data = slices.Clone(v.Bytes)
 	}
+	c.refer(o, idsOf(v.Refs))
+	c.arrive(o)
+}
+
+// refer has an object hold what is inside its value.
+func (c *Core) refer(o *object, refs []id) {
 	o.refs = nil
-	for i := range v.NumRefs() {
-		if in := c.lookup(v.Ref(i)); in != nil {
+	for _, x := range refs {
+		if in := c.lookup(x); in != nil {
 			in.uses++
-			o.refs = append(o.refs, in.id)
+			o.refs = append(o.refs, x)
 		}
 	}
-	c.arrive(o)
 }
 
 // fail gives an object an error for a value.
@@ -146,9 +151,15 @@ func (c *Core) answer(o *object, s sub) {
 	if cl := c.clients[s.client]; cl != nil {
 		c.tellObject(cl, o, s.flags)
 	}
-	if s.level != nil {
-		if s.level.waits--; s.level.waits == 0 {
-			c.goesOn(s.level)
+	c.came(s.level)
+}
+
+// came: one of the things that a level waits for, if there is one, is there or not wanted
+// any more.
+func (c *Core) came(l *level) {
+	if l != nil {
+		if l.waits--; l.waits == 0 {
+			c.goesOn(l)
 		}
 	}
 }
@@ -212,18 +223,14 @@ func (c *Core) get(cl *client, b []byte) error {
 			if o.subs[i].client == cl.ID {
 				o.subs[i].flags |= flags
 				if flags&sdk.GetBlocks != 0 && o.subs[i].level == nil {
-					o.subs[i].level = l
-					l.waits++
-					l.on = append(l.on, x)
+					o.subs[i].waits(l, x)
 				}
 				return
 			}
 		}
 		s := sub{client: cl.ID, flags: flags}
 		if flags&sdk.GetBlocks != 0 {
-			s.level = l
-			l.waits++
-			l.on = append(l.on, x)
+			s.waits(l, x)
 		}
 		o.subs = append(o.subs, s)
 	})
@@ -295,12 +302,7 @@ func (c *Core) Fetched(now int64, x id, kind, form uint8, size int64, data []byt
 	}
 	o.kind, o.form, o.size, o.data = kind, form, size, data
 	c.recordFetched(o, refs)
-	for _, r := range refs {
-		if in := c.lookup(r); in != nil {
-			in.uses++
-			o.refs = append(o.refs, r)
-		}
-	}
+	c.refer(o, refs)
 	c.arrive(o)
 }
 
@@ -314,17 +316,7 @@ func (c *Core) release(cl *client, x id) {
 	}
 	if o := c.objects[x]; o != nil {
 		o.drop(cl.ID)
-		o.subs = slices.DeleteFunc(o.subs, func(s sub) bool {
-			if s.client != cl.ID {
-				return false
-			}
-			if s.level != nil {
-				if s.level.waits--; s.level.waits == 0 {
-					c.goesOn(s.level)
-				}
-			}
-			return true
-		})
+		c.unask(o, cl.ID)
 		c.unneeded(o)
 	}
 }
@@ -395,16 +387,16 @@ func (c *Core) unlink(o *object) {
 // unsubscribe takes all of a client's questions back.
 func (c *Core) unsubscribe(client uint32) {
 	for _, o := range c.objects {
-		if len(o.subs) == 0 {
-			continue
-		}
-		o.subs = slices.DeleteFunc(o.subs, func(s sub) bool {
-			if s.client == client && s.level != nil {
-				if s.level.waits--; s.level.waits == 0 {
-					c.goesOn(s.level)
-				}
-			}
-			return s.client == client
-		})
+		c.unask(o, client)
 	}
+}
+
+// unask takes a client's question for one object back.
+func (c *Core) unask(o *object, client uint32) {
+	o.subs = slices.DeleteFunc(o.subs, func(s sub) bool {
+		if s.client == client {
+			c.came(s.level)
+		}
+		return s.client == client
+	})
 }

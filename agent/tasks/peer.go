@@ -19,23 +19,11 @@ import (
 func (c *Core) FindPeer(x Client) uint32 {
 	for _, cl := range c.sortedClients() {
 		y := cl.Client
-		if y.Kind == sdk.KindPeer && y.Peer == x.Peer && y.Job == x.Job && y.Language == x.Language && y.Program == x.Program && y.Dir == x.Dir && equal(y.Path, x.Path) {
+		if y.Kind == sdk.KindPeer && y.Peer == x.Peer && y.Job == x.Job && y.Language == x.Language && y.Program == x.Program && y.Dir == x.Dir && slices.Equal(y.Path, x.Path) {
 			return y.ID
 		}
 	}
 	return 0
-}
-
-func equal(a, b []string) bool {
-	if len(a) != len(b) {
-		return false
-	}
-	for i := range a {
-		if a[i] != b[i] {
-			return false
-		}
-	}
-	return true
 }
 
 // peerFrame takes a frame that only agents send.
@@ -314,11 +302,7 @@ func (c *Core) restoreFetched(b []byte) error {
 	if v.Kind == sdk.Elsewhere {
 		v.Kind = sdk.Shared
 	}
-	refs := make([]id, v.NumRefs())
-	for i := range refs {
-		refs[i] = v.Ref(i)
-	}
-	c.Fetched(c.now, id(b[:16]), v.Kind, v.Form, v.Size, append([]byte(nil), v.Bytes...), refs)
+	c.Fetched(c.now, id(b[:16]), v.Kind, v.Form, v.Size, slices.Clone(v.Bytes), idsOf(v.Refs))
 	return nil
 }
 
@@ -334,7 +318,6 @@ func (c *Core) findRemotes() {
 			borrowed = append(borrowed, o)
 		}
 	}
-	byID := func(a, b *object) int { return slices.Compare(a.id[:], b.id[:]) }
 	slices.SortFunc(objs, byID)
 	slices.SortFunc(borrowed, byID)
 	for _, o := range borrowed {

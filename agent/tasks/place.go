@@ -82,9 +82,7 @@ func (c *Core) inherit(l, above *level) {
 		if o := c.objects[x]; o != nil {
 			for i := range o.subs {
 				if o.subs[i].level == above {
-					o.subs[i].level = l
-					l.waits++
-					l.on = append(l.on, x)
+					o.subs[i].waits(l, x)
 				}
 			}
 		}
@@ -111,16 +109,16 @@ func (c *Core) leaveRoom(l *level) {
 		c.leases.done(c.now, l.lease)
 	}
 	l.has, l.logged, l.under, l.lease = false, false, 0, nil
-	if s := l.shape; s != nil {
-		ls := c.active[s]
-		if i := slices.Index(ls, l); i >= 0 {
-			ls = slices.Delete(ls, i, i+1)
-		}
-		if len(ls) == 0 {
-			delete(c.active, s)
-		} else {
-			c.active[s] = ls
-		}
+	c.rests(l)
+}
+
+// rests takes a level out of those that have their shape's room.
+func (c *Core) rests(l *level) {
+	ls := slices.DeleteFunc(c.active[l.shape], func(x *level) bool { return x == l })
+	if len(ls) == 0 {
+		delete(c.active, l.shape)
+	} else {
+		c.active[l.shape] = ls
 	}
 }
 
@@ -239,11 +237,7 @@ func (c *Core) another(s *shape, t *task) bool {
 	}
 	key := s.key
 	key.GPUs = gpus(slot)
-	p := c.pools[key]
-	if p == nil {
-		p = &pool{key: key}
-		c.pools[key] = p
-	}
+	p := c.poolOf(key)
 	for len(p.idle) > 0 {
 		w := p.idle[len(p.idle)-1]
 		p.idle = p.idle[:len(p.idle)-1]
@@ -272,15 +266,30 @@ func (c *Core) another(s *shape, t *task) bool {
 		t.why = "one of the workers of this node, of which there may be no more"
 		return false
 	}
-	w := &client{Client: Client{ID: c.NextClient(), Kind: sdk.KindWorker, Job: key.Job}, job: s.job, shapes: map[uint32]*shape{}, pool: p, known: map[funcID]bool{}}
-	w.levels = []*level{{client: w}}
-	c.clients[w.ID] = w
-	c.workers++
-	p.starting++
+	w := c.newWorker(c.NextClient(), p, s.job)
 	c.settleIn(w.levels[0], s, slot, t.lease)
 	c.recordWorker(w)
 	c.do(StartWorker{ID: w.ID, Key: key, Need: s.need, Slot: slot})
 	return true
+}
+
+func (c *Core) poolOf(key Key) *pool {
+	p := c.pools[key]
+	if p == nil {
+		p = &pool{key: key}
+		c.pools[key] = p
+	}
+	return p
+}
+
+// newWorker enters a worker that is being started.
+func (c *Core) newWorker(n uint32, p *pool, j *job) *client {
+	w := &client{Client: Client{ID: n, Kind: sdk.KindWorker, Job: p.key.Job}, job: j, shapes: map[uint32]*shape{}, pool: p, known: map[funcID]bool{}}
+	w.levels = []*level{{client: w}}
+	c.clients[n] = w
+	c.workers++
+	p.starting++
+	return w
 }
 
 // settleIn gives a level its room.
@@ -290,7 +299,7 @@ func (c *Core) settleIn(l *level, s *shape, slot core.Slot, lease wire.LeaseID) 
 		l.lease = x
 	}
 	l.shape, l.need, l.slot, l.has, l.blocked = s, s.need, slot, true, false
-	if len(l.client.levels) <= 1 || l == l.client.levels[0] {
+	if l == l.client.levels[0] {
 		c.active[s] = append(c.active[s], l)
 	}
 }
@@ -305,19 +314,22 @@ func gpus(s core.Slot) string {
 
 // makeRoom ends the worker that has been idle longest, of whatever key.
 func (c *Core) makeRoom() bool {
-	var oldest *client
+	w := c.longestIdle()
+	if w != nil {
+		c.endWorker(w)
+	}
+	return w != nil
+}
+
+func (c *Core) longestIdle() (w *client) {
 	for _, p := range c.pools {
-		for _, w := range p.idle {
-			if !w.ending && (oldest == nil || cmp.Or(cmp.Compare(w.idleAt, oldest.idleAt), cmp.Compare(w.ID, oldest.ID)) < 0) {
-				oldest = w
+		for _, x := range p.idle {
+			if w == nil || cmp.Or(cmp.Compare(x.idleAt, w.idleAt), cmp.Compare(x.ID, w.ID)) < 0 {
+				w = x
 			}
 		}
 	}
-	if oldest == nil {
-		return false
-	}
-	c.endWorker(oldest)
-	return true
+	return w
 }
 
 // endWorker asks a worker with nothing to do to end.
@@ -432,19 +444,12 @@ func (c *Core) give(l *level, t *task) {
 
 // exec writes an Exec frame.
 func (c *Core) exec(w *client, t *task) {
-	if !w.known[t.fn] {
-		w.known[t.fn] = true
-		if f := t.shape.job.funcs[t.fn]; f != nil {
-			at := c.frame(w, sdk.MsgGiveFunc, 0)
-			w.out = append(w.out, f.frame...)
-			w.finish(at)
-		}
-	}
+	c.tellFunc(w, sdk.MsgGiveFunc, t)
 	at := c.frame(w, sdk.MsgExec, 0)
 	b := append(w.out, t.id[:]...)
 	b = append(b, t.fn[:]...)
 	for _, v := range [...]uint32{t.attempt, t.seq, t.returns, t.flags, uint32(len(t.deps)), uint32(len(t.shape.text))} {
-		b = append(b, byte(v), byte(v>>8), byte(v>>16), byte(v>>24))
+		b = append32(b, v)
 	}
 	b = append(b, t.shape.text...)
 	for _, d := range t.deps {

@@ -192,14 +192,7 @@ func (c *Core) giveAway(r *remote, x *leased, t *task) {
 // tellTask writes what another node needs to run a task.
 func (c *Core) tellTask(r *remote, t *task) {
 	cl, s := r.cl, t.shape
-	if !cl.known[t.fn] {
-		cl.known[t.fn] = true
-		if f := s.job.funcs[t.fn]; f != nil {
-			at := c.frame(cl, sdk.MsgFunc, 0)
-			cl.out = append(cl.out, f.frame...)
-			cl.finish(at)
-		}
-	}
+	c.tellFunc(cl, sdk.MsgFunc, t)
 	n, told := r.shapes[s]
 	if !told {
 		n = uint32(len(r.shapes) + 1)
@@ -211,10 +204,6 @@ func (c *Core) tellTask(r *remote, t *task) {
 	at := c.frame(cl, sdk.MsgPeerSubmit, 0)
 	cl.out = sdk.AppendPeerSubmit(cl.out, uint64(t.level.lease.Lease), t.attempt, n, t.body)
 	cl.finish(at)
-}
-
-func append32(b []byte, v uint32) []byte {
-	return append(b, byte(v), byte(v>>8), byte(v>>16), byte(v>>24))
 }
 
 // Remote takes a frame of the agent of another node that runs tasks for this one.
@@ -342,13 +331,8 @@ func (c *Core) given(r *remote, number uint32, o *object, x id, v *sdk.Value, no
 		}
 		return
 	}
-	o.kind, o.form, o.size, o.data, o.refs = v.Kind, v.Form, v.Size, slices.Clone(v.Bytes), nil
-	for i := range v.NumRefs() {
-		if in := c.lookup(v.Ref(i)); in != nil {
-			in.uses++
-			o.refs = append(o.refs, in.id)
-		}
-	}
+	o.kind, o.form, o.size, o.data = v.Kind, v.Form, v.Size, slices.Clone(v.Bytes)
+	c.refer(o, idsOf(v.Refs))
 	if v.Kind == sdk.Elsewhere {
 		o.kind, o.where = sdk.Shared, number
 		if len(nodes) > 0 {
@@ -368,9 +352,7 @@ func (c *Core) letGo(r *remote, x id) {
 	if r == nil || c.mute {
 		return
 	}
-	at := c.frame(r.cl, sdk.MsgRelease, 0)
-	r.cl.out = append(r.cl.out, x[:]...)
-	r.cl.finish(at)
+	c.tell(r.cl, sdk.MsgRelease, x)
 }
 
 // refuse lets go of the outputs of an attempt that counts no more.
@@ -457,10 +439,15 @@ func (c *Core) RemoteGone(now int64, from uint32, why string) {
 	}
 }
 
-func (c *Core) dropRemote(r *remote, why string) {
+// closeRemote ends the conversation with another node's agent.
+func (c *Core) closeRemote(r *remote) {
 	delete(c.remotes, remoteKey{r.number, r.key})
 	delete(c.byClient, r.cl.ID)
 	c.do(ClosePeer{ID: r.cl.ID})
+}
+
+func (c *Core) dropRemote(r *remote, why string) {
+	c.closeRemote(r)
 	for _, x := range c.leases.onNode(r.number) {
 		c.do(LeaseIdle{Lease: x.Lease, Slots: uint32(x.slots)})
 	}
@@ -468,15 +455,7 @@ func (c *Core) dropRemote(r *remote, why string) {
 		if t.state != running || t.worker != r.cl {
 			continue
 		}
-		switch {
-		case t.cancel:
-			c.fails(t, c.cancelled(t))
-		case t.retries != 0:
-			c.retry(t)
-		default:
-			c.stats.failed++
-			c.fails(t, c.errorOf("node_died", fmt.Sprintf("the node that ran %s is gone: %s", t.shape.name, why), t, "max_retries lets such a task run again"))
-		}
+		c.interrupted(t, "node_died", fmt.Sprintf("the node that ran %s is gone: %s", t.shape.name, why))
 	}
 	c.loseAt(func(o *object) bool { return o.at == r.cl.ID }, why)
 }
@@ -490,7 +469,7 @@ func (c *Core) loseAt(there func(*object) bool, why string) {
 			lost = append(lost, o)
 		}
 	}
-	slices.SortFunc(lost, func(a, b *object) int { return slices.Compare(a.id[:], b.id[:]) })
+	slices.SortFunc(lost, byID)
 	for _, o := range lost {
 		o.where, o.at = 0, 0
 		if o.state == here && o.kind == sdk.Shared && !c.store.Resident(o.id) {
@@ -520,7 +499,7 @@ func (c *Core) NodeGone(now int64, number uint32, why string) {
 			died = append(died, o)
 		}
 	}
-	slices.SortFunc(died, func(a, b *object) int { return slices.Compare(a.id[:], b.id[:]) })
+	slices.SortFunc(died, byID)
 	for _, o := range died {
 		c.fail(o, c.errorOf("owner_died", fmt.Sprintf("object %s is lost with the node that owned it: %s", o.id, why), nil))
 	}
@@ -565,9 +544,7 @@ func (c *Core) tickRemotes() {
 		case r.idleAt == 0:
 			r.idleAt = c.now
 		case c.now-r.idleAt >= remoteIdle:
-			delete(c.remotes, remoteKey{r.number, r.key})
-			delete(c.byClient, r.cl.ID)
-			c.do(ClosePeer{ID: r.cl.ID})
+			c.closeRemote(r)
 		}
 	}
 }

@@ -390,6 +390,19 @@ func (c *Core) retry(t *task) {
 	c.requeue(t)
 }
 
+// interrupted runs a task again whose worker or node is gone, or says what became of it.
+func (c *Core) interrupted(t *task, code, msg string) {
+	switch {
+	case t.cancel:
+		c.fails(t, c.cancelled(t))
+	case t.retries != 0:
+		c.retry(t)
+	default:
+		c.stats.failed++
+		c.fails(t, c.errorOf(code, msg, t, "max_retries lets such a task run again"))
+	}
+}
+
 // handBack takes tasks back that a worker which is about to wait has not begun. It runs one
 // then, the first that it has; numbers say nothing about that one when it was given again.
 func (c *Core) handBack(cl *client, from uint32) {
@@ -445,10 +458,7 @@ func (c *Core) cancel(x id, flags uint32) {
 			c.do(StopWorker{ID: t.worker.ID, Force: true})
 			return
 		}
-		at := c.frame(t.worker, sdk.MsgCancelTask, 0)
-		t.worker.out = append(t.worker.out, t.id[:]...)
-		t.worker.out = append(t.worker.out, byte(t.attempt), byte(t.attempt>>8), byte(t.attempt>>16), byte(t.attempt>>24))
-		t.worker.finish(at)
+		c.tell(t.worker, sdk.MsgCancelTask, t.id, t.attempt)
 		c.do(Interrupt{ID: t.worker.ID})
 	}
 }
@@ -460,7 +470,7 @@ func (c *Core) children(x id) (out []*task) {
 			out = append(out, t)
 		}
 	}
-	slices.SortFunc(out, func(a, b *task) int { return slices.Compare(a.id[:], b.id[:]) })
+	sortTasks(out)
 	return out
 }
 
@@ -533,10 +543,7 @@ func (c *Core) taken(t *task, n uint32) {
 	}
 	s.taken = n
 	if w := t.worker; w != nil && t.shape.window > 0 {
-		at := c.frame(w, sdk.MsgConsumed, 0)
-		w.out = append(w.out, t.id[:]...)
-		w.out = append(w.out, byte(n), byte(n>>8), byte(n>>16), byte(n>>24))
-		w.finish(at)
+		c.tell(w, sdk.MsgConsumed, t.id, n)
 	}
 }
 
@@ -550,7 +557,7 @@ func (c *Core) endStream(t *task, data []byte) {
 			over = append(over, o)
 		}
 	}
-	slices.SortFunc(over, func(a, b *object) int { return slices.Compare(a.id[:], b.id[:]) })
+	slices.SortFunc(over, byID)
 	for _, o := range over {
 		if data != nil && o.id.Index()-1 == s.made {
 			c.fail(o, data)

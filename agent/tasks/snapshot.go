@@ -1,6 +1,7 @@
 package tasks
 
 import (
+	"maps"
 	"slices"
 
 	"launcher/internal/errs"
@@ -85,20 +86,10 @@ func (c *Core) Snapshot() [][]byte {
 		jobs[cl.job.key] = cl.job
 	}
 	clients := c.sortedClients()
-	for _, cl := range clients {
+	for _, cl := range clients { // before the workers, which have shapes of theirs
 		if cl.pool == nil {
 			add(recConnect, cl.ID, 0, wire.Marshal(cl.Client))
-		}
-		s := savedClient{Client: cl.ID, Shapes: map[uint32][]byte{}, Seen: cl.seen, Seq: cl.seq}
-		for n, sh := range cl.shapes {
-			s.Shapes[n] = sh.text
-		}
-		for g := range cl.gaps {
-			s.Gaps = append(s.Gaps, g)
-		}
-		slices.Sort(s.Gaps)
-		if cl.pool == nil {
-			state(saved{Client: &s})
+			state(saved{Client: cl.saved()})
 		}
 	}
 	for _, cl := range clients {
@@ -117,13 +108,9 @@ func (c *Core) Snapshot() [][]byte {
 		if cl.ending {
 			add(recEnding, cl.ID, 0, nil)
 		}
-		s := savedClient{Client: cl.ID, Shapes: map[uint32][]byte{}, Seen: cl.seen, Seq: cl.seq}
-		for n, sh := range cl.shapes {
-			s.Shapes[n] = sh.text
-		}
-		state(saved{Client: &s})
+		state(saved{Client: cl.saved()})
 	}
-	for _, key := range sortedKeys(jobs) {
+	for _, key := range slices.Sorted(maps.Keys(jobs)) {
 		s := savedJob{Key: key}
 		for _, f := range jobs[key].funcs {
 			s.Funcs = append(s.Funcs, f.frame)
@@ -135,7 +122,7 @@ func (c *Core) Snapshot() [][]byte {
 	for _, o := range c.objects {
 		objs = append(objs, o)
 	}
-	slices.SortFunc(objs, func(a, b *object) int { return slices.Compare(a.id[:], b.id[:]) })
+	slices.SortFunc(objs, byID)
 	for _, o := range objs {
 		s := savedObject{ID: o.id[:], State: uint8(o.state), Kind: o.kind, Form: o.form, Size: o.size, Data: o.data, Fetched: o.fetched, Made: o.made, Lineage: o.task != nil, Where: o.where}
 		for i := range o.refs {
@@ -162,9 +149,7 @@ func (c *Core) Snapshot() [][]byte {
 				if k == 0 {
 					add(recGive, cl.ID, 0, wire.Marshal(given{t.id[:], t.attempt, t.seq, i, l.need, l.slot}))
 				} else {
-					b := append(slices.Clone(t.id[:]), le32(t.attempt)...)
-					b = append(append(b, le32(t.seq)...), le32(uint32(i))...)
-					add(recGive, cl.ID, 1, b)
+					add(recGive, cl.ID, 1, shortGive(t, i))
 				}
 			}
 		}
@@ -172,15 +157,13 @@ func (c *Core) Snapshot() [][]byte {
 	return append(out, cur)
 }
 
-func le32(v uint32) []byte { return []byte{byte(v), byte(v >> 8), byte(v >> 16), byte(v >> 24)} }
-
-func sortedKeys[V any](m map[string]V) []string {
-	out := make([]string, 0, len(m))
-	for k := range m {
-		out = append(out, k)
+// saved is what is kept of a client beside who it is.
+func (cl *client) saved() *savedClient {
+	s := &savedClient{Client: cl.ID, Shapes: map[uint32][]byte{}, Seen: cl.seen, Gaps: slices.Sorted(maps.Keys(cl.gaps)), Seq: cl.seq}
+	for n, sh := range cl.shapes {
+		s.Shapes[n] = sh.text
 	}
-	slices.Sort(out)
-	return out
+	return s
 }
 
 func (c *Core) restoreState(b []byte) error {
@@ -192,10 +175,10 @@ func (c *Core) restoreState(b []byte) error {
 	case s.Job != nil:
 		j := c.jobOf(s.Job.Key)
 		for _, f := range s.Job.Funcs {
-			if len(f) < 20 || int64(u32(f[16:])) > int64(len(f)-20) {
+			x, ok := functionOf(f, s.Job.Key)
+			if !ok {
 				return errs.New(errs.Corrupt, "a function in the log of tasks is damaged")
 			}
-			x := &function{id: funcID(f[:16]), job: s.Job.Key, name: string(f[20 : 20+u32(f[16:])]), frame: f}
 			j.funcs[x.id] = x
 		}
 	case s.Client != nil:
@@ -216,7 +199,7 @@ func (c *Core) restoreClient(s *savedClient) error {
 		return nil
 	}
 	for n, text := range s.Shapes {
-		if err := c.shape(cl, append(le32(n), text...)); err != nil {
+		if err := c.shape(cl, append(append32(nil, n), text...)); err != nil {
 			return err
 		}
 	}

@@ -191,12 +191,11 @@ type sub struct {
 	level  *level // that waits for it; nil = none
 }
 
-func (o *object) holders() int {
-	n := len(o.more)
-	if o.holder != 0 {
-		n++
-	}
-	return n
+// waits has a level wait for an object.
+func (s *sub) waits(l *level, x id) {
+	s.level = l
+	l.waits++
+	l.on = append(l.on, x)
 }
 
 func (o *object) hold(client uint32) {

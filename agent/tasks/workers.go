@@ -81,18 +81,12 @@ func (c *Core) workerGone(w *client, cause string) {
 		ts := slices.Clone(l.tasks)
 		for k := len(ts) - 1; k >= 0; k-- {
 			t := ts[k]
-			switch {
-			case k > 0: // sent ahead: most likely not begun
+			if k > 0 { // sent ahead: most likely not begun
 				t.attempt++
 				c.requeue(t)
-			case t.cancel:
-				c.fails(t, c.cancelled(t))
-			case t.retries != 0:
-				c.retry(t)
-			default:
-				c.stats.failed++
-				c.fails(t, c.errorOf("worker_crashed", fmt.Sprintf("the worker that ran %s (pid %d on node %s) died: %s", t.shape.name, w.PID, c.cfg.Node, cause), t, "max_retries lets such a task run again"))
+				continue
 			}
+			c.interrupted(t, "worker_crashed", fmt.Sprintf("the worker that ran %s (pid %d on node %s) died: %s", t.shape.name, w.PID, c.cfg.Node, cause))
 		}
 		if l.has {
 			c.leaveRoom(l)
@@ -136,9 +130,15 @@ func (c *Core) sortedTasks() []*task {
 	for _, t := range c.tasks {
 		out = append(out, t)
 	}
-	slices.SortFunc(out, func(a, b *task) int { return slices.Compare(a.id[:], b.id[:]) })
+	sortTasks(out)
 	return out
 }
+
+func sortTasks(ts []*task) {
+	slices.SortFunc(ts, func(a, b *task) int { return slices.Compare(a.id[:], b.id[:]) })
+}
+
+func byID(a, b *object) int { return slices.Compare(a.id[:], b.id[:]) }
 
 // Withdrawn answers Withdraw: the last Exec frame that the worker runs is begun; later ones,
 // below to, it skips.
@@ -186,14 +186,7 @@ func (c *Core) Tick(now int64) {
 		idle += len(p.idle)
 	}
 	for idle > c.cfg.Cores {
-		var w *client
-		for _, p := range c.pools {
-			for _, x := range p.idle {
-				if w == nil || x.idleAt < w.idleAt || x.idleAt == w.idleAt && x.ID < w.ID {
-					w = x
-				}
-			}
-		}
+		w := c.longestIdle()
 		if w == nil || now-w.idleAt < idleBound {
 			break
 		}

@@ -188,8 +188,5 @@ func (x *Index) Find(id wire.ObjectID) (e Entry, ok bool) {
 	return e, ok
 }
 
-// Capacity is the number of entries.
-func (x *Index) Capacity() int { return int(x.t.mask) + 1 }
-
 // Close unmaps it. Nobody may be reading.
 func (x *Index) Close() error { return x.t.seg.Close() }
