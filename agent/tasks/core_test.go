@@ -382,6 +382,31 @@ func TestLostSharedResultIsMadeAgain(t *testing.T) {
 	}
 }
 
+// TestCancelledAheadIsNotCounted: a task that was sent ahead, cancelled and handed back is
+// in no queue.
+func TestCancelledAheadIsNotCounted(t *testing.T) {
+	w := newDesk(t, 1)
+	w.driver(1)
+	a, b, c := taskOf(1, 1), taskOf(1, 2), taskOf(1, 3)
+	w.frame(1, sdk.MsgSubmit, submit(a, 1, 1))
+	w.take()
+	worker := w.starts[0].ID
+	w.startAll()
+	w.frame(worker, sdk.MsgResult, result(a, 1, 0, inline("quick")))
+	w.frame(1, sdk.MsgSubmit, submit(b, 1, 1))
+	w.frame(1, sdk.MsgSubmit, submit(c, 1, 1))
+	w.take()
+	if w.c.tasks[c].state != running {
+		t.Fatal("it was not sent ahead")
+	}
+	shape, seq := w.c.tasks[c].shape, w.c.tasks[c].seq
+	w.c.cancel(c, 0)
+	w.frame(worker, sdk.MsgHandBack, le32(seq))
+	if n := shape.queue.n; n != 0 || w.c.queued != 0 || w.c.tasks[c] != nil {
+		t.Fatalf("%d tasks are counted, of %d bytes", n, w.c.queued)
+	}
+}
+
 func TestUnknownObjectIsAnErrorAtOnce(t *testing.T) {
 	w := newDesk(t, 1)
 	w.driver(1)

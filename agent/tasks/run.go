@@ -141,13 +141,13 @@ func (c *Core) enqueue(t *task) {
 // requeue puts a task in front again: it was given out and comes back.
 func (c *Core) requeue(t *task) {
 	c.leaves(t)
-	t.state = queued
+	c.queued += int64(len(t.body))
 	if t.cancel {
-		c.queued += int64(len(t.body))
+		t.state = waiting // it is in no queue that it could be counted out of
 		c.fails(t, c.cancelled(t))
 		return
 	}
-	c.queued += int64(len(t.body))
+	t.state = queued
 	t.shape.queue.pushFront(t)
 	c.wake(t.shape)
 }
