@@ -8,9 +8,6 @@ import (
 
 	"launcher/agent/core"
 	"launcher/agent/supervisor"
-	"launcher/internal/errs"
-	"launcher/shm"
-	"launcher/wire/reclog"
 )
 
 const (
@@ -20,13 +17,10 @@ const (
 	compactAt = 4 << 20
 )
 
-// journal is the log of the core's records in a memory file that the supervisor holds.
+// journal is the log of the core's records.
 type journal struct {
-	super *supervisor.Client
-	log   *reclog.Log
-	file  *os.File
+	*memoryLog
 	state *core.State
-	next  int64 // size at which to compact
 	buf   []byte
 	ends  []int
 	parts [][]byte
@@ -34,12 +28,14 @@ type journal struct {
 
 // openJournal takes the journal of an earlier agent up, or makes one.
 func openJournal(ctx context.Context, super *supervisor.Client, f *os.File, log *slog.Logger) (*journal, error) {
-	j := &journal{super: super, state: core.NewState(), next: compactAt}
+	j := &journal{state: core.NewState()}
+	var err error
 	if f == nil {
-		return j, j.replace(ctx)
+		j.memoryLog, err = newMemoryLog(ctx, super, stateName, compactAt, j.encode(j.state.Snapshot()))
+		return j, err
 	}
 	n := 0
-	l, err := reclog.Open(f, 0, 1, func(_ uint64, b []byte) error {
+	j.memoryLog, err = takeUpMemoryLog(super, stateName, compactAt, f, func(b []byte) error {
 		r, err := core.Decode(slices.Clone(b))
 		if err != nil {
 			return err
@@ -48,20 +44,14 @@ func openJournal(ctx context.Context, super *supervisor.Client, f *os.File, log 
 		n++
 		return nil
 	})
-	if err != nil {
-		f.Close()
-		return nil, errs.Wrap(errs.Unknown, err, "the state of the agent before this one")
+	if err == nil {
+		log.Info("state taken over from the agent before", "records", n, "bytes", j.log.End())
 	}
-	log.Info("state taken over from the agent before", "records", n, "bytes", l.End())
-	j.file, j.log = f, l
-	return j, nil
+	return j, err
 }
 
-// append makes records safe from the death of this process.
-func (j *journal) append(records []core.Record) error {
-	if len(records) == 0 {
-		return nil
-	}
+// encode gives the bytes of records, valid until the next call.
+func (j *journal) encode(records []core.Record) [][]byte {
 	j.buf, j.ends, j.parts = j.buf[:0], j.ends[:0], j.parts[:0]
 	for _, r := range records {
 		j.buf = core.Encode(j.buf, r)
@@ -72,42 +62,21 @@ func (j *journal) append(records []core.Record) error {
 		j.parts = append(j.parts, j.buf[from:to])
 		from = to
 	}
-	if _, err := j.log.Append(j.parts...); err != nil {
-		return errs.Wrap(errs.Exhausted, err, "the agent's state cannot be written")
+	return j.parts
+}
+
+// append makes records safe from the death of this process.
+func (j *journal) append(records []core.Record) error {
+	if len(records) == 0 {
+		return nil
 	}
-	return nil
+	return j.memoryLog.append(j.encode(records)...)
 }
 
 // compact replaces the journal by a snapshot of the state when it has grown long.
 func (j *journal) compact(ctx context.Context) error {
-	if j.log.End() < j.next {
+	if !j.long() {
 		return nil
 	}
-	return j.replace(ctx)
-}
-
-func (j *journal) replace(ctx context.Context) error {
-	f, err := shm.CreateFile("launcher-agent-state")
-	if err != nil {
-		return err
-	}
-	l, err := reclog.Open(f, 0, 1, nil)
-	old := *j
-	if err == nil {
-		j.file, j.log = f, l
-		err = j.append(j.state.Snapshot())
-	}
-	if err == nil {
-		err = j.super.StoreFD(ctx, stateName, f)
-	}
-	if err != nil {
-		f.Close()
-		*j = old
-		return errs.Wrap(errs.Unknown, err, "a new state journal")
-	}
-	if old.file != nil {
-		old.file.Close()
-	}
-	j.next = max(compactAt, 4*l.End())
-	return nil
+	return j.replace(ctx, j.encode(j.state.Snapshot()))
 }

@@ -26,7 +26,7 @@ type sdkServer struct {
 	ctx   context.Context // until this agent ends
 	end   context.CancelFunc
 	core  *tasks.Core   // guarded by a.mu
-	log   *taskLog      // guarded by a.mu
+	log   *memoryLog    // guarded by a.mu
 	store *store.Store  // has a lock of its own
 	poke  chan struct{} // time is to be looked at soon
 	named chan struct{} // closed when the node has its number

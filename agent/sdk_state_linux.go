@@ -19,6 +19,12 @@ const (
 	recForgotten = 0xFF
 )
 
+const (
+	taskLogName = "tasks"
+	// taskCompactAt is the least size at which the log is replaced by a snapshot.
+	taskCompactAt = 16 << 20
+)
+
 // remember writes down who a client is. a.mu is held.
 func (s *sdkServer) remember(cl *sdkClient) error {
 	return s.log.append(append([]byte{recClient}, wire.Marshal(cl.sdkRecord)...))
@@ -34,9 +40,13 @@ func (s *sdkServer) forgotten(cl *sdkClient) {
 // restore takes up the log of an earlier agent, or begins one. Clients that it knew are
 // away until they come back.
 func (s *sdkServer) restore(ctx context.Context) error {
-	var old bool
+	f := s.a.take(taskLogName)
 	var err error
-	s.log, old, err = openTaskLog(ctx, s.a.super, s.a.take(taskLogName), func(b []byte) error {
+	if f == nil {
+		s.log, err = newMemoryLog(ctx, s.a.super, taskLogName, taskCompactAt, nil)
+		return err
+	}
+	s.log, err = takeUpMemoryLog(s.a.super, taskLogName, taskCompactAt, f, func(b []byte) error {
 		switch {
 		case len(b) == 0:
 			return errs.New(errs.Corrupt, "an empty record in the log of tasks")
@@ -57,7 +67,7 @@ func (s *sdkServer) restore(ctx context.Context) error {
 		}
 		return s.core.Restore(b)
 	})
-	if err != nil || !old {
+	if err != nil {
 		return err
 	}
 	now := s.a.clock.Now()
