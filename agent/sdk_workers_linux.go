@@ -290,14 +290,7 @@ func controlName(worker uint32) string { return "control/" + strconv.FormatUint(
 func newControl(f *os.File) (*control, error) {
 	if f == nil {
 		var err error
-		if f, err = shm.CreateFile("launcher-control"); err != nil {
-			return nil, err
-		}
-		if err = unix.Ftruncate(int(f.Fd()), controlSize); err == nil {
-			err = shm.Seal(f, unix.F_SEAL_SHRINK|unix.F_SEAL_GROW)
-		}
-		if err != nil {
-			f.Close()
+		if f, err = shm.CreateSized("launcher-control", controlSize, false); err != nil {
 			return nil, errs.Wrap(errs.Exhausted, err, "the control page of a worker")
 		}
 	}

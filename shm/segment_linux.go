@@ -25,22 +25,12 @@ func Create(name string, size int) (*Segment, error) {
 	if size <= 0 {
 		return nil, errs.New(errs.Invalid, "a shared segment %q of %d bytes", name, size)
 	}
-	f, err := CreateFile(name)
-	if err != nil {
-		return nil, err
-	}
 	if room := Room(); int64(size) > room {
-		f.Close()
 		return nil, errs.New(errs.Exhausted, "shared segment %q of %d bytes: only %d bytes of memory are left to this process", name, size, room).
 			Hint("lower [objects] memory, or give the node more memory")
 	}
-	if err := reserve(f, int64(size)); err != nil {
-		f.Close()
-		return nil, errs.Wrap(errs.Exhausted, err, "shared segment %q of %d bytes", name, size).
-			Hint("lower [objects] memory, or give the node more memory")
-	}
-	if err := Seal(f, unix.F_SEAL_SHRINK|unix.F_SEAL_GROW); err != nil {
-		f.Close()
+	f, err := CreateSized(name, int64(size), true)
+	if err != nil {
 		return nil, err
 	}
 	s, err := mapFile(f, size, true)
@@ -64,6 +54,32 @@ func CreateFile(name string) (*os.File, error) {
 		return nil, errs.Wrap(errs.Exhausted, err, "memory file %q", name)
 	}
 	return os.NewFile(uintptr(fd), name), nil
+}
+
+// CreateSized makes a memory file of a size that is sealed, all zero, without mapping it.
+// With reserve its memory is taken at once: an error comes now, never a SIGBUS later. Else
+// pages come as they are touched.
+func CreateSized(name string, size int64, reserve bool) (*os.File, error) {
+	f, err := CreateFile(name)
+	if err != nil {
+		return nil, err
+	}
+	fd := int(f.Fd())
+	err = unix.Ftruncate(fd, size)
+	for again := err == nil && reserve; again; again = errors.Is(err, unix.EINTR) {
+		err = unix.Fallocate(fd, 0, 0, size)
+	}
+	if err != nil {
+		err = errs.Wrap(errs.Exhausted, err, "shared segment %q of %d bytes", name, size).
+			Hint("lower [objects] memory, or give the node more memory")
+	} else {
+		err = Seal(f, unix.F_SEAL_SHRINK|unix.F_SEAL_GROW)
+	}
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
 }
 
 // Open maps a segment that came by descriptor. It takes f over: Close closes it. The
@@ -93,18 +109,6 @@ func mapFile(f *os.File, size int, writable bool) (*Segment, error) {
 		return nil, errs.Wrap(errs.Exhausted, err, "mapping %d bytes of shared segment %s", size, f.Name())
 	}
 	return &Segment{file: f, mem: mem, writable: writable}, nil
-}
-
-func reserve(f *os.File, size int64) error {
-	if err := unix.Ftruncate(int(f.Fd()), size); err != nil {
-		return err
-	}
-	for {
-		err := unix.Fallocate(int(f.Fd()), 0, 0, size)
-		if !errors.Is(err, unix.EINTR) {
-			return err
-		}
-	}
 }
 
 // Seal adds seals (unix.F_SEAL_*) to a memory file. With F_SEAL_FUTURE_WRITE mappings

@@ -27,6 +27,9 @@ func Create(name string, size int) (*Segment, error) { return nil, unbuilt() }
 // CreateFile is not there on this system.
 func CreateFile(name string) (*os.File, error) { return nil, unbuilt() }
 
+// CreateSized is not there on this system.
+func CreateSized(name string, size int64, reserve bool) (*os.File, error) { return nil, unbuilt() }
+
 // Open is not there on this system.
 func Open(f *os.File, writable bool) (*Segment, error) { return nil, unbuilt() }
 

@@ -2,7 +2,6 @@ package store
 
 import (
 	"cmp"
-	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -13,7 +12,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"launcher/internal/errs"
-	"launcher/shm"
 	"launcher/shm/objects"
 )
 
@@ -62,31 +60,6 @@ func parseSegment(name string) (g *segment, ok bool) {
 	owner, err2 := strconv.ParseUint(f[1], 10, 32)
 	g = &segment{n: uint32(n), owner: uint32(owner), job: f[2]}
 	return g, err1 == nil && err2 == nil && n > 0 && g.name() == name
-}
-
-// newMemory makes a segment's file; its memory is taken at once, so that nobody who
-// touches it later is killed for it.
-func newMemory(size int64) (*os.File, error) {
-	f, err := shm.CreateFile("launcher-objects")
-	if err != nil {
-		return nil, err
-	}
-	fd := int(f.Fd())
-	if err = unix.Ftruncate(fd, size); err == nil {
-		for err = unix.EINTR; errors.Is(err, unix.EINTR); {
-			err = unix.Fallocate(fd, 0, 0, size)
-		}
-	}
-	if err != nil {
-		err = errs.Wrap(errs.Exhausted, err, "%d bytes of memory for objects", size)
-	} else {
-		err = shm.Seal(f, unix.F_SEAL_SHRINK|unix.F_SEAL_GROW)
-	}
-	if err != nil {
-		f.Close()
-		return nil, err
-	}
-	return f, nil
 }
 
 // bytes maps the segment. mu must be held.

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"launcher/internal/errs"
+	"launcher/shm"
 	"launcher/shm/objects"
 	"launcher/wire"
 )
@@ -215,7 +216,7 @@ func (s *Store) make(c *client, need, size int64) {
 	err := error(nil)
 	tight := size > room
 	if !tight {
-		f, err = newMemory(size)
+		f, err = shm.CreateSized("launcher-objects", size, true)
 	}
 	s.mu.Lock()
 	s.reserve(c, size-asked)

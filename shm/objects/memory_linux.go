@@ -6,28 +6,7 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
-
-	"launcher/internal/errs"
-	"launcher/shm"
 )
-
-// sparse makes a sealed memory file whose pages come as they are touched.
-func sparse(name string, size int64) (*os.File, error) {
-	f, err := shm.CreateFile(name)
-	if err != nil {
-		return nil, err
-	}
-	if err = unix.Ftruncate(int(f.Fd()), size); err != nil {
-		err = errs.Wrap(errs.Exhausted, err, "%s of %d bytes", name, size)
-	} else {
-		err = shm.Seal(f, unix.F_SEAL_SHRINK|unix.F_SEAL_GROW)
-	}
-	if err != nil {
-		f.Close()
-		return nil, err
-	}
-	return f, nil
-}
 
 // used gives the stretches of a file that have pages. Reading a hole would fill it.
 func used(f *os.File, size int) iter.Seq2[int, int] {

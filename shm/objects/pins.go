@@ -109,7 +109,7 @@ type Watch struct {
 
 // CreatePins makes a client's pins file; it takes memory as it is used.
 func CreatePins(name string) (*Watch, error) {
-	f, err := sparse(name, PinWords*8)
+	f, err := shm.CreateSized(name, PinWords*8, false)
 	if err != nil {
 		return nil, err
 	}

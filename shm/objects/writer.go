@@ -6,6 +6,7 @@ import (
 	"sync/atomic"
 
 	"launcher/internal/errs"
+	"launcher/shm"
 	"launcher/wire"
 )
 
@@ -22,7 +23,7 @@ func CreateIndex(name string, n int) (*Writer, error) {
 	for int(capacity) < 2*n && capacity < MaxCapacity {
 		capacity *= 2
 	}
-	f, err := sparse(name, headerSize+entrySize*int64(capacity))
+	f, err := shm.CreateSized(name, headerSize+entrySize*int64(capacity), false)
 	if err != nil {
 		return nil, err
 	}
