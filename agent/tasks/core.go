@@ -79,6 +79,7 @@ type Core struct {
 	demandAt  int64
 	remotes   map[remoteKey]*remote
 	byClient  map[uint32]*remote
+	lookAt    int64 // when connections that nothing uses are looked for next
 }
 
 type counts struct{ done, failed, cancelled int64 }

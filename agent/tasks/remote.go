@@ -520,9 +520,10 @@ func (c *Core) tickRemotes() {
 		c.do(LeaseIdle{Lease: b.Lease, Slots: b.Slots})
 		c.demandDue = true
 	}
-	if len(c.byClient) == 0 {
+	if len(c.byClient) == 0 || c.now < c.lookAt {
 		return
 	}
+	c.lookAt = c.now + second // it takes a look at all tasks and objects
 	used := map[uint32]bool{}
 	for _, t := range c.tasks {
 		if t.state == running && t.worker != nil && t.worker.remote != nil {
