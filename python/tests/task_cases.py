@@ -4,6 +4,7 @@ test_tasks.py on a real cluster."""
 import asyncio
 import os
 import pickle
+import signal
 import sys
 import tempfile
 import threading
@@ -33,6 +34,21 @@ class Huge:
 
     def __reduce_ex__(self, protocol):
         return (Huge, (pickle.PickleBuffer(self.memory),))
+
+
+class Connected:
+    """Mixed into a TestCase with an agent at path: each test has a connection of its own, and
+    bound seconds."""
+
+    def setUp(self):
+        self.late = threading.Timer(self.bound, os.kill, (os.getpid(), signal.SIGABRT))
+        self.late.daemon = True
+        self.late.start()
+        launcher.init(self.path)
+
+    def tearDown(self):
+        launcher.shutdown()
+        self.late.cancel()
 
 
 class Tasks:

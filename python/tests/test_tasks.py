@@ -10,7 +10,6 @@ import subprocess
 import sys
 import tempfile
 import textwrap
-import threading
 import time
 import unittest
 
@@ -30,9 +29,10 @@ except launcher.Error:
 
 
 @unittest.skipUnless(BINARY, "SKIP: there is no launcher command")
-class Cluster(unittest.TestCase):
+class Cluster(task_cases.Connected, unittest.TestCase):
     """With a cluster of its own for the class."""
 
+    bound = 120
     flags = ["--cpus", "4"]
 
     @classmethod
@@ -55,16 +55,6 @@ class Cluster(unittest.TestCase):
             os.environ["LAUNCHER_HOME"] = cls.home
         cls.dir.cleanup()
         assert code == 0, code
-
-    def setUp(self):
-        self.late = threading.Timer(120, os.kill, (os.getpid(), signal.SIGABRT))
-        self.late.daemon = True
-        self.late.start()
-        launcher.init(self.path)
-
-    def tearDown(self):
-        launcher.shutdown()
-        self.late.cancel()
 
     def agent(self):
         """The pid of the agent that is there now."""
