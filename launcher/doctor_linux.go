@@ -1,16 +1,19 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"launcher/agent/detect"
 	"launcher/wire"
 )
 
@@ -37,6 +40,7 @@ func (f *findings) machine(h string) {
 	f.clock()
 	f.limits()
 	f.cgroups()
+	f.gpus()
 	if b, err := os.ReadFile("/proc/swaps"); err == nil && strings.Count(strings.TrimSpace(string(b)), "\n") > 0 {
 		f.add("note", "swapoff -a, or give tasks a --memory that fits", "swap is on: work that outgrows the memory becomes very slow before it fails")
 	}
@@ -106,6 +110,33 @@ func (f *findings) cgroups() {
 		if v, err := strconv.Atoi(readTrim(p)); err == nil && v < 1024 {
 			f.add("warning", "raise it, or start launcher outside this cgroup", "at most %d processes by the cgroup limit %s", v, p)
 		}
+	}
+}
+
+// gpuBound is for asking the driver: one that has lost a GPU may hang.
+const gpuBound = 30 * time.Second
+
+// gpus tells which GPUs the driver shows, and those that others use.
+func (f *findings) gpus() {
+	ctx, cancel := context.WithTimeout(context.Background(), gpuBound)
+	defer cancel()
+	gpus, err := detect.GPUs(ctx, "/", os.Environ())
+	if err != nil {
+		f.add("warning", "see that nvidia-smi works here, or say resources = { gpu = N } in the pool", "GPUs cannot be told: %v", err)
+		return
+	}
+	var names, taken []string
+	for _, g := range gpus {
+		names = append(names, g.Name)
+		if g.Busy {
+			taken = append(taken, g.UUID)
+		}
+	}
+	if len(names) > 0 {
+		f.add("ok", "", "GPU: %d, %s", len(names), strings.Join(slices.Compact(names), ", "))
+	}
+	if len(taken) > 0 {
+		f.add("note", `share = "ignore" in the pool offers them all the same`, "another user computes on GPU %s: not offered until that ends", strings.Join(taken, ", "))
 	}
 }
 

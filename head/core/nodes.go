@@ -19,6 +19,7 @@ type node struct {
 	hello   wire.Hello
 	beat    wire.Beat
 	total   wire.Resources // what may be handed out
+	foreign int            // GPUs that others use
 	conn    bool
 	greeted bool // has said Hello in this life of the head
 	seen    int64
@@ -148,7 +149,7 @@ func (c *Core) agentUp(ev AgentUp) {
 
 // count works out what the node may hand out: GPUs that others use are not offered.
 func (n *node) count() {
-	n.total = n.hello.Total
+	n.total, n.foreign = n.hello.Total, 0
 	gpus := n.hello.GPUs
 	if n.beat.GPUs != nil {
 		gpus = n.beat.GPUs
@@ -156,6 +157,7 @@ func (n *node) count() {
 	for _, g := range gpus {
 		if g.Busy {
 			n.total.GPU = max(0, n.total.GPU-wire.Unit)
+			n.foreign++
 		}
 	}
 }

@@ -2,6 +2,7 @@ package core
 
 import (
 	"cmp"
+	"fmt"
 	"slices"
 
 	"launcher/wire"
@@ -135,6 +136,9 @@ func (c *Core) eligible(n *node, j *job) string {
 	case j.avoid[n.id] != "":
 		return j.avoid[n.id]
 	case !n.total.Fits(j.need):
+		if n.foreign > 0 {
+			return fmt.Sprintf("it has %s; others use %d of its GPUs", n.total, n.foreign)
+		}
 		return "it has " + n.total.String()
 	}
 	if d := n.hello.Deadline; d != 0 {
