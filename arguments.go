@@ -27,6 +27,9 @@ type dep struct {
 
 // open finds the deps in shared memory and the beginning of the arguments.
 func (a *arguments) open(ctx context.Context) error {
+	if err := a.fetchApart(ctx); err != nil {
+		return err
+	}
 	for i := range a.deps {
 		d := &a.deps[i]
 		switch d.kind {
@@ -60,6 +63,34 @@ func (a *arguments) open(ctx context.Context) error {
 		return errs.New(errs.Invalid, "the arguments are no list").Hint("functions of a Go program take positional arguments only")
 	}
 	a.left, a.payload = n, rest
+	return nil
+}
+
+// fetchApart gets the deps that did not fit the frame of the task, all at once.
+func (a *arguments) fetchApart(ctx context.Context) error {
+	var hs []*handle
+	var of []*dep
+	for i := range a.deps {
+		if d := &a.deps[i]; d.kind == sdk.Apart {
+			hs, of = append(hs, a.c.hold(d.id)), append(of, d)
+		}
+	}
+	if len(hs) == 0 {
+		return nil
+	}
+	defer func() {
+		for _, h := range hs {
+			h.release()
+		}
+	}()
+	if err := await(ctx, hs, len(hs), true); err != nil {
+		return err
+	}
+	for i, d := range of {
+		if d.kind = sdk.Shared; hs[i].o.state.Load() == stateInline {
+			d.kind, d.value = sdk.Inline, hs[i].o.value
+		}
+	}
 	return nil
 }
 

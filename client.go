@@ -161,9 +161,26 @@ type submission struct {
 	args    []byte // their msgpack, one after the other
 }
 
+// check refuses what makes no frame.
+func (s *submission) check(results int) error {
+	switch size := 52 + 16*(len(s.deps)+len(s.held)) + len(s.args) + 5; {
+	case results > sdk.ManyMax:
+		return errs.New(errs.Invalid, "a task of %d results, allowed are %d", results, sdk.ManyMax)
+	case len(s.deps) > sdk.ManyMax:
+		return errs.New(errs.Invalid, "a task with %d arguments that are references, allowed are %d", len(s.deps), sdk.ManyMax).
+			Hint("pass a slice of Refs as a value, and Get them in the function")
+	case size > sdk.BodyMax:
+		return errs.New(errs.Invalid, "a task with so many references in its arguments that they take %d bytes in one message; at most %d are allowed", size, sdk.BodyMax)
+	}
+	return nil
+}
+
 // submit writes a task; out becomes its results. It waits when the agent has too much to
 // read.
 func (c *client) submit(ctx context.Context, s submission, out []*handle) (taskID, error) {
+	if err := s.check(len(out)); err != nil {
+		return taskID{}, err
+	}
 	if err := c.room(ctx); err != nil {
 		return taskID{}, err
 	}
@@ -206,6 +223,9 @@ func (c *client) shapeOf(f *function, opts []Option) (uint32, error) {
 		return 0, o.err
 	}
 	text := o.encode()
+	if len(text) > sdk.OptionsMax {
+		return 0, errs.New(errs.Invalid, "the options of a task take %d bytes, allowed are %d", len(text), sdk.OptionsMax)
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	s := c.shapes[string(text)]
@@ -259,9 +279,54 @@ type output struct {
 	at         place  // of what is shared
 }
 
-// output makes a value ready for a frame; a large one is copied into shared memory.
-func (c *client) output(ctx context.Context, e encoded) (output, error) {
+// outputs makes the values of one frame ready: what is inline is bounded in sum too, the
+// rest is copied into shared memory.
+func (c *client) outputs(ctx context.Context, es ...encoded) ([]output, error) {
+	room, refs := sdk.InlineSum, 0
+	for _, e := range es {
+		refs += len(e.refs)
+	}
+	if err := fits(len(es), refs); err != nil {
+		return nil, err
+	}
+	out := make([]output, 0, len(es))
+	for _, e := range es {
+		o, err := c.output(ctx, e, room)
+		if err != nil {
+			c.undo(out)
+			return nil, err
+		}
+		if o.kind == sdk.Inline {
+			room -= o.size
+		}
+		out = append(out, o)
+	}
+	return out, nil
+}
+
+// fits refuses values with so many references inside that they make no frame.
+func fits(values, refs int) error {
+	if size := sdk.InlineSum + 32*values + 16*refs; size > sdk.BodyMax {
+		return errs.New(errs.Invalid, "a value, or the results of a task, with %d references inside: they take %d bytes in one message, at most %d are allowed", refs, size, sdk.BodyMax)
+	}
+	return nil
+}
+
+// undo gives the room of values back that are not told of.
+func (c *client) undo(os []output) {
+	for _, o := range os {
+		if o.kind == sdk.Shared {
+			c.store.undo(o.at, o.size)
+		}
+	}
+}
+
+// output makes a value ready for a frame that has some room for it.
+func (c *client) output(ctx context.Context, e encoded, room int) (output, error) {
 	o := output{kind: sdk.Inline, form: e.form, size: len(e.data), data: e.data}
+	if err := fits(1, len(e.refs)); err != nil {
+		return o, err
+	}
 	for _, h := range e.refs {
 		id, err := h.alive()
 		if err != nil {
@@ -269,7 +334,7 @@ func (c *client) output(ctx context.Context, e encoded) (output, error) {
 		}
 		o.refs = append(o.refs, id)
 	}
-	if len(e.data) <= sdk.InlineMax {
+	if len(e.data) <= sdk.InlineMax && len(e.data) <= room {
 		return o, nil
 	}
 	var err error
@@ -282,16 +347,14 @@ func (c *client) put(ctx context.Context, e encoded) (*handle, error) {
 	if err := c.room(ctx); err != nil {
 		return nil, err
 	}
-	out, err := c.output(ctx, e)
+	out, err := c.output(ctx, e, sdk.InlineMax)
 	if err != nil {
 		return nil, err
 	}
 	c.mu.Lock()
 	if c.gone != nil {
 		defer c.mu.Unlock()
-		if out.kind == sdk.Shared {
-			c.store.undo(out.at, out.size)
-		}
+		c.undo([]output{out})
 		return nil, c.gone
 	}
 	c.n++

@@ -19,7 +19,7 @@
 //
 // Workers are the same binary, started again; it ships itself. A Ref stands for a value
 // that is there or will be, and may be an argument of further tasks before it is. Put
-// makes a value one; []byte and slices of numbers of more than 64 KiB are then shared by
+// makes a value one; []byte and slices of numbers of more than 16 KiB are then shared by
 // all processes of a node and not copied for each. Errors keep their identity: errors.Is
 // finds ErrWorkerCrashed, ErrCancelled and their kin, and what RegisterError was told of.
 // Tasks may submit tasks and wait for them.

@@ -112,11 +112,20 @@ func encodeFailure(err error, code, trace, task, node string, pid int) []byte {
 		}
 	}
 	registered.RUnlock()
-	w := sdk.Error{Code: code, Message: err.Error(), Traceback: trace, Task: task, Node: node, PID: pid, Hints: hintsOf(err)}
+	w := sdk.Error{Code: code, Message: clip(err.Error()), Traceback: clip(trace), Task: task, Node: node, PID: pid, Hints: hintsOf(err)}
 	if names != nil {
 		w.Cause = names
 	}
 	return w.Encode()
+}
+
+// clip bounds a text of an error: all results of the task have it, in each frame.
+func clip(s string) string {
+	const most = 64 << 10
+	if len(s) > most {
+		return strings.ToValidUTF8(s[:most/2]+" [...] "+s[len(s)-most/2:], "?")
+	}
+	return s
 }
 
 // decodeFailure is the inverse.

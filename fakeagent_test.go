@@ -40,6 +40,9 @@ type fakeNode struct {
 	mem          map[uint32]*shm.Segment
 	segments     uint32
 	hold         bool // give no tasks out
+	apart        bool // arguments are to be asked for
+	later        int  // so many values are only announced when they are asked for
+	longest      int  // frame of a client
 }
 
 type fakeTask struct {
@@ -169,6 +172,7 @@ func (p *fakePeer) serve() {
 		}
 		n.mu.Lock()
 		n.counts[typ]++
+		n.longest = max(n.longest, len(body))
 		n.handle(p, typ, body)
 		if typ != sdk.MsgHandBack { // the Call after it comes first
 			n.give()
@@ -250,7 +254,11 @@ func (n *fakeNode) handle(p *fakePeer, typ uint16, body []byte) {
 		n.there(objectID(body), body[16:])
 	case sdk.MsgGet:
 		for _, id := range ids(body[8:]) {
-			if v, ok := n.objects[id]; ok {
+			if v, ok := n.objects[id]; ok && n.later > 0 && v[0] == sdk.Inline {
+				n.later--
+				b, at := sdk.Begin(nil, sdk.MsgObject, sdk.ReadyOnly|sdk.Later)
+				_, _ = p.conn.Write(sdk.Finish(append(append(b, id[:]...), v[:16]...), at))
+			} else if ok {
 				n.send(p, sdk.MsgObject, append(id[:], v...))
 			} else {
 				n.wanted[id] = append(n.wanted[id], p)
@@ -358,7 +366,11 @@ next:
 		}
 		b = append(b, about...)
 		for _, d := range t.deps {
-			b = append(append(b, d[:]...), n.objects[d]...)
+			if b = append(b, d[:]...); n.apart {
+				b = append(b, make([]byte, 16)...)
+			} else {
+				b = append(b, n.objects[d]...)
+			}
 		}
 		n.send(n.work, sdk.MsgExec, append(b, t.payload...))
 	}

@@ -85,7 +85,14 @@ func (c *client) object(flags uint16, body []byte) error {
 	case kind == sdk.Shared:
 		o.settle(stateShared)
 	case flags&sdk.ReadyOnly != 0:
-		o.settle(stateReady)
+		if o.settle(stateReady); flags&sdk.Later != 0 && o.asked == askedValue {
+			// Too much waited to be read here; by now it is.
+			c.askFor(o, askedValue, sdk.GetValue, false)
+			c.out.close()
+			if c.nudge() {
+				go c.flush()
+			}
+		}
 	case kind == sdk.Inline:
 		o.value = value{form: form, data: copyOf(data, false)}
 		o.settle(stateInline)

@@ -165,14 +165,7 @@ func (w *worker) report(r result) {
 	var outs []output
 	status := sdk.ResultOK
 	if r.err == nil {
-		for _, e := range r.values {
-			o, err := c.output(context.Background(), e)
-			if err != nil {
-				r.err = err
-				break
-			}
-			outs = append(outs, o)
-		}
+		outs, r.err = c.outputs(context.Background(), r.values...)
 	}
 	if r.err != nil {
 		code := "task"

@@ -116,7 +116,7 @@ func (w *worker) yield(ctx context.Context, t *order, index uint32, v any, plain
 	if err != nil {
 		return err
 	}
-	out, err := c.output(ctx, e)
+	out, err := c.output(ctx, e, sdk.InlineMax)
 	if err != nil {
 		return err
 	}

@@ -33,6 +33,7 @@ type sdkConn struct {
 	out     []byte   // not written; guarded by mu
 	files   []passed // descriptors in out; guarded by mu
 	spare   []byte   // the buffer before; guarded by mu
+	going   int      // how much a writer is writing; guarded by mu
 	slow    bool     // a writer is at work; guarded by mu
 	shut    bool     // guarded by mu
 	failed  error    // guarded by mu
@@ -127,6 +128,13 @@ func (c *sdkConn) put(frames []byte, files ...*os.File) {
 	c.out = append(c.out, frames...)
 }
 
+// waiting is how much is not written.
+func (c *sdkConn) waiting() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.out) + c.going
+}
+
 // putFrame appends one frame.
 func (c *sdkConn) putFrame(typ uint16, body []byte, files ...*os.File) {
 	c.put(wire.AppendFrame(nil, typ, body), files...)
@@ -191,6 +199,7 @@ func (c *sdkConn) drain() {
 		c.mu.Lock()
 		b, files := c.out, c.files
 		c.out, c.files = c.spare[:0], nil
+		c.going = len(b)
 		if len(b) == 0 || c.shut {
 			c.slow, c.spare = false, nil
 			c.mu.Unlock()

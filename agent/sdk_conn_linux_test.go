@@ -2,6 +2,7 @@ package agent
 
 import (
 	"bytes"
+	"encoding/binary"
 	"io"
 	"net"
 	"os"
@@ -12,6 +13,7 @@ import (
 
 	"launcher/internal/errs"
 	"launcher/shm"
+	"launcher/shm/objects"
 	"launcher/wire"
 )
 
@@ -127,5 +129,24 @@ func TestSlowReader(t *testing.T) {
 	c.flush()
 	if _, err := io.ReadFull(peer, b[:3]); err != nil || string(b[:3]) != "log" || lines != 15 {
 		t.Errorf("%q, %d lines dropped, %v", b[:3], lines, err)
+	}
+}
+
+// TestManyExtents: room that is free in very many pieces is told of in several frames.
+func TestManyExtents(t *testing.T) {
+	for _, n := range []int{0, 1, maxExtents, wire.MaxFrame/24 + 1} {
+		b, got, frames := extents(make([]objects.Extent, n)), 0, 0
+		for len(b) > 0 {
+			size := int(binary.LittleEndian.Uint32(b))
+			if size > wire.MaxFrame {
+				t.Fatalf("a frame of %d bytes", size)
+			}
+			frames++
+			got += int(binary.LittleEndian.Uint32(b[12:]))
+			b = b[size+4:]
+		}
+		if got != n || frames == 0 {
+			t.Errorf("of %d extents %d were told in %d frames", n, got, frames)
+		}
 	}
 }

@@ -12,6 +12,9 @@ import (
 	"launcher/wire/sdk"
 )
 
+// maxExtents is how many stretches of free room are told of in one frame.
+const maxExtents = 100_000
+
 // spaceWait is a Space that cannot be answered yet.
 type spaceWait struct {
 	need int64
@@ -123,19 +126,26 @@ func (s *sdkServer) granted(cl *sdkClient, g store.Grant, err error) {
 		b = le.AppendUint32(b, g.Segment)
 		cl.conn.putFrame(sdk.MsgGranted, le.AppendUint64(b, uint64(g.Size)), g.File)
 	default:
-		cl.conn.putFrame(sdk.MsgGranted, extents(g.Extents))
+		cl.conn.put(extents(g.Extents))
 	}
 	s.mark(cl)
 }
 
-func extents(es []objects.Extent) []byte {
+// extents are Granted frames of room that has become free.
+func extents(es []objects.Extent) (out []byte) {
 	le := binary.LittleEndian
-	b := le.AppendUint32(le.AppendUint32(nil, sdk.GrantedExtents), uint32(len(es)))
-	for _, e := range es {
-		b = le.AppendUint32(le.AppendUint32(b, e.Segment), 0)
-		b = le.AppendUint64(le.AppendUint64(b, uint64(e.Offset)), uint64(e.Length))
+	for done := false; !done; done = len(es) == 0 {
+		part := es[:min(len(es), maxExtents)]
+		es = es[len(part):]
+		b, at := sdk.Begin(out, sdk.MsgGranted, 0)
+		b = le.AppendUint32(le.AppendUint32(b, sdk.GrantedExtents), uint32(len(part)))
+		for _, e := range part {
+			b = le.AppendUint32(le.AppendUint32(b, e.Segment), 0)
+			b = le.AppendUint64(le.AppendUint64(b, uint64(e.Offset)), uint64(e.Length))
+		}
+		out = sdk.Finish(b, at)
 	}
-	return b
+	return out
 }
 
 // storeEvent takes news of the store, in its goroutine.
@@ -156,7 +166,7 @@ func (s *sdkServer) storeEvent(e store.Event) {
 		case store.DropSegment:
 			if cl := s.clients[e.Client]; cl != nil && cl.conn != nil {
 				if len(e.Free) > 0 {
-					cl.conn.putFrame(sdk.MsgGranted, extents(e.Free))
+					cl.conn.put(extents(e.Free))
 				}
 				cl.conn.putFrame(sdk.MsgDropSegment, binary.LittleEndian.AppendUint32(nil, e.Segment))
 				s.mark(cl)
@@ -174,7 +184,10 @@ func (s *sdkServer) answer(cl *sdkClient, request uint32, value any, err error) 
 	if err != nil {
 		failed, body = 1, sdk.Error{Code: errs.KindOf(err).String(), Message: err.Error(), Node: string(s.a.cfg.Node), Hints: errs.HintsOf(err)}.Encode()
 	} else {
-		body = wire.Marshal(value)
+		if body = wire.Marshal(value); len(body) > sdk.BodyMax-8 {
+			s.answer(cl, request, nil, errs.New(errs.Exhausted, "the answer is %s long, a message has %s at most", wire.Bytes(int64(len(body))), wire.Bytes(sdk.BodyMax)))
+			return
+		}
 	}
 	b := binary.LittleEndian.AppendUint32(binary.LittleEndian.AppendUint32(nil, request), failed)
 	cl.conn.putFrame(sdk.MsgAnswer, append(b, body...))

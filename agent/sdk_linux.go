@@ -99,7 +99,7 @@ func (s *sdkServer) open(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	s.core = tasks.New(tasks.Config{Node: s.a.cfg.Node, Cores: int(max(1, s.a.total.CPU/wire.Unit))}, room{s}, memory{s.store})
+	s.core = tasks.New(tasks.Config{Node: s.a.cfg.Node, Cores: int(max(1, s.a.total.CPU/wire.Unit)), Unread: s.unread}, room{s}, memory{s.store})
 	s.answerQueries()
 	s.numbered(s.a.core.State().Number()) // ids in the log are of that number
 	return s.restore(ctx)
@@ -202,6 +202,14 @@ func (s *sdkServer) settle(now int64) []*sdkConn {
 	}
 	s.dirty = s.dirty[:0]
 	return conns
+}
+
+// unread is how much a client has not taken yet of what was written for it. a.mu is held.
+func (s *sdkServer) unread(client uint32) int {
+	if c := s.clients[client]; c != nil && c.conn != nil {
+		return c.conn.waiting()
+	}
+	return 0
 }
 
 // mark notes that a client has frames to be written. a.mu is held.

@@ -408,8 +408,7 @@ func (b *borrow) connect(ctx context.Context) (opened bool, err error) {
 		for id := range b.held {
 			ids = append(ids, id[:]...)
 		}
-		b.frame(sdk.MsgHold, ids)
-		b.frame(sdk.MsgPeerKeep, ids)
+		w.put(sdk.AppendKeep(sdk.AppendIDs(nil, sdk.MsgHold, ids), ids), nil)
 		b.frame(sdk.MsgPeerSync, binary.LittleEndian.AppendUint64(nil, b.synced))
 		for id := range b.wanted {
 			b.ask(id)

@@ -48,12 +48,12 @@ func TestTasks(t *testing.T) {
 		if py == "" || exec.CommandContext(ctx, py, "-c", "import numpy, cloudpickle").Run() != nil {
 			continue
 		}
-		for _, name := range []string{"test_tasks_parts.py", "test_tasks_unit.py", "fake_agent.py", "task_cases.py"} { // its result depends on them
+		for _, name := range []string{"test_tasks_parts.py", "test_tasks_unit.py", "test_tasks_frames.py", "fake_agent.py", "task_cases.py"} { // its result depends on them
 			if _, err := os.ReadFile(filepath.Join("tests", name)); err != nil {
 				t.Fatal(err)
 			}
 		}
-		cmd := exec.CommandContext(ctx, py, "-W", "error", "-m", "unittest", "test_tasks_parts", "test_tasks_unit")
+		cmd := exec.CommandContext(ctx, py, "-W", "error", "-m", "unittest", "test_tasks_parts", "test_tasks_unit", "test_tasks_frames")
 		cmd.Dir = "tests"
 		cmd.Env = append(os.Environ(), "PYTHONPATH="+filepath.Join(root, "python"), "PYTHONDONTWRITEBYTECODE=1")
 		out, err := cmd.CombinedOutput()

@@ -118,6 +118,35 @@ def exits_in_del():
     return text
 
 
+@point("bad.too-much-in-one-task", 120)
+def too_much():
+    """What is allowed one by one is in sum too; what is too long is an error of its own."""
+    text, n = "x" * 15000, 3000
+
+    @ray.remote(max_retries=0, scheduling_strategy="SPREAD")
+    def size(*values):
+        return sum(len(v) for v in values)
+
+    @ray.remote(max_retries=0, num_returns=n, scheduling_strategy="SPREAD")
+    def texts(error=""):
+        if error:
+            raise KeyError(error)
+        return [text[:10000]] * n
+
+    refs = [ray.put(text) for _ in range(n)]
+    assert ray.get([size.remote(*refs) for _ in range(4)], timeout=60) == [n * 15000] * 4
+    assert sum(map(len, ray.get(refs, timeout=60))) == n * 15000
+    for _ in range(2):
+        assert sum(map(len, ray.get(texts.remote(), timeout=60))) == n * 10000
+        for r in texts.remote("k" * (20 << 20))[:: n // 3]:
+            long = raises(ray.exceptions.RayTaskError, lambda r=r: ray.get(r, timeout=60), "KeyError", "[...]")
+            assert len(long) < 1000, long
+    big = np.zeros(20 << 20, np.uint8)
+    told = raises(ValueError, lambda: ray.remote(lambda: big.sum()).remote(), "put()")
+    works()
+    return f"{n} arguments and results of 15 and 10 KB, {n} errors of 20 MB; {told}"
+
+
 @point("bad.old-python")
 def old_python():
     """An interpreter that says that it is too old, as the SDK does in one."""

@@ -12,6 +12,7 @@ import (
 	"launcher/shm"
 	"launcher/shm/objects"
 	"launcher/wire"
+	"launcher/wire/sdk"
 )
 
 // Config of a Store.
@@ -36,7 +37,7 @@ const (
 	// margin is left to others when memory is taken.
 	margin = 64 << 20
 	// minObject is the least size that the index is made for: smaller values are inline.
-	minObject = 64 << 10
+	minObject = sdk.InlineMax
 	maxIndex  = 1 << 21
 	minIndex  = 1 << 16
 )

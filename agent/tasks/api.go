@@ -14,6 +14,9 @@ type Config struct {
 	MaxWorkers int // workers at most; 0 = Cores + 64
 	MaxQueued  int64
 	MaxLineage int64 // bytes of finished tasks that are kept to be run again
+	MaxUnread  int   // bytes that may wait for a client before values are only announced
+	// Unread is how many bytes of earlier Sends a client has not taken yet; nil = none.
+	Unread func(client uint32) int
 }
 
 // Room is the node's resources, which the core of the agent has too. Its methods are

@@ -30,8 +30,8 @@ const (
 	longTask = 10 * millisecond
 	// maxFailures of workers to start, one after the other, fail what waits for them.
 	maxFailures = 3
-	// maxReturns bounds what a task may give.
-	maxReturns = wire.ItemIndexMax
+	// maxItems bounds a stream.
+	maxItems = wire.ItemIndexMax
 	// overtake is how much younger tasks may be that are served first because their
 	// worker is there.
 	overtake = 100 * millisecond
@@ -91,6 +91,9 @@ func New(cfg Config, room Room, store Store) *Core {
 	}
 	if cfg.MaxQueued == 0 {
 		cfg.MaxQueued = 1 << 30
+	}
+	if cfg.MaxUnread == 0 {
+		cfg.MaxUnread = 64 << 20
 	}
 	if cfg.MaxLineage == 0 {
 		cfg.MaxLineage = 256 << 20
@@ -304,6 +307,9 @@ func (c *Core) shape(cl *client, b []byte) error {
 	if len(b) < 4 {
 		return errs.New(errs.Corrupt, "Shape is cut short")
 	}
+	if len(b)-4 > sdk.OptionsMax {
+		return errs.New(errs.Invalid, "the options of a task are %s long, allowed are %s", wire.Bytes(int64(len(b))), wire.Bytes(sdk.OptionsMax))
+	}
 	n, text := u32(b), b[4:]
 	key := cl.key()
 	keyed := strings.Join([]string{key.Language, key.Program, key.Dir, key.Env, key.Path, string(text)}, "\x00\x00")
@@ -447,13 +453,18 @@ func tests(v any) map[string]wire.LabelTest {
 
 // frame starts a frame in a client's buffer; the result is where it began.
 func (c *Core) frame(cl *client, typ, flags uint16) int {
+	c.writes(cl)
+	b, at := sdk.Begin(cl.out, typ, flags)
+	cl.out = b
+	return at
+}
+
+// writes notes that there is something in a client's buffer.
+func (c *Core) writes(cl *client) {
 	if !cl.dirty {
 		cl.dirty = true
 		c.dirty = append(c.dirty, cl)
 	}
-	b, at := sdk.Begin(cl.out, typ, flags)
-	cl.out = b
-	return at
 }
 
 func (cl *client) finish(at int) { cl.out = sdk.Finish(cl.out, at) }

@@ -171,8 +171,12 @@ func (c *Core) tellObject(cl *client, o *object, flags uint32) {
 		cl.out = append(cl.out, o.id[:]...)
 		cl.out = c.appendGiven(cl.out, o)
 		cl.finish(at)
-	} else if flags&sdk.GetValue == 0 && o.kind != sdk.End {
-		at := c.frame(cl, sdk.MsgObject, sdk.ReadyOnly)
+	} else if later := flags&sdk.GetValue != 0 && o.kind == sdk.Inline && c.behind(cl); later || flags&sdk.GetValue == 0 && o.kind != sdk.End {
+		flag := sdk.ReadyOnly
+		if later {
+			flag |= sdk.Later
+		}
+		at := c.frame(cl, sdk.MsgObject, flag)
 		cl.out = append(cl.out, o.id[:]...)
 		cl.out = sdk.AppendValue(cl.out, o.kind, o.form, nil, o.size, nil)
 		cl.finish(at)
@@ -185,6 +189,15 @@ func (c *Core) tellObject(cl *client, o *object, flags uint32) {
 	if t := c.tasks[o.id.Task()]; t != nil && t.stream != nil && o.kind != sdk.End {
 		c.taken(t, o.id.Index())
 	}
+}
+
+// behind reports whether so much waits for a client to read it that values can wait too.
+func (c *Core) behind(cl *client) bool {
+	n := len(cl.out)
+	if c.cfg.Unread != nil {
+		n += c.cfg.Unread(cl.ID)
+	}
+	return n > c.cfg.MaxUnread
 }
 
 // tellError answers for an object that is not here.

@@ -1,6 +1,7 @@
 package tasks
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
 	"slices"
@@ -38,8 +39,12 @@ func (c *Core) peerFrame(cl *client, typ uint16, b []byte) error {
 			return err
 		}
 		return c.peerSubmit(cl, p, body)
+	case sdk.MsgPeerKeeps:
+		cl.keeps = append(cl.keeps, idsOf(b)...)
 	case sdk.MsgPeerKeep:
-		return c.peerKeep(cl, b)
+		keep := append(cl.keeps, idsOf(b)...)
+		cl.keeps = nil
+		c.peerKeep(cl, keep)
 	case sdk.MsgConsumed:
 		if len(b) < 20 {
 			return errs.New(errs.Corrupt, "Consumed is cut short")
@@ -101,10 +106,10 @@ func (c *Core) owns(cl *client, x id) bool {
 // peerKeep drops what an agent does not say that it still wants: after a break, or a
 // restart of it, it may have forgotten. A task that runs runs on: after a restart the agent
 // does not know that it does, and submits it again.
-func (c *Core) peerKeep(cl *client, b []byte) error {
-	keep := map[id]bool{}
-	if err := sdk.IDs(b, func(x id) { keep[x] = true }); err != nil {
-		return err
+func (c *Core) peerKeep(cl *client, ids []id) {
+	keep := make(map[id]bool, len(ids))
+	for _, x := range ids {
+		keep[x] = true
 	}
 	for _, t := range c.sortedTasks() {
 		if t.client == cl.ID && (t.state == waiting || t.state == queued) && !keep[t.id] {
@@ -121,7 +126,6 @@ func (c *Core) peerKeep(cl *client, b []byte) error {
 	for _, x := range drop {
 		c.release(cl, x)
 	}
-	return nil
 }
 
 // report tells an agent how its task ended. What it can have inside the frame, it has
@@ -130,49 +134,92 @@ func (c *Core) report(cl *client, t *task) {
 	if cl.away != 0 {
 		return // it asks again
 	}
-	status, n := sdk.ResultOK, t.returns
-	switch {
+	switch data := c.failure(t); {
 	case t.bounced:
-		status, n = sdk.ResultBounced, 0
+		cl.finish(c.reportHead(cl, t, sdk.ResultBounced, 0))
+		return
+	case data != nil:
+		c.reportFailure(cl, t, data)
+		return
 	case t.stream != nil:
-		n = 0
-		if t.stream.last != nil {
-			status, n = sdk.ResultFailed, 1
-		}
-	case n > 0:
-		if o := c.objects[t.id.With(1)]; o == nil || o.kind == sdk.Failure {
-			status = sdk.ResultFailed
-		}
+		cl.finish(c.reportHead(cl, t, sdk.ResultOK, 0))
+		return
 	}
-	at := c.frame(cl, sdk.MsgResult, 0)
-	b := append(cl.out, t.id[:]...)
-	b = append32(append32(b, t.fence), status)
-	b = binary.LittleEndian.AppendUint64(b, uint64(t.started))
-	b = binary.LittleEndian.AppendUint64(b, uint64(c.now))
-	b = append32(b, n)
+	status := sdk.ResultOK
+	if o := c.objects[t.id.With(1)]; t.returns > 0 && (o == nil || o.kind == sdk.Failure) {
+		status = sdk.ResultFailed
+	}
+	at := c.reportHead(cl, t, status, t.returns)
 	var over []*object
-	for i := range n {
-		if t.stream != nil {
-			b = sdk.AppendValue(b, sdk.Failure, 1, nil, int64(len(t.stream.last)), t.stream.last)
-			break
-		}
+	for i := range t.returns {
 		o := c.objects[t.id.With(i+1)]
 		if o == nil || o.state != here {
 			data := c.lostError(t.id.With(i + 1))
-			b = sdk.AppendValue(b, sdk.Failure, 1, nil, int64(len(data)), data)
+			cl.out = sdk.AppendValue(cl.out, sdk.Failure, 1, nil, int64(len(data)), data)
 			continue
 		}
-		b = c.appendGiven(b, o)
+		cl.out = c.appendGiven(cl.out, o)
 		if o.kind != sdk.Shared && len(o.refs) == 0 {
 			over = append(over, o)
 		}
 	}
-	cl.out = b
+	if len(cl.out)-at > wire.MaxFrame { // of one run's results that cannot be
+		cl.out = cl.out[:at]
+		c.reportFailure(cl, t, c.errorOf("internal", fmt.Sprintf("the results of task %s are too long for a message between nodes", t.id), nil))
+		return
+	}
 	cl.finish(at)
 	for _, o := range over {
 		o.drop(cl.ID)
 		c.unneeded(o)
 	}
+}
+
+// reportHead begins a Result for another agent.
+func (c *Core) reportHead(cl *client, t *task, status, values uint32) int {
+	at := c.frame(cl, sdk.MsgResult, 0)
+	b := append(cl.out, t.id[:]...)
+	b = append32(append32(b, t.fence), status)
+	b = binary.LittleEndian.AppendUint64(b, uint64(t.started))
+	b = binary.LittleEndian.AppendUint64(b, uint64(c.now))
+	cl.out = append32(b, values)
+	return at
+}
+
+// reportFailure gives all outputs of a task one error.
+func (c *Core) reportFailure(cl *client, t *task, data []byte) {
+	at := c.reportHead(cl, t, sdk.ResultFailed, 1)
+	cl.out = sdk.AppendValue(cl.out, sdk.Failure, 1, nil, int64(len(data)), data)
+	cl.finish(at)
+	for i := range c.outputs(t) {
+		if o := c.objects[t.id.With(i+1)]; o != nil {
+			o.drop(cl.ID)
+			c.unneeded(o)
+		}
+	}
+}
+
+// failure is the error that a task as a whole ended with; nil = it has values.
+func (c *Core) failure(t *task) (data []byte) {
+	if t.stream != nil {
+		return t.stream.last
+	}
+	for i := range c.outputs(t) {
+		o := c.objects[t.id.With(i+1)]
+		if o == nil || o.kind != sdk.Failure || i > 0 && !bytes.Equal(o.data, data) {
+			return nil
+		}
+		data = o.data
+	}
+	return data
+}
+
+// outputs is how many objects a task makes, unless it is a stream.
+func (c *Core) outputs(t *task) uint32 {
+	if t.returns == sdk.Stream {
+		return 0
+	}
+	return t.returns
 }
 
 // appendGiven adds an object's value to a frame for another agent.

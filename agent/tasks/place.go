@@ -452,12 +452,15 @@ func (c *Core) exec(w *client, t *task) {
 		b = append32(b, v)
 	}
 	b = append(b, t.shape.text...)
+	room := sdk.InlineSum
 	for _, d := range t.deps {
 		b = append(b, d[:]...)
-		if o := c.objects[d]; o != nil && o.state == here {
+		o := c.objects[d]
+		if o != nil && o.state == here && 16*len(o.refs)+len(o.data) <= room {
+			room -= 16*len(o.refs) + len(o.data)
 			b = sdk.AppendValue(b, o.kind, o.form, o.refs, o.size, o.data)
-		} else { // lost on the way; the worker asks for it, and is told why
-			b = sdk.AppendValue(b, sdk.Shared, 0, nil, 0, nil)
+		} else { // too much, or lost on the way: the worker asks for it
+			b = sdk.AppendValue(b, sdk.Apart, 0, nil, 0, nil)
 		}
 	}
 	w.out = append(b, t.payload...)

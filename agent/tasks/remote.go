@@ -256,6 +256,14 @@ func (c *Core) remoteResult(number uint32, b []byte) error {
 			data = slices.Clone(v.Bytes)
 		}
 		c.endStream(t, data)
+	case res.Status == sdk.ResultFailed && res.Values == 1: // once for all outputs
+		v, _, _, err := sdk.CutGiven(rest)
+		if err != nil {
+			return err
+		}
+		c.endRemote(t, res)
+		c.fails(t, slices.Clone(v.Bytes))
+		return nil
 	default:
 		for i := range t.returns {
 			v, nodes, more, err := sdk.CutGiven(rest)
@@ -267,6 +275,13 @@ func (c *Core) remoteResult(number uint32, b []byte) error {
 			c.given(r, number, c.objects[t.id.With(i+1)], t.id.With(i+1), &v, nodes)
 		}
 	}
+	c.endRemote(t, res)
+	c.ended(t)
+	return nil
+}
+
+// endRemote counts a task that ended on another node.
+func (c *Core) endRemote(t *task, res sdk.Result) {
 	if t.worker != nil {
 		c.note(t, t.worker, res)
 	}
@@ -275,8 +290,6 @@ func (c *Core) remoteResult(number uint32, b []byte) error {
 	} else {
 		c.stats.failed++
 	}
-	c.ended(t)
-	return nil
 }
 
 // remoteYield takes an item of a stream that is made on another node.
@@ -290,7 +303,7 @@ func (c *Core) remoteYield(number uint32, b []byte) error {
 	if err != nil {
 		return err
 	}
-	if t == nil || t.stream == nil || i >= maxReturns || !c.runsOn(t, number, attempt) || i < t.stream.made {
+	if t == nil || t.stream == nil || i >= maxItems || !c.runsOn(t, number, attempt) || i < t.stream.made {
 		return nil
 	}
 	c.recordRemote(number, sdk.MsgYield, b)
@@ -403,20 +416,21 @@ func (c *Core) RemoteOpen(now int64, from uint32) {
 	cl.out = cl.out[:0]
 	clear(cl.known)
 	clear(r.shapes)
-	at := c.frame(cl, sdk.MsgPeerKeep, 0)
+	var keep []byte
 	var run []*task
 	for _, t := range c.sortedTasks() {
 		if t.state == running && t.worker == cl {
 			run = append(run, t)
-			cl.out = append(cl.out, t.id[:]...)
+			keep = append(keep, t.id[:]...)
 		}
 	}
 	for _, o := range c.objects {
 		if o.at == cl.ID {
-			cl.out = append(cl.out, o.id[:]...)
+			keep = append(keep, o.id[:]...)
 		}
 	}
-	cl.finish(at)
+	c.writes(cl)
+	cl.out = sdk.AppendKeep(cl.out, keep)
 	for _, t := range run {
 		c.tellTask(r, t)
 	}

@@ -34,8 +34,13 @@ func (c *Core) accept(cl *client, b []byte, p sdk.PeerSubmit) error {
 	if sh == nil {
 		return errs.New(errs.Invalid, "task %s has options %d, which were never told", s.Task, s.Shape)
 	}
-	if s.Returns > maxReturns && s.Returns != sdk.Stream {
-		return errs.New(errs.Invalid, "task %s of %s gives %d values, allowed are %d", s.Task, sh.name, s.Returns, maxReturns)
+	switch { // an SDK has said so to the program
+	case s.Returns > sdk.ManyMax && s.Returns != sdk.Stream:
+		return errs.New(errs.Invalid, "task %s of %s gives %d values, allowed are %d", s.Task, sh.name, s.Returns, sdk.ManyMax)
+	case len(s.Deps)/16 > sdk.ManyMax:
+		return errs.New(errs.Invalid, "task %s of %s has %d arguments that are objects, allowed are %d", s.Task, sh.name, len(s.Deps)/16, sdk.ManyMax)
+	case len(s.Payload) > sdk.PayloadMax || len(b) > sdk.BodyMax:
+		return errs.New(errs.Invalid, "task %s of %s has %d bytes of arguments in its frame of %d, allowed are %d of %d", s.Task, sh.name, len(s.Payload), len(b), sdk.PayloadMax, sdk.BodyMax)
 	}
 	body := slices.Clone(b)
 	s, _ = sdk.ParseSubmit(body)
@@ -359,24 +364,27 @@ func (c *Core) result(cl *client, b []byte) error {
 	case r.Status == sdk.ResultOK && r.Values != int(t.returns):
 		c.fails(t, c.errorOf("internal", fmt.Sprintf("the worker gave %d values for task %s, which has %d", r.Values, t.id, t.returns), t))
 		return errs.New(errs.Corrupt, "a Result of %d values for a task that has %d", r.Values, t.returns)
+	case r.Status != sdk.ResultOK:
+		v, _, err := sdk.CutValue(rest)
+		if err != nil || v.Kind != sdk.Failure {
+			c.fails(t, c.errorOf("internal", "the worker gave no error for a task that failed", t))
+			return errs.New(errs.Corrupt, "a Result of a task that failed without its error")
+		}
+		c.stats.failed++
+		c.fails(t, slices.Clone(v.Bytes)) // once for all outputs
+		return nil
 	}
 	var v sdk.Value
 	for i := range t.returns {
-		if int(i) < r.Values {
-			if v, rest, err = sdk.CutValue(rest); err != nil {
-				c.fails(t, c.errorOf("internal", "the worker gave a damaged value: "+err.Error(), t))
-				return err
-			}
+		if v, rest, err = sdk.CutValue(rest); err != nil {
+			c.fails(t, c.errorOf("internal", "the worker gave a damaged value: "+err.Error(), t))
+			return err
 		}
 		if o := c.objects[t.id.With(i+1)]; o != nil {
 			c.fill(cl, o, &v)
 		}
 	}
-	if r.Status == sdk.ResultOK {
-		c.stats.done++
-	} else {
-		c.stats.failed++
-	}
+	c.stats.done++
 	c.ended(t)
 	return nil
 }
@@ -501,7 +509,7 @@ func (c *Core) yield(cl *client, b []byte) error {
 	if err != nil {
 		return err
 	}
-	if t == nil || t.worker != cl || t.attempt != attempt || t.stream == nil || i >= maxReturns {
+	if t == nil || t.worker != cl || t.attempt != attempt || t.stream == nil || i >= maxItems {
 		return nil
 	}
 	s := t.stream

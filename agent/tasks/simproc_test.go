@@ -322,6 +322,10 @@ func (p *proc) exec(b []byte) {
 	for range deps {
 		x := id(b[:16])
 		r.deps = append(r.deps, x)
+		if b[16] == sdk.Apart { // to be asked for
+			b = b[32:]
+			continue
+		}
 		v, b2, err := sdk.CutValue(append(slices.Clone(b[16:]), make([]byte, 16)...))
 		if err != nil {
 			p.s.t.Fatal(err)

@@ -258,6 +258,7 @@ type client struct {
 	ran    int
 
 	remote *remote // another node's agent
+	keeps  []id    // parts of a PeerKeep that came before it
 }
 
 // level is what a worker does at one depth of its stack.

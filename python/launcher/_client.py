@@ -17,6 +17,7 @@ from .exceptions import GetTimeoutError, ObjectStoreFullError, from_wire
 
 SPACE_WAIT = 60.0
 _BLOCKS = 8
+_COPIED = 1 << 20  # values up to this are copied when few pins are left
 
 
 def made_of(value: Any) -> Any:
@@ -94,6 +95,7 @@ class Client(Connection):
             out = self.out
             if refs:
                 data = b"".join([r.binary() for r in refs]) + data
+                f.fits("what was put, with the references in it,", 32 + len(data))
             out += f.PUT_HEAD.pack(36 + len(data), f.PUT, 0, id, known[0], form, 0, len(refs), size)
             out += data
             if len(out) > FLUSH_AT:
@@ -135,12 +137,31 @@ class Client(Connection):
                 raise self.full
         return got[0]
 
-    def value(self, kind: int, e: _serial.Encoded) -> bytes:
+    def value(self, e: _serial.Encoded) -> bytes:
         """An encoded value as frames have it."""
-        refs = b"".join([r.binary() for r in e.refs]) if e.refs else b""
-        if e.size <= self.inline:
-            return f.VALUE.pack(kind, e.form, len(e.refs), e.size) + refs + e.joined()
-        return f.VALUE.pack(f.SHARED, e.form, len(e.refs), e.size) + refs + self.place(e)
+        return self.several([e])[0]
+
+    def several(self, es: List[_serial.Encoded]) -> List[bytes]:
+        """The values of one frame: what is inline is bounded in sum too."""
+        f.fits("a result, with the references in it,", sum([32 + 16 * len(e.refs) for e in es]) + f.INLINE_SUM)
+        out: List[bytes] = []
+        placed: List[Tuple[Segment, int, int]] = []
+        room = f.INLINE_SUM
+        try:
+            for e in es:
+                refs = b"".join([r.binary() for r in e.refs]) if e.refs else b""
+                if e.size <= self.inline and e.size <= room:
+                    room -= e.size
+                    out.append(f.VALUE.pack(f.INLINE, e.form, len(e.refs), e.size) + refs + e.joined())
+                    continue
+                segment, offset = self.room(e.size)
+                placed.append((segment, offset, e.size))
+                self.store.write(segment, offset, e.head, e.buffers)
+                out.append(f.VALUE.pack(f.SHARED, e.form, len(e.refs), e.size) + refs + f.PLACE.pack(segment.number, 0, offset))
+        except BaseException:
+            self.store.unused.extend(placed)
+            raise
+        return out
 
     def get(self, ref: ObjectRef[Any], timeout: Optional[float]) -> Any:
         """The value of an object."""
@@ -187,7 +208,10 @@ class Client(Connection):
             except BaseException:
                 self.store.unpin(word)
                 raise
-        return form, self.store.view(word, segment, offset, size)
+        view = self.store.view(word, segment, offset, size)
+        if size <= _COPIED and 8 * len(self.store.free_words) < len(self.store.words):
+            return form, memoryview(bytes(view))
+        return form, view
 
     def fetch(self, ids: List[bytes], timeout: Optional[float]) -> None:
         """Wait until the values of all objects are here."""
@@ -341,6 +365,10 @@ class Client(Connection):
 
     def submit(self, function: Any, shape: int, returns: int, flags: int, deps: List[bytes], held: List[bytes], payload: bytes) -> Tuple[bytes, List[ObjectRef[Any]]]:
         """Write a task; its id and its results to come."""
+        if len(deps) > f.MANY_MAX:
+            raise ValueError(f"a task with {len(deps)} arguments that are references; at most {f.MANY_MAX} are allowed: pass a list of references, and get() them in the task")
+        if held:
+            f.fits("a task, with the references in its arguments,", 52 + 16 * (len(deps) + len(held)) + len(payload))
         with self.lock:
             if self.closed:
                 self.check()
@@ -377,6 +405,8 @@ class Client(Connection):
         with self.lock:
             if id not in self.functions:
                 text = name.encode("utf-8", "replace")
+                if len(code) + len(text) + 20 > f.BODY_MAX:
+                    raise ValueError(f"the function {name} is {len(code) >> 20} MiB large, with what it uses from outside; put() large values and pass their references as arguments")
                 self.out += f.frame(f.FUNC, id + f.U32.pack(len(text)) + text + code)
                 self.functions.add(id)
                 if self.worker is not None:
@@ -387,6 +417,8 @@ class Client(Connection):
         with self.lock:
             n = self.shapes.get(options)
             if n is None:
+                if len(options) > f.OPTIONS_MAX:
+                    raise ValueError(f"the options of a task take {len(options)} bytes, allowed are {f.OPTIONS_MAX}")
                 n = self.shapes[options] = len(self.shapes) + 1
                 self.out += f.frame(f.SHAPE, f.U32.pack(n) + options)
             return n

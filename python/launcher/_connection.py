@@ -349,6 +349,7 @@ class Connection:
         refs, values, asked, watchers = self.refs, self.values, self.asked, self.watchers
         head, value = f.HEAD.unpack_from, f.VALUE.unpack_from
         r = self.r
+        again: List[bytes] = []
         while w - r >= 8:
             n, type, flags = head(buf, r)
             if n < 4 or n > f.MAX_FRAME:
@@ -365,6 +366,8 @@ class Connection:
                         self._proves(was[1])
                     if was[0] == READ or kind != f.INLINE or not flags & f.READY_ONLY:
                         del asked[id]
+                    elif flags & f.LATER:
+                        again.append(id)
                 if id in refs:
                     if kind == f.INLINE:
                         if flags & f.READY_ONLY:
@@ -390,6 +393,9 @@ class Connection:
                 if handler is not None:
                     handler(window[r + 8 : end], flags)
             self.r = r = end
+        if again:  # too much waited to be read here; by now it is
+            self._get_frames(again, f.GET_VALUES)
+            self.due_now = True
 
     def wait_for(self, done: Callable[[], bool], timeout: Optional[float], nested: bool = False) -> bool:
         """Handle frames until done() says so; False after timeout seconds. lock is held.

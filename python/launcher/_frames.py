@@ -7,7 +7,11 @@ from struct import Struct
 GREETING = b"LSDK"
 VERSION = 1
 MAX_FRAME = 16 << 20
-INLINE_MAX = 64 << 10
+INLINE_MAX = 16 << 10
+INLINE_SUM = 2 << 20  # inline values of one frame, together
+MANY_MAX = 300_000  # arguments that are objects, or results, of one task
+OPTIONS_MAX = 1 << 20  # of a task, as msgpack
+BODY_MAX = MAX_FRAME - 256  # of a frame of ours
 STREAM = 0xFFFFFFFF
 
 HELLO, FUNC, SHAPE, SUBMIT, PUT, GET, AWAKE, RELEASE, HOLD, RESULT, YIELD, SPACE, OPEN_SEGMENT, CANCEL, HAND_BACK, CALL, DROPPED = range(0x0410, 0x0421)
@@ -16,6 +20,7 @@ ERROR = 0x0300
 
 # Kinds of values; READY is what this process knows of one that is not here.
 READY, INLINE, SHARED, FAILED, END = range(5)
+APART = 0  # in an Exec: to be asked for
 
 HEAD = Struct("<IHH")
 VALUE = Struct("<BBxxIQ")
@@ -35,10 +40,17 @@ EXTENT = Struct("<IIQQ")
 GET_VALUES, GET_BLOCKS = 1, 2
 SUBMIT_LARGE, SUBMIT_NAMED = 1, 2
 CANCEL_FORCE, CANCEL_RECURSIVE = 1, 2
-READY_ONLY = 1
+READY_ONLY, LATER = 1, 2
 OK, FAIL, RETRY, CANCELLED = range(4)
+
+
+def fits(what: str, size: int) -> None:
+    """Raise if something would make a frame that no agent takes."""
+    if size > BODY_MAX:
+        raise ValueError(f"{what} takes {size} bytes in one message, at most {BODY_MAX} are allowed")
 
 
 def frame(type: int, body: bytes) -> bytes:
     """A frame of a type."""
+    fits("what was to be sent", len(body))
     return HEAD.pack(len(body) + 4, type, 0) + body

@@ -338,8 +338,8 @@ def returns_of(options: Dict[str, Any], function: Any) -> Tuple[int, Optional[st
         return f.STREAM, None
     if n == "dynamic":
         return 1, "dynamic"
-    if isinstance(n, bool) or not isinstance(n, int) or not 0 <= n < 0xFFFFF:
-        raise ValueError(f"num_returns is {n!r}; it must be a number, 'streaming' or 'dynamic'")
+    if isinstance(n, bool) or not isinstance(n, int) or not 0 <= n <= f.MANY_MAX:
+        raise ValueError(f"num_returns is {n!r}; it must be a number up to {f.MANY_MAX}, 'streaming' or 'dynamic'")
     return n, None
 
 

@@ -20,6 +20,8 @@ _BUFFER = struct.Struct("<QQ")  # offset, length
 
 _SCALARS = frozenset((int, float, bool, type(None), str, bytes, complex))
 _LEAVES = _SCALARS | {ObjectRef}
+_CAUSE_MAX = 1 << 20  # an exception so large is passed on as its text
+_TEXT_MAX = 64 << 10
 _SMALL = 64  # elements that are looked at one by one before cloudpickle is asked
 
 
@@ -223,10 +225,19 @@ def error_value(code: str, message: str, trace: str = "", cause: Optional[BaseEx
     if cause is not None:
         try:
             carried = _cloudpickle().dumps(cause, 5)
-            pickle.loads(carried)
+            if len(carried) > _CAUSE_MAX:
+                carried = None
+            else:
+                pickle.loads(carried)
         except Exception:  # only its text can be carried over
             carried = None
-    return _pack.pack([code, message, trace, carried, name, node, pid, hints or []])
+    return _pack.pack([code, _clip(message), _clip(trace), carried, name, node, pid, hints or []])
+
+
+def _clip(text: str) -> str:
+    """A text of an error, bounded: all results of the task have it, in each frame."""
+    n = _TEXT_MAX // 2
+    return text if len(text) <= _TEXT_MAX else f"{text[:n]} [...] {text[-n:]}"
 
 
 def task_failed(e: BaseException, name: str, node: str, pid: int, skip: int = 0) -> bytes:

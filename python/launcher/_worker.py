@@ -344,6 +344,7 @@ class Worker:
                 if kind == f.FAILED:
                     raise _Passed(f.VALUE.pack(f.FAILED, form, 0, size) + data)
             deps.append((id, kind, form, data))
+        self._given_apart(deps)
         payload: Any = body[at:]
         form = _serial.FORM_PYTHON
         if o.flags & f.SUBMIT_LARGE:
@@ -363,6 +364,23 @@ class Worker:
                 else:
                     kwargs[key] = values[i]
         return args, kwargs or {}, pickle.loads(retry) if isinstance(retry, bytes) else retry, how
+
+    def _given_apart(self, deps: List[Tuple[bytes, int, int, Any]]) -> None:
+        """Ask for the deps that did not fit the frame, all at once."""
+        ids = list({d[0] for d in deps if d[1] == f.APART})
+        if not ids:
+            return
+        client = self.client
+        refs = [client.item(id) for id in ids]
+        client.fetch(ids, None)
+        got = {id: client.values[id] for id in ids}
+        for i, (id, kind, _, _) in enumerate(deps):
+            if kind == f.APART:
+                kind, form, data = got[id]
+                if kind == f.FAILED:
+                    raise _Passed(f.VALUE.pack(f.FAILED, form, 0, len(data)) + data)
+                deps[i] = (id, kind, form, data)
+        del refs
 
     def _dep(self, dep: Tuple[bytes, int, int, Any]) -> Tuple[int, Any]:
         """Form and bytes of a dep."""
@@ -409,7 +427,7 @@ class Worker:
             e = encode(result)
             if e.size <= 4096 and not e.refs and not e.buffers:
                 return f.OK, 1, f.VALUE.pack(f.INLINE, e.form, 0, e.size) + e.head, None
-            return f.OK, 1, self.client.value(f.INLINE, e), e
+            return f.OK, 1, self.client.value(e), e
         if o.returns == 0:
             return f.OK, 0, b"", None
         try:
@@ -420,7 +438,7 @@ class Worker:
             what = f"{len(items)} values" if items else f"a {type(result).__name__}"
             raise ValueError(f"the task was to give {o.returns} values (num_returns) and gave {what}")
         keep = [encode(x) for x in items]
-        return f.OK, o.returns, b"".join([self.client.value(f.INLINE, e) for e in keep]), keep
+        return f.OK, o.returns, b"".join(self.client.several(keep)), keep
 
     def _stream(self, o: Order, items: Any) -> None:
         """Hand over what a generator yields."""
@@ -433,7 +451,7 @@ class Worker:
         for item in items:
             o.inside = False
             e = encode(item)
-            value = client.value(f.INLINE, e)
+            value = client.value(e)
             with client.lock:
                 client.out += f.YIELD_HEAD.pack(28 + len(value), f.YIELD, 0, o.task, o.attempt, index)
                 client.out += value

@@ -102,7 +102,7 @@ class Agent:
         self.counts = collections.Counter()
         self.next_segment, self.segments, self.used = 1, {}, {}
         self.node, self.calls, self.requests = node, {}, []
-        self.room = workers
+        self.longest = self.later = 0  # of the frames of clients; so many values are only announced
         self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.listener.bind(path)
         self.listener.listen(64)
@@ -189,6 +189,7 @@ class Agent:
             n, type, flags = f.HEAD.unpack_from(c.buf, at)
             if len(c.buf) - at < n + 4:
                 break
+            self.longest = max(self.longest, n)
             self.frame(c, type, bytes(c.buf[at + 8 : at + 4 + n]))
             at += n + 4
         del c.buf[:at]
@@ -265,6 +266,7 @@ class Agent:
             return
         kind, form, refs, size, data = v
         if kind == f.SHARED:
+            self.counts["shared"] += 1
             segment, _, offset = f.PLACE.unpack(data)
             self.index.write(id, 2, segment, offset, size, form)
             self.used[id] = (segment, offset, size)
@@ -278,7 +280,10 @@ class Agent:
 
     def tell(self, c, id, flags):
         kind, form, refs, size, data = self.objects[id]
-        if kind == f.INLINE and not flags & 1:
+        if kind == f.INLINE and flags & 1 and self.later > 0:
+            self.later -= 1
+            c.send(f.OBJECT, id + f.VALUE.pack(kind, form, 0, size), flags=f.READY_ONLY | f.LATER)
+        elif kind == f.INLINE and not flags & 1:
             c.send(f.OBJECT, id + f.VALUE.pack(kind, form, 0, size), flags=1)
         else:
             c.send(f.OBJECT, id + f.VALUE.pack(kind, form, len(refs), size) + b"".join(refs) + (b"" if kind == f.SHARED else data))
@@ -425,8 +430,13 @@ class Agent:
         w.running.append(task)
         about = _pack.pack(t["options"])
         body = f.EXEC_HEAD.pack(task, t["fn"], t["attempt"], w.sequence, t["returns"], t["flags"], len(t["deps"]), len(about)) + about
+        room = f.INLINE_SUM
         for d in t["deps"]:
             kind, form, refs, size, data = self.objects[d]
+            room -= len(data)
+            if room < 0:
+                body += d + f.VALUE.pack(f.APART, 0, 0, 0)
+                continue
             body += d + f.VALUE.pack(kind, form, len(refs), size) + b"".join(refs) + (b"" if kind == f.SHARED else data)
         w.send(f.EXEC, body + t["payload"])
 

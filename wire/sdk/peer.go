@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 
 	"launcher/internal/errs"
+	"launcher/wire"
 )
 
 // Between agents, on a stream of kind wire.StreamTasks, an agent is a client of another,
@@ -16,6 +17,7 @@ const (
 	MsgPeerSync   uint16 = 0x0463 // u64: answered when everything before it has been dealt with
 	MsgPeerSynced uint16 = 0x0464 // u64
 	MsgPeerLost   uint16 = 0x0465 // id 16, u32 node: the object is not there any more
+	MsgPeerKeeps  uint16 = 0x0466 // ids: a part of those of the PeerKeep that follows
 )
 
 // KindPeer is an agent as a client.
@@ -23,6 +25,26 @@ const KindPeer = 3
 
 // ResultBounced is the status of a Result of a task that was not begun: its lease is over.
 const ResultBounced uint32 = 4
+
+// idsMax is how many bytes of ids one frame gets.
+const idsMax = 4 << 20
+
+// AppendIDs adds frames of ids: as many as they take.
+func AppendIDs(b []byte, typ uint16, ids []byte) []byte {
+	for len(ids) > 0 {
+		n := min(len(ids), idsMax)
+		b = wire.AppendFrame(b, typ, ids[:n])
+		ids = ids[n:]
+	}
+	return b
+}
+
+// AppendKeep adds a PeerKeep, in parts if need be.
+func AppendKeep(b []byte, ids []byte) []byte {
+	n := max(0, len(ids)-idsMax)
+	b = AppendIDs(b, MsgPeerKeeps, ids[:n])
+	return wire.AppendFrame(b, MsgPeerKeep, ids[n:])
+}
 
 // PeerHello says for whose programs an agent is a client: what their workers need. One
 // that has no tasks to run, and only refers to objects, has no Job.

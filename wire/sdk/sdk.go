@@ -16,8 +16,23 @@ const Greeting = "LSDK"
 // Version of the conversation.
 const Version = 1
 
-// InlineMax is the size up to which a value travels in frames; larger ones are shared.
-const InlineMax = 64 << 10
+// Bounds of what is in a frame, so that no sum of things that are allowed makes one that
+// is not.
+const (
+	// InlineMax is the size up to which a value travels in frames; larger ones are shared.
+	InlineMax = 16 << 10
+	// InlineSum is how much the values of one frame may have inside it together. What a
+	// program gives beyond that is shared; what the agent gives is asked for.
+	InlineSum = 2 << 20
+	// ManyMax is how many arguments that are objects, or results, a task may have.
+	ManyMax = 300_000
+	// PayloadMax and OptionsMax bound what a Submit and a Shape carry besides.
+	PayloadMax = 1 << 20
+	OptionsMax = 1 << 20
+	// BodyMax is how long the body of a program's frame may be. An agent's own frame about
+	// the same may be a little longer.
+	BodyMax = wire.MaxFrame - 256
+)
 
 // Kinds of clients.
 const (
@@ -66,7 +81,8 @@ const (
 const (
 	Stream = 0xFFFFFFFF // returns of a stream
 
-	Inline    uint8 = 1 // kinds of values
+	Apart     uint8 = 0 // kinds of values
+	Inline    uint8 = 1
 	Shared    uint8 = 2
 	Failure   uint8 = 3
 	End       uint8 = 4
@@ -81,7 +97,8 @@ const (
 	CancelForce     uint32 = 1
 	CancelRecursive uint32 = 2
 
-	ReadyOnly uint16 = 1 // frame flag of Object
+	ReadyOnly uint16 = 1 // frame flags of Object
+	Later     uint16 = 2
 
 	ResultOK        uint32 = 0 // status of Result
 	ResultFailed    uint32 = 1

@@ -222,3 +222,28 @@ func FuzzFrames(f *testing.F) {
 		_, _, _ = ParseResult(b)
 	})
 }
+
+// TestIDsInParts: however many ids there are, no frame is too long, and none is lost.
+func TestIDsInParts(t *testing.T) {
+	for _, n := range []int{0, 16, idsMax, idsMax + 16, wire.MaxFrame + 32} {
+		ids := bytes.Repeat([]byte{7}, n)
+		b := AppendKeep(nil, ids)
+		got, keeps := 0, 0
+		for len(b) > 0 {
+			size := int(u32(b))
+			if size > wire.MaxFrame {
+				t.Fatalf("a frame of %d bytes", size)
+			}
+			if binary.LittleEndian.Uint16(b[4:]) == MsgPeerKeep {
+				keeps++
+			} else if keeps > 0 {
+				t.Error("a part comes after the end")
+			}
+			got += size - 4
+			b = b[size+4:]
+		}
+		if got != n || keeps != 1 {
+			t.Errorf("of %d bytes %d came, in frames with %d ends", n, got, keeps)
+		}
+	}
+}
