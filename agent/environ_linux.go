@@ -58,6 +58,22 @@ func newEnvironment(a *agent) *environment {
 	return e
 }
 
+// asRayVar is set to 1 in the environment of programs whose `import ray` is answered by
+// the SDK.
+const asRayVar = "LAUNCHER_AS_RAY"
+
+// sdkPath is where Python finds the SDK, and its package ray for programs that asked for it.
+func (e *environment) sdkPath(asRay string) []string {
+	sdk := e.sdk()
+	if sdk == "" {
+		return nil
+	}
+	if asRay == "1" {
+		return []string{sdk, filepath.Join(sdk, "as-ray")}
+	}
+	return []string{sdk}
+}
+
 func (e *environment) forget(job wire.JobID) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -157,8 +173,8 @@ func (e *environment) job(ctx context.Context, spec *wire.Job) (*jobEnv, error) 
 		}
 		front("PATH", filepath.Dir(spec.Python), defaultPath)
 	}
-	if dir := e.sdk(); dir != "" {
-		front("PYTHONPATH", dir, "")
+	if path := e.sdkPath(value(asRayVar, "")); len(path) > 0 {
+		front("PYTHONPATH", strings.Join(path, ":"), "")
 	}
 	e.mu.Lock()
 	e.jobs[spec.Job] = j

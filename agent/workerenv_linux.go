@@ -42,8 +42,8 @@ func (e *environment) ofWorkers(ctx context.Context, job *wire.Job, name string,
 			path = append(path, dir)
 		}
 	}
-	if sdk := e.sdk(); sdk != "" { // first, whatever a directory of the program's has under that name
-		path = append([]string{sdk}, slices.DeleteFunc(path, func(d string) bool { return d == sdk })...)
+	if sdk := e.sdkPath(set[asRayVar]); len(sdk) > 0 { // first, whatever a directory of the program's has under that name
+		path = append(sdk, slices.DeleteFunc(path, func(d string) bool { return slices.Contains(sdk, d) })...)
 	}
 	if len(path) > 0 {
 		set["PYTHONPATH"] = strings.Join(path, ":")

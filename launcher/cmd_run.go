@@ -18,6 +18,9 @@ first element to fail; "launcher tasks JOB --failed" lists them all.
 With --nodes and --ranks-per-node the command runs as a gang: all ranks at once, with
 torchrun's variables; when one fails the others are stopped.
 
+With --as-ray a Python program written for Ray runs unchanged: launcher answers "import
+ray" in it and in its workers, whether or not Ray is installed.
+
 Ctrl-C sends SIGTERM, then SIGKILL after --grace, and exits 130; a second Ctrl-C kills at
 once. Closing the terminal only detaches: "launcher attach JOB" joins the job again.`
 
@@ -30,11 +33,9 @@ func (a *app) cmdRun() *cobra.Command {
 		Example: `  launcher run -- python train.py
   launcher run --array 0-999 -- sh -c 'echo $LAUNCHER_TASK_INDEX'
   launcher run --each-line files.txt -- gzip {}
+  launcher run --as-ray -- python ray_program.py
   launcher run --on cluster.toml --gpus 1 -- python eval.py`,
 		RunE: func(c *cobra.Command, args []string) error {
-			if f.asRay {
-				return later("run --as-ray")
-			}
 			if len(args) == 0 || args[0] == "" {
 				return errs.New(errs.Invalid, "launcher run: there is no command to run").Hint("usage: launcher %s", c.Use)
 			}
@@ -44,6 +45,9 @@ func (a *app) cmdRun() *cobra.Command {
 			}
 			if err := f.shape(a, &s); err != nil {
 				return err
+			}
+			if f.asRay {
+				s.Env = append(s.Env, "LAUNCHER_AS_RAY=1")
 			}
 			return a.launch(c.Context(), launch{spec: s, detach: f.detach, on: f.on, style: styleOf(s)})
 		},
@@ -57,7 +61,7 @@ func (a *app) cmdRun() *cobra.Command {
 	fs.StringVar(&f.eachLine, "each-line", "", "`FILE` with one element per line, - for standard input")
 	fs.IntVar(&f.retryFailed, "retry-failed", 0, "run a command that exits non-zero again up to `N` times; losses of nodes are free")
 	fs.BoolVar(&f.exclusive, "exclusive-run", false, "never run in two places, not even when a node is silent")
-	fs.BoolVar(&f.asRay, "as-ray", false, "answer \"import ray\" (not in this version)")
+	fs.BoolVar(&f.asRay, "as-ray", false, "launcher answers \"import ray\" in the command and its workers; docs/from-ray.md says what there is")
 	return c
 }
 

@@ -25,13 +25,13 @@ resources = { cpu = 4, memory = "512MiB" }
 `
 
 // lab brings a cluster up for a test; it must go down without a trace.
-func lab(t *testing.T) *testkit.Home {
+func lab(t *testing.T, spec ...string) *testkit.Home {
 	t.Helper()
 	if testing.Short() {
 		t.Skip("starts a cluster")
 	}
 	h := testkit.New(t)
-	h.Write("lab.toml", labSpec)
+	h.Write("lab.toml", append(spec, labSpec)[0])
 	h.OK("up", "lab.toml")
 	t.Cleanup(func() {
 		if r := h.Run("down", "lab"); r.Code != 0 {

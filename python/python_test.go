@@ -73,9 +73,13 @@ func TestEmbedded(t *testing.T) {
 		}
 	}
 	// Whatever lies in the source tree is in the binary.
-	sources, err := filepath.Glob("launcher/*.py")
-	if err != nil || len(sources) == 0 {
-		t.Fatal(err, sources)
+	var sources []string
+	for _, glob := range []string{"launcher/*.py", "launcher/*/*.py", "as-ray/*/*.py", "as-ray/*/METADATA"} {
+		found, err := filepath.Glob(glob)
+		if err != nil || len(found) == 0 {
+			t.Fatal(err, found)
+		}
+		sources = append(sources, found...)
 	}
 	for _, name := range sources {
 		if _, err := fs.Stat(Files(), name); err != nil {

@@ -99,6 +99,8 @@ _TASKS = {
     "wait": "_api",
 }
 
+_MODULES = ("actor", "collective", "dag", "exceptions", "experimental", "job_config", "job_submission", "remote_function", "runtime_context", "runtime_env", "scheduling", "types", "util")
+
 __all__ = [
     "Error",
     "LEFT",
@@ -150,7 +152,7 @@ def __getattr__(name: str) -> Any:
         found = getattr(importlib.import_module("." + _TASKS[name], __name__), name)
         globals()[name] = found
         return found
-    if name in ("collective", "exceptions", "scheduling"):  # collective needs numpy
+    if name in _MODULES:  # collective needs numpy
         return importlib.import_module("." + name, __name__)
     raise AttributeError(f"module 'launcher' has no attribute {name!r}")
 

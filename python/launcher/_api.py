@@ -37,6 +37,16 @@ _IGNORED = {
 }  # fmt: skip
 
 
+class NoCluster(Error, ConnectionError):
+    """The cluster that init was to connect to is not up."""
+
+    def __init__(self, msg: str, hints: Optional[List[str]] = None) -> None:
+        super().__init__("not-found", msg, hints)
+
+    def __reduce__(self) -> Any:
+        return (NoCluster, (self.msg, self.hints))
+
+
 class Context:
     """What init gives: where the program is connected to."""
 
@@ -97,7 +107,7 @@ def init(
         where = find(address)
         if not where:
             if address not in (None, "local"):
-                raise Error("not-found", f"there is no cluster for address={address!r}", ["bring one up (launcher up SPEC), or leave address out"])
+                raise NoCluster(f"there is no cluster for address={address!r}", ["bring one up (launcher up SPEC), or leave address out"])
             process, where = start_local(num_cpus, num_gpus, resources, object_store_memory)
         elif num_cpus is not None or num_gpus is not None or resources:
             if "LAUNCHER_SOCKET" not in os.environ and process is None and address not in (None, "auto"):
@@ -108,7 +118,8 @@ def init(
             if process is not None:
                 _end(process)
             raise
-        client.environment = dict(runtime_env or {})
+        as_ray = sys.modules.get("launcher.as_ray")
+        client.environment = as_ray.for_workers(runtime_env) if as_ray is not None else dict(runtime_env or {})
         _local, _where = process, where
         _client.use(client)
         return Context(client)

@@ -482,8 +482,8 @@ def hello(kind: int, token: str = "", name: str = "") -> List[Any]:
 
 def _path() -> List[str]:
     """The directories that this program added to where modules are looked for."""
-    library = os.path.dirname(os.__file__)
-    skip = {library, os.path.join(library, "lib-dynload"), os.path.dirname(os.path.dirname(os.path.abspath(__file__)))}
+    library, ours = os.path.dirname(os.__file__), os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    skip = {library, os.path.join(library, "lib-dynload"), ours, os.path.join(ours, "as-ray")}
     out: List[str] = []
     for p in sys.path:
         p = os.path.abspath(p)  # "" is where the program was started

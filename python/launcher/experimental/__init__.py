@@ -1,0 +1,1 @@
+"""What Ray has as experimental and programs use."""

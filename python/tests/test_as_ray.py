@@ -1,0 +1,141 @@
+"""launcher.as_ray: docs/from-ray.md holds line by line, and every way to import works."""
+
+import importlib
+import importlib.metadata
+import importlib.util
+import os
+import pickle
+import subprocess
+import sys
+import textwrap
+import unittest
+
+HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path.insert(0, HERE)
+
+import launcher.as_ray  # noqa: E402
+import ray  # noqa: E402
+from launcher.as_ray import NOT_THERE, table  # noqa: E402
+
+
+def find(name):
+    """What a name of the table stands for, as a program imports it."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError:
+        module, _, last = name.rpartition(".")
+        space = {}
+        exec(f"from {module} import {last} as found", space)
+        return space["found"]
+
+
+# Names of parts that are not built yet.
+COMING = {
+    "ray.method", "ray.kill", "ray.get_actor", "ray.actor", "ray.dag", "ray.job_submission", "ray.LoggingConfig",
+    "ray.util.list_named_actors", "ray.util.placement_group", "ray.util.remove_placement_group", "ray.util.get_placement_group",
+    "ray.util.placement_group_table", "ray.util.get_current_placement_group", "ray.util.metrics", "ray.util.state", "ray.util.collective",
+    "ray.util.scheduling_strategies.PlacementGroupSchedulingStrategy", "ray.exceptions.RayActorError", "ray.exceptions.ActorDiedError",
+    "ray.exceptions.ActorUnavailableError", "ray.exceptions.ActorUnschedulableError", "ray.exceptions.ActorPlacementGroupRemoved",
+    "ray.exceptions.ActorAlreadyExistsError", "ray.exceptions.ActorHandleNotFoundError", "ray.exceptions.PendingCallsLimitExceeded",
+    "ray.exceptions.AsyncioActorExit", "ray.exceptions.RayChannelError", "ray.exceptions.RayChannelTimeoutError", "ray.exceptions.RayCgraphCapacityExceeded",
+    "ray.experimental.get_object_locations", "ray.experimental.get_local_object_locations", "ray.experimental.locations", "ray.experimental.internal_kv",
+    "ray.experimental.tqdm_ray",
+}  # fmt: skip
+
+
+def coming(name):
+    return any(name == c or name.startswith(c + ".") for c in COMING)
+
+
+class Table(unittest.TestCase):
+    def test_every_line(self):
+        states = {"same": 0, "differs": 0, NOT_THERE: 0}
+        for e in table().values():
+            states[e.state] += 1
+            if " " in e.name:
+                self.assertTrue(e.text, e.name)  # a command: what there is instead, or why not
+            elif coming(e.name):
+                continue
+            elif e.state == NOT_THERE:
+                self.assertTrue(e.text, e.name)
+                with self.subTest(e.name), self.assertRaises(ImportError) as raised:
+                    find(e.name)
+                self.assertIn("docs/from-ray.md", str(raised.exception))
+                self.assertIn(e.name, str(raised.exception))
+                module, _, last = e.name.rpartition(".")
+                if importlib.util.find_spec(module) is not None:
+                    self.assertFalse(hasattr(importlib.import_module(module), last), e.name)
+            else:
+                with self.subTest(e.name):
+                    self.assertIsNotNone(find(e.name))
+                self.assertTrue(e.state == "same" or e.text, e.name)
+        self.assertGreater(min(states.values()), 50, states)
+
+    def test_below_what_is_not_there(self):
+        for name in ("ray.tune.schedulers", "ray.data.context"):
+            with self.assertRaisesRegex(ModuleNotFoundError, "not in launcher: "):
+                importlib.import_module(name)
+            self.assertIsNone(importlib.util.find_spec(name.rpartition(".")[0]))
+        with self.assertRaisesRegex(ModuleNotFoundError, "Ray's inside"):
+            importlib.import_module("ray._private.utils")
+        with self.assertRaisesRegex(AttributeError, "no public name"):
+            ray.nonsense
+
+
+class Ways(unittest.TestCase):
+    def test_imports(self):
+        import ray as r
+        import ray.exceptions
+        from ray import ObjectRef, get
+        from ray.exceptions import GetTimeoutError
+
+        self.assertIs(r, ray)
+        self.assertIs(importlib.import_module("ray.exceptions"), launcher.exceptions)
+        self.assertIs(get, launcher.get)
+        self.assertIs(ray.types.ObjectRef, ObjectRef)
+        self.assertIs(pickle.loads(pickle.dumps(GetTimeoutError)), launcher.exceptions.GetTimeoutError)
+        self.assertEqual(ray.__version__, importlib.metadata.version("ray"))
+        self.assertIn("init", dir(ray))
+
+    def test_a_function_of_the_name_of_a_module_stays(self):
+        with_function = importlib.import_module("launcher.util")
+        before = with_function.as_completed
+        importlib.import_module("ray.util.helpers")
+        self.assertIs(with_function.as_completed, before)
+
+    def test_module_travels(self):
+        """A function that uses ray is loaded where nobody imported as_ray."""
+        import cloudpickle
+
+        def version():
+            import ray.exceptions
+
+            return r.__version__ + ray.exceptions.RayError.__name__
+
+        r = ray
+        code = cloudpickle.dumps(version)
+        got = subprocess.run([sys.executable, "-c", "import pickle, sys; print(pickle.load(sys.stdin.buffer)())"], input=code, stdout=subprocess.PIPE, timeout=60, env={**os.environ, "PYTHONPATH": HERE})
+        self.assertEqual(got.stdout.decode().strip(), ray.__version__ + "RayError")
+
+    def test_folder_wins_over_an_installed_ray(self):
+        """What run --as-ray does: the folder as-ray in PYTHONPATH."""
+        import tempfile
+
+        program = """
+            import importlib.metadata, ray.util, ray
+            from ray.util.debug import log_once
+            assert ray.util.log_once is log_once
+            assert ray.__version__ == importlib.metadata.version("ray"), importlib.metadata.version("ray")
+            print(ray.__name__)
+        """
+        with tempfile.TemporaryDirectory() as d:
+            os.makedirs(os.path.join(d, "ray"))
+            with open(os.path.join(d, "ray", "__init__.py"), "w") as f:
+                f.write("raise SystemExit('the real one')")
+            path = os.pathsep.join([HERE, os.path.join(HERE, "as-ray"), d])
+            got = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], stdout=subprocess.PIPE, timeout=60, env={**os.environ, "PYTHONPATH": path})
+        self.assertEqual(got.stdout.decode().strip(), "launcher.as_ray")
+
+
+if __name__ == "__main__":
+    unittest.main()
