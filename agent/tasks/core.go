@@ -336,6 +336,7 @@ func (c *Core) shape(cl *client, b []byte) error {
 		s.retries = *o.Retries
 	}
 	var err error
+	s.room = "room for " + s.need.String()
 	if s.place, err = strategyOf(o.Strategy); err != nil {
 		return err
 	}
@@ -531,11 +532,11 @@ func (c *Core) tell(cl *client, typ uint16, x id, words ...uint32) {
 
 // tellFunc sends the code of a task to who does not have it.
 func (c *Core) tellFunc(cl *client, typ uint16, t *task) {
-	if cl.known[t.fn] {
+	if cl.known[t.fn()] {
 		return
 	}
-	cl.known[t.fn] = true
-	if f := t.shape.job.funcs[t.fn]; f != nil {
+	cl.known[t.fn()] = true
+	if f := t.shape.job.funcs[t.fn()]; f != nil {
 		at := c.frame(cl, typ, 0)
 		cl.out = append(cl.out, f.frame...)
 		cl.finish(at)

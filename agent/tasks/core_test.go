@@ -328,7 +328,7 @@ func TestRecursionDeeperThanWorkers(t *testing.T) {
 		t.Fatalf("%d workers", w.c.workers)
 	}
 	last := w.c.tasks[next]
-	w.frame(last.worker.ID, sdk.MsgResult, result(next, 1, 0, inline("r")))
+	w.frame(last.worker().ID, sdk.MsgResult, result(next, 1, 0, inline("r")))
 	w.take()
 	for i := len(chain) - 1; i >= 0; i-- {
 		w.frame(chain[i].worker, sdk.MsgResult, result(chain[i].task, 1, 0, inline("r")))
@@ -532,7 +532,7 @@ func BenchmarkTask(b *testing.B) {
 				if t == nil || t.state != running {
 					continue
 				}
-				w.frame(t.worker.ID, sdk.MsgResult, result(x, 1, 0, inline("ok")))
+				w.frame(t.worker().ID, sdk.MsgResult, result(x, 1, 0, inline("ok")))
 				r := x.With(1)
 				w.frame(1, sdk.MsgRelease, r[:])
 			}

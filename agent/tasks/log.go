@@ -64,7 +64,7 @@ func (c *Core) recordLost(x id)          { c.record(recLost, 0, 0, x[:]) }
 func (c *Core) recordBack(t *task)       { c.record(recBack, 0, 0, t.id[:]) }
 
 func (c *Core) recordSeq(t *task) {
-	c.record(recSeq, t.worker.ID, 0, append32(slices.Clone(t.id[:]), t.seq))
+	c.record(recSeq, t.worker().ID, 0, append32(slices.Clone(t.id[:]), t.seq))
 }
 
 // newWorker is a worker that was ordered, with the room it has.
@@ -193,7 +193,7 @@ func (c *Core) repeat(kind uint8, from uint32, typ uint16, body []byte) error {
 		if len(body) != 20 {
 			return errs.New(errs.Corrupt, "a record of tasks is damaged")
 		}
-		if t := c.tasks[id(body[:16])]; t != nil && cl != nil && t.worker == cl {
+		if t := c.tasks[id(body[:16])]; t != nil && cl != nil && t.worker() == cl {
 			t.seq = u32(body[16:])
 			cl.seq = max(cl.seq, t.seq)
 		}
@@ -253,7 +253,7 @@ func (c *Core) restoreGive(w *client, short uint16, body []byte) error {
 	}
 	t.shape.queue.n--
 	c.queued -= int64(len(t.body))
-	t.state, t.worker, t.level, t.attempt, t.seq, t.started = running, w, l, g.Attempt, g.Seq, c.now
+	t.state, t.level, t.attempt, t.seq, t.started = running, l, g.Attempt, g.Seq, c.now
 	l.tasks, l.logged = append(l.tasks, t), true
 	w.seq = max(w.seq, g.Seq)
 	w.pool.idle = slices.DeleteFunc(w.pool.idle, func(x *client) bool { return x == w })

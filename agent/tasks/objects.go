@@ -107,11 +107,13 @@ func (c *Core) fill(cl *client, o *object, v *sdk.Value) {
 
 // refer has an object hold what is inside its value.
 func (c *Core) refer(o *object, refs []id) {
-	o.refs = nil
+	if o.links != nil {
+		o.links.refs = nil
+	}
 	for _, x := range refs {
 		if in := c.lookup(x); in != nil {
 			in.uses++
-			o.refs = append(o.refs, x)
+			o.linked().refs = append(o.refs(), x)
 		}
 	}
 }
@@ -121,7 +123,10 @@ func (c *Core) fail(o *object, data []byte) {
 	if o.state == here {
 		return
 	}
-	o.kind, o.form, o.size, o.data, o.refs = sdk.Failure, 1, int64(len(data)), data, nil
+	o.kind, o.form, o.size, o.data = sdk.Failure, 1, int64(len(data)), data
+	if o.links != nil {
+		o.links.refs = nil
+	}
 	c.arrive(o)
 }
 
@@ -136,8 +141,10 @@ func (c *Core) arrive(o *object) {
 	for _, s := range subs {
 		c.answer(o, s)
 	}
-	ws := o.waiters
-	o.waiters = nil
+	ws := o.waiters()
+	if ws != nil {
+		o.links.waiters = nil
+	}
 	for _, t := range ws {
 		if t.missing--; t.missing == 0 && t.state == waiting {
 			c.enqueue(t)
@@ -183,7 +190,7 @@ func (c *Core) tellObject(cl *client, o *object, flags uint32) {
 	} else {
 		at := c.frame(cl, sdk.MsgObject, 0)
 		cl.out = append(cl.out, o.id[:]...)
-		cl.out = sdk.AppendValue(cl.out, o.kind, o.form, o.refs, o.size, o.data)
+		cl.out = sdk.AppendValue(cl.out, o.kind, o.form, o.refs(), o.size, o.data)
 		cl.finish(at)
 	}
 	if t := c.tasks[o.id.Task()]; t != nil && t.stream != nil && o.kind != sdk.End {
@@ -301,7 +308,7 @@ func (c *Core) lose(o *object, why string) {
 		return
 	}
 	o.state = freed
-	if len(o.subs) > 0 || len(o.waiters) > 0 {
+	if len(o.subs) > 0 || len(o.waiters()) > 0 {
 		c.again(o)
 	}
 }
@@ -344,8 +351,10 @@ func (c *Core) unuse(x id) {
 
 // unrefer lets go of what is inside a value.
 func (c *Core) unrefer(o *object) {
-	refs := o.refs
-	o.refs = nil
+	refs := o.refs()
+	if refs != nil {
+		o.links.refs = nil
+	}
 	for _, r := range refs {
 		c.unuse(r)
 	}

@@ -83,7 +83,7 @@ func (c *Core) peerSubmit(cl *client, p sdk.PeerSubmit, body []byte) error {
 		return errs.New(errs.Permission, "task %s is another client's", s.Task)
 	case t == nil && s.Returns != sdk.Stream && s.Returns > 0 && c.objects[s.Task.With(1)].heldBy(cl.ID):
 		// It has ended and is forgotten; its outputs are there.
-		c.report(cl, &task{id: s.Task, returns: s.Returns, fence: p.Attempt})
+		c.report(cl, &task{id: s.Task, body: body, fence: p.Attempt})
 		return nil
 	case t != nil:
 		t.fence = p.Attempt
@@ -146,12 +146,12 @@ func (c *Core) report(cl *client, t *task) {
 		return
 	}
 	status := sdk.ResultOK
-	if o := c.objects[t.id.With(1)]; t.returns > 0 && (o == nil || o.kind == sdk.Failure) {
+	if o := c.objects[t.id.With(1)]; t.returns() > 0 && (o == nil || o.kind == sdk.Failure) {
 		status = sdk.ResultFailed
 	}
-	at := c.reportHead(cl, t, status, t.returns)
+	at := c.reportHead(cl, t, status, t.returns())
 	var over []*object
-	for i := range t.returns {
+	for i := range t.returns() {
 		o := c.objects[t.id.With(i+1)]
 		if o == nil || o.state != here {
 			data := c.lostError(t.id.With(i + 1))
@@ -159,7 +159,7 @@ func (c *Core) report(cl *client, t *task) {
 			continue
 		}
 		cl.out = c.appendGiven(cl.out, o)
-		if o.kind != sdk.Shared && len(o.refs) == 0 {
+		if o.kind != sdk.Shared && len(o.refs()) == 0 {
 			over = append(over, o)
 		}
 	}
@@ -216,19 +216,19 @@ func (c *Core) failure(t *task) (data []byte) {
 
 // outputs is how many objects a task makes, unless it is a stream.
 func (c *Core) outputs(t *task) uint32 {
-	if t.returns == sdk.Stream {
+	if t.returns() == sdk.Stream {
 		return 0
 	}
-	return t.returns
+	return t.returns()
 }
 
 // appendGiven adds an object's value to a frame for another agent.
 func (c *Core) appendGiven(b []byte, o *object) []byte {
 	if o.kind != sdk.Shared {
-		return sdk.AppendValue(b, o.kind, o.form, o.refs, o.size, o.data)
+		return sdk.AppendValue(b, o.kind, o.form, o.refs(), o.size, o.data)
 	}
-	refs := make([]byte, 0, 16*len(o.refs))
-	for _, r := range o.refs {
+	refs := make([]byte, 0, 16*len(o.refs()))
+	for _, r := range o.refs() {
 		refs = append(refs, r[:]...)
 	}
 	nodes := o.nodes()
@@ -248,7 +248,7 @@ func (c *Core) reportItem(cl *client, t *task, o *object) {
 	b = append32(append32(b, t.fence), o.id.Index()-1)
 	cl.out = c.appendGiven(b, o)
 	cl.finish(at)
-	if o.kind != sdk.Shared && len(o.refs) == 0 {
+	if o.kind != sdk.Shared && len(o.refs()) == 0 {
 		o.drop(cl.ID)
 		c.unneeded(o)
 	}
@@ -257,7 +257,7 @@ func (c *Core) reportItem(cl *client, t *task, o *object) {
 // bounce gives a task back to its agent: the lease that it was to run under is over.
 func (c *Core) bounce(t *task) {
 	t.bounced = true
-	for i := range t.returns {
+	for i := range t.returns() {
 		if t.stream != nil {
 			break
 		}
@@ -369,7 +369,7 @@ func (c *Core) findRemotes() {
 	slices.SortFunc(borrowed, byID)
 	for _, o := range borrowed {
 		c.do(Borrow{ID: o.id})
-		if o.asked = false; len(o.waiters)+len(o.subs) > 0 {
+		if o.asked = false; len(o.waiters())+len(o.subs) > 0 {
 			c.want(o)
 		}
 	}

@@ -232,7 +232,7 @@ func (c *Core) another(s *shape, t *task) bool {
 		return s.queue.first() != nil
 	}
 	if !ok {
-		t.why = "room for " + s.need.String()
+		s.lacks = s.room
 		return false
 	}
 	key := s.key
@@ -263,7 +263,7 @@ func (c *Core) another(s *shape, t *task) bool {
 			return true
 		}
 		c.giveRoom(t.lease, s.need, slot)
-		t.why = "one of the workers of this node, of which there may be no more"
+		s.lacks = "one of the workers of this node, of which there may be no more"
 		return false
 	}
 	w := c.newWorker(c.NextClient(), p, s.job)
@@ -400,10 +400,10 @@ func (c *Core) awaited(on []id, s *shape, seen map[*task]bool) *task {
 				return t
 			}
 		case waiting:
-			todo = append(todo, t.deps...)
+			todo = slices.AppendSeq(todo, t.deps().all())
 		case running:
-			if i := slices.Index(t.worker.levels, t.level); i >= 0 {
-				for _, l := range t.worker.levels[i:] { // what is on top of it has to end first
+			if i := slices.Index(t.worker().levels, t.level); i >= 0 {
+				for _, l := range t.worker().levels[i:] { // what is on top of it has to end first
 					todo = append(todo, l.on...)
 				}
 			}
@@ -426,7 +426,7 @@ func (c *Core) give(l *level, t *task) {
 		t.shape.queue.n-- // it is passed over
 	}
 	c.queued -= int64(len(t.body))
-	t.state, t.worker, t.level, t.why = running, w, l, ""
+	t.state, t.level, t.shape.lacks = running, l, ""
 	t.started = c.now
 	if !w.up {
 		panic("a task for a worker that is not there")
@@ -447,23 +447,23 @@ func (c *Core) exec(w *client, t *task) {
 	c.tellFunc(w, sdk.MsgGiveFunc, t)
 	at := c.frame(w, sdk.MsgExec, 0)
 	b := append(w.out, t.id[:]...)
-	b = append(b, t.fn[:]...)
-	for _, v := range [...]uint32{t.attempt, t.seq, t.returns, t.flags, uint32(len(t.deps)), uint32(len(t.shape.text))} {
+	b = append(b, t.body[atFunc:atReturns-4]...)
+	for _, v := range [...]uint32{t.attempt, t.seq, t.returns(), t.flags(), uint32(t.deps().len()), uint32(len(t.shape.text))} {
 		b = append32(b, v)
 	}
 	b = append(b, t.shape.text...)
 	room := sdk.InlineSum
-	for _, d := range t.deps {
+	for d := range t.deps().all() {
 		b = append(b, d[:]...)
 		o := c.objects[d]
-		if o != nil && o.state == here && 16*len(o.refs)+len(o.data) <= room {
-			room -= 16*len(o.refs) + len(o.data)
-			b = sdk.AppendValue(b, o.kind, o.form, o.refs, o.size, o.data)
+		if o != nil && o.state == here && 16*len(o.refs())+len(o.data) <= room {
+			room -= 16*len(o.refs()) + len(o.data)
+			b = sdk.AppendValue(b, o.kind, o.form, o.refs(), o.size, o.data)
 		} else { // too much, or lost on the way: the worker asks for it
 			b = sdk.AppendValue(b, sdk.Apart, 0, nil, 0, nil)
 		}
 	}
-	w.out = append(b, t.payload...)
+	w.out = append(b, t.payload()...)
 	w.finish(at)
 }
 

@@ -7,7 +7,7 @@ import (
 	"launcher/wire/sdk"
 )
 
-// TestAMillionQueued: a task that waits takes no more than 700 bytes beside its frame.
+// TestAMillionQueued: a task that waits takes no more than 450 bytes beside its frame.
 func TestAMillionQueued(t *testing.T) {
 	const n = 1_000_000
 	var before, after runtime.MemStats
@@ -30,7 +30,7 @@ func TestAMillionQueued(t *testing.T) {
 	runtime.ReadMemStats(&after)
 	per := int64(after.HeapAlloc-before.HeapAlloc)/n - int64(len(submit(taskOf(1, 1), 1, 1)))
 	t.Logf("%d bytes for each task", per)
-	if per > 700 {
+	if per > 450 {
 		t.Errorf("%d bytes for each task beside its frame", per)
 	}
 	if q := w.c.Stats().Queued; q != n {

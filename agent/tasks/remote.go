@@ -154,7 +154,7 @@ func (c *Core) under(x *leased, s *shape, t *task) bool {
 // near is the node that has most of what a task needs; 0 = none.
 func (c *Core) near(t *task) (best uint32) {
 	var most int64
-	for _, d := range t.deps {
+	for d := range t.deps().all() {
 		if o := c.objects[d]; o != nil && o.where != 0 && o.size > most {
 			best, most = o.where, o.size
 		}
@@ -183,7 +183,7 @@ func (c *Core) giveAway(r *remote, x *leased, t *task) {
 	s.queue.pop()
 	c.queued -= int64(len(t.body))
 	l := &level{client: r.cl, shape: s, tasks: []*task{t}, lease: x, since: c.now}
-	t.state, t.worker, t.level, t.why = running, r.cl, l, ""
+	t.state, t.level, s.lacks = running, l, ""
 	t.started = c.now
 	c.running++
 	c.tellTask(r, t)
@@ -265,7 +265,7 @@ func (c *Core) remoteResult(number uint32, b []byte) error {
 		c.fails(t, slices.Clone(v.Bytes))
 		return nil
 	default:
-		for i := range t.returns {
+		for i := range t.returns() {
 			v, nodes, more, err := sdk.CutGiven(rest)
 			if err != nil {
 				c.fails(t, c.errorOf("internal", "node "+string(c.cfg.Node)+" got a damaged value: "+err.Error(), t))
@@ -282,8 +282,8 @@ func (c *Core) remoteResult(number uint32, b []byte) error {
 
 // endRemote counts a task that ended on another node.
 func (c *Core) endRemote(t *task, res sdk.Result) {
-	if t.worker != nil {
-		c.note(t, t.worker, res)
+	if t.worker() != nil {
+		c.note(t, t.worker(), res)
 	}
 	if res.Status == sdk.ResultOK {
 		c.stats.done++
@@ -318,7 +318,7 @@ func (c *Core) remoteYield(number uint32, b []byte) error {
 // after a restart, who got it is not known: what is in the log was true.
 func (c *Core) runsOn(t *task, number, attempt uint32) bool {
 	if !c.mute {
-		return t.state == running && t.attempt == attempt && t.worker != nil && t.worker.remote != nil && t.worker.remote.number == number
+		return t.state == running && t.attempt == attempt && t.worker() != nil && t.worker().remote != nil && t.worker().remote.number == number
 	}
 	if t.state == queued {
 		t.shape.queue.n--
@@ -330,10 +330,10 @@ func (c *Core) runsOn(t *task, number, attempt uint32) bool {
 }
 
 func (c *Core) remoteFor(t *task) *remote {
-	if t.worker == nil {
+	if t.worker() == nil {
 		return nil
 	}
-	return t.worker.remote
+	return t.worker().remote
 }
 
 // given gives an object the value that another node has made.
@@ -354,7 +354,7 @@ func (c *Core) given(r *remote, number uint32, o *object, x id, v *sdk.Value, no
 		if r != nil {
 			o.at = r.cl.ID
 		}
-	} else if len(o.refs) > 0 {
+	} else if len(o.refs()) > 0 {
 		c.letGo(r, x) // what is inside is held by now
 	}
 	c.arrive(o)
@@ -419,7 +419,7 @@ func (c *Core) RemoteOpen(now int64, from uint32) {
 	var keep []byte
 	var run []*task
 	for _, t := range c.sortedTasks() {
-		if t.state == running && t.worker == cl {
+		if t.state == running && t.worker() == cl {
 			run = append(run, t)
 			keep = append(keep, t.id[:]...)
 		}
@@ -466,7 +466,7 @@ func (c *Core) dropRemote(r *remote, why string) {
 		c.do(LeaseIdle{Lease: x.Lease, Slots: uint32(x.slots)})
 	}
 	for _, t := range c.sortedTasks() {
-		if t.state != running || t.worker != r.cl {
+		if t.state != running || t.worker() != r.cl {
 			continue
 		}
 		c.interrupted(t, "node_died", fmt.Sprintf("the node that ran %s is gone: %s", t.shape.name, why))
@@ -540,8 +540,8 @@ func (c *Core) tickRemotes() {
 	c.lookAt = c.now + second // it takes a look at all tasks and objects
 	used := map[uint32]bool{}
 	for _, t := range c.tasks {
-		if t.state == running && t.worker != nil && t.worker.remote != nil {
-			used[t.worker.ID] = true
+		if t.state == running && t.worker() != nil && t.worker().remote != nil {
+			used[t.worker().ID] = true
 		}
 	}
 	for _, o := range c.objects {

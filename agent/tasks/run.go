@@ -42,21 +42,18 @@ func (c *Core) accept(cl *client, b []byte, p sdk.PeerSubmit) error {
 	case len(s.Payload) > sdk.PayloadMax || len(b) > sdk.BodyMax:
 		return errs.New(errs.Invalid, "task %s of %s has %d bytes of arguments in its frame of %d, allowed are %d of %d", s.Task, sh.name, len(s.Payload), len(b), sdk.PayloadMax, sdk.BodyMax)
 	}
-	body := slices.Clone(b)
-	s, _ = sdk.ParseSubmit(body)
 	t := &task{
-		id: s.Task, fn: s.Func, shape: sh, client: cl.ID, returns: s.Returns, flags: s.Flags, attempt: p.Attempt, retries: sh.retries,
-		fence: p.Attempt, lease: wire.LeaseID(p.Lease),
-		body: body, payload: s.Payload, submitted: c.now, deps: idsOf(s.Deps), held: idsOf(s.Held),
+		id: s.Task, shape: sh, client: cl.ID, attempt: p.Attempt, retries: sh.retries,
+		fence: p.Attempt, lease: wire.LeaseID(p.Lease), body: slices.Clone(b), submitted: c.now,
 	}
 	if l := cl.top(); len(l.tasks) > 0 {
 		t.parent = l.tasks[0].id
 	}
 	c.tasks[t.id] = t
-	if t.returns == sdk.Stream {
+	if s.Returns == sdk.Stream {
 		t.stream = &stream{}
 	} else {
-		objs := make([]object, t.returns)
+		objs := make([]object, s.Returns)
 		for i := range objs {
 			x := t.id.With(uint32(i) + 1)
 			o := c.objects[x]
@@ -68,7 +65,7 @@ func (c *Core) accept(cl *client, b []byte, p sdk.PeerSubmit) error {
 			o.task = t
 			o.hold(cl.ID)
 		}
-		t.alive = len(objs)
+		t.alive = int32(len(objs))
 	}
 	c.need(t)
 	if sh.job.over { // a worker said it before it heard
@@ -94,7 +91,7 @@ func (c *Core) need(t *task) {
 	t.state, t.missing = waiting, 0
 	c.queued += int64(len(t.body))
 	var bad []byte
-	for _, d := range t.deps {
+	for d := range t.deps().all() {
 		o := c.lookup(d)
 		if o == nil {
 			if bad = c.lostError(d); t.kept {
@@ -109,11 +106,10 @@ func (c *Core) need(t *task) {
 		c.want(o)
 		c.prefetch(o)
 		if o.state != here {
-			o.waiters = append(o.waiters, t)
-			t.missing++
+			o.await(t)
 		}
 	}
-	for _, d := range t.held {
+	for d := range t.held().all() {
 		if o := c.lookup(d); o != nil {
 			o.uses++
 		}
@@ -128,7 +124,7 @@ func (c *Core) need(t *task) {
 
 // enqueue puts a task whose arguments are there in its queue.
 func (c *Core) enqueue(t *task) {
-	for _, d := range t.deps {
+	for d := range t.deps().all() {
 		if o := c.objects[d]; o != nil && o.state == here && o.kind == sdk.Failure {
 			c.fails(t, o.data) // an argument is an error: so is what would come of it
 			return
@@ -171,7 +167,7 @@ func (c *Core) leaves(t *task) {
 	if l == nil {
 		return
 	}
-	t.level, t.worker, t.twice = nil, nil, false
+	t.level, t.twice = nil, false
 	c.running--
 	if l.client == nil || l.client.remote != nil {
 		if l.lease != nil {
@@ -200,7 +196,7 @@ func (c *Core) fails(t *task, data []byte) {
 	if t.stream != nil {
 		c.endStream(t, data)
 	} else {
-		for i := range t.returns {
+		for i := range t.returns() {
 			if o := c.objects[t.id.With(i+1)]; o != nil {
 				c.fail(o, data)
 			}
@@ -222,9 +218,9 @@ func (c *Core) ended(t *task) {
 		t.shape.queue.n--
 	}
 	if t.state == waiting && t.missing > 0 {
-		for _, d := range t.deps {
+		for d := range t.deps().all() {
 			if o := c.objects[d]; o != nil {
-				o.waiters = slices.DeleteFunc(o.waiters, func(w *task) bool { return w == t })
+				o.links.waiters = slices.DeleteFunc(o.links.waiters, func(w *task) bool { return w == t })
 			}
 		}
 	}
@@ -233,10 +229,10 @@ func (c *Core) ended(t *task) {
 	if c.mayLose(t) && !t.kept {
 		c.keep(t)
 	}
-	for _, d := range t.deps {
+	for d := range t.deps().all() {
 		c.unuse(d)
 	}
-	for _, d := range t.held {
+	for d := range t.held().all() {
 		c.unuse(d)
 	}
 	if (!t.kept || t.alive == 0) && t.stream == nil {
@@ -250,7 +246,7 @@ func (c *Core) ended(t *task) {
 // keep keeps a task that has ended, to be run again.
 func (c *Core) keep(t *task) {
 	t.kept, t.cost = true, int64(len(t.body))
-	for _, d := range t.deps {
+	for d := range t.deps().all() {
 		if o := c.objects[d]; o != nil { // else it was put, and is gone
 			if o.lineage++; o.task == nil {
 				t.cost += int64(len(o.data))
@@ -263,10 +259,10 @@ func (c *Core) keep(t *task) {
 
 // mayLose reports whether an output of a task that has ended is in shared memory.
 func (c *Core) mayLose(t *task) bool {
-	if t.returns == sdk.Stream {
+	if t.returns() == sdk.Stream {
 		return false
 	}
-	for i := range t.returns {
+	for i := range t.returns() {
 		if o := c.objects[t.id.With(i+1)]; o != nil && o.kind == sdk.Shared {
 			return true
 		}
@@ -277,8 +273,8 @@ func (c *Core) mayLose(t *task) bool {
 // forget drops a task that has ended: what it made cannot be made again.
 func (c *Core) forget(t *task) {
 	delete(c.tasks, t.id)
-	if t.returns != sdk.Stream {
-		for i := range t.returns {
+	if t.returns() != sdk.Stream {
+		for i := range t.returns() {
 			if o := c.objects[t.id.With(i+1)]; o != nil {
 				o.task = nil
 				if o.state == freed {
@@ -295,7 +291,7 @@ func (c *Core) forget(t *task) {
 	if i := slices.Index(c.kept, t); i >= 0 {
 		c.kept = slices.Delete(c.kept, i, i+1)
 	}
-	for _, d := range t.deps {
+	for d := range t.deps().all() {
 		if o := c.objects[d]; o != nil {
 			o.lineage--
 			c.unneeded(o)
@@ -331,7 +327,7 @@ func (c *Core) result(cl *client, b []byte) error {
 		return err
 	}
 	t := c.tasks[r.Task]
-	if t == nil || t.worker != cl || t.attempt != r.Attempt || t.state != running {
+	if t == nil || t.worker() != cl || t.attempt != r.Attempt || t.state != running {
 		return nil // told twice, or fenced
 	}
 	sh := t.shape
@@ -361,9 +357,9 @@ func (c *Core) result(cl *client, b []byte) error {
 		c.endStream(t, data)
 		c.ended(t)
 		return nil
-	case r.Status == sdk.ResultOK && r.Values != int(t.returns):
-		c.fails(t, c.errorOf("internal", fmt.Sprintf("the worker gave %d values for task %s, which has %d", r.Values, t.id, t.returns), t))
-		return errs.New(errs.Corrupt, "a Result of %d values for a task that has %d", r.Values, t.returns)
+	case r.Status == sdk.ResultOK && r.Values != int(t.returns()):
+		c.fails(t, c.errorOf("internal", fmt.Sprintf("the worker gave %d values for task %s, which has %d", r.Values, t.id, t.returns()), t))
+		return errs.New(errs.Corrupt, "a Result of %d values for a task that has %d", r.Values, t.returns())
 	case r.Status != sdk.ResultOK:
 		v, _, err := sdk.CutValue(rest)
 		if err != nil || v.Kind != sdk.Failure {
@@ -375,7 +371,7 @@ func (c *Core) result(cl *client, b []byte) error {
 		return nil
 	}
 	var v sdk.Value
-	for i := range t.returns {
+	for i := range t.returns() {
 		if v, rest, err = sdk.CutValue(rest); err != nil {
 			c.fails(t, c.errorOf("internal", "the worker gave a damaged value: "+err.Error(), t))
 			return err
@@ -456,18 +452,18 @@ func (c *Core) cancel(x id, flags uint32) {
 		c.fails(t, c.cancelled(t))
 	case running:
 		t.cancel = true
-		if r := t.worker.remote; r != nil {
+		if r := t.worker().remote; r != nil {
 			at := c.frame(r.cl, sdk.MsgCancel, 0)
 			r.cl.out = append(append32(append32(r.cl.out, flags), 0), t.id[:]...)
 			r.cl.finish(at)
 			return
 		}
 		if flags&sdk.CancelForce != 0 {
-			c.do(StopWorker{ID: t.worker.ID, Force: true})
+			c.do(StopWorker{ID: t.worker().ID, Force: true})
 			return
 		}
-		c.tell(t.worker, sdk.MsgCancelTask, t.id, t.attempt)
-		c.do(Interrupt{ID: t.worker.ID})
+		c.tell(t.worker(), sdk.MsgCancelTask, t.id, t.attempt)
+		c.do(Interrupt{ID: t.worker().ID})
 	}
 }
 
@@ -509,7 +505,7 @@ func (c *Core) yield(cl *client, b []byte) error {
 	if err != nil {
 		return err
 	}
-	if t == nil || t.worker != cl || t.attempt != attempt || t.stream == nil || i >= maxItems {
+	if t == nil || t.worker() != cl || t.attempt != attempt || t.stream == nil || i >= maxItems {
 		return nil
 	}
 	s := t.stream
@@ -550,7 +546,7 @@ func (c *Core) taken(t *task, n uint32) {
 		return
 	}
 	s.taken = n
-	if w := t.worker; w != nil && t.shape.window > 0 {
+	if w := t.worker(); w != nil && t.shape.window > 0 {
 		c.tell(w, sdk.MsgConsumed, t.id, n)
 	}
 }

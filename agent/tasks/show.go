@@ -93,7 +93,7 @@ func (c *Core) why(t *task) string {
 	case waiting:
 		n := 0
 		first := ""
-		for _, d := range t.deps {
+		for d := range t.deps().all() {
 			if o := c.objects[d]; o == nil || o.state != here {
 				if n++; n == 1 {
 					first = d.String()
@@ -115,38 +115,39 @@ func (c *Core) why(t *task) string {
 			}
 			ahead += s.queue.n
 		}
-		if t.why != "" {
-			return "waits for " + t.why
-		}
+		lacks := t.shape.lacks
 		if f := t.shape.queue.first(); f != nil && f != t {
 			s := fmt.Sprintf("waits for its turn among %d of %s", t.shape.queue.n, t.shape.name)
-			if f.why != "" {
-				s += ", the first of which waits for " + f.why
+			if lacks != "" {
+				s += ", the first of which waits for " + lacks
 			}
 			return s
+		}
+		if lacks != "" {
+			return "waits for " + lacks
 		}
 		return fmt.Sprintf("waits for its turn: %d tasks of other shapes are queued", ahead)
 	case running:
 		if c.stateOf(t) == wire.TaskBlocked {
-			return fmt.Sprintf("runs in pid %d, and waits for %d objects", t.worker.PID, t.level.waits)
+			return fmt.Sprintf("runs in pid %d, and waits for %d objects", t.worker().PID, t.level.waits)
 		}
 		if t.level != nil && len(t.level.tasks) > 0 && t.level.tasks[0] != t {
-			return fmt.Sprintf("is with pid %d, behind %d others", t.worker.PID, slices.Index(t.level.tasks, t))
+			return fmt.Sprintf("is with pid %d, behind %d others", t.worker().PID, slices.Index(t.level.tasks, t))
 		}
-		return fmt.Sprintf("runs in pid %d", t.worker.PID)
+		return fmt.Sprintf("runs in pid %d", t.worker().PID)
 	}
 	return "has ended"
 }
 
 func (c *Core) line(t *task) wire.SDKTask {
 	x := wire.SDKTask{ID: t.id.String(), Name: t.shape.name, Job: jobID(t.shape.job.key), State: c.stateOf(t), Attempt: t.attempt, Node: c.cfg.Node, Submitted: t.submitted, Started: t.started, Why: c.why(t)}
-	if t.worker != nil {
-		x.Worker = t.worker.PID
+	if t.worker() != nil {
+		x.Worker = t.worker().PID
 	}
 	if !t.parent.IsZero() {
 		x.Parent = t.parent.String()
 	}
-	for _, d := range t.deps {
+	for d := range t.deps().all() {
 		if o := c.objects[d]; t.state == waiting && (o == nil || o.state != here) && len(x.WaitsFor) < 8 {
 			x.WaitsFor = append(x.WaitsFor, d.String())
 		}
@@ -255,7 +256,7 @@ func (c *Core) objectLine(o *object) wire.SDKObject {
 	default:
 		x.State = wire.ObjectInline
 	}
-	for _, h := range append([]uint32{o.holder}, o.more...) {
+	for _, h := range append([]uint32{o.holder}, o.holders()...) {
 		if cl := c.clients[h]; cl != nil {
 			what := "driver"
 			if cl.pool != nil {
@@ -285,7 +286,7 @@ func (c *Core) Why(q wire.SDKWhyQuery) wire.SDKWhy {
 		seen[t.id] = true
 		lines = append(lines, fmt.Sprintf("%s (%s) %s", t.shape.name, t.id, c.why(t)))
 		var next *task
-		for _, d := range t.deps {
+		for d := range t.deps().all() {
 			if o := c.objects[d]; t.state == waiting && o != nil && o.state != here && o.task != nil {
 				next = o.task
 				break

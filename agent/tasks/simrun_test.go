@@ -122,7 +122,7 @@ func (s *sim) state() string {
 	n := 0
 	for x, o := range c.objects {
 		if n++; n < 20 {
-			out += fmt.Sprintf("  object %s state %d kind %d uses %d lineage %d holder %d %v subs %d waiters %d\n", x, o.state, o.kind, o.uses, o.lineage, o.holder, o.more, len(o.subs), len(o.waiters))
+			out += fmt.Sprintf("  object %s state %d kind %d uses %d lineage %d holder %d %v subs %d waiters %d\n", x, o.state, o.kind, o.uses, o.lineage, o.holder, o.holders(), len(o.subs), len(o.waiters()))
 		}
 	}
 	return out
@@ -130,7 +130,7 @@ func (s *sim) state() string {
 
 // depth is how many tasks are below one on its worker's stack.
 func depth(t *task) (n int) {
-	for _, l := range t.worker.levels {
+	for _, l := range t.worker().levels {
 		if l == t.level {
 			break
 		}
@@ -147,11 +147,11 @@ func (s *sim) same(a, b *Core) {
 		for x, t := range c.tasks {
 			out[x] = fmt.Sprintf("state %d attempt %d retries %d cancel %v kept %v alive %d client %d parent %s", t.state, t.attempt, t.retries, t.cancel, t.kept, t.alive, t.client, t.parent)
 			if t.state == running {
-				out[x] += fmt.Sprintf(" worker %d level %d at %d seq %d", t.worker.ID, depth(t), slices.Index(t.level.tasks, t), t.seq)
+				out[x] += fmt.Sprintf(" worker %d level %d at %d seq %d", t.worker().ID, depth(t), slices.Index(t.level.tasks, t), t.seq)
 			}
 		}
 		for x, o := range c.objects {
-			h := append([]uint32{o.holder}, o.more...)
+			h := append([]uint32{o.holder}, o.holders()...)
 			slices.Sort(h)
 			out[x] = fmt.Sprintf("state %d kind %d size %d uses %d lineage %d holders %v task %v", o.state, o.kind, o.size, o.uses, o.lineage, h, o.task != nil)
 		}
@@ -188,7 +188,7 @@ func (s *sim) check() {
 		if t.kept {
 			kept += t.cost
 		}
-		for _, d := range t.deps {
+		for d := range t.deps().all() {
 			if t.state != done {
 				uses[d]++
 			}
@@ -196,7 +196,7 @@ func (s *sim) check() {
 				lineage[d]++
 			}
 		}
-		for _, d := range t.held {
+		for d := range t.held().all() {
 			if t.state != done {
 				uses[d]++
 			}
@@ -204,7 +204,7 @@ func (s *sim) check() {
 	}
 	waits := map[*level]int{}
 	for x, o := range c.objects {
-		for _, r := range o.refs {
+		for _, r := range o.refs() {
 			uses[r]++
 		}
 		if o.task != nil {
@@ -218,14 +218,14 @@ func (s *sim) check() {
 				s.t.Fatalf("object %s has a reader that is gone", x)
 			}
 		}
-		for _, h := range append([]uint32{o.holder}, o.more...) {
+		for _, h := range append([]uint32{o.holder}, o.holders()...) {
 			if h != 0 && c.clients[h] == nil {
 				s.t.Fatalf("object %s is held by client %d, which is gone", x, h)
 			}
 		}
 	}
 	for x, o := range c.objects {
-		if o.uses != uses[x] || o.lineage != lineage[x] {
+		if int(o.uses) != uses[x] || int(o.lineage) != lineage[x] {
 			s.t.Fatalf("object %s has %d uses, counted %d; lineage %d, counted %d", x, o.uses, uses[x], o.lineage, lineage[x])
 		}
 		if !o.needed() && o.lineage == 0 && o.state == here {
@@ -233,7 +233,7 @@ func (s *sim) check() {
 		}
 	}
 	for _, t := range c.tasks {
-		if t.alive != alive[t] {
+		if int(t.alive) != alive[t] {
 			s.t.Fatalf("task %s has %d outputs, counted %d", t.id, t.alive, alive[t])
 		}
 	}

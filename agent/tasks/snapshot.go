@@ -125,11 +125,11 @@ func (c *Core) Snapshot() [][]byte {
 	slices.SortFunc(objs, byID)
 	for _, o := range objs {
 		s := savedObject{ID: o.id[:], State: uint8(o.state), Kind: o.kind, Form: o.form, Size: o.size, Data: o.data, Fetched: o.fetched, Made: o.made, Lineage: o.task != nil, Where: o.where}
-		for i := range o.refs {
-			s.Refs = append(s.Refs, o.refs[i][:])
+		for _, r := range o.refs() {
+			s.Refs = append(s.Refs, slices.Clone(r[:]))
 		}
 		if o.holder != 0 {
-			s.Holders = append([]uint32{o.holder}, o.more...)
+			s.Holders = append([]uint32{o.holder}, o.holders()...)
 		}
 		state(saved{Object: &s})
 	}
@@ -227,7 +227,7 @@ func (c *Core) restoreObject(s *savedObject) error {
 	o.where = s.Where
 	for _, r := range s.Refs {
 		if len(r) == 16 {
-			o.refs = append(o.refs, id(r))
+			o.linked().refs = append(o.refs(), id(r))
 			c.bare(id(r)).uses++
 		}
 	}
@@ -257,15 +257,15 @@ func (c *Core) restoreTask(s *savedTask) error {
 		return nil // its clients are gone
 	}
 	t := &task{
-		id: p.Task, fn: p.Func, shape: sh, client: s.Client, returns: p.Returns, flags: p.Flags, attempt: s.Attempt, retries: s.Retries, cancel: s.Cancel,
-		body: s.Body, payload: p.Payload, submitted: s.Times[0], ready: s.Times[1], deps: idsOf(p.Deps), held: idsOf(p.Held), parent: id(s.Parent),
+		id: p.Task, shape: sh, client: s.Client, attempt: s.Attempt, retries: s.Retries, cancel: s.Cancel,
+		body: s.Body, submitted: s.Times[0], ready: s.Times[1], parent: id(s.Parent),
 		lease: s.Lease, fence: s.Fence,
 	}
 	c.tasks[t.id] = t
 	if s.Stream {
 		t.stream = &stream{made: s.Made, taken: s.Taken, over: s.Over, left: s.Left, last: s.Last}
-	} else if t.returns != sdk.Stream {
-		for i := range t.returns {
+	} else if t.returns() != sdk.Stream {
+		for i := range t.returns() {
 			if o := c.objects[t.id.With(i+1)]; o != nil {
 				o.task = t
 				t.alive++
@@ -278,15 +278,14 @@ func (c *Core) restoreTask(s *savedTask) error {
 	if t.state = state(s.State); t.state == done {
 		return nil
 	}
-	for _, d := range t.deps {
+	for d := range t.deps().all() {
 		o := c.bare(d)
 		o.uses++
 		if t.state == waiting && o.state != here {
-			o.waiters = append(o.waiters, t)
-			t.missing++
+			o.await(t)
 		}
 	}
-	for _, d := range t.held {
+	for d := range t.held().all() {
 		if o := c.objects[d]; o != nil {
 			o.uses++
 		}

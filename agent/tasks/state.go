@@ -1,6 +1,7 @@
 package tasks
 
 import (
+	"iter"
 	"slices"
 
 	"launcher/agent/core"
@@ -40,6 +41,8 @@ type shape struct {
 	queue   fifo
 	mean    float64 // nanoseconds that such a task takes, 0 = unknown
 	waiting bool    // listed in Core.ready
+	room    string  // need, as a text
+	lacks   string  // what its first task waits for
 }
 
 // fifo is a queue of tasks; those that left it are skipped.
@@ -107,38 +110,71 @@ const (
 
 // task is one submitted call. While an output of it is alive and might be lost it stays
 // after its end (lineage).
+//
+// There may be millions that wait, so what its Submit says is read there.
 type task struct {
 	id      id
-	fn      funcID
-	shape   *shape
 	parent  id
-	client  uint32 // who submitted it; 0 = gone
-	returns uint32
-	flags   uint32
-	state   state
-	cancel  bool  // asked for
-	kept    bool  // its deps are held for lineage only
-	cost    int64 // bytes that this takes
-	attempt uint32
-	retries int32
-	missing int // deps that are not there
-	body    []byte
-	deps    []id
-	held    []id
-	payload []byte // in body
-	worker  *client
-	seq     uint32
-	level   *level
-	twice   bool // given again to the worker that has it, which may have begun or even ended it
-	alive   int  // outputs that are referred to
+	body    []byte // of its Submit
+	shape   *shape
+	level   *level // that runs it
 	stream  *stream
-	why     string // it cannot run at the moment
-	// Of another node's task:
-	lease   wire.LeaseID // that it is to run under
-	fence   uint32       // what its owner calls this attempt
-	bounced bool         // it was not begun
+	lease   wire.LeaseID // another node's task: that it is to run under
+	cost    int64        // bytes that this takes, once it is kept
+	client  uint32       // who submitted it; 0 = gone
+	attempt uint32
+	fence   uint32 // another node's task: what its owner calls this attempt
+	seq     uint32
+	retries int32
+	missing int32 // deps that are not there
+	alive   int32 // outputs that are referred to
+	state   state
+	cancel  bool // asked for
+	kept    bool // its deps are held for lineage only
+	twice   bool // given again to the worker that has it, which may have begun or even ended it
+	bounced bool // another node's task: it was not begun
 
 	submitted, ready, started int64
+}
+
+// What the body of a Submit, which has been parsed once, has where (docs/tasks.md, 3).
+const (
+	atFunc    = 16
+	atReturns = 36
+	atFlags   = 40
+	atDeps    = 44
+	atHeld    = 48
+	atIDs     = 52
+)
+
+func (t *task) fn() funcID      { return funcID(t.body[atFunc:atReturns]) }
+func (t *task) returns() uint32 { return u32(t.body[atReturns:]) }
+func (t *task) flags() uint32   { return u32(t.body[atFlags:]) }
+func (t *task) deps() ids       { return ids(t.body[atIDs:][:16*u32(t.body[atDeps:])]) }
+func (t *task) held() ids       { return ids(t.body[atIDs+len(t.deps()):][:16*u32(t.body[atHeld:])]) }
+func (t *task) payload() []byte { return t.body[atIDs+len(t.deps())+len(t.held()):] }
+
+// worker is who has a task that runs; nil = nobody, or nobody knows.
+func (t *task) worker() *client {
+	if t.level == nil {
+		return nil
+	}
+	return t.level.client
+}
+
+// ids are object ids, one after the other.
+type ids []byte
+
+func (b ids) len() int { return len(b) / 16 }
+
+func (b ids) all() iter.Seq[id] {
+	return func(yield func(id) bool) {
+		for i := 0; i < len(b); i += 16 {
+			if !yield(id(b[i : i+16])) {
+				return
+			}
+		}
+	}
 }
 
 // stream is what a generator task has made so far.
@@ -163,25 +199,65 @@ const (
 // object is one value, or the promise of one.
 type object struct {
 	id      id
+	task    *task
+	data    []byte
+	size    int64
+	made    int64
+	subs    []sub
+	links   *links // nil: none
+	holder  uint32
+	uses    int32  // by tasks and values
+	lineage int32  // by finished tasks that may have to run again
+	where   uint32 // the node that has a shared value; 0 = this one
+	at      uint32 // and the remote that it was made by
+	gets    int32  // readers that the store is bringing it back for
 	state   objState
 	kind    uint8 // sdk.Inline, Shared, Failure, End
 	form    uint8
-	size    int64
-	data    []byte
-	refs    []id // inside the value
-	task    *task
-	uses    int // by tasks and values
-	lineage int // by finished tasks that may have to run again
-	holder  uint32
-	more    []uint32
-	subs    []sub
+	fetched bool // another node's
+	asked   bool // and its value has been asked for
+}
+
+// links is what few objects have.
+type links struct {
+	refs    []id     // inside the value
+	holders []uint32 // beside the first
 	waiters []*task
-	fetched bool   // another node's
-	asked   bool   // and its value has been asked for
-	where   uint32 // the node that has a shared value; 0 = this one
-	at      uint32 // and the remote that it was made by
-	made    int64
-	gets    int // readers that the store is bringing it back for
+}
+
+func (o *object) linked() *links {
+	if o.links == nil {
+		o.links = &links{}
+	}
+	return o.links
+}
+
+func (o *object) refs() []id {
+	if o.links == nil {
+		return nil
+	}
+	return o.links.refs
+}
+
+func (o *object) holders() []uint32 {
+	if o.links == nil {
+		return nil
+	}
+	return o.links.holders
+}
+
+func (o *object) waiters() []*task {
+	if o.links == nil {
+		return nil
+	}
+	return o.links.waiters
+}
+
+// await has a task wait for the value.
+func (o *object) await(t *task) {
+	l := o.linked()
+	l.waiters = append(l.waiters, t)
+	t.missing++
 }
 
 // sub is a client that asked for an object.
@@ -204,31 +280,32 @@ func (o *object) hold(client uint32) {
 	case o.holder == 0:
 		o.holder = client
 	default:
-		o.more = append(o.more, client)
+		l := o.linked()
+		l.holders = append(l.holders, client)
 	}
 }
 
 // heldBy reports whether there is an object and a client has a reference to it.
 func (o *object) heldBy(client uint32) bool {
-	return o != nil && (o.holder == client || slices.Contains(o.more, client))
+	return o != nil && (o.holder == client || slices.Contains(o.holders(), client))
 }
 
 func (o *object) drop(client uint32) {
 	if o.holder == client {
 		o.holder = 0
-		if n := len(o.more); n > 0 {
-			o.holder, o.more = o.more[n-1], o.more[:n-1]
+		if n := len(o.holders()); n > 0 {
+			o.holder, o.links.holders = o.links.holders[n-1], o.links.holders[:n-1]
 		}
 		return
 	}
-	if i := slices.Index(o.more, client); i >= 0 {
-		o.more = slices.Delete(o.more, i, i+1)
+	if i := slices.Index(o.holders(), client); i >= 0 {
+		o.links.holders = slices.Delete(o.links.holders, i, i+1)
 	}
 }
 
 // needed reports whether anything wants the value.
 func (o *object) needed() bool {
-	return o.holder != 0 || o.uses > 0 || len(o.subs) > 0 || len(o.waiters) > 0
+	return o.holder != 0 || o.uses > 0 || len(o.subs) > 0 || len(o.waiters()) > 0
 }
 
 // client is a driver or a worker.

@@ -54,7 +54,7 @@ func (c *Core) gone(cl *client, cause string) {
 		c.driverGone(cl)
 	}
 	for _, o := range c.objects {
-		if o.holder == cl.ID || slices.Contains(o.more, cl.ID) {
+		if o.holder == cl.ID || slices.Contains(o.holders(), cl.ID) {
 			o.drop(cl.ID)
 			c.unneeded(o)
 		}
