@@ -57,6 +57,7 @@ type agent struct {
 	mu      sync.Mutex // of core and of the tasks' reactor
 	core    *core.Core // guarded by mu
 	sdk     *sdkServer
+	metrics *metrics
 	workers *workers.Pool
 	anyone  wire.Job // the job of programs that no job started
 	spool   *spool.Spool
@@ -186,6 +187,7 @@ func (a *agent) open(ctx context.Context, d detected) (err error) {
 	a.core = core.New(a.coreConfig(d), a.state.state)
 	a.anyone = anyoneOf(a.cfg)
 	a.sdk = newSDKServer(a)
+	a.metrics = newMetrics(a)
 	a.workers = newWorkers(a)
 	if err = a.sdk.open(ctx); err != nil {
 		return err

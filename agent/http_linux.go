@@ -49,9 +49,10 @@ func newHTTPServer(s *localServer) *httpServer {
 			Step int64  `json:"step"`
 		}{r.Checkpoint, r.Step}
 	}))
+	mux.Handle("GET /metrics", s.a.metrics.handler())
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		fail(w, errs.New(errs.NotFound, "the agent has no %s %s", r.Method, r.URL.Path).
-			Hint("there are POST /v1/report, GET /v1/params, GET /v1/should-leave and GET /v1/checkpoint"))
+			Hint("there are POST /v1/report, GET /v1/params, GET /v1/should-leave, GET /v1/checkpoint and GET /metrics"))
 	})
 	h.sv = &http.Server{Handler: mux, ReadHeaderTimeout: firstBytes, IdleTimeout: idleBound, MaxHeaderBytes: 16 << 10}
 	return h

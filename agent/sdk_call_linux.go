@@ -25,6 +25,14 @@ func (s *sdkServer) call(cl *sdkClient, request uint32, body []byte) error {
 		s.answer(cl, request, nil, nil)
 		return nil
 	}
+	if verb == "metrics" { // of the program
+		var err error = errs.New(errs.Corrupt, "metrics without any")
+		if told, ok := args[len(args)-1].(string); ok {
+			err = s.a.metrics.user.tell(cl.ID, cl.PID, cl.Job, []byte(told))
+		}
+		s.answer(cl, request, nil, err)
+		return nil
+	}
 	ask := map[string]func(context.Context) (any, error){
 		"nodes": s.askNodes,
 		"cluster_resources": func(ctx context.Context) (any, error) {
@@ -34,6 +42,8 @@ func (s *sdkServer) call(cl *sdkClient, request uint32, body []byte) error {
 			return s.askResources(ctx, func(n *wire.NodeInfo) wire.Resources { return n.Free })
 		},
 		"timeline": s.askTimeline,
+		"jobs":     s.askJobs,
+		"query":    func(ctx context.Context) (any, error) { return s.askNodesOf(ctx, args[1:]) },
 	}[verb]
 	if ask == nil {
 		s.answer(cl, request, nil, errs.New(errs.Version, "the agent does not know the question %.40q", verb).Hint("use the SDK of the cluster's own version"))

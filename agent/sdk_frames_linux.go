@@ -224,6 +224,7 @@ func (s *sdkServer) forget(now int64, cl *sdkClient, cause string) {
 		return
 	}
 	delete(s.clients, cl.ID)
+	s.a.metrics.user.ended(cl.ID)
 	s.forgotten(cl)
 	s.core.Gone(now, cl.ID, cause)
 	s.store.Detach(cl.ID)

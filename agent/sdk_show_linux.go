@@ -3,11 +3,13 @@ package agent
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"strconv"
 
 	"launcher/agent/store"
 	"launcher/internal/errs"
 	"launcher/wire"
+	"launcher/wire/sdk"
 )
 
 // answerQueries has the head answered about this node's tasks and objects.
@@ -17,6 +19,7 @@ func (s *sdkServer) answerQueries() {
 	q.answers(wire.QueryObjects, answerWith(s, s.objects))
 	q.answers(wire.QueryTimeline, answerWith(s, s.core.Timeline))
 	q.answers(wire.QueryWhy, answerWith(s, s.core.Why))
+	q.answers(wire.QueryWorkers, answerWith(s, s.processes))
 }
 
 // answerWith makes an answer of what the reactor says, under its lock.
@@ -66,6 +69,23 @@ func (s *sdkServer) objects(q wire.SDKObjectQuery) wire.SDKObjects {
 			}
 			o.Holders = append(o.Holders, wire.Holder{What: "pin", Who: who, Count: 1})
 		}
+	}
+	return out
+}
+
+// processes lists drivers and workers. a.mu is held.
+func (s *sdkServer) processes(struct{}) []wire.SDKProcess {
+	out := []wire.SDKProcess{}
+	for _, id := range sortedKeys(s.clients) {
+		cl := s.clients[id]
+		kind := "driver"
+		switch cl.Kind {
+		case sdk.KindWorker:
+			kind = "worker"
+		case sdk.KindPeer:
+			continue
+		}
+		out = append(out, wire.SDKProcess{ID: fmt.Sprintf("%08x%08x", s.number, id), Kind: kind, PID: cl.PID, Job: cl.Job, Name: cl.Name})
 	}
 	return out
 }

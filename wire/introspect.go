@@ -9,6 +9,8 @@ const (
 	QueryObjects  = "objects"  // SDKObjectQuery -> SDKObjects
 	QueryTimeline = "timeline" // TimelineQuery -> Timeline
 	QueryWhy      = "why"      // SDKWhyQuery -> SDKWhy
+	QueryMetrics  = "metrics"  // nothing -> a string: Prometheus's text
+	QueryWorkers  = "workers"  // nothing -> []SDKProcess
 )
 
 // States of an SDK task, as its owner's agent knows it.
@@ -147,4 +149,13 @@ type SDKWhyQuery struct {
 // SDKWhy is what the owner says, in lines; other nodes answer with none.
 type SDKWhy struct {
 	Lines []string `json:"lines"`
+}
+
+// SDKProcess is a driver or worker of a node.
+type SDKProcess struct {
+	ID   string `json:"id"`
+	Kind string `json:"kind"` // driver | worker
+	PID  int    `json:"pid"`
+	Job  string `json:"job"`
+	Name string `json:"name"`
 }

@@ -68,6 +68,7 @@ type Core struct {
 	nudge   bool
 	mute    bool // records are being replayed
 	events  ring
+	tally   [4]uint64 // attempts of tasks that ended, by status
 	stats   counts
 
 	leases    leases

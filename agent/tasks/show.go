@@ -33,6 +33,9 @@ type event struct {
 
 // note keeps the end of a task for the timeline.
 func (c *Core) note(t *task, w *client, r sdk.Result) {
+	if r.Status < uint32(len(c.tally)) {
+		c.tally[r.Status]++
+	}
 	e := event{t.id, t.shape.name, t.shape.job.key, t.attempt, w.PID, r.Status, t.submitted, r.Start, r.End}
 	if len(c.events.events) < maxEvents {
 		c.events.events = append(c.events.events, e)

@@ -33,7 +33,7 @@ def find(name):
 COMING = {
     "ray.method", "ray.kill", "ray.get_actor", "ray.actor", "ray.dag", "ray.job_submission", "ray.LoggingConfig",
     "ray.util.list_named_actors", "ray.util.placement_group", "ray.util.remove_placement_group", "ray.util.get_placement_group",
-    "ray.util.placement_group_table", "ray.util.get_current_placement_group", "ray.util.metrics", "ray.util.state", "ray.util.collective",
+    "ray.util.placement_group_table", "ray.util.get_current_placement_group", "ray.util.state", "ray.util.collective",
     "ray.util.scheduling_strategies.PlacementGroupSchedulingStrategy", "ray.exceptions.RayActorError", "ray.exceptions.ActorDiedError",
     "ray.exceptions.ActorUnavailableError", "ray.exceptions.ActorUnschedulableError", "ray.exceptions.ActorPlacementGroupRemoved",
     "ray.exceptions.ActorAlreadyExistsError", "ray.exceptions.ActorHandleNotFoundError", "ray.exceptions.PendingCallsLimitExceeded",
@@ -135,6 +135,30 @@ class Ways(unittest.TestCase):
             path = os.pathsep.join([HERE, os.path.join(HERE, "as-ray"), d])
             got = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], stdout=subprocess.PIPE, timeout=60, env={**os.environ, "PYTHONPATH": path})
         self.assertEqual(got.stdout.decode().strip(), "launcher.as_ray")
+
+
+class Metrics(unittest.TestCase):
+    def test_checks(self):
+        from ray.util.metrics import Counter, Gauge, Histogram
+
+        c = Counter("c1", description="d", tag_keys=("a", "b"))
+        self.assertEqual(c.info, {"name": "c1", "description": "d", "tag_keys": ("a", "b"), "default_tags": {}})
+        c.set_default_tags({"a": "1"})
+        c.inc(2, tags={"b": "x"})
+        pickle.loads(pickle.dumps(c)).inc(tags={"b": "x"})  # is the same in this process
+        self.assertEqual(c._family.values, {("1", "x"): [3.0, []]})
+        for wrong in (lambda: c.inc(), lambda: c.inc(0, {"b": "x"}), lambda: c.inc(tags={"z": "x"}), lambda: Counter(""), lambda: Gauge("c1"), lambda: Histogram("h0", boundaries=[]), lambda: Histogram("h0", boundaries=[2, 1]), lambda: Counter("9")):
+            self.assertRaises(ValueError, wrong)
+        for wrong in (lambda: c.inc("x", {"b": "x"}), lambda: c.inc(tags={"b": 1}), lambda: Counter("c2", tag_keys="ab")):
+            self.assertRaises(TypeError, wrong)
+        h = Histogram("h1", boundaries=[1, 2])
+        for v in (0.5, 1, 1.5, 3):
+            h.observe(v)
+        self.assertEqual(h._family.values, {(): [6.0, [2.0, 1.0, 1.0]]})
+        g = Gauge("g1")
+        g.set(4)
+        g.set(None)
+        self.assertEqual(g._family.values, {(): [4.0, []]})
 
 
 if __name__ == "__main__":
