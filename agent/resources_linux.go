@@ -83,6 +83,9 @@ const (
 	checkBound = 10 * time.Second
 	// checkEvery is how often what was wrong is looked at again.
 	checkEvery = time.Minute
+	// lookAfter is how long after its start a node looks for a python that nothing waits
+	// for: version managers make that half a second of a core.
+	lookAfter = time.Second
 )
 
 // check is the outcome of looking whether this node has what its pool says.
@@ -135,6 +138,13 @@ func (a *agent) awaitCheck(ctx context.Context) {
 func (a *agent) findPython(ctx context.Context, d detected) {
 	if d.Python != "" && len(a.cfg.Setup) == 0 {
 		return
+	}
+	if a.checked == nil { // what starts now has need of the cores
+		select {
+		case <-time.After(lookAfter):
+		case <-ctx.Done():
+			return
+		}
 	}
 	told := ""
 	for {

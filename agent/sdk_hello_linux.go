@@ -115,6 +115,7 @@ func (s *sdkServer) driverHello(now int64, h *sdk.Hello, c *sdkConn) (*sdkClient
 	s.clients[id] = cl
 	s.keepProgram(job, h)
 	s.logsTo(cl)
+	s.warm(job, h)
 	return cl, nil
 }
 

@@ -48,14 +48,36 @@ func (s *sdkServer) startWorker(e tasks.StartWorker) {
 		s.wg.Go(func() { s.workerFailed(e.ID, err) })
 		return
 	}
-	var job *wire.Job
-	if n, err := strconv.ParseUint(e.Key.Job, 10, 32); err == nil {
-		job = s.a.core.Job(wire.JobID(n))
-	}
+	job := s.wireJob(e.Key.Job)
 	s.wg.Go(func() {
 		if err := s.start(cl, e, job); err != nil {
 			s.workerFailed(e.ID, err)
 		}
+	})
+}
+
+// wireJob is the job of a driver that one started; nil = none did. a.mu is held.
+func (s *sdkServer) wireJob(key string) *wire.Job {
+	n, err := strconv.ParseUint(key, 10, 32)
+	if err != nil {
+		return nil
+	}
+	return s.a.core.Job(wire.JobID(n))
+}
+
+// warm starts the template for a driver's tasks before the first one comes. a.mu is held.
+func (s *sdkServer) warm(key string, h *sdk.Hello) {
+	if h.Language != "python" {
+		return
+	}
+	job, at := s.wireJob(key), workerPlace{Program: h.Program, Dir: h.Dir, Path: h.Path}
+	s.wg.Go(func() {
+		env, err := s.a.env.ofWorkers(s.ctx, job, key, at, nil)
+		if err != nil {
+			return // its tasks will say so
+		}
+		s.a.workers.Warm(workers.Spec{Job: key, Program: at.Program, Python: true, Env: env, Dir: s.workDir(at.Dir)})
+		s.endAgain(key)
 	})
 }
 
@@ -115,15 +137,20 @@ func (s *sdkServer) start(cl *sdkClient, e tasks.StartWorker, job *wire.Job) err
 	}
 	s.a.workers.Start(workers.Spec{ID: e.ID, Job: e.Key.Job, Name: cl.Name, Program: program, Python: e.Key.Language == "python", Env: env, Set: set, Dir: s.workDir(e.Key.Dir), Socket: theirs})
 	s.wg.Go(func() { s.worker(conn) })
+	s.endAgain(e.Key.Job)
+	return nil
+}
+
+// endAgain ends a job's workers once more if it ended while they were started.
+func (s *sdkServer) endAgain(job string) {
 	s.a.mu.Lock()
 	defer s.a.mu.Unlock()
 	for _, x := range s.clients {
-		if x.Job == e.Key.Job {
-			return nil
+		if x.Job == job {
+			return
 		}
 	}
-	s.a.workers.EndJob(e.Key.Job) // once more: it ended in this moment
-	return nil
+	s.a.workers.EndJob(job)
 }
 
 // keepProgram opens the very file that a driver runs, so that its workers run that too when

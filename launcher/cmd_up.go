@@ -220,7 +220,6 @@ func (a *app) awaitPools(ctx context.Context, t target, began time.Time, wait ti
 			c.Close()
 		}
 	}()
-	pause := 5 * time.Millisecond
 	for {
 		var i wire.ClusterInfo
 		var err error
@@ -266,8 +265,7 @@ func (a *app) awaitPools(ctx context.Context, t target, began time.Time, wait ti
 				}
 			}
 			return exitWith(exitTimeout, e.Hint("it goes on trying; `launcher status` shows how far it is, `launcher down %s` ends it", t.name))
-		case <-time.After(pause):
-			pause = min(pause*5/4, 200*time.Millisecond)
+		case <-time.After(pauseAfter(began)):
 		}
 	}
 }

@@ -201,7 +201,7 @@ func (d *stateDir) startOnce(ctx context.Context, log *os.File) (taken bool, err
 	ended := make(chan error, 1)
 	d.ended = ended
 	go func() { ended <- cmd.Wait() }() // outlives us when all is well: the head is not our child for long
-	pause := time.Millisecond
+	began := time.Now()
 	for {
 		c, err := dial(ctx, target{name: d.name, dir: d.dir, sock: filepath.Join(d.dir, "head.sock"), up: true})
 		if err == nil {
@@ -216,10 +216,15 @@ func (d *stateDir) startOnce(ctx context.Context, log *os.File) (taken bool, err
 			return false, ctx.Err()
 		case <-ended:
 			return cmd.ProcessState.ExitCode() == exitTaken, errs.New(errs.Unavailable, "the head's supervisor ended")
-		case <-time.After(pause):
-			pause = min(pause*3/2, 50*time.Millisecond)
+		case <-time.After(pauseAfter(began)):
 		}
 	}
+}
+
+// pauseAfter is how long to wait before a look at what is on its way since a time: little
+// beside what it takes anyway.
+func pauseAfter(began time.Time) time.Duration {
+	return min(max(time.Since(began)/16, time.Millisecond), 200*time.Millisecond)
 }
 
 // headEnv is this environment without what belongs to a run that we may be in. Name and

@@ -161,6 +161,15 @@ func (p *Pool) Start(s Spec) {
 	p.wg.Go(func() { p.spawn(s, []string{s.Program}) })
 }
 
+// Warm starts what Python workers such as s are forked from; s needs no Socket.
+func (p *Pool) Warm(s Spec) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.closed {
+		p.template(s)
+	}
+}
+
 // spawn has the supervisor start a worker's program.
 func (p *Pool) spawn(s Spec, argv []string) {
 	defer s.Socket.Close()

@@ -74,17 +74,24 @@ func keyOf(s *Spec) string {
 
 // order has the worker forked, by a template that is there or is started now. mu is held.
 func (p *Pool) order(s Spec) {
+	t := p.template(s)
+	t.live++
+	p.wg.Go(func() { t.fork(s) })
+}
+
+// template gives the one for such workers, started if need be. mu is held.
+func (p *Pool) template(s Spec) *template {
 	key := keyOf(&s)
 	t := p.templates[key]
 	if t == nil || t.broken() {
 		t = &template{p: p, key: key, job: s.Job, spec: s, proc: p.nextProc(), ready: make(chan struct{}), heard: make(chan struct{}), orders: map[uint64]chan answer{}}
-		t.spec.Socket, t.spec.Set = nil, nil
+		t.spec.ID, t.spec.Name, t.spec.Socket, t.spec.Set = 0, "", nil, nil
 		t.name = strings.Join([]string{"template", key, strconv.FormatUint(uint64(t.proc.Index), 10), s.Job}, "\x00")
 		p.templates[key], p.procs[t.proc] = t, t
 		p.wg.Go(t.start)
 	}
-	t.live, t.used = t.live+1, time.Now()
-	p.wg.Go(func() { t.fork(s) })
+	t.used = time.Now()
+	return t
 }
 
 func (t *template) broken() bool {

@@ -160,6 +160,18 @@ func say(t *testing.T, f *os.File, word string) string {
 
 func TestForkedWorkers(t *testing.T) {
 	b, _ := newBench(t, supervisortest.Start(t), t.TempDir())
+	b.pool.Warm(spec(t, 0, "none"))
+	b.pool.mu.Lock()
+	for _, warm := range b.pool.templates {
+		b.pool.mu.Unlock()
+		select {
+		case <-warm.ready:
+		case <-time.After(bound):
+			t.Fatal("no template before the first worker")
+		}
+		b.pool.mu.Lock()
+	}
+	b.pool.mu.Unlock()
 	var socks []*os.File
 	for i := range uint32(5) {
 		socks = append(socks, b.start(spec(t, i, fmt.Sprint("w", i))))

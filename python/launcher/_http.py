@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
 import socket
@@ -30,36 +29,6 @@ class Error(RuntimeError):
         return (Error, (self.kind, self.msg, self.hints))
 
 
-class _Socket(socket.socket):
-    """A socket whose reads end at a time: a timeout alone begins again with each byte."""
-
-    end = 0.0
-
-    def recv_into(self, *args: Any, **kw: Any) -> int:
-        left = self.end - time.monotonic()
-        if left <= 0:
-            raise socket.timeout("timed out")
-        self.settimeout(left)
-        return super().recv_into(*args, **kw)
-
-
-class _Connection(http.client.HTTPConnection):
-    def __init__(self, path: str, timeout: float) -> None:
-        super().__init__("launcher", timeout=timeout)
-        self._path = path
-
-    def connect(self) -> None:
-        s = _Socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        s.settimeout(self.timeout)
-        s.end = time.monotonic() + float(self.timeout or 0)
-        try:
-            s.connect(self._path)
-        except BaseException:
-            s.close()
-            raise
-        self.sock = s
-
-
 def socket_path(path: str) -> str:
     """Where the socket really is: one with a long path lies elsewhere, PATH.at says where."""
     if len(os.fsencode(path)) <= _SUN_PATH:
@@ -78,6 +47,8 @@ def call(method: str, path: str, body: Optional[Dict[str, Any]] = None, timeout:
     may be on its way back after a restart. Every request may be sent twice, the agent
     knows reports by their step.
     """
+    from ._http_unix import HTTPException, UnixConnection  # takes long, and workers do without
+
     where = os.environ.get("LAUNCHER_SOCKET", "")
     payload = None if body is None else json.dumps(body, allow_nan=False)
     headers = {"X-Launcher-Proc": os.environ.get("LAUNCHER_PROC", "")}
@@ -86,14 +57,14 @@ def call(method: str, path: str, body: Optional[Dict[str, Any]] = None, timeout:
     end = time.monotonic() + timeout
     while True:
         left = end - time.monotonic()
-        conn = _Connection(socket_path(where), max(left, 0.1))
+        conn = UnixConnection(socket_path(where), max(left, 0.1))
         try:
             conn.request(method, path, payload, headers)
             answer = conn.getresponse()
             data = answer.read(_BODY_LIMIT + 1)
             status = answer.status
             break
-        except (OSError, http.client.HTTPException) as e:
+        except (OSError, HTTPException) as e:
             left = end - time.monotonic()
             gone = isinstance(e, FileNotFoundError)
             if gone or left <= 0.1:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import threading
-from typing import Any, AsyncIterator, Deque, Generator, Generic, Iterator, List, Optional, TypeVar
+from typing import TYPE_CHECKING, Any, AsyncIterator, Deque, Generator, Generic, Iterator, List, Optional, TypeVar
+
+if TYPE_CHECKING:
+    import concurrent.futures
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import inspect
 import os
 import pickle
@@ -81,6 +80,13 @@ def _again() -> "RemoteFunction[Any]":
     return RemoteFunction.__new__(RemoteFunction)
 
 
+def _digest(data: bytes) -> bytes:
+    """The id of a function."""
+    import hashlib  # brings OpenSSL with it, which most workers have no need of
+
+    return hashlib.sha256(data).digest()[:16]
+
+
 class _Prepared:
     """A function with its options as a client's frames have them."""
 
@@ -95,7 +101,7 @@ class _Prepared:
             code = None
         if code is None:
             code = _serial.dump_function(function)
-        self.id = hashlib.sha256(b"python\0" + code).digest()[:16]
+        self.id = _digest(b"python\0" + code)
         client.function(self.id, _serial.name_of(function), code)
         self.shape = client.shape(encode(inherit(client, options), self.name))
         self.returns, self.how = returns_of(options, function)
@@ -189,7 +195,7 @@ class NamedFunction:
     def remote(self, *args: Any) -> Any:
         """Run it as a task; does not wait. ObjectRefs are replaced by their values."""
         client = _client.connected()
-        id = hashlib.sha256(b"named\0" + self._name.encode()).digest()[:16]
+        id = _digest(b"named\0" + self._name.encode())
         client.function(id, self._name, b"")
         options = {"language": self._language, **inherit(client, self._options)}
         shape = client.shape(encode(options, options.get("name") or self._name))
