@@ -41,9 +41,12 @@ func (s *sdkServer) call(cl *sdkClient, request uint32, body []byte) error {
 		"available_resources": func(ctx context.Context) (any, error) {
 			return s.askResources(ctx, func(n *wire.NodeInfo) wire.Resources { return n.Free })
 		},
-		"timeline": s.askTimeline,
-		"jobs":     s.askJobs,
-		"query":    func(ctx context.Context) (any, error) { return s.askNodesOf(ctx, args[1:]) },
+		"timeline":     s.askTimeline,
+		"jobs":         s.askJobs,
+		"query":        func(ctx context.Context) (any, error) { return s.askNodesOf(ctx, args[1:]) },
+		"name_actor":   func(ctx context.Context) (any, error) { return s.nameActor(ctx, cl, args[1:]) },
+		"find_actor":   func(ctx context.Context) (any, error) { return s.findActor(ctx, args[1:]) },
+		"named_actors": func(ctx context.Context) (any, error) { return s.namedActors(ctx, args[1:]) },
 	}[verb]
 	if ask == nil {
 		s.answer(cl, request, nil, errs.New(errs.Version, "the agent does not know the question %.40q", verb).Hint("use the SDK of the cluster's own version"))

@@ -227,6 +227,7 @@ func (s *sdkServer) forget(now int64, cl *sdkClient, cause string) {
 	s.a.metrics.user.ended(cl.ID)
 	s.forgotten(cl)
 	s.core.Gone(now, cl.ID, cause)
+	s.unmade(cl.ID)
 	s.store.Detach(cl.ID)
 	s.dropControl(cl)
 	if cl.Kind == sdk.KindWorker {

@@ -84,6 +84,9 @@ func (s *sdkServer) restore(ctx context.Context) error {
 		}
 	}
 	s.core.Resume(now)
+	for _, n := range s.core.NamedActors() {
+		s.names[n.Actor] = n
+	}
 	for _, id := range s.store.Clients() {
 		if s.clients[id] == nil {
 			s.store.Detach(id)

@@ -23,6 +23,7 @@ func (s *sdkServer) run(ctx context.Context) error {
 			s.turn(func(now int64) {
 				s.core.Tick(now)
 				s.demand()
+				s.tellNames()
 				for _, cl := range s.clients {
 					if len(cl.spaces) > 0 {
 						s.giveSpace(cl)

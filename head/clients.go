@@ -205,6 +205,8 @@ func decodeRequest(typ uint16, body []byte) (any, error) {
 		return decode[wire.TrialsRequest](body)
 	case wire.MsgUpdate:
 		return decode[wire.Update](body)
+	case wire.MsgName:
+		return decode[wire.NameRequest](body)
 	case wire.MsgQuery:
 		return decode[wire.Query](body)
 	}

@@ -128,6 +128,8 @@ type (
 		Lease wire.LeaseID
 		Slots uint32
 	}
+	// ActorOver: an actor of this node is dead; its name, if it has one, is free.
+	ActorOver struct{ ID wire.ObjectID }
 	// JobOver: the last driver of a job is gone; nothing of it is left.
 	JobOver struct{ Job string }
 )
@@ -144,6 +146,7 @@ func (Borrow) effect()      {}
 func (OpenPeer) effect()    {}
 func (ClosePeer) effect()   {}
 func (LeaseIdle) effect()   {}
+func (ActorOver) effect()   {}
 func (JobOver) effect()     {}
 
 // Send is frames for a client, to be written as they are.

@@ -80,6 +80,9 @@ type Core struct {
 	demandAt  int64
 	remotes   map[remoteKey]*remote
 	byClient  map[uint32]*remote
+	callees   map[id]*callee
+	hosts     []*task // actors that calls may be given to
+	order     uint64
 	lookAt    int64 // when connections that nothing uses are looked for next
 }
 
@@ -103,6 +106,7 @@ func New(cfg Config, room Room, store Store) *Core {
 		cfg: cfg, room: room, store: store, clients: map[uint32]*client{}, jobs: map[string]*job{}, tasks: map[id]*task{},
 		objects: map[id]*object{}, pools: map[Key]*pool{}, active: map[*shape][]*level{},
 		leases: newLeases(cfg.Number), demanded: map[uint32]*shape{}, remotes: map[remoteKey]*remote{}, byClient: map[uint32]*remote{},
+		callees: map[id]*callee{},
 	}
 }
 
@@ -199,6 +203,11 @@ func (c *Core) Back(now int64, id uint32) {
 				c.exec(cl, t)
 			}
 			c.touched = append(c.touched, cl.levels[0])
+			if t := cl.actor; t != nil && t.state == running {
+				if c.hosts = append(c.hosts, t); t.actor.why != "" {
+					c.stop(t, t.actor.kill)
+				}
+			}
 		}
 		c.unsubscribe(id)
 		// Which of its tasks waits for what it does not say: all of it is put down to the one
@@ -258,6 +267,10 @@ func (c *Core) Frame(now int64, from uint32, typ uint16, body []byte) error {
 		}
 		flags := u32(body)
 		return sdk.IDs(body[8:], func(x id) { c.cancel(x.Task(), flags) })
+	case sdk.MsgUp:
+		return c.isUp(cl, body)
+	case sdk.MsgKill:
+		return c.kill(cl, body)
 	default:
 		return c.peerFrame(cl, typ, body)
 	}
@@ -302,6 +315,9 @@ type options struct {
 	Language   string            `codec:"language"`
 	Program    string            `codec:"program"`
 	Time       int64             `codec:"time"`
+	Actor      *actorOptions     `codec:"actor"`
+	Method     string            `codec:"method"`
+	Group      string            `codec:"group"`
 }
 
 func (c *Core) shape(cl *client, b []byte) error {
@@ -332,6 +348,12 @@ func (c *Core) shape(cl *client, b []byte) error {
 	}
 	if s.need.Negative() || o.Window > 1<<30 {
 		return errs.New(errs.Invalid, "task %s asks for less than nothing", o.Name)
+	}
+	if s.group, s.actor = o.Group, o.Actor; s.actor != nil {
+		s.actor.startCPU, s.retries = o.CPU == nil, 0
+	}
+	if o.Method != "" {
+		s.retries = 0
 	}
 	if o.Retries != nil {
 		s.retries = *o.Retries

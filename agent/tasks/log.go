@@ -25,6 +25,7 @@ const (
 	recSeq     = 12 // a task was given again to the worker that has it
 	recFetched = 13 // the value of another node's object: its id, then as another agent gives it
 	recAgain   = 14 // an object's task runs again
+	recAway    = 15 // a creation or a call was given to another node, the client: id, u32 attempt, u64 lease
 )
 
 // A record is: u8 kind, u8 0, u16 type of a frame, u32 client, i64 now, u32 length, body.
@@ -65,6 +66,33 @@ func (c *Core) recordBack(t *task)       { c.record(recBack, 0, 0, t.id[:]) }
 
 func (c *Core) recordSeq(t *task) {
 	c.record(recSeq, t.worker().ID, 0, append32(slices.Clone(t.id[:]), t.seq))
+}
+
+func (c *Core) recordAway(t *task, number uint32) {
+	if t.away().sentTo = number; !c.mute {
+		c.record(recAway, number, 0, t.awayRecord())
+	}
+}
+
+func (t *task) awayRecord() []byte {
+	return binary.LittleEndian.AppendUint64(append32(slices.Clone(t.id[:]), t.attempt), uint64(t.lease))
+}
+
+func (c *Core) restoreAway(number uint32, b []byte) error {
+	if len(b) != 28 {
+		return errs.New(errs.Corrupt, "a record of tasks is damaged")
+	}
+	if t := c.tasks[id(b[:16])]; t != nil {
+		c.wasAway(t, u32(b[16:]))
+		t.lease = wire.LeaseID(binary.LittleEndian.Uint64(b[20:]))
+		if a := t.away(); a != nil {
+			a.sentTo = number
+		}
+		if t.call != nil {
+			t.call.at = callHere
+		}
+	}
+	return nil
 }
 
 // newWorker is a worker that was ordered, with the room it has.
@@ -198,11 +226,16 @@ func (c *Core) repeat(kind uint8, from uint32, typ uint16, body []byte) error {
 			cl.seq = max(cl.seq, t.seq)
 		}
 	case recRemote:
-		if typ == sdk.MsgYield {
+		switch typ {
+		case sdk.MsgYield:
 			_ = c.remoteYield(from, body)
-		} else {
+		case sdk.MsgUp:
+			_ = c.remoteUp(from, body)
+		default:
 			_ = c.remoteResult(from, body)
 		}
+	case recAway:
+		return c.restoreAway(from, body)
 	case recFetched:
 		return c.restoreFetched(body)
 	case recState:
@@ -237,7 +270,7 @@ func (c *Core) restoreGive(w *client, short uint16, body []byte) error {
 		return nil
 	}
 	t := c.tasks[id(g.Task)]
-	if t == nil || t.state != queued {
+	if t == nil || t.state != queued && !(t.isCall() && t.state == waiting) {
 		return nil
 	}
 	l := w.levels[0]
@@ -251,13 +284,19 @@ func (c *Core) restoreGive(w *client, short uint16, body []byte) error {
 		c.settleIn(l, t.shape, g.Slot, 0)
 		l.need = g.Need
 	}
-	t.shape.queue.n--
+	if t.state == queued {
+		t.shape.queue.n--
+	}
+	if t.call != nil {
+		t.call.at = callHere
+	}
 	c.queued -= int64(len(t.body))
 	t.state, t.level, t.attempt, t.seq, t.started = running, l, g.Attempt, g.Seq, c.now
 	l.tasks, l.logged = append(l.tasks, t), true
+	c.settleActor(w, t)
 	w.seq = max(w.seq, g.Seq)
 	w.pool.idle = slices.DeleteFunc(w.pool.idle, func(x *client) bool { return x == w })
-	c.running++
+	c.runs(t, 1)
 	return nil
 }
 
@@ -291,6 +330,7 @@ func (c *Core) Resume(now int64) {
 	}
 	c.findRemotes()
 	c.Retake()
+	c.resumeCalls()
 }
 
 // leave is leaveRoom of room that is not booked.

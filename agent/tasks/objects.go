@@ -17,6 +17,9 @@ func (c *Core) lookup(x id) *object {
 	}
 	if x.Node() == c.cfg.Number {
 		t := c.tasks[x.Task()]
+		if t != nil && t.actor != nil && x.Index() > 1 {
+			return c.askLife(t, x)
+		}
 		if t == nil || t.stream == nil || x.Index() == 0 || x.Index() > wire.ItemIndexMax || t.stream.left {
 			return nil
 		}
@@ -151,6 +154,9 @@ func (c *Core) arrive(o *object) {
 		}
 	}
 	c.unneeded(o)
+	if g := o.linked().callee; g != nil {
+		c.found(g)
+	}
 }
 
 // answer tells a subscriber, and lets it go on when it waits for nothing else.
@@ -329,7 +335,11 @@ func (c *Core) Fetched(now int64, x id, kind, form uint8, size int64, data []byt
 // release takes a client's reference away.
 func (c *Core) release(cl *client, x id) {
 	if x.Index() == 0 {
-		if t := c.tasks[x]; t != nil && t.stream != nil && t.client == cl.ID {
+		switch t := c.tasks[x]; {
+		case t == nil || t.client != cl.ID:
+		case cl.Kind == sdk.KindPeer && (t.isCall() || t.actor != nil):
+			c.accounted(t)
+		case t.stream != nil:
 			c.leaveStream(t)
 		}
 		return
@@ -398,9 +408,16 @@ func (c *Core) unneeded(o *object) {
 
 // unlink takes an object that is not referred to any more from the task that made it.
 func (c *Core) unlink(o *object) {
+	if len(c.callees) > 0 && o.id.Index() == 1 {
+		c.forgetCallee(o.id.Task())
+	}
 	if t := o.task; t != nil {
 		o.task = nil
-		if t.alive--; t.alive == 0 && t.state == done && t.stream == nil {
+		switch t.alive--; {
+		case t.alive > 0:
+		case t.actor != nil:
+			c.unwanted(t)
+		case t.state == done && t.stream == nil && !c.stays(t):
 			c.forget(t)
 		}
 	}

@@ -60,6 +60,8 @@ func (c *Core) peerFrame(cl *client, typ uint16, b []byte) error {
 			c.recordLost(o.id)
 			c.lose(o, fmt.Sprintf("node number %d does not have it any more", o.where))
 		}
+	case sdk.MsgPeerEnd:
+		return sdk.IDs(b, func(x id) { c.peerEnd(cl, x) })
 	case sdk.MsgPeerSync:
 		if len(b) < 8 {
 			return errs.New(errs.Corrupt, "PeerSync is cut short")
@@ -89,6 +91,8 @@ func (c *Core) peerSubmit(cl *client, p sdk.PeerSubmit, body []byte) error {
 		t.fence = p.Attempt
 		if t.lease = wire.LeaseID(p.Lease); t.state == done {
 			c.report(cl, t)
+		} else if t.actor != nil && t.actor.up {
+			c.reportUp(cl, t)
 		}
 		return nil
 	}
@@ -122,6 +126,11 @@ func (c *Core) peerKeep(cl *client, ids []id) {
 			drop = append(drop, o.id)
 		}
 	}
+	for _, t := range c.sortedTasks() {
+		if t.client == cl.ID && t.state == done && !keep[t.id] && c.stays(t) {
+			c.accounted(t)
+		}
+	}
 	sortIDs(drop)
 	for _, x := range drop {
 		c.release(cl, x)
@@ -135,11 +144,17 @@ func (c *Core) report(cl *client, t *task) {
 		return // it asks again
 	}
 	switch data := c.failure(t); {
+	case t.how() != "":
+		c.reportFailure(cl, t, sdk.ResultGone, c.errorOf("actor_died", t.how(), t))
+		return
 	case t.bounced:
 		cl.finish(c.reportHead(cl, t, sdk.ResultBounced, 0))
 		return
+	case t.actor != nil:
+		c.reportFailure(cl, t, sdk.ResultFailed, t.actor.dead)
+		return
 	case data != nil:
-		c.reportFailure(cl, t, data)
+		c.reportFailure(cl, t, sdk.ResultFailed, data)
 		return
 	case t.stream != nil:
 		cl.finish(c.reportHead(cl, t, sdk.ResultOK, 0))
@@ -159,13 +174,13 @@ func (c *Core) report(cl *client, t *task) {
 			continue
 		}
 		cl.out = c.appendGiven(cl.out, o)
-		if o.kind != sdk.Shared && len(o.refs()) == 0 {
+		if o.kind != sdk.Shared && len(o.refs()) == 0 && !c.stays(t) {
 			over = append(over, o)
 		}
 	}
 	if len(cl.out)-at > wire.MaxFrame { // of one run's results that cannot be
 		cl.out = cl.out[:at]
-		c.reportFailure(cl, t, c.errorOf("internal", fmt.Sprintf("the results of task %s are too long for a message between nodes", t.id), nil))
+		c.reportFailure(cl, t, sdk.ResultFailed, c.errorOf("internal", fmt.Sprintf("the results of task %s are too long for a message between nodes", t.id), nil))
 		return
 	}
 	cl.finish(at)
@@ -187,10 +202,13 @@ func (c *Core) reportHead(cl *client, t *task, status, values uint32) int {
 }
 
 // reportFailure gives all outputs of a task one error.
-func (c *Core) reportFailure(cl *client, t *task, data []byte) {
-	at := c.reportHead(cl, t, sdk.ResultFailed, 1)
+func (c *Core) reportFailure(cl *client, t *task, status uint32, data []byte) {
+	at := c.reportHead(cl, t, status, 1)
 	cl.out = sdk.AppendValue(cl.out, sdk.Failure, 1, nil, int64(len(data)), data)
 	cl.finish(at)
+	if c.stays(t) {
+		return
+	}
 	for i := range c.outputs(t) {
 		if o := c.objects[t.id.With(i+1)]; o != nil {
 			o.drop(cl.ID)
@@ -272,9 +290,37 @@ func (c *Core) bounce(t *task) {
 		}
 	}
 	c.ended(t)
-	if t.stream != nil {
+	if t.stream != nil && !c.stays(t) {
 		c.forget(t)
 	}
+}
+
+// stays reports whether a task that has ended is kept: that of another node until that has
+// accounted for it, an actor while somebody could call it.
+func (c *Core) stays(t *task) bool {
+	if t.actor != nil && t.alive > 0 {
+		return true
+	}
+	p := c.clients[t.client]
+	return p != nil && p.Kind == sdk.KindPeer && (t.isCall() || t.actor != nil)
+}
+
+// accounted: the agent whose call or actor it was knows how it ended.
+func (c *Core) accounted(t *task) {
+	if t.state != done { // it knows that it was bounced, which this log does not
+		if t.state != waiting {
+			return
+		}
+		t.bounced = true
+		c.ended(t)
+	}
+	for i := range t.returns() {
+		if o := c.objects[t.id.With(i+1)]; o != nil && t.returns() != sdk.Stream && o.kind != sdk.Shared && len(o.refs()) == 0 {
+			o.drop(t.client)
+			c.unneeded(o)
+		}
+	}
+	c.forget(t)
 }
 
 // takeRoom takes room for a task's shape: what the node has free, or, for a task under a

@@ -17,8 +17,9 @@ func (c *Core) settle() {
 		return
 	}
 	for range 4 {
+		c.pump()
 		c.dispatch()
-		if !c.vacate() {
+		if !c.vacate() && len(c.hosts) == 0 {
 			return
 		}
 	}
@@ -191,7 +192,7 @@ func (c *Core) serve(s *shape, refill bool) {
 // free reports whether a worker's pipeline may be given something.
 func (l *level) free() bool {
 	w := l.client
-	return w.up && !w.ending && !w.asked && !w.handed && !w.deaf && !l.blocked && w.away == 0 && len(w.levels) == 1
+	return w.up && !w.ending && w.actor == nil && !w.asked && !w.handed && !w.deaf && !l.blocked && w.away == 0 && len(w.levels) == 1
 }
 
 // depth is how many tasks of a shape a worker is given at a time.
@@ -255,7 +256,7 @@ func (c *Core) another(s *shape, t *task) bool {
 		c.fails(t, c.errorOf("runtime_env", "no worker can be started: "+msg, t))
 		return s.queue.first() != nil
 	}
-	if c.workers >= c.cfg.MaxWorkers && !c.makeRoom() {
+	if c.workers >= c.cfg.MaxWorkers && s.actor == nil && !c.makeRoom() {
 		if l, t := c.nest(s); l != nil {
 			n := c.onTop(l.client)
 			c.settleIn(n, s, slot, 0)
@@ -346,7 +347,9 @@ func (c *Core) ends(w *client) {
 	}
 	w.ending = true
 	w.pool.idle = slices.DeleteFunc(w.pool.idle, func(x *client) bool { return x == w })
-	c.workers--
+	if w.actor == nil {
+		c.workers--
+	}
 }
 
 func (c *Core) sendExit(w *client) {
@@ -360,7 +363,7 @@ func (c *Core) sendExit(w *client) {
 func (c *Core) nest(s *shape) (*level, *task) {
 	var ws []*client
 	for _, w := range c.clients {
-		if w.pool == nil || !w.up || w.away != 0 || w.ending || w.deaf || !sameKey(w.pool.key, s.key) {
+		if w.pool == nil || !w.up || w.away != 0 || w.ending || w.deaf || w.actor != nil || !sameKey(w.pool.key, s.key) {
 			continue
 		}
 		if l := w.top(); l.blocked && len(l.tasks) == 1 {
@@ -435,7 +438,8 @@ func (c *Core) give(l *level, t *task) {
 		l.since = c.now
 	}
 	l.tasks = append(l.tasks, t)
-	c.running++
+	c.settleActor(w, t)
+	c.runs(t, 1)
 	w.seq++
 	t.seq = w.seq
 	c.recordGive(t, w, l)
@@ -471,7 +475,7 @@ func (c *Core) exec(w *client, t *task) {
 func (c *Core) blocks(l *level) {
 	cl := l.client
 	cl.handed = false
-	if l.blocked {
+	if l.blocked || cl.actor != nil && cl.actor.shape.actor.Concurrency > 1 {
 		return
 	}
 	if cl.pool == nil {

@@ -185,7 +185,10 @@ func (c *Core) giveAway(r *remote, x *leased, t *task) {
 	l := &level{client: r.cl, shape: s, tasks: []*task{t}, lease: x, since: c.now}
 	t.state, t.level, s.lacks = running, l, ""
 	t.started = c.now
-	c.running++
+	c.runs(t, 1)
+	if t.actor != nil {
+		c.recordAway(t, r.number)
+	}
 	c.tellTask(r, t)
 }
 
@@ -201,8 +204,12 @@ func (c *Core) tellTask(r *remote, t *task) {
 		cl.out = append(append32(cl.out, n), s.text...)
 		cl.finish(at)
 	}
+	lease := t.lease
+	if t.level.lease != nil {
+		lease = t.level.lease.Lease
+	}
 	at := c.frame(cl, sdk.MsgPeerSubmit, 0)
-	cl.out = sdk.AppendPeerSubmit(cl.out, uint64(t.level.lease.Lease), t.attempt, n, t.body)
+	cl.out = sdk.AppendPeerSubmit(cl.out, uint64(lease), t.attempt, n, t.body)
 	cl.finish(at)
 }
 
@@ -218,6 +225,8 @@ func (c *Core) Remote(now int64, from uint32, typ uint16, body []byte) error {
 		return c.remoteResult(r.number, body)
 	case sdk.MsgYield:
 		return c.remoteYield(r.number, body)
+	case sdk.MsgUp:
+		return c.remoteUp(r.number, body)
 	}
 	return nil
 }
@@ -233,11 +242,30 @@ func (c *Core) remoteResult(number uint32, b []byte) error {
 		c.refuse(number, res, rest)
 		return nil // fenced, or told twice
 	}
-	if res.Status != sdk.ResultBounced {
+	lasting := t.isCall() || t.actor != nil
+	if res.Status != sdk.ResultBounced || lasting {
 		c.recordRemote(number, sdk.MsgResult, b)
 	}
 	r := c.remoteFor(t)
+	if lasting {
+		c.letGo(r, t.id) // it is accounted for
+	}
 	switch {
+	case res.Status == sdk.ResultGone && lasting:
+		c.interrupted(t, "", goneHow(res, rest))
+		return nil
+	case res.Status == sdk.ResultBounced && t.isCall():
+		c.comesBack(t)
+		return nil
+	case t.actor != nil && res.Status != sdk.ResultBounced:
+		data := c.actorDied(t, "it ended by its own will")
+		if res.Values > 0 {
+			if v, _, err := sdk.CutValue(rest); err == nil {
+				data = slices.Clone(v.Bytes)
+			}
+		}
+		c.dies(t, data)
+		return nil
 	case res.Status == sdk.ResultBounced:
 		if l := t.level; l != nil && l.lease != nil && c.leases.by[l.lease.Lease] == l.lease {
 			// The head's word is on its way.
@@ -320,12 +348,7 @@ func (c *Core) runsOn(t *task, number, attempt uint32) bool {
 	if !c.mute {
 		return t.state == running && t.attempt == attempt && t.worker() != nil && t.worker().remote != nil && t.worker().remote.number == number
 	}
-	if t.state == queued {
-		t.shape.queue.n--
-		c.queued -= int64(len(t.body))
-		c.running++
-		t.state, t.attempt, t.level = running, attempt, &level{tasks: []*task{t}}
-	}
+	c.wasAway(t, attempt)
 	return t.state == running
 }
 
@@ -431,8 +454,11 @@ func (c *Core) RemoteOpen(now int64, from uint32) {
 	}
 	c.writes(cl)
 	cl.out = sdk.AppendKeep(cl.out, keep)
+	slices.SortStableFunc(run, func(a, b *task) int { return cmp.Compare(a.order(), b.order()) })
 	for _, t := range run {
-		c.tellTask(r, t)
+		if c.tellTask(r, t); t.actor != nil && t.actor.why != "" {
+			c.stop(t, t.actor.kill)
+		}
 	}
 }
 

@@ -67,8 +67,28 @@ func (c *Core) accept(cl *client, b []byte, p sdk.PeerSubmit) error {
 		}
 		t.alive = int32(len(objs))
 	}
-	c.need(t)
-	if sh.job.over { // a worker said it before it heard
+	if t.flags()&sdk.SubmitCall != 0 {
+		c.order++
+		t.call = &call{order: c.order}
+	}
+	peer := cl.Kind == sdk.KindPeer
+	switch {
+	case t.isCall() && peer:
+		if c.need(t); t.state != done && !c.mute {
+			c.hostCall(t)
+		}
+	case t.isCall():
+		c.call(t)
+	case sh.actor != nil:
+		if err := c.create(cl, t); err != nil {
+			delete(c.tasks, t.id)
+			return err
+		}
+		c.need(t)
+	default:
+		c.need(t)
+	}
+	if sh.job.over && t.state != done { // a worker said it before it heard
 		t.cancel = true
 		c.fails(t, c.cancelled(t))
 	}
@@ -134,6 +154,10 @@ func (c *Core) enqueue(t *task) {
 		c.fails(t, c.cancelled(t))
 		return
 	}
+	if t.isCall() {
+		c.callReady(t)
+		return
+	}
 	t.state, t.ready = queued, c.now
 	t.shape.queue.push(t)
 	c.wake(t.shape)
@@ -141,6 +165,10 @@ func (c *Core) enqueue(t *task) {
 
 // requeue puts a task in front again: it was given out and comes back.
 func (c *Core) requeue(t *task) {
+	if t.isCall() {
+		c.callAgain(t)
+		return
+	}
 	c.leaves(t)
 	c.queued += int64(len(t.body))
 	if t.cancel {
@@ -168,7 +196,11 @@ func (c *Core) leaves(t *task) {
 		return
 	}
 	t.level, t.twice = nil, false
-	c.running--
+	c.runs(t, -1)
+	if a := t.away(); a != nil {
+		a.sentTo = 0
+		c.callLeft(t)
+	}
 	if l.client == nil || l.client.remote != nil {
 		if l.lease != nil {
 			c.leases.done(c.now, l.lease)
@@ -184,6 +216,13 @@ func (c *Core) leaves(t *task) {
 	c.touched = append(c.touched, l)
 }
 
+// runs counts the tasks that are with workers; actors, which are there for ever, do not count.
+func (c *Core) runs(t *task, n int) {
+	if t.actor == nil {
+		c.running += n
+	}
+}
+
 func (c *Core) cancelled(t *task) []byte {
 	return c.errorOf("cancelled", fmt.Sprintf("task %s of %s was cancelled", t.id, t.shape.name), t)
 }
@@ -193,9 +232,15 @@ func (c *Core) fails(t *task, data []byte) {
 	if t.state == done {
 		return
 	}
-	if t.stream != nil {
+	switch {
+	case t.actor != nil && !t.bounced && t.id.Node() == c.cfg.Number:
+		c.dies(t, data)
+		return
+	case t.actor != nil:
+		t.actor.dead = data
+	case t.stream != nil:
 		c.endStream(t, data)
-	} else {
+	default:
 		for i := range t.returns() {
 			if o := c.objects[t.id.With(i+1)]; o != nil {
 				c.fail(o, data)
@@ -226,6 +271,9 @@ func (c *Core) ended(t *task) {
 	}
 	c.leaves(t)
 	t.state = done
+	if t.isCall() {
+		c.callEnded(t)
+	}
 	if c.mayLose(t) && !t.kept {
 		c.keep(t)
 	}
@@ -235,39 +283,12 @@ func (c *Core) ended(t *task) {
 	for d := range t.held().all() {
 		c.unuse(d)
 	}
-	if (!t.kept || t.alive == 0) && t.stream == nil {
+	if (!t.kept || t.alive == 0) && t.stream == nil && !c.stays(t) {
 		c.forget(t)
 	}
 	for c.lineage > c.cfg.MaxLineage && len(c.kept) > 0 {
 		c.forget(c.kept[0])
 	}
-}
-
-// keep keeps a task that has ended, to be run again.
-func (c *Core) keep(t *task) {
-	t.kept, t.cost = true, int64(len(t.body))
-	for d := range t.deps().all() {
-		if o := c.objects[d]; o != nil { // else it was put, and is gone
-			if o.lineage++; o.task == nil {
-				t.cost += int64(len(o.data))
-			}
-		}
-	}
-	c.lineage += t.cost
-	c.kept = append(c.kept, t)
-}
-
-// mayLose reports whether an output of a task that has ended is in shared memory.
-func (c *Core) mayLose(t *task) bool {
-	if t.returns() == sdk.Stream {
-		return false
-	}
-	for i := range t.returns() {
-		if o := c.objects[t.id.With(i+1)]; o != nil && o.kind == sdk.Shared {
-			return true
-		}
-	}
-	return false
 }
 
 // forget drops a task that has ended: what it made cannot be made again.
@@ -299,27 +320,6 @@ func (c *Core) forget(t *task) {
 	}
 }
 
-// again makes an object again whose value is gone.
-func (c *Core) again(o *object) {
-	t := o.task
-	if o.state != freed {
-		return
-	}
-	if t == nil || t.retries == 0 && t.shape.retries == 0 {
-		o.state = missing
-		c.fail(o, c.errorOf("reconstruction", fmt.Sprintf("object %s is lost and cannot be made again: what made it is not known any more, or must not be repeated", o.id), nil))
-		return
-	}
-	o.state = missing
-	if t.state != done {
-		return // under way
-	}
-	// Its other outputs stay as they are: a value that is there is not replaced.
-	c.record(recAgain, 0, 0, o.id[:])
-	t.attempt++
-	c.need(t)
-}
-
 // result takes the end of a task.
 func (c *Core) result(cl *client, b []byte) error {
 	r, rest, err := sdk.ParseResult(b)
@@ -342,6 +342,9 @@ func (c *Core) result(cl *client, b []byte) error {
 	cl.handed = false
 	c.note(t, cl, r)
 	switch {
+	case t.actor != nil:
+		c.actorResult(t, r, rest)
+		return nil
 	case r.Status == sdk.ResultRetry && t.retries != 0 && !t.cancel:
 		c.retry(t)
 		return nil
@@ -397,6 +400,10 @@ func (c *Core) retry(t *task) {
 // interrupted runs a task again whose worker or node is gone, or says what became of it.
 func (c *Core) interrupted(t *task, code, msg string) {
 	switch {
+	case t.actor != nil:
+		c.actorLost(t, msg)
+	case t.isCall():
+		c.callLost(t, msg)
 	case t.cancel:
 		c.fails(t, c.cancelled(t))
 	case t.retries != 0:
@@ -456,6 +463,10 @@ func (c *Core) cancel(x id, flags uint32) {
 			at := c.frame(r.cl, sdk.MsgCancel, 0)
 			r.cl.out = append(append32(append32(r.cl.out, flags), 0), t.id[:]...)
 			r.cl.finish(at)
+			return
+		}
+		if t.isCall() {
+			c.tell(t.worker(), sdk.MsgCancelTask, t.id, t.attempt)
 			return
 		}
 		if flags&sdk.CancelForce != 0 {

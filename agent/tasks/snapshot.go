@@ -52,6 +52,20 @@ type savedTask struct {
 	Last    []byte
 	Lease   wire.LeaseID
 	Fence   uint32
+	Order   uint64
+	At      uint8
+	Gone    string
+	Bounced bool
+	Actor   *savedActor
+}
+
+type savedActor struct {
+	Life uint32
+	Node uint32
+	Dead []byte
+	Why  string
+	Kill bool
+	Up   bool
 }
 
 type savedObject struct {
@@ -137,11 +151,22 @@ func (c *Core) Snapshot() [][]byte {
 	ts := c.sortedTasks()
 	slices.SortStableFunc(ts, func(a, b *task) int { return int(a.ready - b.ready) })
 	for _, t := range ts {
-		s := savedTask{Client: t.client, Shape: []byte(t.shape.id), Job: t.shape.job.key, Body: t.body, Parent: t.parent[:], Attempt: t.attempt, Retries: t.retries, State: uint8(t.state), Cancel: t.cancel, Kept: t.kept, Times: [2]int64{t.submitted, t.ready}, Lease: t.lease, Fence: t.fence}
+		s := savedTask{Client: t.client, Shape: []byte(t.shape.id), Job: t.shape.job.key, Body: t.body, Parent: t.parent[:], Attempt: t.attempt, Retries: t.retries, State: uint8(t.state), Cancel: t.cancel, Kept: t.kept, Times: [2]int64{t.submitted, t.ready}, Lease: t.lease, Fence: t.fence, Gone: t.how(), Bounced: t.bounced}
+		if t.call != nil {
+			s.Order, s.At = t.call.order, uint8(t.call.at)
+		}
+		if a := t.actor; a != nil {
+			s.Actor = &savedActor{a.life, a.node, a.dead, a.why, a.kill, a.up}
+		}
 		if st := t.stream; st != nil {
 			s.Stream, s.Made, s.Taken, s.Over, s.Left, s.Last = true, st.made, st.taken, st.over, st.left, st.last
 		}
 		state(saved{Task: &s})
+	}
+	for _, t := range ts {
+		if a := t.away(); a != nil && a.sentTo != 0 && t.state == running {
+			add(recAway, a.sentTo, 0, t.awayRecord())
+		}
 	}
 	for _, cl := range clients {
 		for i, l := range cl.levels {
@@ -259,9 +284,20 @@ func (c *Core) restoreTask(s *savedTask) error {
 	t := &task{
 		id: p.Task, shape: sh, client: s.Client, attempt: s.Attempt, retries: s.Retries, cancel: s.Cancel,
 		body: s.Body, submitted: s.Times[0], ready: s.Times[1], parent: id(s.Parent),
-		lease: s.Lease, fence: s.Fence,
+		lease: s.Lease, fence: s.Fence, bounced: s.Bounced,
 	}
 	c.tasks[t.id] = t
+	if t.flags()&sdk.SubmitCall != 0 {
+		if t.call = (&call{order: s.Order}); callState(s.At) == callLimbo {
+			t.call.at = callLimbo
+		}
+		t.call.gone = s.Gone
+		c.order = max(c.order, s.Order)
+	}
+	if a := s.Actor; a != nil {
+		c.restoreActor(t, a, state(s.State))
+		t.actor.gone = s.Gone
+	}
 	if s.Stream {
 		t.stream = &stream{made: s.Made, taken: s.Taken, over: s.Over, left: s.Left, last: s.Last}
 	} else if t.returns() != sdk.Stream {
@@ -291,6 +327,12 @@ func (c *Core) restoreTask(s *savedTask) error {
 		}
 	}
 	c.queued += int64(len(t.body))
+	if t.isCall() {
+		if t.state = waiting; c.peerOf(t) == nil {
+			c.attach(t)
+		}
+		return nil
+	}
 	if t.state != waiting { // those that run are given out by the records that follow
 		t.state = queued
 		sh.queue.push(t)

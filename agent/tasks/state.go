@@ -34,7 +34,9 @@ type shape struct {
 	prio    int
 	time    int64 // declared
 	place   wire.Strategy
-	window  uint32 // items that a stream may be ahead of its reader; 0 = no bound
+	actor   *actorOptions // its tasks make actors
+	group   string        // of calls
+	window  uint32        // items that a stream may be ahead of its reader; 0 = no bound
 
 	number  uint32         // in Demand; 0 = it never was
 	spread  map[uint32]int // with SPREAD: how many tasks each node was given
@@ -119,7 +121,7 @@ type task struct {
 	shape   *shape
 	level   *level // that runs it
 	stream  *stream
-	lease   wire.LeaseID // another node's task: that it is to run under
+	lease   wire.LeaseID // another node's task: that it is to run under; of a call, the attempt of the creation that it is for
 	cost    int64        // bytes that this takes, once it is kept
 	client  uint32       // who submitted it; 0 = gone
 	attempt uint32
@@ -129,10 +131,12 @@ type task struct {
 	missing int32 // deps that are not there
 	alive   int32 // outputs that are referred to
 	state   state
-	cancel  bool // asked for
-	kept    bool // its deps are held for lineage only
-	twice   bool // given again to the worker that has it, which may have begun or even ended it
-	bounced bool // another node's task: it was not begun
+	cancel  bool   // asked for
+	kept    bool   // its deps are held for lineage only
+	twice   bool   // given again to the worker that has it, which may have begun or even ended it
+	bounced bool   // another node's task: it was not begun
+	actor   *actor // it makes one
+	call    *call  // it is a call of one
 
 	submitted, ready, started int64
 }
@@ -223,6 +227,7 @@ type links struct {
 	refs    []id     // inside the value
 	holders []uint32 // beside the first
 	waiters []*task
+	callee  *callee // waits for it: a life of an actor
 }
 
 func (o *object) linked() *links {
@@ -333,6 +338,7 @@ type client struct {
 	handed bool   // it is given nothing before it says what it waits for or ends its task
 	deaf   bool   // it drops what it is given: it has handed back and waits for an answer
 	ran    int
+	actor  *task // it is an actor's, with this creation
 
 	remote *remote // another node's agent
 	keeps  []id    // parts of a PeerKeep that came before it

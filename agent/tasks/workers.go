@@ -68,7 +68,7 @@ func (c *Core) gone(cl *client, cause string) {
 
 // workerGone runs what it ran again, or says that it died.
 func (c *Core) workerGone(w *client, cause string) {
-	if !w.ending {
+	if !w.ending && w.actor == nil {
 		c.workers--
 	}
 	p := w.pool
@@ -81,7 +81,7 @@ func (c *Core) workerGone(w *client, cause string) {
 		ts := slices.Clone(l.tasks)
 		for k := len(ts) - 1; k >= 0; k-- {
 			t := ts[k]
-			if k > 0 { // sent ahead: most likely not begun
+			if k > 0 && !t.isCall() { // sent ahead: most likely not begun
 				t.attempt++
 				c.requeue(t)
 				continue
@@ -98,10 +98,19 @@ func (c *Core) workerGone(w *client, cause string) {
 func (c *Core) driverGone(cl *client) {
 	j := cl.job
 	for _, t := range c.sortedTasks() {
-		if t.client == cl.ID && t.state != done {
+		switch {
+		case t.client != cl.ID || t.state == done:
+		case t.actor == nil:
 			c.cancel(t.id, sdk.CancelRecursive)
+		case cl.Kind == sdk.KindPeer:
+			c.endActor(t, "the node of its owner is gone", true)
 		}
 	}
+	c.jobLess(j)
+}
+
+// jobLess: one thing less that a job lives for.
+func (c *Core) jobLess(j *job) {
 	if j.drivers--; j.drivers > 0 {
 		return
 	}
@@ -109,6 +118,10 @@ func (c *Core) driverGone(cl *client) {
 	delete(c.jobs, j.key)
 	for _, t := range c.sortedTasks() {
 		if t.shape.job == j && t.state != done {
+			if t.actor != nil {
+				c.endActor(t, "its job is over", true)
+				continue
+			}
 			t.cancel = true
 			if t.state != running {
 				c.fails(t, c.cancelled(t))
@@ -170,7 +183,7 @@ func (c *Core) Tick(now int64) {
 			c.gone(cl, "it did not come back after its connection broke")
 			continue
 		}
-		if cl.pool != nil && cl.up && cl.away == 0 && !cl.asked && len(cl.levels) == 1 {
+		if cl.pool != nil && cl.up && cl.actor == nil && cl.away == 0 && !cl.asked && len(cl.levels) == 1 {
 			// What was sent behind a long task goes to whoever has time.
 			if l := cl.levels[0]; len(l.tasks) > 1 && !l.blocked && now-l.since >= longTask {
 				l.shape.mean = max(l.shape.mean, float64(shortTask))

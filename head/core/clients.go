@@ -67,6 +67,8 @@ func (c *Core) client(ev ClientReq) {
 		} else {
 			c.fail(ev.ID, errs.New(errs.Invalid, "job %d is no sweep", r.Job))
 		}
+	case wire.NameRequest:
+		c.nameRequest(ev.ID, r)
 	case wire.Update:
 		c.update(ev.ID, r)
 	default:

@@ -43,6 +43,8 @@ type Core struct {
 	ticked int64
 	looked int64 // when a Tick last had everything looked at
 
+	names map[actorKey]wire.ActorName // of actors; not in the journal
+
 	leaseID  uint64 // counts the leases of this life
 	leasing  int64  // when demand is to be matched with room; 0 = nothing has changed
 	matched  int64  // when it last was
@@ -60,7 +62,7 @@ func New(cfg Config, d *Durable) *Core {
 	def(&cfg.Suspect, 5*second)
 	def(&cfg.Lost, 15*second)
 	def(&cfg.Grace, 600*second)
-	return &Core{cfg: cfg, d: d, nodes: map[wire.NodeID]*node{}, jobs: map[wire.JobID]*job{}, pools: map[string]*pool{},
+	return &Core{cfg: cfg, d: d, names: map[actorKey]wire.ActorName{}, nodes: map[wire.NodeID]*node{}, jobs: map[wire.JobID]*job{}, pools: map[string]*pool{},
 		wait: map[uint64]*watcher{}, dirty: map[*node]bool{}, final: map[wire.JobID]last{}}
 }
 

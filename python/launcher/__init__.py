@@ -57,6 +57,7 @@ from ._run import (
 
 if TYPE_CHECKING:
     from . import collective, exceptions, scheduling
+    from ._actors import get_actor, kill, method
     from ._api import (
         available_resources,
         cancel,
@@ -87,10 +88,13 @@ _TASKS = {
     "create": "_api",
     "function": "_api",
     "get": "_api",
+    "get_actor": "_actors",
     "get_gpu_ids": "_api",
     "get_runtime_context": "_api",
     "init": "_api",
     "is_initialized": "_api",
+    "kill": "_actors",
+    "method": "_actors",
     "nodes": "_api",
     "put": "_api",
     "remote": "_api",
@@ -120,14 +124,17 @@ __all__ = [
     "exceptions",
     "function",
     "get",
+    "get_actor",
     "get_gpu_ids",
     "get_runtime_context",
     "in_run",
     "init",
     "is_initialized",
     "job_id",
+    "kill",
     "local_rank",
     "local_world_size",
+    "method",
     "nodes",
     "params",
     "put",

@@ -13,7 +13,7 @@ import threading
 import time
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, TypeVar, Union, overload
 
-from . import _client, _remote
+from . import _actors, _client, _remote
 from . import _frames as f
 from ._cluster import find, start_local
 from ._http import Error, socket_path
@@ -120,6 +120,8 @@ def init(
             raise
         as_ray = sys.modules.get("launcher.as_ray")
         client.environment = as_ray.for_workers(runtime_env) if as_ray is not None else dict(runtime_env or {})
+        if namespace:  # for the program's workers too
+            client.environment["env_vars"] = {**client.environment.get("env_vars", {}), "LAUNCHER_NAMESPACE": namespace}
         _local, _where = process, where
         _client.use(client)
         return Context(client)
@@ -234,7 +236,7 @@ def remote(*args: Any, **options: Any) -> Any:
 
 def _remote_of(function: Any, options: Dict[str, Any]) -> Any:
     if inspect.isclass(function):
-        raise Error("unbuilt", f"the class {function.__name__} cannot be remote: actors come with the next version", ["use functions, which are tasks"])
+        return _actors.ActorClass(function, options)
     if isinstance(function, RemoteFunction):
         raise TypeError("the function is remote already")
     return RemoteFunction(function, options)
@@ -407,7 +409,7 @@ class RuntimeContext:
 
     def _order(self) -> Any:
         w = self._client.worker
-        return w.stack[-1] if w is not None and w.stack else None
+        return w.current() if w is not None else None
 
     def _about(self, name: str) -> Any:
         order = self._order()
@@ -443,9 +445,38 @@ class RuntimeContext:
         order = self._order()
         return order.attempt if order is not None else 0
 
+    def _actor(self) -> Any:
+        w = self._client.worker
+        return w.actor if w is not None else None
+
     def get_actor_id(self) -> Optional[str]:
-        """The actor: there are none."""
-        return None
+        """The actor that this process is; None elsewhere."""
+        actor = self._actor()
+        return actor.order.task.hex() if actor is not None else None
+
+    def get_actor_name(self) -> Optional[str]:
+        """Its name; None elsewhere, "" if it has none."""
+        actor = self._actor()
+        return str(actor.order.describe()["actor"].get("name") or "") if actor is not None else None
+
+    @property
+    def current_actor(self) -> Any:
+        """A handle of the actor that this process is."""
+        actor = self._actor()
+        if actor is None:
+            raise RuntimeError("this is no method of an actor")
+        return actor.handle()
+
+    @property
+    def was_current_actor_reconstructed(self) -> bool:
+        """Whether this is not the first life of the actor."""
+        actor = self._actor()
+        return actor is not None and actor.order.attempt > 1
+
+    @property
+    def namespace(self) -> str:
+        """The namespace that names of actors are looked for in."""
+        return _actors.own_namespace(self._client)
 
     def get_assigned_resources(self) -> Dict[str, float]:
         """What the task has been given, by name; empty in a driver."""

@@ -247,7 +247,7 @@ class Client(Connection):
         there = False
         try:
             self.flush()
-            there = self.wait_for(done, timeout, blocks and self.worker is not None)
+            there = self.wait_for(done, timeout, blocks and self.worker is not None and self.worker.actor is None)
         finally:
             self.waiting -= 1
             if blocks and not there and not self.waiting and not self.closed:
@@ -262,6 +262,8 @@ class Client(Connection):
             return self.in_run
         if not w.stack:
             return False
+        if w.actor is not None:
+            return bool(w.actor.blocks)
         if not self.waiting:
             w.queue.clear()
             self.out += f.frame(f.HAND_BACK, f.U32.pack((w.begun + 1) & 0xFFFFFFFF))
@@ -363,8 +365,8 @@ class Client(Connection):
 
     # Tasks.
 
-    def submit(self, function: Any, shape: int, returns: int, flags: int, deps: List[bytes], held: List[bytes], payload: bytes) -> Tuple[bytes, List[ObjectRef[Any]]]:
-        """Write a task; its id and its results to come."""
+    def submit(self, function: Any, shape: int, returns: int, flags: int, deps: List[bytes], held: List[bytes], payload: bytes, number: int = 0) -> Tuple[bytes, List[ObjectRef[Any]]]:
+        """Write a task; its id and its results to come. number: one that reserve gave."""
         if len(deps) > f.MANY_MAX:
             raise ValueError(f"a task with {len(deps)} arguments that are references; at most {f.MANY_MAX} are allowed: pass a list of references, and get() them in the task")
         if held:
@@ -372,7 +374,9 @@ class Client(Connection):
         with self.lock:
             if self.closed:
                 self.check()
-            self.n = n = self.n + 1
+            n = number
+            if not n:
+                self.n = n = self.n + 1
             low = n << 20
             task = self.base + f.U64.pack(low)
             out = self.out
@@ -394,6 +398,20 @@ class Client(Connection):
             if self.end - self.proven > UNPROVEN_MAX:
                 self._bound()
             return task, results
+
+    def reserve(self) -> Tuple[int, bytes]:
+        """A number for a task that is submitted later, and the id that it will have."""
+        with self.lock:
+            self.check()
+            self.n = n = self.n + 1
+            return n, self.base + f.U64.pack(n << 20)
+
+    def kill(self, actor: bytes, no_restart: bool) -> None:
+        """End an actor's process."""
+        with self.lock:
+            self.check()
+            self.out += f.frame(f.KILL, actor + f.U32.pack(1 if no_restart else 0))
+            self.flush()
 
     def _bound(self) -> None:
         """Wait while the agent has too much to read; lock is held."""

@@ -28,10 +28,10 @@ class Asyncio:
     def _future(self, ref: ObjectRef[Any], values: bool) -> "asyncio.Future[Any]":
         loop = asyncio.get_running_loop()
         made: "asyncio.Future[Any]" = loop.create_future()
-        self._enter(loop)
+        self.enter(loop)
 
         def settle() -> None:
-            self._leave(loop)
+            self.leave(loop)
             if made.done():
                 return
             try:
@@ -48,17 +48,19 @@ class Asyncio:
         try:
             self.client.watch(ref._id, there)
         except BaseException:
-            self._leave(loop)
+            self.leave(loop)
             raise
         return made
 
-    def _enter(self, loop: asyncio.AbstractEventLoop) -> None:
+    def enter(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Have a loop read the connection."""
         n = self.open.get(loop, 0)
         self.open[loop] = n + 1
         if n == 0:
             loop.add_reader(self.client.sock.fileno(), self._readable, loop, self.client.sock)
 
-    def _leave(self, loop: asyncio.AbstractEventLoop) -> None:
+    def leave(self, loop: asyncio.AbstractEventLoop) -> None:
+        """The counterpart of enter."""
         n = self.open.get(loop, 0) - 1
         if n > 0:
             self.open[loop] = n

@@ -114,18 +114,23 @@ class _Prepared:
 
     def submit(self, args: Tuple[Any, ...], kwargs: Dict[str, Any]) -> Any:
         """Write the task; its reference, or what stands for several."""
+        return self.call(self.id, 0, args, kwargs)
+
+    def call(self, id: bytes, flags: int, args: Tuple[Any, ...], kwargs: Dict[str, Any]) -> Any:
+        """submit, of another function id: an actor's."""
         client = self.client
         if not args and not kwargs:
-            task, refs = client.submit(self.id, self.shape, self.returns, 0, _NONE, _NONE, self.empty)
+            task, refs = client.submit(id, self.shape, self.returns, flags, _NONE, _NONE, self.empty)
         else:
-            task, refs = self._with(args, kwargs)
+            task, refs = self.with_arguments(id, flags, args, kwargs)
         if self.returns == 1:
             return refs[0]
         if self.returns == f.STREAM:
             return ObjectRefGenerator(task, client, self.ahead)
         return refs or None
 
-    def _with(self, args: Tuple[Any, ...], kwargs: Dict[str, Any]) -> Any:
+    def with_arguments(self, id: bytes, flags: int, args: Tuple[Any, ...], kwargs: Dict[str, Any], number: int = 0) -> Any:
+        """Write a task with arguments: its id and its results."""
         client = self.client
         deps: List[bytes] = []
         where: List[Tuple[Any, int]] = []
@@ -153,9 +158,9 @@ class _Prepared:
             raise _serial.unpicklable(_names(self.function, args, kwargs), self.name, error) from error
         held = [own(client, r) for r in e.refs] if e.refs else _NONE
         if e.size <= client.inline:
-            return client.submit(self.id, self.shape, self.returns, 0, deps, held, e.joined() if e.buffers else e.head)
+            return client.submit(id, self.shape, self.returns, flags, deps, held, e.joined() if e.buffers else e.head, number)
         whole = client.put_encoded(e)
-        return client.submit(self.id, self.shape, self.returns, f.SUBMIT_LARGE, [whole.binary(), *deps], held, b"")
+        return client.submit(id, self.shape, self.returns, flags | f.SUBMIT_LARGE, [whole.binary(), *deps], held, b"", number)
 
 
 _NONE: List[bytes] = []

@@ -25,6 +25,7 @@ from .exceptions import RayError, TaskCancelledError
 
 _FLUSH_AFTER = 1_000_000  # ns
 _QUICK = 100_000  # ns
+_MAKES_ACTOR = b"\xa5actor"
 _FRAMES_PER_TASK = 200  # of Python's stack, for a task inside another
 
 
@@ -70,7 +71,7 @@ def _named(name: str) -> Any:
 class Order:
     """A task to run."""
 
-    __slots__ = ("task", "function", "attempt", "sequence", "returns", "flags", "deps", "about", "body", "cancelled", "thread", "taken", "inside", "info")
+    __slots__ = ("task", "function", "attempt", "sequence", "returns", "flags", "deps", "about", "body", "cancelled", "thread", "taken", "inside", "info", "wake")
 
     def __init__(self, body: bytes) -> None:
         (self.task, self.function, self.attempt, self.sequence, self.returns, self.flags, self.deps, self.about) = f.EXEC_HEAD.unpack_from(body)
@@ -80,6 +81,7 @@ class Order:
         self.taken = 0
         self.inside = False  # the user's code is running
         self.info: Any = None
+        self.wake: Any = None
 
     def describe(self) -> Dict[str, Any]:
         """What the agent says of the task: name, resources, GPUs."""
@@ -107,6 +109,9 @@ class Worker:
         self.begun = 0
         self.began = False
         self.ending = False
+        self.actor: Any = None  # the Actor that this worker is
+        self.arrived: Optional[Callable[[], None]] = None  # to be told that frames have come
+        self.passed = _Passed
         self.words: Any = memoryview(bytearray(4096)).cast("I")
         self.flushed = 0
 
@@ -129,6 +134,8 @@ class Worker:
         o = Order(bytes(body))
         if (o.task, o.attempt) not in self.resumed:
             self.queue.append(o)
+            if self.arrived is not None:
+                self.arrived()
 
     def resume(self, frames: bytes) -> bytes:
         """The agent was restarted: it gives again, with new sequence numbers, what it does
@@ -136,6 +143,8 @@ class Worker:
         self.queue.clear()
         self.client.void = 0
         self.resumed = {(o.task, o.attempt) for o in self.stack}
+        if self.actor is not None:
+            self.resumed |= self.actor.held
         out, at = [], 0
         while at < len(frames):
             n, type, _ = f.HEAD.unpack_from(frames, at)
@@ -160,6 +169,9 @@ class Worker:
 
     def _on_cancel(self, body: memoryview, flags: int) -> None:
         task, (attempt,) = bytes(body[:16]), f.U32.unpack_from(body, 16)
+        if self.actor is not None:
+            self.actor.cancel(task, attempt)
+            return
         for o in [*self.queue, *self.stack]:
             if o.task == task and o.attempt == attempt:
                 o.cancelled = True
@@ -167,12 +179,17 @@ class Worker:
 
     def _on_consumed(self, body: memoryview, flags: int) -> None:
         task, (items,) = bytes(body[:16]), f.U32.unpack_from(body, 16)
+        if self.actor is not None:
+            self.actor.consumed(task, items)
+            return
         for o in self.stack:
             if o.task == task:
                 o.taken = max(o.taken, items)
 
     def _on_exit(self, body: memoryview, flags: int) -> None:
         self.ending = True
+        if self.arrived is not None:
+            self.arrived()
 
     # Cancelling. A task is interrupted only in the user's own code: the agent sends SIGINT,
     # whose handler reads what is to be cancelled and raises there.
@@ -214,6 +231,9 @@ class Worker:
         while True:
             if queue:
                 self.run_next()
+                if self.actor is not None:
+                    self.actor.serve()
+                    return
                 continue
             with client.lock:
                 if self.ending or client.closed:
@@ -244,6 +264,9 @@ class Worker:
             if not self.began:
                 self._begin(o)
         o.thread = threading.get_ident()
+        if _MAKES_ACTOR in o.body[56 : 56 + o.about] and "actor" in o.describe():
+            self._become(o, function)
+            return
         depth = len(self.stack)
         if depth:
             sys.setrecursionlimit(max(sys.getrecursionlimit(), 1000 + _FRAMES_PER_TASK * (depth + 1)))
@@ -267,6 +290,34 @@ class Worker:
         if function is not None:
             took = end - start
             function.slow = took if took > function.slow else function.slow * 0.9 + took * 0.1
+
+    def _become(self, o: Order, function: Optional[Function]) -> None:
+        """Make an actor: this worker is nothing else from now on."""
+        from ._actor_worker import Actor
+
+        client = self.client
+        self.stack.append(o)
+        actor = Actor(self, o)
+        start = time.time_ns()
+        failed = actor.construct(function)
+        with client.lock:
+            if failed is None:
+                self.actor = actor
+                client.out += f.frame(f.UP, o.task + f.U32.pack(o.attempt))
+            else:
+                self.stack.pop()
+                status, count, values, _ = failed
+                client.out += f.RESULT_HEAD.pack(48 + len(values), f.RESULT, 0, o.task, o.attempt, status, start, time.time_ns(), count)
+                client.out += values
+            client.flush()
+
+    def current(self) -> Optional[Order]:
+        """What the code that asks belongs to."""
+        if self.actor is not None:
+            from ._actor_worker import current
+
+            return current.get() or self.actor.order  # type: ignore[no-any-return]
+        return self.stack[-1] if self.stack else None
 
     def _begin(self, o: Order) -> None:
         """At the first task: all tasks of a worker have the same environment."""

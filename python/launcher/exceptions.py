@@ -114,6 +114,40 @@ class NodeDiedError(RayError):
     """The node died while the task ran there, and the task may not be run again."""
 
 
+class RayActorError(RayError):
+    """A call of an actor failed for what became of the actor.
+
+    actor_id: of the actor, in hexadecimal, where it is known.
+    """
+
+    actor_id: Optional[str] = None
+
+    @property
+    def error_msg(self) -> str:
+        """What happened."""
+        return str(self)
+
+
+class ActorDiedError(RayActorError):
+    """The actor is dead, for good; __cause__ is what its constructor raised, if it did."""
+
+
+class ActorUnavailableError(RayActorError):
+    """The actor's process died while the call may have been running; the actor lives again."""
+
+
+class ActorUnschedulableError(RayActorError):
+    """No node can ever have the actor."""
+
+
+class PendingCallsLimitExceeded(RayError):
+    """The handle has max_pending_calls calls open already."""
+
+
+class ActorPlacementGroupRemoved(RayError):
+    """The placement group of the actor was removed."""
+
+
 class OutOfMemoryError(RayError):
     """The worker was ended because the node or its share ran out of memory."""
 
@@ -206,6 +240,8 @@ _CODES: Dict[str, Type[RayError]] = {
     "reconstruction": ObjectReconstructionFailedError,
     "node_died": NodeDiedError,
     "memory": OutOfMemoryError,
+    "actor_died": ActorDiedError,
+    "actor_unavailable": ActorUnavailableError,
     "full": ObjectStoreFullError,
     "runtime_env": RuntimeEnvSetupError,
     "unschedulable": TaskUnschedulableError,
@@ -235,5 +271,14 @@ def from_wire(fields: List[Any]) -> RayError:
         kind = _CODES.get(str(code), RaySystemError)
         text = (f"task {name}: " if name else "") + message + "".join(f"\nhint: {h}" for h in hints or [])
         error = kind(text)
+        if isinstance(error, ActorDiedError) and isinstance(cause, bytes) and cause:
+            import pickle
+
+            try:
+                error.__cause__ = pickle.loads(cause)
+            except Exception:
+                pass  # its text is in the message
+            if trace:
+                error.args = (f"{text}\n{trace.rstrip()}",)
     error.hints = [str(h) for h in hints or []]
     return error

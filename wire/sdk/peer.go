@@ -18,6 +18,7 @@ const (
 	MsgPeerSynced uint16 = 0x0464 // u64
 	MsgPeerLost   uint16 = 0x0465 // id 16, u32 node: the object is not there any more
 	MsgPeerKeeps  uint16 = 0x0466 // ids: a part of those of the PeerKeep that follows
+	MsgPeerEnd    uint16 = 0x0467 // id 16: an actor, whose handle is not held any more
 )
 
 // KindPeer is an agent as a client.
@@ -25,6 +26,10 @@ const KindPeer = 3
 
 // ResultBounced is the status of a Result of a task that was not begun: its lease is over.
 const ResultBounced uint32 = 4
+
+// ResultGone is the status of a Result of an actor whose process died, or of a call that it
+// may have begun.
+const ResultGone uint32 = 5
 
 // idsMax is how many bytes of ids one frame gets.
 const idsMax = 4 << 20

@@ -59,6 +59,8 @@ const (
 	MsgHandBack    uint16 = 0x041e
 	MsgCall        uint16 = 0x041f
 	MsgDropped     uint16 = 0x0420
+	MsgKill        uint16 = 0x0421 // docs/actors.md
+	MsgUp          uint16 = 0x0422
 )
 
 // Agent to client.
@@ -90,12 +92,15 @@ const (
 
 	SubmitLarge uint32 = 1 // flags of Submit and Exec
 	SubmitNamed uint32 = 2
+	SubmitCall  uint32 = 4 // of an actor
 
 	GetValue  uint32 = 1 // flags of Get
 	GetBlocks uint32 = 2
 
 	CancelForce     uint32 = 1
 	CancelRecursive uint32 = 2
+
+	KillForGood uint32 = 1 // flag of Kill: it is not restarted
 
 	ReadyOnly uint16 = 1 // frame flags of Object
 	Later     uint16 = 2
