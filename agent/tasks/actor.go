@@ -339,6 +339,7 @@ func (c *Core) stop(t *task, now bool) {
 	case w.remote != nil:
 		c.tell(w, sdk.MsgPeerEnd, t.id)
 	case now:
+		c.unhost(t) // what comes from now on is for its next life
 		c.do(StopWorker{ID: w.ID, Force: true})
 	case t.actor.up && !w.ending:
 		c.endWorker(w)

@@ -400,3 +400,10 @@ func goneHow(res sdk.Result, rest []byte) string {
 	}
 	return "its process died"
 }
+
+// runs counts the tasks that are with workers; actors, which are there for ever, do not count.
+func (c *Core) runs(t *task, n int) {
+	if t.actor == nil {
+		c.running += n
+	}
+}

@@ -216,13 +216,6 @@ func (c *Core) leaves(t *task) {
 	c.touched = append(c.touched, l)
 }
 
-// runs counts the tasks that are with workers; actors, which are there for ever, do not count.
-func (c *Core) runs(t *task, n int) {
-	if t.actor == nil {
-		c.running += n
-	}
-}
-
 func (c *Core) cancelled(t *task) []byte {
 	return c.errorOf("cancelled", fmt.Sprintf("task %s of %s was cancelled", t.id, t.shape.name), t)
 }

@@ -344,7 +344,7 @@ class Actor:
         pressure = int(o.describe().get("backpressure") or 0)
         index = 0
         async for item in items:
-            value = client.value(f.INLINE, _serial.encode(item))
+            value = client.value(_serial.encode(item))
             with client.lock:
                 client.out += f.YIELD_HEAD.pack(28 + len(value), f.YIELD, 0, o.task, o.attempt, index)
                 client.out += value

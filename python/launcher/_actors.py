@@ -392,10 +392,10 @@ def _check(options: Dict[str, Any]) -> None:
         _remote._number(options, name, low, True)
     if options.get("lifetime") not in (None, "detached", "non_detached"):
         raise ValueError(f"lifetime is {options['lifetime']!r}; there are None, 'non_detached' and 'detached'")
-    name = options.get("name")
-    if name is not None and (not isinstance(name, str) or not name):
-        raise ValueError(f"name is {name!r}; it must be a string that is not empty")
-    if options.get("get_if_exists") and not name:
+    called = options.get("name")
+    if called is not None and (not isinstance(called, str) or not called):
+        raise ValueError(f"name is {called!r}; it must be a string that is not empty")
+    if options.get("get_if_exists") and not called:
         raise ValueError("get_if_exists needs a name")
     if (options.get("max_task_retries") or 0) != 0 and options.get("max_restarts") == 0:
         raise ValueError("max_task_retries needs max_restarts: an actor that is not restarted cannot be called again")
