@@ -61,7 +61,7 @@ func TestAsRay(t *testing.T) {
 	if out := h.OK("run", "--as-ray", "--", "python", "from_ray_program.py"); !strings.HasSuffix(out, "all well\n") {
 		t.Error(out)
 	}
-	if out := h.OK("run", "--as-ray", "--", "python", "-m", "from_ray_program"); !strings.HasSuffix(out, "all well\n") {
+	if out := h.OK("run", "--as-ray", "--", "python", "-c", "import ray.exceptions as e; print(e.__name__)"); out != "launcher.exceptions\n" {
 		t.Error(out)
 	}
 	if exec.CommandContext(t.Context(), py, "-c", "import ray").Run() != nil { // else another ray is what is found

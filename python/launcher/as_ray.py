@@ -20,6 +20,8 @@ import os
 import sys
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional
 
+from .job_config import LoggingConfig as LoggingConfig
+
 __version__ = "2.60.0"
 __commit__ = "launcher"
 __path__: List[str] = []  # a package: what is below it is found by _Finder

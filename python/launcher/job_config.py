@@ -1,8 +1,8 @@
-"""Options of a program as an object, for init(job_config=...)."""
+"""Options of a program as objects, for init(job_config=..., logging_config=...)."""
 
 from __future__ import annotations
 
-from typing import Any, Dict, Optional
+from typing import Any, Dict, List, Optional
 
 
 class JobConfig:
@@ -22,3 +22,13 @@ class JobConfig:
     def set_metadata(self, key: str, value: str) -> None:
         """Note something about the program."""
         self.metadata[key] = value
+
+
+class LoggingConfig:
+    """Accepted by init: workers log as the program's own code sets logging up."""
+
+    def __init__(self, encoding: str = "TEXT", log_level: str = "INFO", additional_log_standard_attrs: Optional[List[str]] = None) -> None:
+        if encoding not in ("TEXT", "JSON"):
+            raise ValueError(f"encoding is {encoding!r}; there are 'TEXT' and 'JSON'")
+        self.encoding, self.log_level = encoding, log_level
+        self.additional_log_standard_attrs = list(additional_log_standard_attrs or [])

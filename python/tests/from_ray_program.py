@@ -11,6 +11,10 @@ import ray
 import ray as r
 from ray.util.dask import ray_dask_get
 from ray.util.helpers import as_completed
+from ray.experimental import get_object_locations
+from ray.experimental.tqdm_ray import tqdm
+from ray.job_submission import JobStatus, JobSubmissionClient
+from ray.util import state
 from ray.util.metrics import Counter, Gauge, Histogram
 
 import from_ray_library
@@ -64,4 +68,29 @@ while True:  # a process tells what it counted within a second
     time.sleep(0.1)  # sleep: until the processes have told
 assert 'launcher_resources{node="local-0",resource="CPU",state="total"} 4' in text, text
 assert 'launcher_tasks_ended_total{node="local-1",state="done"}' in text, text
+
+# State.
+
+big = ray.put(bytes(200_000))
+ended = state.list_tasks(filters=[("state", "=", "FAILED"), ("name", "=", "fails")], limit=1000)
+assert [t.error_type for t in ended] == ["TASK_EXECUTION_EXCEPTION"], ended
+assert state.summarize_tasks()["cluster"]["summary"]["counts"]["state_counts"] == {"FINISHED": 10}
+assert {n.node_id: n.state for n in state.list_nodes()} == {"local-0": "ALIVE", "local-1": "ALIVE"}
+assert os.getpid() in [w.pid for w in state.list_workers(filters=[("worker_type", "=", "DRIVER")])]
+assert state.get_objects(big.hex())[0]["object_size"] >= 200_000
+assert state.list_objects(limit=1)[0].object_id == big.hex()
+assert get_object_locations([big])[big]["node_ids"] == [ray.get_runtime_context().get_node_id()]
+assert state.get_job(os.environ["LAUNCHER_JOB_ID"]).status == "RUNNING"
+assert list(tqdm(range(3), desc="bar")) == [0, 1, 2]
+
+# Jobs.
+
+client = JobSubmissionClient("http://127.0.0.1:8265")
+job = client.submit_job(entrypoint="echo $GREETING; python -c 'import ray; print(ray.__version__)'; exit 3", runtime_env={"env_vars": {"GREETING": "hello"}})
+while not client.get_job_status(job).is_terminal():
+    assert time.monotonic() < deadline + 20, client.get_job_info(job)
+    time.sleep(0.1)  # sleep: until the job has ended
+assert client.get_job_status(job) == JobStatus.FAILED and client.get_job_info(job).driver_exit_code == 3
+assert client.get_job_logs(job) == f"hello\n{ray.__version__}\n", client.get_job_logs(job)
+assert not client.stop_job(job)
 print("all well")
