@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"iter"
 	"os"
+	"runtime"
 	"slices"
 	"strings"
 	"syscall"
@@ -24,6 +25,8 @@ var (
 	filled  = launcher.Func2(fill)
 	numbers = launcher.StreamFunc(count, launcher.Backpressure(4))
 	slow    = launcher.Func(slowSquare)
+	gated   = launcher.StreamFunc(count, launcher.Name("gated"), launcher.Resource("gate", 1), launcher.Backpressure(4))
+	gate    = launcher.Func(meanOf, launcher.Name("gate"), launcher.Resource("gate", 1))
 	whoAmI  = launcher.Func0(func(ctx context.Context) (launcher.TaskInfo, error) {
 		info, _ := launcher.Task(ctx)
 		return info, nil
@@ -211,6 +214,23 @@ func init() {
 			}
 		}
 		fmt.Println(sum)
+		return nil
+	})
+	programs["left"] = program(func(ctx context.Context) error {
+		for v, err := range gated.Submit(ctx, 1<<30).All(ctx) { // its task ends with the loop
+			fmt.Println(v, err)
+			break
+		}
+		func() { gated.Submit(ctx, 1<<30) }() // and this one when it is found to be forgotten
+		var v float64
+		err := launcher.ErrCancelled
+		for left := time.Now().Add(20 * time.Second); err != nil && time.Now().Before(left); {
+			runtime.GC()
+			short, cancel := context.WithTimeout(ctx, time.Second)
+			v, err = gate.Submit(ctx, []float64{1, 3}).Get(short)
+			cancel()
+		}
+		fmt.Println(v, err)
 		return nil
 	})
 	programs["python"] = program(func(ctx context.Context) error {

@@ -110,9 +110,9 @@ func TestExamples(t *testing.T) {
 
 // TestPrograms runs drivers to their end.
 func TestPrograms(t *testing.T) {
-	c := up(t, "nodes = 1\n")
+	c := up(t, "nodes = 1\nresources = { cpu = 2, gate = 1 }\n")
 	for name, want := range map[string]string{
-		"many": "all right\n", "arrays": "104857600 <nil>\n", "crash": "3 <nil>\ntrue\ntrue\n", "recursion": "500 <nil>\n",
+		"left": "0 <nil>\n2 <nil>\n", "many": "all right\n", "arrays": "104857600 <nil>\n", "crash": "3 <nil>\ntrue\ntrue\n", "recursion": "500 <nil>\n",
 		"cancel": "true\ntrue\ntrue\nslept <nil>\n", "stream": "499500\n",
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -87,7 +87,7 @@ func (c *Core) create(cl *client, t *task) error {
 	}
 	h := &object{id: handle(t.id), state: here, kind: sdk.Inline, form: 1, size: 1, data: []byte{0xc0}, task: t, made: c.now}
 	c.objects[h.id] = h
-	h.hold(cl.ID)
+	c.hold(h, cl.ID)
 	t.alive = 1
 	if t.shape.actor.Detached {
 		h.uses++

@@ -44,13 +44,14 @@ type Core struct {
 	store Store
 	now   int64
 
-	clients map[uint32]*client
-	jobs    map[string]*job
-	tasks   map[id]*task
-	objects map[id]*object
-	pools   map[Key]*pool
-	ready   []*shape // that have tasks waiting for room
-	active  map[*shape][]*level
+	clients  map[uint32]*client
+	jobs     map[string]*job
+	tasks    map[id]*task
+	objects  map[id]*object
+	children map[id]map[*task]struct{} // of tasks: those that they submitted and that have not ended
+	pools    map[Key]*pool
+	ready    []*shape // that have tasks waiting for room
+	active   map[*shape][]*level
 
 	workers int
 	nextID  uint32
@@ -104,7 +105,7 @@ func New(cfg Config, room Room, store Store) *Core {
 	}
 	return &Core{
 		cfg: cfg, room: room, store: store, clients: map[uint32]*client{}, jobs: map[string]*job{}, tasks: map[id]*task{},
-		objects: map[id]*object{}, pools: map[Key]*pool{}, active: map[*shape][]*level{},
+		objects: map[id]*object{}, children: map[id]map[*task]struct{}{}, pools: map[Key]*pool{}, active: map[*shape][]*level{},
 		leases: newLeases(cfg.Number), demanded: map[uint32]*shape{}, remotes: map[remoteKey]*remote{}, byClient: map[uint32]*remote{},
 		callees: map[id]*callee{},
 	}
@@ -209,7 +210,7 @@ func (c *Core) Back(now int64, id uint32) {
 				}
 			}
 		}
-		c.unsubscribe(id)
+		c.unsubscribe(cl)
 		// Which of its tasks waits for what it does not say: all of it is put down to the one
 		// on top, and those below wait as long as that.
 		for i, l := range cl.levels {
@@ -245,7 +246,7 @@ func (c *Core) Frame(now int64, from uint32, typ uint16, body []byte) error {
 	case sdk.MsgHold:
 		return sdk.IDs(body, func(x id) {
 			if o := c.lookup(x); o != nil {
-				o.hold(cl.ID)
+				c.hold(o, cl.ID)
 			}
 		})
 	case sdk.MsgPut:
@@ -312,6 +313,7 @@ type options struct {
 	Env        map[string]string `codec:"env"`
 	WorkingDir string            `codec:"working_dir"`
 	Window     uint32            `codec:"backpressure"`
+	Calls      uint32            `codec:"max_calls"`
 	Language   string            `codec:"language"`
 	Program    string            `codec:"program"`
 	Time       int64             `codec:"time"`
@@ -341,7 +343,7 @@ func (c *Core) shape(cl *client, b []byte) error {
 	if err := wire.Unmarshal(text, &o); err != nil {
 		return errs.Wrap(errs.Corrupt, err, "the options of a task")
 	}
-	s := &shape{id: keyed, job: cl.job, text: slices.Clone(text), name: o.Name, retries: 3, prio: o.Priority, time: o.Time, window: o.Window}
+	s := &shape{id: keyed, job: cl.job, text: slices.Clone(text), name: o.Name, retries: 3, prio: o.Priority, time: o.Time, window: o.Window, calls: o.Calls}
 	s.need = wire.Resources{CPU: wire.Unit, GPU: o.GPU, Memory: o.Memory, Custom: o.Resources}
 	if o.CPU != nil {
 		s.need.CPU = *o.CPU

@@ -323,7 +323,9 @@ func (c *Core) Resume(now int64) {
 			if l.has {
 				c.leave(l)
 			}
-			if !slices.Contains(cl.pool.idle, cl) {
+			if cl.spent {
+				c.touched = append(c.touched, l)
+			} else if !slices.Contains(cl.pool.idle, cl) {
 				cl.pool.idle = append(cl.pool.idle, cl)
 			}
 		}

@@ -61,7 +61,7 @@ func (c *Core) put(cl *client, b []byte) error {
 		return nil // sent again
 	}
 	o := &object{id: x, state: pending, made: c.now}
-	o.hold(cl.ID)
+	c.hold(o, cl.ID)
 	c.objects[x] = o
 	c.fill(cl, o, &v)
 	return nil
@@ -163,6 +163,7 @@ func (c *Core) arrive(o *object) {
 func (c *Core) answer(o *object, s sub) {
 	if cl := c.clients[s.client]; cl != nil {
 		c.tellObject(cl, o, s.flags)
+		c.let(o, s.client)
 	}
 	c.came(s.level)
 }
@@ -259,6 +260,7 @@ func (c *Core) get(cl *client, b []byte) error {
 			s.waits(l, x)
 		}
 		o.subs = append(o.subs, s)
+		cl.has(o)
 	})
 	if l.waits > 0 {
 		c.blocks(l)
@@ -345,7 +347,7 @@ func (c *Core) release(cl *client, x id) {
 		return
 	}
 	if o := c.objects[x]; o != nil {
-		o.drop(cl.ID)
+		c.drop(o, cl.ID)
 		c.unask(o, cl.ID)
 		c.unneeded(o)
 	}
@@ -424,9 +426,9 @@ func (c *Core) unlink(o *object) {
 }
 
 // unsubscribe takes all of a client's questions back.
-func (c *Core) unsubscribe(client uint32) {
-	for _, o := range c.objects {
-		c.unask(o, client)
+func (c *Core) unsubscribe(cl *client) {
+	for o := range c.thingsOf(cl) {
+		c.unask(o, cl.ID)
 	}
 }
 
@@ -438,4 +440,5 @@ func (c *Core) unask(o *object, client uint32) {
 		}
 		return s.client == client
 	})
+	c.let(o, client)
 }

@@ -185,7 +185,7 @@ func (c *Core) report(cl *client, t *task) {
 	}
 	cl.finish(at)
 	for _, o := range over {
-		o.drop(cl.ID)
+		c.drop(o, cl.ID)
 		c.unneeded(o)
 	}
 }
@@ -211,7 +211,7 @@ func (c *Core) reportFailure(cl *client, t *task, status uint32, data []byte) {
 	}
 	for i := range c.outputs(t) {
 		if o := c.objects[t.id.With(i+1)]; o != nil {
-			o.drop(cl.ID)
+			c.drop(o, cl.ID)
 			c.unneeded(o)
 		}
 	}
@@ -267,7 +267,7 @@ func (c *Core) reportItem(cl *client, t *task, o *object) {
 	cl.out = c.appendGiven(b, o)
 	cl.finish(at)
 	if o.kind != sdk.Shared && len(o.refs()) == 0 {
-		o.drop(cl.ID)
+		c.drop(o, cl.ID)
 		c.unneeded(o)
 	}
 }
@@ -280,7 +280,7 @@ func (c *Core) bounce(t *task) {
 			break
 		}
 		if o := c.objects[t.id.With(i+1)]; o != nil {
-			o.drop(t.client)
+			c.drop(o, t.client)
 			o.task = nil
 			if !o.fetched {
 				delete(c.objects, o.id)
@@ -316,7 +316,7 @@ func (c *Core) accounted(t *task) {
 	}
 	for i := range t.returns() {
 		if o := c.objects[t.id.With(i+1)]; o != nil && t.returns() != sdk.Stream && o.kind != sdk.Shared && len(o.refs()) == 0 {
-			o.drop(t.client)
+			c.drop(o, t.client)
 			c.unneeded(o)
 		}
 	}

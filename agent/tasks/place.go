@@ -46,7 +46,13 @@ func (c *Core) vacate() (freed bool) {
 		if l.has {
 			c.leaveRoom(l)
 		}
-		if !w.ending && !slices.Contains(w.pool.idle, w) {
+		switch {
+		case w.ending:
+		case w.spent:
+			if !w.busy() {
+				c.endWorker(w)
+			}
+		case !slices.Contains(w.pool.idle, w):
 			w.pool.idle = append(w.pool.idle, w)
 			w.idleAt = c.now
 		}
@@ -192,12 +198,12 @@ func (c *Core) serve(s *shape, refill bool) {
 // free reports whether a worker's pipeline may be given something.
 func (l *level) free() bool {
 	w := l.client
-	return w.up && !w.ending && w.actor == nil && !w.asked && !w.handed && !w.deaf && !l.blocked && w.away == 0 && len(w.levels) == 1
+	return w.up && !w.ending && !w.spent && w.actor == nil && !w.asked && !w.handed && !w.deaf && !l.blocked && w.away == 0 && len(w.levels) == 1
 }
 
 // depth is how many tasks of a shape a worker is given at a time.
 func (s *shape) depth() int {
-	if s.mean == 0 || s.mean >= float64(shortTask) {
+	if s.mean == 0 || s.mean >= float64(shortTask) || s.calls > 0 {
 		return 1
 	}
 	return int(min(float64(maxAhead), max(2, float64(sendAhead)/s.mean)))
@@ -363,7 +369,7 @@ func (c *Core) sendExit(w *client) {
 func (c *Core) nest(s *shape) (*level, *task) {
 	var ws []*client
 	for _, w := range c.clients {
-		if w.pool == nil || !w.up || w.away != 0 || w.ending || w.deaf || w.actor != nil || !sameKey(w.pool.key, s.key) {
+		if w.pool == nil || !w.up || w.away != 0 || w.ending || w.spent || w.deaf || w.actor != nil || !sameKey(w.pool.key, s.key) {
 			continue
 		}
 		if l := w.top(); l.blocked && len(l.tasks) == 1 {

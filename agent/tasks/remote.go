@@ -213,6 +213,13 @@ func (c *Core) tellTask(r *remote, t *task) {
 	cl.finish(at)
 }
 
+// tellCancel has another node cancel a task that it runs.
+func (c *Core) tellCancel(r *remote, t *task, flags uint32) {
+	at := c.frame(r.cl, sdk.MsgCancel, 0)
+	r.cl.out = append(append32(append32(r.cl.out, flags), 0), t.id[:]...)
+	r.cl.finish(at)
+}
+
 // Remote takes a frame of the agent of another node that runs tasks for this one.
 func (c *Core) Remote(now int64, from uint32, typ uint16, body []byte) error {
 	c.now = now
@@ -336,9 +343,6 @@ func (c *Core) remoteYield(number uint32, b []byte) error {
 	}
 	c.recordRemote(number, sdk.MsgYield, b)
 	c.given(c.remoteFor(t), number, c.made(t, i), t.id.With(i+1), &v, nodes)
-	if t.stream.left {
-		c.taken(t, i+1)
-	}
 	return nil
 }
 
@@ -456,8 +460,12 @@ func (c *Core) RemoteOpen(now int64, from uint32) {
 	cl.out = sdk.AppendKeep(cl.out, keep)
 	slices.SortStableFunc(run, func(a, b *task) int { return cmp.Compare(a.order(), b.order()) })
 	for _, t := range run {
-		if c.tellTask(r, t); t.actor != nil && t.actor.why != "" {
+		c.tellTask(r, t)
+		switch {
+		case t.actor != nil && t.actor.why != "":
 			c.stop(t, t.actor.kill)
+		case t.cancel: // it may have been told in vain
+			c.tellCancel(r, t, 0)
 		}
 	}
 }

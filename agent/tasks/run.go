@@ -2,6 +2,7 @@ package tasks
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 
 	"launcher/internal/errs"
@@ -51,7 +52,7 @@ func (c *Core) accept(cl *client, b []byte, p sdk.PeerSubmit) error {
 	}
 	c.tasks[t.id] = t
 	if s.Returns == sdk.Stream {
-		t.stream = &stream{}
+		c.startStream(t, &stream{})
 	} else {
 		objs := make([]object, s.Returns)
 		for i := range objs {
@@ -63,7 +64,7 @@ func (c *Core) accept(cl *client, b []byte, p sdk.PeerSubmit) error {
 				c.objects[x] = o
 			}
 			o.task = t
-			o.hold(cl.ID)
+			c.hold(o, cl.ID)
 		}
 		t.alive = int32(len(objs))
 	}
@@ -109,6 +110,7 @@ func idsOf(b []byte) []id {
 // need lets a task wait for its arguments.
 func (c *Core) need(t *task) {
 	t.state, t.missing = waiting, 0
+	c.isChild(t)
 	c.queued += int64(len(t.body))
 	var bad []byte
 	for d := range t.deps().all() {
@@ -264,6 +266,7 @@ func (c *Core) ended(t *task) {
 	}
 	c.leaves(t)
 	t.state = done
+	c.noChild(t)
 	if t.isCall() {
 		c.callEnded(t)
 	}
@@ -333,6 +336,7 @@ func (c *Core) result(cl *client, b []byte) error {
 	}
 	cl.ran++
 	cl.handed = false
+	cl.called(t)
 	c.note(t, cl, r)
 	switch {
 	case t.actor != nil:
@@ -403,7 +407,13 @@ func (c *Core) interrupted(t *task, code, msg string) {
 		c.retry(t)
 	default:
 		c.stats.failed++
-		c.fails(t, c.errorOf(code, msg, t, "max_retries lets such a task run again"))
+		var hints []string
+		if t.shape.retries == 0 {
+			hints = []string{"max_retries lets such a task run again"}
+		} else {
+			msg += fmt.Sprintf("; it was the last of its %d attempts", t.shape.retries+1)
+		}
+		c.fails(t, c.errorOf(code, msg, t, hints...))
 	}
 }
 
@@ -441,7 +451,9 @@ func (c *Core) cancel(x id, flags uint32) {
 		return
 	}
 	if flags&sdk.CancelRecursive != 0 {
-		for _, k := range c.children(x) {
+		kids := slices.Collect(maps.Keys(c.children[x]))
+		sortTasks(kids)
+		for _, k := range kids {
 			c.cancel(k.id, flags)
 		}
 	}
@@ -453,9 +465,7 @@ func (c *Core) cancel(x id, flags uint32) {
 	case running:
 		t.cancel = true
 		if r := t.worker().remote; r != nil {
-			at := c.frame(r.cl, sdk.MsgCancel, 0)
-			r.cl.out = append(append32(append32(r.cl.out, flags), 0), t.id[:]...)
-			r.cl.finish(at)
+			c.tellCancel(r, t, flags)
 			return
 		}
 		if t.isCall() {
@@ -471,127 +481,24 @@ func (c *Core) cancel(x id, flags uint32) {
 	}
 }
 
-// children are the tasks that a task submitted and that have not ended.
-func (c *Core) children(x id) (out []*task) {
-	for _, t := range c.tasks {
-		if t.parent == x && t.state != done {
-			out = append(out, t)
-		}
-	}
-	sortTasks(out)
-	return out
-}
-
-// item is an item of a stream; it is made when it is first asked for or first made.
-func (c *Core) item(t *task, i uint32) *object {
-	o := &object{id: t.id.With(i + 1), state: pending}
-	s := t.stream
-	switch {
-	case i < s.made:
-		return nil // it was there, and its last reference is gone
-	case s.over && i == s.made && s.last != nil:
-		o.state, o.kind, o.form, o.data, o.size = here, sdk.Failure, 1, s.last, int64(len(s.last))
-	case s.over:
-		o.state, o.kind = here, sdk.End
-	}
-	c.objects[o.id] = o
-	return o
-}
-
-// yield takes an item of a stream.
-func (c *Core) yield(cl *client, b []byte) error {
-	if len(b) < 24 {
-		return errs.New(errs.Corrupt, "Yield is cut short")
-	}
-	t := c.tasks[id(b[:16])]
-	attempt, i := u32(b[16:]), u32(b[20:])
-	v, _, err := sdk.CutValue(b[24:])
-	if err != nil {
-		return err
-	}
-	if t == nil || t.worker() != cl || t.attempt != attempt || t.stream == nil || i >= maxItems {
-		return nil
-	}
-	s := t.stream
-	if i < s.made {
-		return nil // made by an earlier attempt
-	}
-	o := c.made(t, i)
-	if v.Kind == sdk.Shared || v.Kind == sdk.Inline {
-		c.fill(cl, o, &v)
-	}
-	if p := c.clients[t.client]; p != nil && p.Kind == sdk.KindPeer {
-		c.reportItem(p, t, o)
-	}
-	if s.left {
-		c.taken(t, i+1)
-	}
-	return nil
-}
-
-// made gives the object of an item that has come, held by who reads the stream.
-func (c *Core) made(t *task, i uint32) *object {
-	o := c.objects[t.id.With(i+1)]
-	if o == nil {
-		o = &object{id: t.id.With(i + 1), state: pending}
-		c.objects[o.id] = o
-	}
-	if !t.stream.left {
-		o.hold(t.client)
-	}
-	t.stream.made = i + 1
-	return o
-}
-
-// taken tells a generator how far its reader is.
-func (c *Core) taken(t *task, n uint32) {
-	s := t.stream
-	if n <= s.taken {
+// isChild enters a task that has not ended with the one that submitted it.
+func (c *Core) isChild(t *task) {
+	if t.parent == (id{}) {
 		return
 	}
-	s.taken = n
-	if w := t.worker(); w != nil && t.shape.window > 0 {
-		c.tell(w, sdk.MsgConsumed, t.id, n)
+	m := c.children[t.parent]
+	if m == nil {
+		m = map[*task]struct{}{}
+		c.children[t.parent] = m
 	}
+	m[t] = struct{}{}
 }
 
-// endStream ends a stream, with an error or well.
-func (c *Core) endStream(t *task, data []byte) {
-	s := t.stream
-	s.over, s.last = true, data
-	var over []*object // readers that are ahead
-	for _, o := range c.objects {
-		if o.state == pending && o.id.Task() == t.id {
-			over = append(over, o)
+// noChild takes it out: it has ended.
+func (c *Core) noChild(t *task) {
+	if m := c.children[t.parent]; m != nil {
+		if delete(m, t); len(m) == 0 {
+			delete(c.children, t.parent)
 		}
 	}
-	slices.SortFunc(over, byID)
-	for _, o := range over {
-		if data != nil && o.id.Index()-1 == s.made {
-			c.fail(o, data)
-			continue
-		}
-		o.kind = sdk.End
-		c.arrive(o)
-	}
-	if s.left {
-		t.stream = nil
-	}
-}
-
-// leaveStream: the reader wants no more of it.
-func (c *Core) leaveStream(t *task) {
-	s := t.stream
-	s.left = true
-	for i := s.taken; i < s.made; i++ {
-		if o := c.objects[t.id.With(i+1)]; o != nil {
-			o.drop(t.client)
-			c.unneeded(o)
-		}
-	}
-	if t.state == done {
-		c.forget(t)
-		return
-	}
-	c.taken(t, s.made) // it may go on to its end
 }

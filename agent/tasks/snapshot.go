@@ -30,6 +30,14 @@ type savedClient struct {
 	Gaps   []uint64
 	Known  [][]byte
 	Seq    uint32
+	Calls  []savedCalls
+}
+
+// savedCalls is how often a worker has run a function.
+type savedCalls struct {
+	Func  []byte
+	Calls uint32
+	Spent bool
 }
 
 type savedTask struct {
@@ -49,6 +57,7 @@ type savedTask struct {
 	Taken   uint32
 	Over    bool
 	Left    bool
+	Ahead   []uint32
 	Last    []byte
 	Lease   wire.LeaseID
 	Fence   uint32
@@ -159,7 +168,7 @@ func (c *Core) Snapshot() [][]byte {
 			s.Actor = &savedActor{a.life, a.node, a.dead, a.why, a.kill, a.up}
 		}
 		if st := t.stream; st != nil {
-			s.Stream, s.Made, s.Taken, s.Over, s.Left, s.Last = true, st.made, st.taken, st.over, st.left, st.last
+			s.Stream, s.Made, s.Taken, s.Over, s.Left, s.Last, s.Ahead = true, st.made, st.taken, st.over, st.left, st.last, slices.Sorted(maps.Keys(st.ahead))
 		}
 		state(saved{Task: &s})
 	}
@@ -188,6 +197,10 @@ func (cl *client) saved() *savedClient {
 	for n, sh := range cl.shapes {
 		s.Shapes[n] = sh.text
 	}
+	for f, n := range cl.calls {
+		s.Calls = append(s.Calls, savedCalls{f[:], n, cl.spent})
+	}
+	slices.SortFunc(s.Calls, func(a, b savedCalls) int { return slices.Compare(a.Func, b.Func) })
 	return s
 }
 
@@ -229,6 +242,13 @@ func (c *Core) restoreClient(s *savedClient) error {
 		}
 	}
 	cl.seen, cl.seq = s.Seen, s.Seq
+	for _, n := range s.Calls {
+		if len(n.Func) != len(funcID{}) {
+			return errs.New(errs.Corrupt, "a worker in the log of tasks is damaged")
+		}
+		cl.count(funcID(n.Func), n.Calls)
+		cl.spent = n.Spent
+	}
 	for _, g := range s.Gaps {
 		if cl.gaps == nil {
 			cl.gaps = map[uint64]struct{}{}
@@ -257,7 +277,7 @@ func (c *Core) restoreObject(s *savedObject) error {
 		}
 	}
 	for _, h := range s.Holders {
-		o.hold(h)
+		c.hold(o, h)
 	}
 	return nil
 }
@@ -299,7 +319,10 @@ func (c *Core) restoreTask(s *savedTask) error {
 		t.actor.gone = s.Gone
 	}
 	if s.Stream {
-		t.stream = &stream{made: s.Made, taken: s.Taken, over: s.Over, left: s.Left, last: s.Last}
+		c.startStream(t, &stream{made: s.Made, taken: s.Taken, over: s.Over, left: s.Left, last: s.Last})
+		for _, i := range s.Ahead {
+			t.stream.ahead[i] = true
+		}
 	} else if t.returns() != sdk.Stream {
 		for i := range t.returns() {
 			if o := c.objects[t.id.With(i+1)]; o != nil {
@@ -314,6 +337,7 @@ func (c *Core) restoreTask(s *savedTask) error {
 	if t.state = state(s.State); t.state == done {
 		return nil
 	}
+	c.isChild(t)
 	for d := range t.deps().all() {
 		o := c.bare(d)
 		o.uses++

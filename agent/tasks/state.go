@@ -2,6 +2,7 @@ package tasks
 
 import (
 	"iter"
+	"maps"
 	"slices"
 
 	"launcher/agent/core"
@@ -37,6 +38,7 @@ type shape struct {
 	actor   *actorOptions // its tasks make actors
 	group   string        // of calls
 	window  uint32        // items that a stream may be ahead of its reader; 0 = no bound
+	calls   uint32        // of its function that a worker runs before it ends; 0 = no bound
 
 	number  uint32         // in Demand; 0 = it never was
 	spread  map[uint32]int // with SPREAD: how many tasks each node was given
@@ -186,8 +188,9 @@ type stream struct {
 	made  uint32
 	taken uint32
 	over  bool
-	left  bool   // the reader is gone
-	last  []byte // an error that ended it, as an error value
+	left  bool            // the reader is gone
+	last  []byte          // an error that ended it, as an error value
+	ahead map[uint32]bool // items that were asked for and are not made
 }
 
 type objState uint8
@@ -279,7 +282,11 @@ func (s *sub) waits(l *level, x id) {
 	l.on = append(l.on, x)
 }
 
-func (o *object) hold(client uint32) {
+// hold notes that a client has a reference.
+func (c *Core) hold(o *object, client uint32) {
+	if cl := c.clients[client]; cl != nil {
+		cl.has(o)
+	}
 	switch {
 	case o.heldBy(client):
 	case o.holder == 0:
@@ -293,6 +300,39 @@ func (o *object) hold(client uint32) {
 // heldBy reports whether there is an object and a client has a reference to it.
 func (o *object) heldBy(client uint32) bool {
 	return o != nil && (o.holder == client || slices.Contains(o.holders(), client))
+}
+
+// has notes an object that a client has something to do with. Drivers keep no list: most
+// objects are theirs, and their end looks at all tasks anyway.
+func (cl *client) has(o *object) {
+	if cl.Kind == sdk.KindDriver {
+		return
+	}
+	if cl.things == nil {
+		cl.things = map[*object]struct{}{}
+	}
+	cl.things[o] = struct{}{}
+}
+
+// let forgets it, if there is nothing any more.
+func (c *Core) let(o *object, client uint32) {
+	if cl := c.clients[client]; cl != nil && !o.heldBy(client) && !slices.ContainsFunc(o.subs, func(s sub) bool { return s.client == client }) {
+		delete(cl.things, o)
+	}
+}
+
+// thingsOf are the objects that a client may hold or have asked for.
+func (c *Core) thingsOf(cl *client) iter.Seq[*object] {
+	if cl.Kind == sdk.KindDriver {
+		return maps.Values(c.objects)
+	}
+	return maps.Keys(cl.things)
+}
+
+// drop takes a client's reference away.
+func (c *Core) drop(o *object, client uint32) {
+	o.drop(client)
+	c.let(o, client)
 }
 
 func (o *object) drop(client uint32) {
@@ -316,14 +356,16 @@ func (o *object) needed() bool {
 // client is a driver or a worker.
 type client struct {
 	Client
-	job    *job
-	shapes map[uint32]*shape
-	out    []byte
-	dirty  bool
-	away   int64  // since when its connection is broken; 0 = it is there
-	level0 level  // of a driver: what it waits for
-	seen   uint64 // its count, as far as it is known
-	gaps   map[uint64]struct{}
+	job     *job
+	shapes  map[uint32]*shape
+	out     []byte
+	dirty   bool
+	away    int64  // since when its connection is broken; 0 = it is there
+	level0  level  // of a driver: what it waits for
+	seen    uint64 // its count, as far as it is known
+	gaps    map[uint64]struct{}
+	things  map[*object]struct{} // that it holds or has asked for
+	streams map[*task]struct{}   // that it reads
 
 	// Of a worker:
 	pool   *pool
@@ -338,7 +380,9 @@ type client struct {
 	handed bool   // it is given nothing before it says what it waits for or ends its task
 	deaf   bool   // it drops what it is given: it has handed back and waits for an answer
 	ran    int
-	actor  *task // it is an actor's, with this creation
+	actor  *task             // it is an actor's, with this creation
+	calls  map[funcID]uint32 // of those that a worker may run only so often
+	spent  bool              // it ends when it has nothing to do
 
 	remote *remote // another node's agent
 	keeps  []id    // parts of a PeerKeep that came before it

@@ -2,6 +2,7 @@ package tasks
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 
 	"launcher/agent/core"
@@ -44,7 +45,7 @@ func (c *Core) Gone(now int64, client uint32, cause string) {
 func (c *Core) gone(cl *client, cause string) {
 	c.recordGone(cl.ID)
 	delete(c.clients, cl.ID)
-	c.unsubscribe(cl.ID)
+	c.unsubscribe(cl)
 	if cl.pool != nil {
 		c.workerGone(cl, cause)
 	} else {
@@ -53,16 +54,16 @@ func (c *Core) gone(cl *client, cause string) {
 		}
 		c.driverGone(cl)
 	}
-	for _, o := range c.objects {
-		if o.holder == cl.ID || slices.Contains(o.holders(), cl.ID) {
+	for o := range c.thingsOf(cl) {
+		if c.objects[o.id] == o && o.heldBy(cl.ID) {
 			o.drop(cl.ID)
 			c.unneeded(o)
 		}
 	}
-	for _, t := range c.tasks {
-		if t.client == cl.ID && t.stream != nil && !t.stream.left {
-			c.leaveStream(t)
-		}
+	streams := slices.Collect(maps.Keys(cl.streams))
+	sortTasks(streams)
+	for _, t := range streams {
+		c.leaveStream(t)
 	}
 }
 
@@ -136,6 +137,21 @@ func (c *Core) jobLess(j *job) {
 		c.do(StopWorker{ID: w.ID, Force: true})
 	}
 	c.do(JobOver{Job: j.key})
+}
+
+// called counts a call of a function that a worker runs only so often.
+func (cl *client) called(t *task) {
+	if n := t.shape.calls; n > 0 {
+		cl.count(t.fn(), 1)
+		cl.spent = cl.spent || cl.calls[t.fn()] >= n
+	}
+}
+
+func (cl *client) count(f funcID, n uint32) {
+	if cl.calls == nil {
+		cl.calls = map[funcID]uint32{}
+	}
+	cl.calls[f] += n
 }
 
 func (c *Core) sortedTasks() []*task {

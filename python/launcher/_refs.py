@@ -126,6 +126,7 @@ class ObjectRefGenerator(Generic[T_co]):
         self._low = int.from_bytes(task[8:], "little")
         self._next = 0
         self._over = False
+        self._kept = False
         self._ahead: Deque[ObjectRef[T_co]] = home.queue()
         self._lock = threading.Lock()
 
@@ -192,6 +193,7 @@ class ObjectRefGenerator(Generic[T_co]):
 
     def completed(self) -> ObjectRef[Any]:
         """A reference that is there, and None, when the task has ended, well or not."""
+        self._kept = True  # the agent has to answer for it after the last item
         last = self._low + PUT_INDEX - 1  # of an item that no stream ever has
         return self._home.item(self._task[:8] + last.to_bytes(8, "little"))  # type: ignore[no-any-return]
 
@@ -210,5 +212,6 @@ class ObjectRefGenerator(Generic[T_co]):
         raise TypeError("an ObjectRefGenerator cannot be passed on: pass the references that it gives")
 
     def __del__(self) -> None:
-        if not self._over:
+        if not (self._over and self._kept):
             self._home.left.append((self._task, self._next))
+            self._home.nudge()  # its task may hold a core

@@ -345,8 +345,12 @@ class Worker:
                 self.check_cancelled()
             result = call(*args, **kwargs)
             if o.returns == f.STREAM:
-                self._stream(o, result)
-                o.inside = False
+                try:
+                    self._stream(o, result)
+                finally:
+                    o.inside = False
+                    if inspect.isgenerator(result):
+                        result.close()  # before the end is told, also when it waits at a yield
                 return f.OK, 0, b"", None
             if how == "dynamic":
                 result = [client.put(x) for x in result]
@@ -509,7 +513,8 @@ class Worker:
                 client.flush()
                 index += 1
                 if pressure and index - o.taken >= pressure:
-                    client.wait_for(lambda: index - o.taken < pressure or o.cancelled, None)
+                    o.inside = True  # nothing else ends this wait when the task is cancelled
+                    client.wait_for(lambda: index - o.taken < pressure, None)
             o.inside = True
             if o.cancelled:
                 self.check_cancelled()

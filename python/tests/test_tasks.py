@@ -284,6 +284,42 @@ class TaskTest(task_cases.Tasks, Cluster):
                 self.assertLess(int(at.read()), 6)
             self.assertEqual([launcher.get(r) for r in g], list(range(1, 50)))
 
+    def test_dropped_stream(self):
+        """A stream that nobody reads any more ends its task, in its code or while it waits for its reader."""
+
+        @launcher.remote(num_cpus=4, max_retries=0)
+        def items(path):
+            try:
+                while True:
+                    yield 1
+                    time.sleep(0.005)
+            except BaseException as e:
+                with open(path, "w") as to:
+                    to.write(type(e).__name__)
+                raise
+
+        @launcher.remote(num_cpus=4)
+        def after():
+            return "there is room"
+
+        with tempfile.TemporaryDirectory() as d:
+            for pressure, end in ((None, "KeyboardInterrupt"), (2, "GeneratorExit")):
+                path = os.path.join(d, end)
+                g = items.options(_generator_backpressure_num_objects=pressure).remote(path)
+                self.assertEqual(launcher.get([next(g), next(g)]), [1, 1])
+                g = None
+                self.assertEqual(launcher.get(after.remote(), timeout=20), "there is room")
+                with open(path) as at:
+                    self.assertEqual(at.read(), end)
+
+    def test_max_calls(self):
+        @launcher.remote(max_calls=2)
+        def who():
+            return os.getpid()
+
+        pids = launcher.get([who.remote() for _ in range(9)], timeout=30)
+        self.assertLessEqual(max(pids.count(p) for p in pids), 2)
+
     def test_many_drivers(self):
         code = textwrap.dedent("""
             import launcher
