@@ -45,7 +45,8 @@ def once():
 
 
 r.init()
-where = tempfile.mkdtemp()
+folder = tempfile.TemporaryDirectory()
+where = folder.name
 print("crashed once:", r.get(crashes.remote(f"{where}/a", 1)))
 try:
     r.get(crashes.remote(f"{where}/b", 100))

@@ -45,7 +45,8 @@ def slow():
 
 
 ray.init()
-where = tempfile.mkdtemp()
+folder = tempfile.TemporaryDirectory()
+where = folder.name
 try:
     ray.get(fails.remote(7))
 except Busy as e:

@@ -1,0 +1,5 @@
+"""python -m package"""
+
+from .tasks import answer
+
+print(answer())

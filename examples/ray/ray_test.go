@@ -1,0 +1,77 @@
+// Package ray runs the programs written for Ray, by launcher run --as-ray, and compares what
+// they print with what Ray printed.
+package ray
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"launcher/internal/testkit"
+)
+
+func TestMain(m *testing.M) { os.Exit(testkit.Main(m)) }
+
+// coming are the programs that need what is not built yet: actors, for most.
+var coming = strings.Fields(`actor_pool actor_tree async_actor batch_prediction cancel cancel_calls cluster_state collective_actors
+	compiled_pipeline concurrency_groups dynamic_options grid_search handles joblib_backend lazy_graph limit_pending limit_resources
+	multiprocessing_pool named_actors out_of_order parameter_server pending_calls philosophers pi_progress pipelining placement_groups
+	queue_workers runtime_context shared_arrays streaming_actors streaming_tasks supervision threaded_actor ticker`)
+
+// python is the interpreter that has what the SDK and the programs need.
+func python(t *testing.T) string {
+	t.Helper()
+	venv, err := filepath.Abs("../../.venv/bin/python")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, py := range []string{venv, "python3"} {
+		if exec.Command(py, "-c", "import cloudpickle, msgpack, numpy").Run() == nil {
+			return py
+		}
+	}
+	t.Skip("SKIP: no Python with cloudpickle, msgpack and numpy (make setup)")
+	return ""
+}
+
+func TestAsRay(t *testing.T) {
+	py := python(t)
+	expected, err := filepath.Glob("expected/*.txt")
+	if err != nil || len(expected) < 30 {
+		t.Fatalf("%d programs, wanted 30 and more; %v", len(expected), err)
+	}
+	h := testkit.New(t)
+	h.Write("lab.toml", "version = 1\nname = \"lab\"\n[[pool]]\nname = \"local\"\nbackend = \"local\"\nnodes = 1\nresources = { cpu = 4, slot = 2 }\n")
+	h.OK("up", "lab.toml")
+	defer h.OK("down", "lab")
+	for _, file := range expected {
+		name := strings.TrimSuffix(filepath.Base(file), ".txt")
+		if slices.Contains(coming, name) {
+			continue
+		}
+		t.Run(name, func(t *testing.T) {
+			want, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			program, err := filepath.Abs(name + ".py")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := os.Stat(program); err != nil { // go test must know that its result depends on it
+				t.Fatal(err)
+			}
+			r := h.Run("run", "--as-ray", "--cpus", "0", "--", py, program)
+			if strings.Contains(r.Err, "SKIP ") {
+				t.Log(r.Err) // a package that only this program needs
+				return
+			}
+			if r.Code != 0 || r.Out != string(want) {
+				t.Errorf("wanted\n%s\ngot %s", want, r)
+			}
+		})
+	}
+}
