@@ -327,8 +327,11 @@ def _copy(to: int, source: int, n: int, fresh: bool) -> None:
     """memcpy by two threads, without the interpreter's lock."""
 
     def part(begin: int, end: int) -> None:
-        for at in range(begin, end, _STEP):
-            size = min(_STEP, end - at)
+        # In one piece where it can be: one larger than the cache is written past it, which
+        # takes half the time.
+        step = _STEP if fresh else max(end - begin, 1)
+        for at in range(begin, end, step):
+            size = min(step, end - at)
             if fresh:
                 _populate(to + at, size)
             ctypes.memmove(to + at, source + at, size)
