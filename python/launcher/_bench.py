@@ -12,6 +12,11 @@ the same process, and with the share of the CPU time that the host took meanwhil
 Where Ray has actors as clients, tasks without cores do the same here.
 """
 
+import sys
+
+if __name__ == "__main__" and not __package__:
+    sys.path.pop(0)  # the files beside this one are no modules of their own: types, for one
+
 import argparse
 import gc
 import importlib
@@ -21,13 +26,9 @@ import pickle
 import socket
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Tuple
-
-if __name__ == "__main__" and not __package__:
-    sys.path.pop(0)  # the files beside this one are no modules of their own
 
 ray: Any = None  # the module under test
 

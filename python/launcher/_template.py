@@ -94,6 +94,8 @@ def _import_more() -> None:
     for n in held:
         os.environ[n] = "1"
     try:
+        import random  # noqa: F401
+
         import numpy  # noqa: F401
     except Exception:
         return
@@ -137,9 +139,9 @@ def _become(order: Dict[str, Any], fds: List[int]) -> None:
 
 def _seed(seed: int) -> None:
     """Give this worker random numbers of its own."""
-    import random
-
-    random.seed(seed)
+    random = sys.modules.get("random")
+    if random is not None:  # else it finds a seed of its own when it is imported
+        random.seed(seed)
     numpy = sys.modules.get("numpy")
     if numpy is not None and hasattr(numpy, "random"):
         numpy.random.seed(seed & 0xFFFFFFFF)

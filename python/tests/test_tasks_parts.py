@@ -5,6 +5,8 @@ import gc
 import io
 import os
 import pickle
+import subprocess
+import sys
 import threading
 import time
 import unittest
@@ -15,6 +17,15 @@ import task_cases
 
 import launcher
 from launcher import _logs, _pack, _remote, _serial, _store, exceptions, scheduling
+
+
+class BenchTest(unittest.TestCase):
+    def test_as_a_file(self):
+        """The benchmark runs beside Ray as a file; what lies beside it hides no module."""
+        at = os.path.join(os.path.dirname(launcher.__file__), "_bench.py")
+        env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+        out = subprocess.run([sys.executable, at, "--list", "--rows", "queued"], env=env, stdout=subprocess.PIPE, timeout=60, check=True).stdout
+        self.assertEqual(out.split(), [b"queued"])
 
 
 class PackTest(unittest.TestCase):
