@@ -153,6 +153,7 @@ func (s *sdkServer) interrupt(id uint32) {
 // to be flushed after it.
 func (s *sdkServer) settle(now int64) []*sdkConn {
 	out := s.core.Take(now)
+	s.a.core.Crowded(s.core.Crowded())
 	if len(out.Records) > 0 && s.failed == nil {
 		if s.failed = s.log.append(out.Records); s.failed != nil {
 			s.a.log.Error("tasks cannot be written down; this agent ends", "err", s.failed)

@@ -249,14 +249,13 @@ def priority():
 
 
 def workers_now():
-    """Pids of this cluster's workers: sessions of their own, which templates are not."""
+    """Pids of this cluster's workers, which are named so; templates are not."""
     out = []
     for d in glob.glob("/proc/[0-9]*"):
         try:
             env = open(d + "/environ", "rb").read().split(b"\0")
-            session = open(d + "/stat").read().rsplit(")", 1)[1].split()[3]
-            if b"LAUNCHER_CLUSTER=" + CLUSTER in env and b"launcher._" in open(d + "/cmdline", "rb").read() and session == d[6:]:
-                out.append(int(session))
+            if b"LAUNCHER_CLUSTER=" + CLUSTER in env and open(d + "/comm").read().startswith("worker-"):
+                out.append(int(d[6:]))
         except OSError:
             pass
     return out

@@ -21,6 +21,8 @@ type leases struct {
 	tasks wire.Resources // what TakeRoom has given out, less what LendRoom has lent
 	told  wire.Resources // tasksUse in the last beat
 
+	crowded bool // tasks have all the workers that they may have
+
 	hold      wire.Hold
 	holdUntil int64 // 0 = there is none
 }
@@ -106,6 +108,10 @@ func (c *Core) leaseIdle(ev LeaseIdle) {
 	c.lessGiven(ev.Lease, int(ev.Slots))
 }
 
+// Crowded says whether tasks have all the workers that they may have: no more of other
+// nodes' are wanted then.
+func (c *Core) Crowded(crowded bool) { c.leases.crowded = crowded }
+
 // leaseOffer grants of an offer what there is room for now.
 func (c *Core) leaseOffer(m wire.LeaseOffer) {
 	if c.leases.gives[m.Lease] != nil {
@@ -118,6 +124,8 @@ func (c *Core) leaseOffer(m wire.LeaseOffer) {
 		why = "the node leaves"
 	case c.now > m.Until:
 		why = "the offer came too late"
+	case c.leases.crowded:
+		why = "it has as many workers as it may have"
 	case c.queueStarves(c.now):
 		why = "tasks of jobs wait for the room"
 	default:

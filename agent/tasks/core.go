@@ -53,7 +53,9 @@ type Core struct {
 	ready    []*shape // that have tasks waiting for room
 	active   map[*shape][]*level
 
-	workers int
+	workers int   // processes, as long as there are
+	leaving int   // of them, those that are to end
+	stuckAt int64 // since when all wait, at the bound; 0 = they do not
 	nextID  uint32
 	queued  int64 // bytes of tasks that wait
 	lineage int64 // bytes of ended tasks that are kept

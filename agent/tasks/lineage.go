@@ -12,7 +12,7 @@ import (
 func (c *Core) keep(t *task) {
 	t.kept, t.cost = true, int64(len(t.body))
 	for d := range t.deps().all() {
-		if o := c.objects[d]; o != nil { // else it was put, and is gone
+		if o := c.objects[d]; o != nil && !o.fetched { // else it was put, and is gone, or its owner has it
 			if o.lineage++; o.task == nil {
 				t.cost += int64(len(o.data))
 			}

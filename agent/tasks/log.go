@@ -12,20 +12,21 @@ import (
 
 // Kinds of records.
 const (
-	recFrame   = 1 // a client's frame
-	recConnect = 2
-	recWorker  = 3 // a worker is to be started
-	recGone    = 4
-	recGive    = 5 // a task was given to a worker
-	recBack    = 6 // and withdrawn
-	recLost    = 7
-	recState   = 8  // of a snapshot
-	recRemote  = 10 // a frame of another node's agent about a task that runs there; the client is its number
-	recEnding  = 11 // a worker is to end
-	recSeq     = 12 // a task was given again to the worker that has it
-	recFetched = 13 // the value of another node's object: its id, then as another agent gives it
-	recAgain   = 14 // an object's task runs again
-	recAway    = 15 // a creation or a call was given to another node, the client: id, u32 attempt, u64 lease
+	recFrame    = 1 // a client's frame
+	recConnect  = 2
+	recWorker   = 3 // a worker is to be started
+	recGone     = 4
+	recGive     = 5 // a task was given to a worker
+	recBack     = 6 // and withdrawn
+	recLost     = 7
+	recState    = 8  // of a snapshot
+	recRemote   = 10 // a frame of another node's agent about a task that runs there; the client is its number
+	recEnding   = 11 // a worker is to end
+	recSeq      = 12 // a task was given again to the worker that has it
+	recFetched  = 13 // the value of another node's object: its id, then as another agent gives it
+	recAgain    = 14 // an object's task runs again
+	recHopeless = 16 // a task that no worker can run fails
+	recAway     = 15 // a creation or a call was given to another node, the client: id, u32 attempt, u64 lease
 )
 
 // A record is: u8 kind, u8 0, u16 type of a frame, u32 client, i64 now, u32 length, body.
@@ -212,6 +213,13 @@ func (c *Core) repeat(kind uint8, from uint32, typ uint16, body []byte) error {
 		}
 		if o := c.objects[id(body)]; o != nil {
 			c.again(o)
+		}
+	case recHopeless:
+		if len(body) != 16 {
+			return errs.New(errs.Corrupt, "a record of tasks is damaged")
+		}
+		if t := c.tasks[id(body)]; t != nil {
+			c.failHopeless(t)
 		}
 	case recEnding:
 		if cl != nil && cl.pool != nil {

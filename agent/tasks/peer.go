@@ -282,10 +282,16 @@ func (c *Core) bounce(t *task) {
 		if o := c.objects[t.id.With(i+1)]; o != nil {
 			c.drop(o, t.client)
 			o.task = nil
-			if !o.fetched {
-				delete(c.objects, o.id)
-			} else {
+			if o.needed() && !o.fetched { // by others here: its owner is to know of them now
+				o.fetched, o.lineage = true, 0
+				c.do(Borrow{ID: o.id})
+				if len(o.subs)+len(o.waiters()) > 0 {
+					c.want(o)
+				}
+			} else if o.fetched {
 				c.unneeded(o)
+			} else {
+				delete(c.objects, o.id)
 			}
 		}
 	}

@@ -262,16 +262,24 @@ func (c *Core) another(s *shape, t *task) bool {
 		c.fails(t, c.errorOf("runtime_env", "no worker can be started: "+msg, t))
 		return s.queue.first() != nil
 	}
-	if c.workers >= c.cfg.MaxWorkers && s.actor == nil && !c.makeRoom() {
-		if l, t := c.nest(s); l != nil {
+	if s.actor == nil && c.workers >= c.cfg.MaxWorkers-c.reserve() {
+		switch l, x := c.atBound(s); {
+		case l != nil:
 			n := c.onTop(l.client)
-			c.settleIn(n, s, slot, 0)
-			c.give(n, t)
+			c.settleIn(n, s, slot, t.lease)
+			c.give(n, x)
 			return true
+		case x != nil:
+			s.queue.advance(x)
+		default:
+			c.giveRoom(t.lease, s.need, slot)
+			if cl := c.clients[t.client]; cl != nil && cl.Kind == sdk.KindPeer && c.leaving == 0 {
+				c.bounce(t) // it may run where it is waited for
+				return s.queue.first() != nil
+			}
+			s.lacks = "one of the workers of this node, of which there may be no more"
+			return false
 		}
-		c.giveRoom(t.lease, s.need, slot)
-		s.lacks = "one of the workers of this node, of which there may be no more"
-		return false
 	}
 	w := c.newWorker(c.NextClient(), p, s.job)
 	c.settleIn(w.levels[0], s, slot, t.lease)
@@ -317,113 +325,6 @@ func gpus(s core.Slot) string {
 		out = append(out, g.UUID)
 	}
 	return strings.Join(out, ",")
-}
-
-// makeRoom ends the worker that has been idle longest, of whatever key.
-func (c *Core) makeRoom() bool {
-	w := c.longestIdle()
-	if w != nil {
-		c.endWorker(w)
-	}
-	return w != nil
-}
-
-func (c *Core) longestIdle() (w *client) {
-	for _, p := range c.pools {
-		for _, x := range p.idle {
-			if w == nil || cmp.Or(cmp.Compare(x.idleAt, w.idleAt), cmp.Compare(x.ID, w.ID)) < 0 {
-				w = x
-			}
-		}
-	}
-	return w
-}
-
-// endWorker asks a worker with nothing to do to end.
-func (c *Core) endWorker(w *client) {
-	c.record(recEnding, w.ID, 0, nil)
-	c.ends(w)
-	c.sendExit(w)
-}
-
-// ends takes a worker out of those that there are.
-func (c *Core) ends(w *client) {
-	if w.ending {
-		return
-	}
-	w.ending = true
-	w.pool.idle = slices.DeleteFunc(w.pool.idle, func(x *client) bool { return x == w })
-	if w.actor == nil {
-		c.workers--
-	}
-}
-
-func (c *Core) sendExit(w *client) {
-	w.finish(c.frame(w, sdk.MsgExit, 0))
-	c.do(StopWorker{ID: w.ID})
-}
-
-// nest finds a worker that waits, itself or by what it waits for, for a task of a shape,
-// and may run that on top of its stack: nothing below can go on before it anyway. Of
-// several workers it is one with the least on its stack.
-func (c *Core) nest(s *shape) (*level, *task) {
-	var ws []*client
-	for _, w := range c.clients {
-		if w.pool == nil || !w.up || w.away != 0 || w.ending || w.spent || w.deaf || w.actor != nil || !sameKey(w.pool.key, s.key) {
-			continue
-		}
-		if l := w.top(); l.blocked && len(l.tasks) == 1 {
-			ws = append(ws, w)
-		}
-	}
-	slices.SortFunc(ws, func(a, b *client) int {
-		return cmp.Or(cmp.Compare(len(a.levels), len(b.levels)), cmp.Compare(a.ID, b.ID))
-	})
-	seen := map[*task]bool{} // what one worker leads to in vain another does too
-	for _, w := range ws {
-		if t := c.awaited(w.top().on, s, seen); t != nil {
-			return w.top(), t
-		}
-	}
-	return nil, nil
-}
-
-// awaited finds a task of a shape that is queued and which objects wait for.
-func (c *Core) awaited(on []id, s *shape, seen map[*task]bool) *task {
-	todo := slices.Clone(on)
-	for len(todo) > 0 {
-		x := todo[len(todo)-1]
-		todo = todo[:len(todo)-1]
-		o := c.objects[x]
-		if o == nil || o.state == here {
-			continue
-		}
-		t := c.tasks[x.Task()]
-		if t == nil || seen[t] {
-			continue
-		}
-		seen[t] = true
-		switch t.state {
-		case queued:
-			if t.shape == s && t.lease == 0 {
-				return t
-			}
-		case waiting:
-			todo = slices.AppendSeq(todo, t.deps().all())
-		case running:
-			if i := slices.Index(t.worker().levels, t.level); i >= 0 {
-				for _, l := range t.worker().levels[i:] { // what is on top of it has to end first
-					todo = append(todo, l.on...)
-				}
-			}
-		}
-	}
-	return nil
-}
-
-func sameKey(a, b Key) bool {
-	a.GPUs, b.GPUs = "", ""
-	return a == b
 }
 
 // give sends a task that is queued to a worker.

@@ -23,7 +23,7 @@ func (c *Core) submit(cl *client, b []byte) error {
 }
 
 // accept takes a task that is new.
-func (c *Core) accept(cl *client, b []byte, p sdk.PeerSubmit) error {
+func (c *Core) accept(cl *client, b []byte, from sdk.PeerSubmit) error {
 	s, err := sdk.ParseSubmit(b)
 	if err != nil {
 		return err
@@ -44,8 +44,8 @@ func (c *Core) accept(cl *client, b []byte, p sdk.PeerSubmit) error {
 		return errs.New(errs.Invalid, "task %s of %s has %d bytes of arguments in its frame of %d, allowed are %d of %d", s.Task, sh.name, len(s.Payload), len(b), sdk.PayloadMax, sdk.BodyMax)
 	}
 	t := &task{
-		id: s.Task, shape: sh, client: cl.ID, attempt: p.Attempt, retries: sh.retries,
-		fence: p.Attempt, lease: wire.LeaseID(p.Lease), body: slices.Clone(b), submitted: c.now,
+		id: s.Task, shape: sh, client: cl.ID, attempt: from.Attempt, retries: sh.retries,
+		fence: from.Attempt, lease: wire.LeaseID(from.Lease), body: slices.Clone(b), submitted: c.now,
 	}
 	if l := cl.top(); len(l.tasks) > 0 {
 		t.parent = l.tasks[0].id
@@ -92,6 +92,8 @@ func (c *Core) accept(cl *client, b []byte, p sdk.PeerSubmit) error {
 	if sh.job.over && t.state != done { // a worker said it before it heard
 		t.cancel = true
 		c.fails(t, c.cancelled(t))
+	} else if p := c.tasks[t.parent]; p != nil && p.all {
+		c.cancel(t.id, sdk.CancelRecursive)
 	}
 	return nil
 }
@@ -259,7 +261,7 @@ func (c *Core) ended(t *task) {
 	}
 	if t.state == waiting && t.missing > 0 {
 		for d := range t.deps().all() {
-			if o := c.objects[d]; o != nil {
+			if o := c.objects[d]; o != nil && len(o.waiters()) > 0 {
 				o.links.waiters = slices.DeleteFunc(o.links.waiters, func(w *task) bool { return w == t })
 			}
 		}
@@ -309,7 +311,7 @@ func (c *Core) forget(t *task) {
 		c.kept = slices.Delete(c.kept, i, i+1)
 	}
 	for d := range t.deps().all() {
-		if o := c.objects[d]; o != nil {
+		if o := c.objects[d]; o != nil && !o.fetched {
 			o.lineage--
 			c.unneeded(o)
 		}
@@ -444,18 +446,16 @@ func (c *Core) Synced(client uint32) {
 	}
 }
 
-// cancel ends a task that was asked to end.
+// cancel ends a task that was asked to end, and with CancelRecursive what it submitted, which
+// hears of it later: it is not to take their end for their failure.
 func (c *Core) cancel(x id, flags uint32) {
 	t := c.tasks[x]
 	if t == nil {
 		return
 	}
+	var kids []*task
 	if flags&sdk.CancelRecursive != 0 {
-		kids := slices.Collect(maps.Keys(c.children[x]))
-		sortTasks(kids)
-		for _, k := range kids {
-			c.cancel(k.id, flags)
-		}
+		t.all, kids = true, c.childrenOf(t)
 	}
 	switch t.state {
 	case waiting, queued:
@@ -464,21 +464,34 @@ func (c *Core) cancel(x id, flags uint32) {
 		c.fails(t, c.cancelled(t))
 	case running:
 		t.cancel = true
-		if r := t.worker().remote; r != nil {
-			c.tellCancel(r, t, flags)
-			return
-		}
-		if t.isCall() {
-			c.tell(t.worker(), sdk.MsgCancelTask, t.id, t.attempt)
-			return
-		}
-		if flags&sdk.CancelForce != 0 {
-			c.do(StopWorker{ID: t.worker().ID, Force: true})
-			return
-		}
-		c.tell(t.worker(), sdk.MsgCancelTask, t.id, t.attempt)
-		c.do(Interrupt{ID: t.worker().ID})
+		c.interrupt(t, flags)
 	}
+	for _, k := range kids {
+		c.cancel(k.id, flags)
+	}
+}
+
+// interrupt has a task that runs end.
+func (c *Core) interrupt(t *task, flags uint32) {
+	w := t.worker()
+	switch {
+	case w.remote != nil:
+		c.tellCancel(w.remote, t, flags)
+	case t.isCall():
+		c.tell(w, sdk.MsgCancelTask, t.id, t.attempt)
+	case flags&sdk.CancelForce != 0:
+		c.do(StopWorker{ID: w.ID, Force: true})
+	default:
+		c.tell(w, sdk.MsgCancelTask, t.id, t.attempt)
+		c.do(Interrupt{ID: w.ID})
+	}
+}
+
+// childrenOf are the tasks that a task submitted and that have not ended.
+func (c *Core) childrenOf(t *task) []*task {
+	out := slices.Collect(maps.Keys(c.children[t.id]))
+	sortTasks(out)
+	return out
 }
 
 // isChild enters a task that has not ended with the one that submitted it.

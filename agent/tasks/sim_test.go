@@ -30,6 +30,10 @@ type sim struct {
 	faults faults
 	over   bool // the drivers are gone
 
+	peer  *sim // the other node, if there is one
+	links map[uint32]*simLink
+	given int // tasks that the other node got
+
 	restarts, crashes, runs, deepest, most int
 }
 
@@ -54,10 +58,11 @@ func newSim(t testing.TB, seed uint64, cpus int) *sim {
 type simRoom struct {
 	total, used wire.Resources
 	lent        int
+	gives       map[wire.LeaseID]*simGiven
 }
 
 func (r *simRoom) Take(_ int64, need wire.Resources, _ int64) (core.Slot, bool) {
-	if !r.total.Add(r.used, -1).Fits(need) {
+	if !r.total.Add(r.used, -1).Fits(need) || !r.beside().Fits(need) {
 		return core.Slot{}, false
 	}
 	r.used = r.used.Add(need, 1)
@@ -70,13 +75,9 @@ func (r *simRoom) Lend(_ string, lend bool) {
 		r.lent += 2
 	}
 }
-func (r *simRoom) TakeLeased(int64, wire.LeaseID) (core.Slot, bool)   { return core.Slot{}, false }
-func (r *simRoom) GiveLeased(wire.LeaseID, wire.Resources, core.Slot) {}
-func (r *simRoom) Leased(wire.LeaseID, uint32) bool                   { return false }
-func (r *simRoom) LendLeased(wire.LeaseID, bool)                      {}
-func (r *simRoom) Could(need wire.Resources) bool                     { return r.total.Fits(need) }
-func (r *simRoom) Total() wire.Resources                              { return r.total }
-func (s *sim) Resident(x id) bool                                     { _, ok := s.sealed[x]; return ok && !s.disk[x] }
+func (r *simRoom) Could(need wire.Resources) bool { return r.total.Fits(need) }
+func (r *simRoom) Total() wire.Resources          { return r.total }
+func (s *sim) Resident(x id) bool                 { _, ok := s.sealed[x]; return ok && !s.disk[x] }
 func (s *sim) Seal(_ uint32, x id, _ byte, _ uint32, at, _ int64) error {
 	if _, ok := s.sealed[x]; !ok {
 		s.sealed[x] = uint64(at) / 64
@@ -142,6 +143,8 @@ func (s *sim) take() {
 				p.in = append(p.in, message{typ: binary.LittleEndian.Uint16(b[4:]), body: slices.Clone(b[8:n])})
 				b = b[n:]
 			}
+		} else if l := s.links[x.Client]; l != nil {
+			l.send(x.Frames)
 		}
 	}
 	for _, e := range slices.Clone(out.Effects) {
@@ -169,6 +172,9 @@ func (s *sim) perform(e Effect) {
 	case Restore:
 		s.later = append(s.later, func() {
 			var err error
+			if len(e.Nodes) > 0 {
+				s.copies(e.ID)
+			}
 			if _, ok := s.sealed[e.ID]; !ok {
 				err = errLost
 			}
@@ -187,6 +193,10 @@ func (s *sim) perform(e Effect) {
 			}
 			p.from, p.to = from, e.To
 			s.later = append(s.later, func() { s.c.Withdrawn(s.now, e.Client, begun, e.To) })
+		}
+	default:
+		if s.peer != nil {
+			s.tellPeer(e)
 		}
 	}
 }

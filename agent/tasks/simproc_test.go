@@ -76,6 +76,9 @@ func (p program) bytes() []byte {
 	return append(binary.LittleEndian.AppendUint64(nil, p.seed), p.depth)
 }
 
+// chain is from which depth on a program has one child.
+const chain = 8
+
 // plan is what follows from a program: its children, each with which of the earlier ones
 // are its arguments, and how it ends.
 type plan struct {
@@ -92,8 +95,11 @@ func (p program) plan() plan {
 	if p.depth == 0 {
 		return x
 	}
+	if p.depth > chain {
+		return plan{kids: []program{{r.Uint64(), p.depth - 1}}, deps: [][]int{nil}, add: x.add}
+	}
 	for i := range 1 + r.IntN(3) {
-		x.kids = append(x.kids, program{r.Uint64(), p.depth - 1})
+		x.kids = append(x.kids, program{r.Uint64(), min(p.depth, 5) - 1})
 		var d []int
 		for k := range i {
 			if r.IntN(2) == 0 {
@@ -179,7 +185,7 @@ func (p *proc) submit(pr program, deps ...id) id {
 		p.send(sdk.MsgShape, le32(1), wire.Marshal(map[string]any{"name": "sim", "max_retries": -1}))
 	}
 	p.n++
-	t := wire.NewObjectID(simNode, p.id, p.n, 0)
+	t := wire.NewObjectID(p.s.cfg.Number, p.id, p.n, 0)
 	p.send(sdk.MsgSubmit, t[:], simFunc[:], le32(1), le32(1), le32(0), le32(uint32(len(deps))), le32(0), flat(deps), pr.bytes())
 	return t.With(1)
 }
@@ -187,7 +193,7 @@ func (p *proc) submit(pr program, deps ...id) id {
 // put makes an object.
 func (p *proc) put(v value) id {
 	p.n++
-	x := wire.NewObjectID(simNode, p.id, p.n, wire.PutIndex)
+	x := wire.NewObjectID(p.s.cfg.Number, p.id, p.n, wire.PutIndex)
 	p.send(sdk.MsgPut, x[:], v.encode(false))
 	return x
 }
@@ -293,7 +299,7 @@ func (p *proc) object(x id, b []byte) {
 		v.n = n
 	} else if len(b) < 16+16*refs+8 {
 		p.s.t.Fatalf("client %d got %s: %q", p.id, x, b)
-	} else if v.bad && len(b) > 16+8 && p.s.over {
+	} else if v.bad && len(b) > 16+8 && (p.s.over || slices.ContainsFunc(p.stack, func(r *run) bool { return r.gone && slices.Contains(r.open, x) })) {
 		v.n = 0 // cancelled
 	} else if v.bad && len(b) > 16+8 {
 		p.s.t.Fatalf("client %d got an error of the agent for %s: %q", p.id, x, b[16:])

@@ -177,13 +177,16 @@ func (s *sim) check() {
 	uses, lineage := map[id]int{}, map[id]int{}
 	var queuedBytes, kept int64
 	alive := map[*task]int{}
-	runs := 0
+	runs, away := 0, 0
 	for _, t := range c.tasks {
 		if t.state == waiting || t.state == queued {
 			queuedBytes += int64(len(t.body))
 		}
 		if t.state == running {
 			runs++
+			if t.worker().remote != nil {
+				away++
+			}
 		}
 		if t.kept {
 			kept += t.cost
@@ -225,6 +228,9 @@ func (s *sim) check() {
 		}
 	}
 	for x, o := range c.objects {
+		if o.fetched { // its owner keeps what it is made of
+			lineage[x] = 0
+		}
 		if int(o.uses) != uses[x] || int(o.lineage) != lineage[x] {
 			s.t.Fatalf("object %s has %d uses, counted %d; lineage %d, counted %d", x, o.uses, uses[x], o.lineage, lineage[x])
 		}
@@ -243,7 +249,7 @@ func (s *sim) check() {
 		ls := cl.levels
 		if cl.pool == nil {
 			ls = []*level{&cl.level0}
-		} else if !cl.ending {
+		} else if cl.actor == nil {
 			workers++
 		}
 		for _, l := range ls {
@@ -262,7 +268,7 @@ func (s *sim) check() {
 			}
 		}
 	}
-	if used.CPU != s.room.used.CPU || runs != c.running || tasks != runs || workers != c.workers || queuedBytes != c.queued || kept != c.lineage {
+	if used.CPU != s.room.used.CPU || runs != c.running || tasks+away != runs || workers != c.workers || queuedBytes != c.queued || kept != c.lineage {
 		s.t.Fatalf("room %s, counted %s; %d running, counted %d with %d given; %d workers, counted %d; %d bytes queued, counted %d; %d bytes kept, counted %d",
 			s.room.used, used, c.running, runs, tasks, c.workers, workers, c.queued, queuedBytes, c.lineage, kept)
 	}

@@ -50,6 +50,7 @@ type savedTask struct {
 	Retries int32
 	State   uint8
 	Cancel  bool
+	All     bool
 	Kept    bool
 	Times   [2]int64
 	Stream  bool
@@ -160,7 +161,7 @@ func (c *Core) Snapshot() [][]byte {
 	ts := c.sortedTasks()
 	slices.SortStableFunc(ts, func(a, b *task) int { return int(a.ready - b.ready) })
 	for _, t := range ts {
-		s := savedTask{Client: t.client, Shape: []byte(t.shape.id), Job: t.shape.job.key, Body: t.body, Parent: t.parent[:], Attempt: t.attempt, Retries: t.retries, State: uint8(t.state), Cancel: t.cancel, Kept: t.kept, Times: [2]int64{t.submitted, t.ready}, Lease: t.lease, Fence: t.fence, Gone: t.how(), Bounced: t.bounced}
+		s := savedTask{Client: t.client, Shape: []byte(t.shape.id), Job: t.shape.job.key, Body: t.body, Parent: t.parent[:], Attempt: t.attempt, Retries: t.retries, State: uint8(t.state), Cancel: t.cancel, All: t.all, Kept: t.kept, Times: [2]int64{t.submitted, t.ready}, Lease: t.lease, Fence: t.fence, Gone: t.how(), Bounced: t.bounced}
 		if t.call != nil {
 			s.Order, s.At = t.call.order, uint8(t.call.at)
 		}
@@ -302,7 +303,7 @@ func (c *Core) restoreTask(s *savedTask) error {
 		return nil // its clients are gone
 	}
 	t := &task{
-		id: p.Task, shape: sh, client: s.Client, attempt: s.Attempt, retries: s.Retries, cancel: s.Cancel,
+		id: p.Task, shape: sh, client: s.Client, attempt: s.Attempt, retries: s.Retries, cancel: s.Cancel, all: s.All, state: state(s.State),
 		body: s.Body, submitted: s.Times[0], ready: s.Times[1], parent: id(s.Parent),
 		lease: s.Lease, fence: s.Fence, bounced: s.Bounced,
 	}
@@ -334,7 +335,7 @@ func (c *Core) restoreTask(s *savedTask) error {
 	if s.Kept {
 		c.keep(t)
 	}
-	if t.state = state(s.State); t.state == done {
+	if t.state == done {
 		return nil
 	}
 	c.isChild(t)

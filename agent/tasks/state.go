@@ -93,6 +93,14 @@ func (f *fifo) pop() {
 	}
 }
 
+// advance puts a task that waits in front.
+func (f *fifo) advance(t *task) {
+	if i := slices.Index(f.items, t); i > f.head {
+		copy(f.items[f.head+1:i+1], f.items[f.head:i])
+		f.items[f.head] = t
+	}
+}
+
 // job is what belongs together and ends together.
 type job struct {
 	key     string
@@ -134,6 +142,7 @@ type task struct {
 	alive   int32 // outputs that are referred to
 	state   state
 	cancel  bool   // asked for
+	all     bool   // and of all that it submits
 	kept    bool   // its deps are held for lineage only
 	twice   bool   // given again to the worker that has it, which may have begun or even ended it
 	bounced bool   // another node's task: it was not begun

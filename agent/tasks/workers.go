@@ -46,8 +46,9 @@ func (c *Core) gone(cl *client, cause string) {
 	c.recordGone(cl.ID)
 	delete(c.clients, cl.ID)
 	c.unsubscribe(cl)
+	var orphans []*task
 	if cl.pool != nil {
-		c.workerGone(cl, cause)
+		orphans = c.workerGone(cl, cause)
 	} else {
 		if cl.level0.blocked && cl.Proc != "" && !c.mute {
 			c.room.Lend(cl.Proc, false)
@@ -65,12 +66,33 @@ func (c *Core) gone(cl *client, cause string) {
 	for _, t := range streams {
 		c.leaveStream(t)
 	}
+	for _, t := range orphans {
+		if t.actor == nil && !c.referred(t) {
+			c.cancel(t.id, sdk.CancelRecursive)
+		}
+	}
 }
 
-// workerGone runs what it ran again, or says that it died.
-func (c *Core) workerGone(w *client, cause string) {
-	if !w.ending && w.actor == nil {
-		c.workers--
+// referred reports whether anything has a reference to what a task will give.
+func (c *Core) referred(t *task) bool {
+	if t.stream != nil {
+		return !t.stream.left
+	}
+	for i := range t.returns() {
+		if o := c.objects[t.id.With(i+1)]; o != nil && (o.holder != 0 || o.uses > 0) {
+			return true
+		}
+	}
+	return false
+}
+
+// workerGone runs what it ran again, or says that it died. orphans are what those tasks
+// had submitted.
+func (c *Core) workerGone(w *client, cause string) (orphans []*task) {
+	if w.actor == nil {
+		if c.workers--; w.ending {
+			c.leaving--
+		}
 	}
 	p := w.pool
 	if !w.up {
@@ -87,12 +109,14 @@ func (c *Core) workerGone(w *client, cause string) {
 				c.requeue(t)
 				continue
 			}
+			orphans = append(orphans, c.childrenOf(t)...)
 			c.interrupted(t, "worker_crashed", fmt.Sprintf("the worker that ran %s (pid %d on node %s) died: %s", t.shape.name, w.PID, c.cfg.Node, cause))
 		}
 		if l.has {
 			c.leaveRoom(l)
 		}
 	}
+	return orphans
 }
 
 // driverGone ends what only it could want.
@@ -194,6 +218,7 @@ func (c *Core) Withdrawn(now int64, worker, begun, to uint32) {
 func (c *Core) Tick(now int64) {
 	c.now = now
 	c.tickRemotes()
+	c.tickBound()
 	for _, cl := range c.sortedClients() {
 		if cl.away != 0 && now-cl.away >= returnBound {
 			c.gone(cl, "it did not come back after its connection broke")
