@@ -38,24 +38,51 @@ func TestSDK(t *testing.T) {
 
 // TestTasks runs the tests of tasks and objects against a small agent in Python.
 func TestTasks(t *testing.T) {
+	unittests(t, nil, []string{"test_tasks_parts", "test_tasks_unit", "test_tasks_frames"}, "fake_agent.py", "task_cases.py")
+}
+
+// TestCluster runs them, and more, on a cluster of the command that was built.
+func TestCluster(t *testing.T) {
+	binary := os.Getenv("LAUNCHER_TEST_BINARY")
+	if binary == "" {
+		binary = "../.build/launcher"
+	}
+	binary, err := filepath.Abs(binary)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(binary); err != nil {
+		t.Skip("SKIP: there is no launcher command: make build")
+	}
+	unittests(t, []string{"LAUNCHER=" + binary, "LAUNCHER_HOME=", "LAUNCHER_CLUSTER=", "LAUNCHER_SOCKET="}, []string{"test_tasks"}, "task_cases.py")
+}
+
+// unittests runs test modules with a Python that has what they need. Their result depends
+// on them and on other files of theirs.
+func unittests(t *testing.T, env, modules []string, others ...string) {
+	t.Helper()
 	root, err := filepath.Abs("..")
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 	defer cancel()
+	for _, m := range modules {
+		others = append(others, m+".py")
+	}
+	for _, name := range others {
+		if _, err := os.ReadFile(filepath.Join("tests", name)); err != nil {
+			t.Fatal(err)
+		}
+	}
 	for _, py := range []string{os.Getenv("LAUNCHER_TEST_PYTHON"), filepath.Join(root, ".venv/bin/python"), "python3"} {
 		if py == "" || exec.CommandContext(ctx, py, "-c", "import numpy, cloudpickle").Run() != nil {
 			continue
 		}
-		for _, name := range []string{"test_tasks_parts.py", "test_tasks_unit.py", "test_tasks_frames.py", "fake_agent.py", "task_cases.py"} { // its result depends on them
-			if _, err := os.ReadFile(filepath.Join("tests", name)); err != nil {
-				t.Fatal(err)
-			}
-		}
-		cmd := exec.CommandContext(ctx, py, "-W", "error", "-m", "unittest", "test_tasks_parts", "test_tasks_unit", "test_tasks_frames")
+		cmd := exec.CommandContext(ctx, py, append([]string{"-W", "error", "-m", "unittest"}, modules...)...)
 		cmd.Dir = "tests"
-		cmd.Env = append(os.Environ(), "PYTHONPATH="+filepath.Join(root, "python"), "PYTHONDONTWRITEBYTECODE=1")
+		cmd.WaitDelay = 5 * time.Second // what a test left behind may hold the output
+		cmd.Env = append(append(os.Environ(), "PYTHONPATH="+filepath.Join(root, "python"), "PYTHONDONTWRITEBYTECODE=1"), env...)
 		out, err := cmd.CombinedOutput()
 		if err != nil || !strings.Contains(string(out), "\nOK") {
 			t.Fatalf("%v\n%s", err, out)

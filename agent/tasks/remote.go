@@ -296,7 +296,7 @@ func (c *Core) remoteResult(number uint32, b []byte) error {
 		if err != nil {
 			return err
 		}
-		c.endRemote(t, res)
+		c.endRemote(res)
 		c.fails(t, slices.Clone(v.Bytes))
 		return nil
 	default:
@@ -310,16 +310,13 @@ func (c *Core) remoteResult(number uint32, b []byte) error {
 			c.given(r, number, c.objects[t.id.With(i+1)], t.id.With(i+1), &v, nodes)
 		}
 	}
-	c.endRemote(t, res)
+	c.endRemote(res)
 	c.ended(t)
 	return nil
 }
 
-// endRemote counts a task that ended on another node.
-func (c *Core) endRemote(t *task, res sdk.Result) {
-	if t.worker() != nil {
-		c.note(t, t.worker(), res)
-	}
+// endRemote counts a task that ended on another node, which has it in its timeline.
+func (c *Core) endRemote(res sdk.Result) {
 	if res.Status == sdk.ResultOK {
 		c.stats.done++
 	} else {

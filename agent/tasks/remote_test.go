@@ -1,6 +1,7 @@
 package tasks
 
 import (
+	"slices"
 	"testing"
 
 	"launcher/agent/core"
@@ -228,6 +229,13 @@ func TestTasksRunElsewhere(t *testing.T) {
 		local += len(a.finish(inlined))
 		there += len(b.finish(inlined))
 		p.pump()
+	}
+	var events []wire.TaskEvent
+	for _, w := range p.nodes {
+		events = append(events, w.c.Timeline(wire.TimelineQuery{}).Events...)
+	}
+	if len(events) != 10 || slices.ContainsFunc(events, func(e wire.TaskEvent) bool { return e.Worker == 0 }) {
+		t.Errorf("the nodes' timelines have %d events: %+v", len(events), events)
 	}
 	if local+there != 10 || there < 5 {
 		t.Errorf("%d tasks ran here, %d there", local, there)

@@ -3,9 +3,11 @@ workers forked from the real template, all in this process. It is not fast, and 
 nothing."""
 
 import collections
+import contextlib
 import json
 import os
 import select
+import signal
 import socket
 import struct
 import subprocess
@@ -462,6 +464,9 @@ class Agent:
         os.write(self.wake[1], b"x")
         self.thread.join()
         for c in list(self.conns.values()):
+            if c.kind == 2 and not c.dead:  # in a task still, it would keep our output open
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(c.pid, signal.SIGKILL)
             c.sock.close()
         self.listener.close()
         if self.template is not None:

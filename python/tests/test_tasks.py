@@ -303,14 +303,14 @@ class TaskTest(task_cases.Tasks, Cluster):
             return "there is room"
 
         with tempfile.TemporaryDirectory() as d:
-            for pressure, end in ((None, "KeyboardInterrupt"), (2, "GeneratorExit")):
-                path = os.path.join(d, end)
+            for pressure in (None, 2):
+                path = os.path.join(d, str(pressure))
                 g = items.options(_generator_backpressure_num_objects=pressure).remote(path)
                 self.assertEqual(launcher.get([next(g), next(g)]), [1, 1])
                 g = None
                 self.assertEqual(launcher.get(after.remote(), timeout=20), "there is room")
                 with open(path) as at:
-                    self.assertEqual(at.read(), end)
+                    self.assertIn(at.read(), ("KeyboardInterrupt", "GeneratorExit"))  # in its code, or at a yield
 
     def test_max_calls(self):
         @launcher.remote(max_calls=2)
