@@ -29,16 +29,16 @@ type sdkConn struct {
 	c   *net.UnixConn
 	raw syscall.RawConn
 
-	mu      sync.Mutex
-	out     []byte   // not written; guarded by mu
-	files   []passed // descriptors in out; guarded by mu
-	spare   []byte   // the buffer before; guarded by mu
-	going   int      // how much a writer is writing; guarded by mu
-	slow    bool     // a writer is at work; guarded by mu
-	shut    bool     // guarded by mu
-	failed  error    // guarded by mu
-	dropped int      // lines of output that were not sent; guarded by mu
-	writer  sync.WaitGroup
+	mu     sync.Mutex
+	out    []byte   // not written; guarded by mu
+	files  []passed // descriptors in out; guarded by mu
+	spare  []byte   // the buffer before; guarded by mu
+	going  int      // how much a writer is writing; guarded by mu
+	slow   bool     // a writer is at work; guarded by mu
+	shut   bool     // guarded by mu
+	failed error    // guarded by mu
+	logs   logGate  // lines of output that were not sent; guarded by mu
+	writer sync.WaitGroup
 }
 
 // passed is a descriptor that travels with the byte at an offset of out.
@@ -144,15 +144,25 @@ func (c *sdkConn) putFrame(typ uint16, body []byte, files ...*os.File) {
 // says how many lines were left out.
 func (c *sdkConn) putLog(lines int, frame func(dropped int) []byte) {
 	c.mu.Lock()
-	if len(c.out) > maxLogs {
-		c.dropped += lines
-		c.mu.Unlock()
-		return
-	}
-	dropped := c.dropped
-	c.dropped = 0
+	dropped, fits := c.logs.pass(len(c.out), lines)
 	c.mu.Unlock()
-	c.put(frame(dropped))
+	if fits {
+		c.put(frame(dropped))
+	}
+}
+
+// logGate bounds the output of workers that waits for a reader.
+type logGate struct{ dropped int }
+
+// pass reports whether more lines may follow what waits, and how many were left out before
+// them.
+func (g *logGate) pass(waits, lines int) (dropped int, fits bool) {
+	if waits > maxLogs {
+		g.dropped += lines
+		return 0, false
+	}
+	dropped, g.dropped = g.dropped, 0
+	return dropped, true
 }
 
 // flush writes what the socket takes.

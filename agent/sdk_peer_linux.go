@@ -42,12 +42,12 @@ type peerWriter struct {
 	done chan struct{}
 	more chan struct{}
 
-	mu      sync.Mutex
-	queue   []batch // guarded by mu
-	size    int     // guarded by mu
-	dropped int     // lines of output that were not sent; guarded by mu
-	last    bool    // the stream is to end after the queue; guarded by mu
-	shut    bool    // guarded by mu
+	mu    sync.Mutex
+	queue []batch // guarded by mu
+	size  int     // guarded by mu
+	logs  logGate // lines of output that were not sent; guarded by mu
+	last  bool    // the stream is to end after the queue; guarded by mu
+	shut  bool    // guarded by mu
 }
 
 type batch struct {
@@ -84,15 +84,11 @@ func (w *peerWriter) put(frames []byte, after []awaited) {
 // how many lines were left out.
 func (w *peerWriter) putLog(lines int, frame func(dropped int) []byte) {
 	w.mu.Lock()
-	if w.size > maxLogs {
-		w.dropped += lines
-		w.mu.Unlock()
-		return
-	}
-	dropped := w.dropped
-	w.dropped = 0
+	dropped, fits := w.logs.pass(w.size, lines)
 	w.mu.Unlock()
-	w.put(frame(dropped), nil)
+	if fits {
+		w.put(frame(dropped), nil)
+	}
 }
 
 func (w *peerWriter) poke() {

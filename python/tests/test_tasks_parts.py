@@ -354,9 +354,6 @@ class OptionsTest(unittest.TestCase):
         with self.assertRaises(launcher.Error) as c:
             launcher.remote(runtime_env={"pip": ["x"]})(len)
         self.assertIn("not in this version", str(c.exception))
-        with self.assertRaises(launcher.Error) as c:
-            launcher.remote(Local)
-        self.assertIn("actors come with the next version", str(c.exception))
         with self.assertRaises(TypeError):
             launcher.remote(lambda: 1)()
         with self.assertRaises(TypeError):
