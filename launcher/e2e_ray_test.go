@@ -51,15 +51,17 @@ func TestAsRay(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range []string{"from_ray_program.py", "from_ray_library.py"} {
+	for _, name := range []string{"from_ray_program.py", "from_ray_library.py", "ray_util_program.py"} {
 		text, err := os.ReadFile(filepath.Join(tests, name))
 		if err != nil {
 			t.Fatal(err)
 		}
 		h.Write(name, string(text))
 	}
-	if out := h.OK("run", "--as-ray", "--", "python", "from_ray_program.py"); !strings.HasSuffix(out, "all well\n") {
-		t.Error(out)
+	for _, program := range []string{"from_ray_program.py", "ray_util_program.py"} {
+		if out := h.OK("run", "--as-ray", "--time", "2m", "--", "python", program); !strings.HasSuffix(out, "all well\n") {
+			t.Error(out)
+		}
 	}
 	if out := h.OK("run", "--as-ray", "--", "python", "-c", "import ray.exceptions as e; print(e.__name__)"); out != "launcher.exceptions\n" {
 		t.Error(out)

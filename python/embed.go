@@ -17,7 +17,7 @@ import (
 	"launcher/internal/errs"
 )
 
-//go:embed launcher/*.py launcher/*/*.py launcher/py.typed launcher/from-ray.md as-ray/*/*.py as-ray/*/METADATA wheels
+//go:embed launcher/*.py launcher/*/*.py launcher/*/*/*.py launcher/py.typed launcher/from-ray.md as-ray/*/*.py as-ray/*/METADATA wheels
 var files embed.FS
 
 // Files is the SDK: the folder launcher and what is in it.

@@ -101,7 +101,7 @@ func TestEmbedded(t *testing.T) {
 	}
 	// Whatever lies in the source tree is in the binary.
 	var sources []string
-	for _, glob := range []string{"launcher/*.py", "launcher/*/*.py", "as-ray/*/*.py", "as-ray/*/METADATA"} {
+	for _, glob := range []string{"launcher/*.py", "launcher/*/*.py", "launcher/*/*/*.py", "as-ray/*/*.py", "as-ray/*/METADATA"} {
 		found, err := filepath.Glob(glob)
 		if err != nil || len(found) == 0 {
 			t.Fatal(err, found)

@@ -1,7 +1,6 @@
 package tasks
 
 import (
-	"cmp"
 	"maps"
 	"slices"
 
@@ -16,20 +15,7 @@ type saved struct {
 	Client *savedClient
 	Task   *savedTask
 	Object *savedObject
-	Plain  *savedPlain
 	Next   uint32
-}
-
-// savedPlain is results to come that only who submitted their tasks refers to: of a
-// million that wait it is most of what there is.
-type savedPlain struct {
-	Client uint32
-	IDs    []byte
-}
-
-// plain reports whether savedPlain says all of an object.
-func (o *object) plain() bool {
-	return o.state == pending && o.holder != 0 && o.kind == 0 && o.made == 0 && !o.fetched && o.where == 0 && len(o.refs()) == 0 && len(o.holders()) == 0 && (o.links == nil || o.links.callee == nil)
 }
 
 type savedJob struct {
@@ -157,18 +143,8 @@ func (c *Core) Snapshot() [][]byte {
 		state(saved{Job: &s})
 	}
 	var objs []*object
-	plain := map[uint32][]byte{}
 	for _, o := range c.objects {
-		if o.plain() {
-			plain[o.holder] = append(plain[o.holder], o.id[:]...)
-		} else {
-			objs = append(objs, o)
-		}
-	}
-	for _, client := range slices.Sorted(maps.Keys(plain)) {
-		for part := range slices.Chunk(plain[client], 1<<20) {
-			state(saved{Plain: &savedPlain{client, part}})
-		}
+		objs = append(objs, o)
 	}
 	slices.SortFunc(objs, byID)
 	for _, o := range objs {
@@ -182,13 +158,8 @@ func (c *Core) Snapshot() [][]byte {
 		state(saved{Object: &s})
 	}
 	// Tasks in the order of their queues, so that they wait in that order again.
-	ts := slices.Collect(maps.Values(c.tasks))
-	slices.SortFunc(ts, func(a, b *task) int {
-		if a.ready != b.ready {
-			return cmp.Compare(a.ready, b.ready)
-		}
-		return cmp.Or(cmp.Compare(a.id.N(), b.id.N()), slices.Compare(a.id[:], b.id[:]))
-	})
+	ts := c.sortedTasks()
+	slices.SortStableFunc(ts, func(a, b *task) int { return int(a.ready - b.ready) })
 	for _, t := range ts {
 		s := savedTask{Client: t.client, Shape: []byte(t.shape.id), Job: t.shape.job.key, Body: t.body, Parent: t.parent[:], Attempt: t.attempt, Retries: t.retries, State: uint8(t.state), Cancel: t.cancel, All: t.all, Kept: t.kept, Times: [2]int64{t.submitted, t.ready}, Lease: t.lease, Fence: t.fence, Gone: t.how(), Bounced: t.bounced}
 		if t.call != nil {
@@ -255,10 +226,6 @@ func (c *Core) restoreState(b []byte) error {
 		return c.restoreTask(s.Task)
 	case s.Object != nil:
 		return c.restoreObject(s.Object)
-	case s.Plain != nil:
-		for x := range ids(s.Plain.IDs[:len(s.Plain.IDs)&^15]).all() {
-			c.hold(c.bare(x), s.Plain.Client)
-		}
 	default:
 		c.nextID = max(c.nextID, s.Next)
 	}

@@ -190,6 +190,7 @@ class Actor:
         client = self.client
         now = time.time_ns()
         with client.lock:
+            client.found()
             out = client.out
             out += f.RESULT_HEAD.pack(48 + len(values), f.RESULT, 0, o.task, o.attempt, status, start, now, count)
             out += values

@@ -6,17 +6,19 @@ import hashlib
 import inspect
 import os
 import pickle
+import time
 from typing import Any, Callable, Dict, List, Optional, Tuple, Type, TypeVar
 
 from . import _client, _pack, _remote, _serial
 from . import _frames as f
 from ._actor_worker import leave as exit_actor
 from ._refs import ObjectRef, ObjectRefGenerator
-from .exceptions import PendingCallsLimitExceeded
+from .exceptions import ActorAlreadyExistsError, PendingCallsLimitExceeded
 
 C = TypeVar("C", bound=Callable[..., Any])
 
 _ASYNC_CONCURRENCY = 1000
+_MOMENT = 10.0
 
 # Options of an actor that are no options of a task.
 _OWN = {
@@ -305,15 +307,18 @@ class ActorClass:
         if o.get("name"):
             space = o.get("namespace") or own_namespace(client)
             number, id = client.reserve()
-            if o.get("get_if_exists"):
-                found = client.ask("find_actor", space, o["name"])
-                if found:
-                    return _named(client, found)
-            other: Any = client.ask("name_actor", space, o["name"], id, meta)
-            if other:
+            taken: Any = None
+            while True:
                 if o.get("get_if_exists"):
-                    return _named(client, other)
-                raise ValueError(f"the name {o['name']!r} is taken in namespace {space!r}: use another, get_if_exists=True, or get_actor")
+                    there = _find(client, space, o["name"], taken)
+                    if there is not None:
+                        return there
+                taken = client.ask("name_actor", space, o["name"], id, meta)
+                if not taken:
+                    break
+                if o.get("get_if_exists"):
+                    continue
+                raise ActorAlreadyExistsError(f"the name {o['name']!r} is taken in namespace {space!r}: use another, get_if_exists=True, or get_actor")
         else:
             space, number = "", 0
         p = _Creation(client, self, o, space, meta)
@@ -412,16 +417,33 @@ def _named(client: _client.Client, found: List[Any]) -> ActorHandle:
     return ActorHandle(client.hold(id[:8] + low.to_bytes(8, "little")), _Info.load(meta), meta)
 
 
+def _find(client: _client.Client, space: str, name: str, found: Any = None) -> Optional[ActorHandle]:
+    """The actor of a name, if there is one. A name is taken a moment before its actor is
+    submitted, and let go of a moment after it is over: who finds it then looks again."""
+    end = time.monotonic() + _MOMENT
+    while True:
+        found = found or client.ask("find_actor", space, name)
+        if not found:
+            return None
+        handle = _named(client, found)
+        client.settle(handle._ref, _MOMENT)
+        if client.kind(handle._ref) != f.FAILED or time.monotonic() > end:
+            return handle
+        del handle
+        found = None
+        time.sleep(0.005)
+
+
 def get_actor(name: str, namespace: Optional[str] = None) -> ActorHandle:
     """The handle of the actor of a name; ValueError when there is none."""
     client = _client.connected()
     space = namespace if namespace is not None else own_namespace(client)
     if not name:
         raise ValueError("get_actor needs a name that is not empty")
-    found = client.ask("find_actor", space, name)
-    if not found:
+    found = _find(client, space, name)
+    if found is None:
         raise ValueError(f"there is no actor named {name!r} in namespace {space!r}: `launcher actors` lists them")
-    return _named(client, found)
+    return found
 
 
 def kill(actor: ActorHandle, *, no_restart: bool = True) -> None:

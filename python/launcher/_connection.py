@@ -247,11 +247,16 @@ class Connection:
             finally:
                 self.lock.release()
 
-    def _pending(self) -> None:
-        """Put what became of references into the buffer."""
+    def found(self) -> None:
+        """Put references that were found into the buffer. The end of a task lets go of what
+        its arguments referred to: what it keeps of that is said before it."""
         if self.holds:
             self._ids(f.HOLD, self.holds)
             self.holds = []
+
+    def _pending(self) -> None:
+        """Put what became of references into the buffer."""
+        self.found()
         if self.gone:
             self._release()
         if self.left:

@@ -278,6 +278,7 @@ class Worker:
             self.stack.pop()
         end = time.time_ns()
         with client.lock:
+            client.found()
             out = client.out
             out += f.RESULT_HEAD.pack(48 + len(values), f.RESULT, 0, o.task, o.attempt, status, start, end, count)
             out += values

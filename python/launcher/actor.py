@@ -1,5 +1,5 @@
 """Actors, by the names of Ray's module of that name."""
 
-from ._actors import ActorClass, ActorHandle, ActorID, ActorMethod, exit_actor
+from ._actors import ActorClass, ActorHandle, ActorID, ActorMethod, exit_actor, method
 
-__all__ = ["ActorClass", "ActorHandle", "ActorID", "ActorMethod", "exit_actor"]
+__all__ = ["ActorClass", "ActorHandle", "ActorID", "ActorMethod", "exit_actor", "method"]

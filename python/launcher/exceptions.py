@@ -140,6 +140,10 @@ class ActorUnschedulableError(RayActorError):
     """No node can ever have the actor."""
 
 
+class ActorAlreadyExistsError(ValueError, RayError):
+    """There is an actor of that name already."""
+
+
 class PendingCallsLimitExceeded(RayError):
     """The handle has max_pending_calls calls open already."""
 

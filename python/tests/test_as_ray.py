@@ -30,14 +30,10 @@ def find(name):
 
 
 # Names of parts that are not built yet.
-COMING = {
-    "ray.method", "ray.kill", "ray.get_actor", "ray.actor", "ray.dag", "ray.util.list_named_actors", "ray.util.placement_group",
+COMING = { "ray.dag", "ray.util.placement_group",
     "ray.util.remove_placement_group", "ray.util.get_placement_group", "ray.util.placement_group_table", "ray.util.get_current_placement_group",
     "ray.util.state.list_actors", "ray.util.state.get_actor", "ray.util.state.summarize_actors", "ray.util.state.list_placement_groups",
-    "ray.util.state.get_placement_group", "ray.util.collective", "ray.util.scheduling_strategies.PlacementGroupSchedulingStrategy",
-    "ray.exceptions.RayActorError", "ray.exceptions.ActorDiedError", "ray.exceptions.ActorUnavailableError", "ray.exceptions.ActorUnschedulableError",
-    "ray.exceptions.ActorPlacementGroupRemoved", "ray.exceptions.ActorAlreadyExistsError", "ray.exceptions.ActorHandleNotFoundError",
-    "ray.exceptions.PendingCallsLimitExceeded", "ray.exceptions.AsyncioActorExit", "ray.exceptions.RayChannelError",
+    "ray.util.state.get_placement_group", "ray.util.scheduling_strategies.PlacementGroupSchedulingStrategy", "ray.exceptions.RayChannelError",
     "ray.exceptions.RayChannelTimeoutError", "ray.exceptions.RayCgraphCapacityExceeded",
 }  # fmt: skip
 

@@ -6,6 +6,7 @@ joblib, dask, multiprocessing, metrics, state, collective and queue are imported
 
 from typing import List
 
+from .._actors import named_actors as list_named_actors
 from .actor_pool import ActorPool
 from .check_serialize import inspect_serializability
 from .debug import disable_log_once_globally, enable_periodic_logging, log_once
@@ -33,6 +34,7 @@ __all__: List[str] = [
     "enable_periodic_logging",
     "get_node_ip_address",
     "inspect_serializability",
+    "list_named_actors",
     "log_once",
     "map_unordered",
     "register_serializer",
