@@ -74,7 +74,7 @@ func (s *sdkServer) frame(now int64, cl *sdkClient, typ uint16, body []byte) err
 			return err
 		}
 		n := binary.LittleEndian.Uint32(body)
-		f, size, err := s.store.Segment(n)
+		f, size, err := s.store.OpenSegment(cl.ID, n)
 		if err != nil {
 			return nil // it is gone; the reader finds its object elsewhere, or not at all
 		}

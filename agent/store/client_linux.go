@@ -64,6 +64,11 @@ func (s *Store) Attach(n uint32) (index, pins *os.File, err error) {
 		s.clients[n] = c
 	}
 	c.here = true
+	for _, g := range s.parting {
+		if g.readers[n] {
+			s.news.add(DropSegment{Client: n, Segment: g.n})
+		}
+	}
 	return s.shared, c.pins.File(), nil
 }
 

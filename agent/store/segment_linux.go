@@ -119,7 +119,6 @@ func (s *Store) release(g *segment) {
 		}
 	}
 	g.close()
-	s.cfg.Drop(g.name())
 	if len(g.readers) == 0 {
 		s.gone(g)
 		return
@@ -140,6 +139,7 @@ func (s *Store) part(g *segment, reader uint32) {
 
 // gone: the memory of a segment is free. mu must be held.
 func (s *Store) gone(g *segment) {
+	s.cfg.Drop(g.name())
 	s.account(g.job, -g.size)
 	for _, c := range s.waiting() {
 		if !c.tight.IsZero() {
@@ -156,6 +156,13 @@ func (s *Store) account(job string, n int64) {
 	}
 }
 
+func (g *segment) read(client uint32) {
+	if g.readers == nil {
+		g.readers = map[uint32]bool{}
+	}
+	g.readers[client] = true
+}
+
 // OpenSegment gives a client a read-only descriptor, which is the caller's, and the size.
 // When the segment goes, DropSegment asks the client to unmap it; until Dropped says that
 // it has, the memory counts as used.
@@ -164,10 +171,7 @@ func (s *Store) OpenSegment(client, n uint32) (*os.File, int64, error) {
 	defer s.mu.Unlock()
 	f, size, err := s.segment(n)
 	if g, c := s.segs[n], s.clients[client]; err == nil && c != nil && g.maker != c {
-		if g.readers == nil {
-			g.readers = map[uint32]bool{}
-		}
-		g.readers[client] = true
+		g.read(client)
 	}
 	return f, size, err
 }

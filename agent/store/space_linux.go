@@ -223,8 +223,7 @@ func (s *Store) make(c *client, need, size int64) {
 	s.coming -= size
 	g := &segment{file: f, size: size, owner: c.n, maker: c, job: c.job, empty: time.Now()}
 	if f != nil {
-		s.lastSeg++
-		g.n = s.lastSeg
+		g.n = s.index.NextSegment()
 		s.mu.Unlock()
 		err = s.cfg.Keep(g.name(), f)
 		s.mu.Lock()

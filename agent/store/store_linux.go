@@ -66,10 +66,9 @@ type Store struct {
 	objs     map[wire.ObjectID]*object
 	making   map[wire.ObjectID]*Creation
 	jobs     map[string]int64 // bytes of segments
-	lastSeg  uint32
-	used     int64 // bytes of all segments, those being made included
-	coming   int64 // of those being made
-	live     int64 // bytes of objects in memory
+	used     int64            // bytes of all segments, those being made included
+	coming   int64            // of those being made
+	live     int64            // bytes of objects in memory
 	spilled  int64
 	spills   int
 	number   uint32 // of the last spilled file

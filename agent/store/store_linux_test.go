@@ -534,3 +534,54 @@ func TestRestart(t *testing.T) {
 	}
 	n.await("all given back", func() bool { return n.s.Usage().Used == 0 && n.keeper.count() == 1 })
 }
+
+// The number of a segment that is gone is not given to another one, by a later store
+// either: a program may still have the old one mapped, and would read that.
+func TestSegmentNumbersAreNotUsedAgain(t *testing.T) {
+	n := newNode(t, 64*mib, nil)
+	p, q := n.program(1, ""), n.program(2, "")
+	old := p.mustPut(mib)
+	q.mustSee(old) // maps it
+	n.mu.Lock()
+	delete(n.programs, 2) // which hears of nothing
+	n.mu.Unlock()
+	n.s.Free([]wire.ObjectID{old})
+	n.s.Detach(1)
+	n.await("the segment is let go of", func() bool {
+		n.s.mu.Lock()
+		defer n.s.mu.Unlock()
+		return len(n.s.segs) == 0
+	})
+	n.kill()
+	n.open(64*mib, nil)
+	if _, _, err := n.s.Attach(2); err != nil {
+		t.Fatal(err)
+	}
+	q.mustSee(n.program(3, "").mustPut(mib))
+	n.s.Detach(2)
+	n.s.Detach(3)
+	for _, i := range n.s.List() {
+		n.s.Free([]wire.ObjectID{i.ID})
+	}
+	n.await("all given back", func() bool { return n.s.Usage().Used == 0 })
+}
+
+// A store that begins anew asks all programs to unmap what goes: which of them read a
+// segment is not known any more.
+func TestReadersAreAskedAfterRestart(t *testing.T) {
+	n := newNode(t, 64*mib, nil)
+	p, q := n.program(1, ""), n.program(2, "")
+	id := p.mustPut(mib)
+	q.mustSee(id)
+	n.kill()
+	n.open(64*mib, nil)
+	n.s.Detach(1)
+	n.s.Free([]wire.ObjectID{id})
+	if _, _, err := n.s.Attach(2); err != nil {
+		t.Fatal(err)
+	}
+	n.await("its reader unmaps it", func() bool { return n.s.Usage().Used == 0 })
+	if len(q.maps) > 0 {
+		t.Errorf("%d segments are still mapped", len(q.maps))
+	}
+}

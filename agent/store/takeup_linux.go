@@ -122,8 +122,12 @@ func (s *Store) takeSegment(g *segment) bool {
 		c.segs[g.n] = g
 		c.size += g.size
 	}
+	for n := range s.clients { // which of them read it is not known
+		if n != g.owner {
+			g.read(n)
+		}
+	}
 	s.segs[g.n] = g
-	s.lastSeg = max(s.lastSeg, g.n)
 	s.account(g.job, g.size)
 	return true
 }

@@ -16,6 +16,7 @@ const (
 	magic      = 0x3149584c // "LXI1"
 	version    = 1
 	headerSize = 4096
+	segmentsAt = 12 // in the header: how many segments there have been
 	entrySize  = 64
 	// MaxCapacity bounds the entries of an index: slot + 1 has to fit a pin.
 	MaxCapacity = 1 << 24

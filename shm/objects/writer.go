@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"os"
 	"sync/atomic"
+	"unsafe"
 
 	"launcher/internal/errs"
 	"launcher/shm"
@@ -59,6 +60,12 @@ func OpenWriter(f *os.File) (*Writer, error) {
 		}
 	}
 	return w, nil
+}
+
+// NextSegment gives the number of a new segment. The index counts them, for a number is
+// not used again by a later agent either: readers may have the old segment mapped.
+func (w *Writer) NextSegment() uint32 {
+	return atomic.AddUint32((*uint32)(unsafe.Pointer(&w.t.seg.Bytes()[segmentsAt])), 1)
 }
 
 // File is the index's descriptor; it stays owned by the Writer.
