@@ -176,7 +176,7 @@ func (c *Core) flush(g *callee) {
 			if t.retries > 0 {
 				t.retries--
 			}
-			t.attempt++
+			c.newAttempt(t)
 			c.deliver(g, t)
 		case t.call.at == callHere:
 			c.deliver(g, t)

@@ -53,14 +53,15 @@ type Core struct {
 	ready    []*shape // that have tasks waiting for room
 	active   map[*shape][]*level
 
-	workers int   // processes, as long as there are
-	leaving int   // of them, those that are to end
-	stuckAt int64 // since when all wait, at the bound; 0 = they do not
-	nextID  uint32
-	queued  int64 // bytes of tasks that wait
-	lineage int64 // bytes of ended tasks that are kept
-	running int
-	kept    []*task // oldest first
+	workers  int   // processes, as long as there are
+	leaving  int   // of them, those that are to end
+	stuckAt  int64 // since when all wait, at the bound; 0 = they do not
+	nextID   uint32
+	attempts uint32 // of other nodes' tasks
+	queued   int64  // bytes of tasks that wait
+	lineage  int64  // bytes of ended tasks that are kept
+	running  int
+	kept     []*task // oldest first
 
 	touched []*level // that may have run out of tasks
 	dirty   []*client

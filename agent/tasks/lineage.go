@@ -52,7 +52,7 @@ func (c *Core) again(o *object) {
 	}
 	// Its other outputs stay as they are: a value that is there is not replaced.
 	c.record(recAgain, 0, 0, o.id[:])
-	t.attempt++
+	c.newAttempt(t)
 	if t.isCall() {
 		t.call.at = callHere
 		c.call(t)

@@ -354,6 +354,18 @@ func (c *Core) lendSlot(l *level, lend bool) {
 	}
 }
 
+// newAttempt counts a run of a task. Another node's task may be forgotten here and come
+// once more, so no two of its runs have one number: a worker may repeat the Result of an
+// old one, and what that says of memory is long untrue.
+func (c *Core) newAttempt(t *task) {
+	if t.id.Node() == c.cfg.Number {
+		t.attempt++
+		return
+	}
+	c.attempts++
+	t.attempt = c.attempts
+}
+
 // stands reports whether the lease that another node's task is to run under does.
 func (c *Core) stands(t *task) bool {
 	cl := c.clients[t.client]

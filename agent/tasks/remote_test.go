@@ -263,6 +263,51 @@ func TestTasksRunElsewhere(t *testing.T) {
 	}
 }
 
+// TestTaskComesOnceMore: another node's task that was forgotten here and comes again has
+// attempts of other numbers, so an old Result that a worker repeats is none of the new run.
+func TestTaskComesOnceMore(t *testing.T) {
+	w := newDesk(t, 1)
+	w.slots = map[wire.LeaseID]int{5: 1}
+	peer := Client{ID: w.c.NextClient(), Kind: sdk.KindPeer, Peer: 8, Job: "d1", Language: "python", Program: "python3"}
+	if err := w.c.Connect(w.now, peer); err != nil {
+		t.Fatal(err)
+	}
+	x := wire.NewObjectID(8, 1, 1, 0)
+	var worker uint32
+	run := func() (attempt uint32) {
+		w.shape(peer.ID, 1, map[string]any{"name": "f"})
+		w.frame(peer.ID, sdk.MsgPeerSubmit, sdk.AppendPeerSubmit(nil, 5, 1, 1, submit(x, 1, 1)))
+		w.take()
+		w.startAll()
+		for id := range w.in {
+			if cl := w.c.clients[id]; cl != nil && cl.pool != nil {
+				worker = id
+			}
+		}
+		if _, as := w.execs(worker); len(as) == 1 {
+			return as[0]
+		}
+		t.Fatal("the task does not run")
+		return 0
+	}
+	first := run()
+	old := result(x, first, 0, large()(x))
+	w.frame(worker, sdk.MsgResult, old)
+	w.frame(peer.ID, sdk.MsgPeerKeep, nil) // its agent has forgotten the task
+	if len(w.c.tasks) != 0 {
+		t.Fatal("the task is not forgotten")
+	}
+	second := run()
+	w.frame(worker, sdk.MsgResult, old)
+	if o := w.c.objects[x.With(1)]; o == nil || o.state == here {
+		t.Fatalf("an old result is taken for that of attempt %d: %+v", second, o)
+	}
+	w.frame(worker, sdk.MsgResult, result(x, second, 0, inlined(x)))
+	if len(w.c.objects) != 0 { // it was told to its owner
+		t.Fatalf("the task does not end: %v", w.c.objects)
+	}
+}
+
 // TestLargeResults: what is large stays where it was made until it is wanted here, goes
 // from there to where it is an argument, and is let go of with its last reference.
 func TestLargeResults(t *testing.T) {

@@ -44,9 +44,10 @@ func (c *Core) accept(cl *client, b []byte, from sdk.PeerSubmit) error {
 		return errs.New(errs.Invalid, "task %s of %s has %d bytes of arguments in its frame of %d, allowed are %d of %d", s.Task, sh.name, len(s.Payload), len(b), sdk.PayloadMax, sdk.BodyMax)
 	}
 	t := &task{
-		id: s.Task, shape: sh, client: cl.ID, attempt: from.Attempt, retries: sh.retries,
+		id: s.Task, shape: sh, client: cl.ID, retries: sh.retries,
 		fence: from.Attempt, lease: wire.LeaseID(from.Lease), body: slices.Clone(b), submitted: c.now,
 	}
+	c.newAttempt(t)
 	if l := cl.top(); len(l.tasks) > 0 {
 		t.parent = l.tasks[0].id
 	}
@@ -392,7 +393,7 @@ func (c *Core) retry(t *task) {
 	if t.retries > 0 {
 		t.retries--
 	}
-	t.attempt++
+	c.newAttempt(t)
 	c.requeue(t)
 }
 

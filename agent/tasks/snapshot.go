@@ -11,11 +11,12 @@ import (
 
 // saved is one thing of a snapshot; exactly one of its fields is set.
 type saved struct {
-	Job    *savedJob
-	Client *savedClient
-	Task   *savedTask
-	Object *savedObject
-	Next   uint32
+	Job      *savedJob
+	Client   *savedClient
+	Task     *savedTask
+	Object   *savedObject
+	Next     uint32
+	Attempts uint32
 }
 
 type savedJob struct {
@@ -104,7 +105,7 @@ func (c *Core) Snapshot() [][]byte {
 		}
 	}
 	state := func(s saved) { add(recState, 0, 0, wire.Marshal(s)) }
-	state(saved{Next: c.nextID})
+	state(saved{Next: c.nextID, Attempts: c.attempts})
 	jobs := map[string]*job{}
 	for _, cl := range c.sortedClients() {
 		jobs[cl.job.key] = cl.job
@@ -227,7 +228,7 @@ func (c *Core) restoreState(b []byte) error {
 	case s.Object != nil:
 		return c.restoreObject(s.Object)
 	default:
-		c.nextID = max(c.nextID, s.Next)
+		c.nextID, c.attempts = max(c.nextID, s.Next), max(c.attempts, s.Attempts)
 	}
 	return nil
 }

@@ -105,7 +105,7 @@ func (c *Core) workerGone(w *client, cause string) (orphans []*task) {
 		for k := len(ts) - 1; k >= 0; k-- {
 			t := ts[k]
 			if k > 0 && !t.isCall() { // sent ahead: most likely not begun
-				t.attempt++
+				c.newAttempt(t)
 				c.requeue(t)
 				continue
 			}
