@@ -68,7 +68,7 @@ func await(ctx context.Context, hs []*handle, n int, values bool) error {
 	lends := depth > 0 || c.hello.Proc != "" && c.worker == nil // its cores, to others
 	c.want(hs, w, lends)
 	if depth > 0 && c.waiting == 0 {
-		c.worker.handBack()
+		c.worker.handBack(c.worker.begun + 1)
 	}
 	if lends {
 		c.waiting++

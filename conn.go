@@ -248,6 +248,8 @@ func (c *client) reconnect(cause error) (*frames, error) {
 func (c *client) resume(conn *net.UnixConn) {
 	c.mu.Lock()
 	c.worker.resume()
+	c.out.voidRequests()
+	c.store.askAgain()
 	c.out.written = c.out.proven
 	c.out.asked = c.out.proven
 	c.conn = conn

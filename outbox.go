@@ -165,6 +165,20 @@ func (b *outbox) yield(t *order, index uint32, v output) {
 	b.close()
 }
 
+// voidRequests takes out of what is repeated to a restarted agent what it must not have:
+// what was handed back has other numbers now, and room that was asked for has mostly come;
+// each request more would bring some. Those frames keep their places, and say that segment
+// 0, which nobody has, was dropped.
+func (b *outbox) voidRequests() {
+	for at := int(b.proven - b.base); at < len(b.buf); at += 4 + int(binary.LittleEndian.Uint32(b.buf[at:])) {
+		switch binary.LittleEndian.Uint16(b.buf[at+4:]) {
+		case sdk.MsgHandBack, sdk.MsgSpace:
+			binary.LittleEndian.PutUint16(b.buf[at+4:], sdk.MsgDropped)
+			clear(b.buf[at+8 : at+12])
+		}
+	}
+}
+
 // nudge sees to it that what is in the outbox leaves soon; it reports whether there is
 // so much that the caller should flush now. mu must be held.
 func (c *client) nudge() bool {

@@ -222,6 +222,16 @@ func (s *store) write(ctx context.Context, c *client, data []byte) (place, error
 	}
 }
 
+// askAgain has those ask again who wait for room: the agent was restarted.
+func (s *store) askAgain() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.grants != nil {
+		close(s.grants)
+		s.grants = nil
+	}
+}
+
 // undo gives room back that a value was written to in vain.
 func (s *store) undo(at place, size int) {
 	s.mu.Lock()

@@ -4,6 +4,7 @@ package launcher
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -343,6 +344,57 @@ func TestReconnect(t *testing.T) {
 	if err != nil || v[10] != 100 || v[3] != 9 {
 		t.Error(v, err)
 	}
+}
+
+// A worker that waits hands back, when its agent is there again, the first task that it is
+// given and has not begun: with what it said before the new agent can do nothing.
+func TestHandsBackToTheNewAgent(t *testing.T) {
+	c := makeClient(greetingOf(sdk.KindWorker), nil)
+	w := c.worker
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	give := func(task byte, sequence uint32) int {
+		b := make([]byte, 56)
+		b[0] = task
+		binary.LittleEndian.PutUint32(b[32:], 1)
+		binary.LittleEndian.PutUint32(b[36:], sequence)
+		if err := w.exec(c, b); err != nil {
+			t.Fatal(err)
+		}
+		return len(w.queue)
+	}
+	sent := func() (out []uint16) {
+		for b := c.out.buf[c.out.proven-c.out.base:]; len(b) > 0; b = b[4+binary.LittleEndian.Uint32(b):] {
+			out = append(out, binary.LittleEndian.Uint16(b[4:]))
+		}
+		return out
+	}
+	w.handBack(1)
+	c.out.begin(sdk.MsgSpace)
+	c.out.u64(1<<20, 1000)
+	c.out.close()
+	w.stack = []*order{{task: taskID{1}, attempt: 1}}
+	c.waiting = 1
+	end := c.out.end()
+	w.resume()
+	c.out.voidRequests()
+	if got := sent(); c.out.end() != end || !slices.Equal(got, []uint16{sdk.MsgDropped, sdk.MsgCall, sdk.MsgDropped}) {
+		t.Fatalf("frames %#x are repeated, up to %d of %d", got, c.out.end(), end)
+	}
+	if n := give(1, 7); n != 0 || c.out.end() != end {
+		t.Fatalf("what runs is given again: %d in the queue", n)
+	}
+	if n := give(2, 8); n != 0 || !slices.Equal(sent()[3:], []uint16{sdk.MsgHandBack, sdk.MsgCall}) {
+		t.Fatalf("%d in the queue; frames %#x", n, sent())
+	}
+	if n := give(3, 9); n != 0 {
+		t.Fatal("what was on its way is taken")
+	}
+	c.proves(c.out.end())
+	if n := give(2, 10); n != 1 {
+		t.Fatal("what is given then is not taken")
+	}
+	c.out.armed = false
 }
 
 func shortly(t *testing.T) context.Context {

@@ -23,6 +23,7 @@ type worker struct {
 	nested  chan struct{} // there is something in the queue, for a task that waits
 	begun   uint32        // sequence of the newest that was begun
 	drop    uint64        // Execs are void until the agent has read up to here
+	wary    bool          // what is given may be what it handed back before the agent's restart
 	known   map[sdk.FuncID]*workerFunction
 	ending  bool
 	resumed map[attempt]bool // since the agent was restarted: ended, but it may not know
@@ -46,7 +47,7 @@ func (w *worker) resume() {
 	if w == nil {
 		return
 	}
-	w.queue, w.resumed = nil, map[attempt]bool{}
+	w.queue, w.drop, w.wary, w.resumed = nil, 0, true, map[attempt]bool{}
 	b := &w.c.out
 	for at := int(b.proven - b.base); at < len(b.buf); at += 4 + int(binary.LittleEndian.Uint32(b.buf[at:])) {
 		if f := b.buf[at+8:]; binary.LittleEndian.Uint16(b.buf[at+4:]) == sdk.MsgResult {
@@ -93,6 +94,11 @@ func (w *worker) exec(c *client, body []byte) error {
 		return nil // was on its way when they were handed back
 	}
 	if w.resumed != nil && w.has(t) {
+		return nil
+	}
+	if w.wary && c.waiting > 0 {
+		w.handBack(t.sequence)
+		c.nudge()
 		return nil
 	}
 	w.queue = append(w.queue, t)
@@ -172,13 +178,14 @@ func (w *worker) depth() int {
 	return len(w.stack)
 }
 
-// handBack gives back what has not begun, and takes nothing until the agent has read that.
+// handBack gives back what was given from a sequence number on and has not begun, and takes
+// nothing until the agent has read that.
 // It comes after the frame that says that a task waits: from that one on the agent gives
 // this worker nothing. mu must be held.
-func (w *worker) handBack() {
-	w.queue = nil
+func (w *worker) handBack(from uint32) {
+	w.queue, w.wary = nil, false
 	w.c.out.begin(sdk.MsgHandBack)
-	w.c.out.u32(w.begun + 1)
+	w.c.out.u32(from)
 	w.c.out.close()
 	w.c.prove()
 	w.drop = w.c.out.end()

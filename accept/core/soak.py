@@ -44,7 +44,10 @@ def onward(i, a, ledger):
 
 
 def value(v):
-    return int(v) if isinstance(v, int) else int(v[0]) if v[0] == v[-1] else -1
+    if isinstance(v, int):
+        return v
+    first = int(v[0])
+    return first if (v == first).all() else f"{[int(x) for x in np.unique(v)[:5]]} from {int((v != first).argmax())} on"
 
 
 def memory():

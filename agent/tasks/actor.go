@@ -96,7 +96,7 @@ func (c *Core) create(cl *client, t *task) error {
 	return nil
 }
 
-// attemptHere is what the owner calls the attempt of a creation that runs here.
+// attemptHere is what the owner calls the attempt of a task that runs here.
 func (c *Core) attemptHere(t *task) uint32 {
 	if t.id.Node() != c.cfg.Number {
 		return t.fence

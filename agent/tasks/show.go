@@ -31,20 +31,12 @@ type event struct {
 	submitted, start, end int64
 }
 
-// shown is the number of a task's attempt that people are told: its owner's.
-func (c *Core) shown(t *task) uint32 {
-	if t.id.Node() == c.cfg.Number {
-		return t.attempt
-	}
-	return t.fence
-}
-
 // note keeps the end of a task for the timeline.
 func (c *Core) note(t *task, w *client, r sdk.Result) {
 	if r.Status < uint32(len(c.tally)) {
 		c.tally[r.Status]++
 	}
-	e := event{t.id, t.shape.name, t.shape.job.key, c.shown(t), w.PID, r.Status, t.submitted, r.Start, r.End}
+	e := event{t.id, t.shape.name, t.shape.job.key, c.attemptHere(t), w.PID, r.Status, t.submitted, r.Start, r.End}
 	if len(c.events.events) < maxEvents {
 		c.events.events = append(c.events.events, e)
 		return
@@ -151,7 +143,7 @@ func (c *Core) why(t *task) string {
 }
 
 func (c *Core) line(t *task) wire.SDKTask {
-	x := wire.SDKTask{ID: t.id.String(), Name: t.shape.name, Job: jobID(t.shape.job.key), State: c.stateOf(t), Attempt: c.shown(t), Node: c.cfg.Node, Submitted: t.submitted, Started: t.started, Why: c.why(t)}
+	x := wire.SDKTask{ID: t.id.String(), Name: t.shape.name, Job: jobID(t.shape.job.key), State: c.stateOf(t), Attempt: c.attemptHere(t), Node: c.cfg.Node, Submitted: t.submitted, Started: t.started, Why: c.why(t)}
 	if t.worker() != nil {
 		x.Worker = t.worker().PID
 	}

@@ -265,9 +265,7 @@ class Client(Connection):
         if w.actor is not None:
             return bool(w.actor.blocks)
         if not self.waiting:
-            w.queue.clear()
-            self.out += f.frame(f.HAND_BACK, f.U32.pack((w.begun + 1) & 0xFFFFFFFF))
-            self.void = self._call("sync")
+            w.hand_back((w.begun + 1) & 0xFFFFFFFF)
         return True
 
     def _missing(self, ids: Iterable[bytes], level: int) -> List[bytes]:

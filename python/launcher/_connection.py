@@ -158,9 +158,11 @@ class Connection:
                 if time.monotonic() > end:
                     self._fail(f"the node's agent is gone ({cause}) and not back within {COME_BACK:.0f} s: {e}")
                 time.sleep(0.05)
-        self.rest = b"".join([data for _, data in self.ring])
+        rest = b"".join([data for _, data in self.ring])
         if self.worker is not None:
-            self.rest = self.worker.resume(self.rest)
+            self.worker.resume(rest)
+        self.rest = f.lasting(rest)
+        self.granted += 1  # whoever waits for room asks again
         self.asked_proof = self.proven
         levels: Dict[int, List[bytes]] = {}
         for id, (level, _) in self.asked.items():

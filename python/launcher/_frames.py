@@ -54,3 +54,16 @@ def frame(type: int, body: bytes) -> bytes:
     """A frame of a type."""
     fits("what was to be sent", len(body))
     return HEAD.pack(len(body) + 4, type, 0) + body
+
+
+def lasting(frames: bytes) -> bytes:
+    """Those of the frames written that an agent is to have that was restarted. What was
+    handed back has other numbers now, and room that was asked for has mostly come: each
+    request more would be given some."""
+    out, at = [], 0
+    while at < len(frames):
+        n, type, _ = HEAD.unpack_from(frames, at)
+        if type not in (HAND_BACK, SPACE):
+            out.append(frames[at : at + 4 + n])
+        at += 4 + n
+    return b"".join(out)

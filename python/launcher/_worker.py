@@ -106,6 +106,7 @@ class Worker:
         self.stack: List[Order] = []
         self.functions: Dict[bytes, Function] = {}
         self.resumed: Set[Tuple[bytes, int]] = set()  # attempts that are not to be run again
+        self.wary = False  # what is given may be what it handed back before the agent's restart
         self.begun = 0
         self.began = False
         self.ending = False
@@ -132,29 +133,37 @@ class Worker:
         if self.client.void:  # was on its way when it was handed back
             return
         o = Order(bytes(body))
-        if (o.task, o.attempt) not in self.resumed:
-            self.queue.append(o)
-            if self.arrived is not None:
-                self.arrived()
+        if (o.task, o.attempt) in self.resumed:
+            return
+        if self.wary and self.client.waiting:
+            self.hand_back(o.sequence)
+            self.client.due_now = True
+            return
+        self.queue.append(o)
+        if self.arrived is not None:
+            self.arrived()
 
-    def resume(self, frames: bytes) -> bytes:
-        """The agent was restarted: it gives again, with new sequence numbers, what it does
-        not know to have ended. Which of the frames written to the one before to repeat."""
+    def hand_back(self, sequence: int) -> None:
+        """Give back what was given with this sequence number or after it, to wait."""
         self.queue.clear()
-        self.client.void = 0
+        self.wary = False
+        self.client.out += f.frame(f.HAND_BACK, f.U32.pack(sequence))
+        self.client.void = self.client._call("sync")
+
+    def resume(self, frames: bytes) -> None:
+        """The agent was restarted: it gives again, with new sequence numbers, what it does
+        not know to have ended. frames are those that are repeated to it."""
+        self.queue.clear()
+        self.client.void, self.wary = 0, self.actor is None  # an actor hands nothing back
         self.resumed = {(o.task, o.attempt) for o in self.stack}
         if self.actor is not None:
             self.resumed |= self.actor.held
-        out, at = [], 0
+        at = 0
         while at < len(frames):
             n, type, _ = f.HEAD.unpack_from(frames, at)
-            end = at + 4 + n
             if type == f.RESULT:
                 self.resumed.add((frames[at + 8 : at + 24], f.U32.unpack_from(frames, at + 24)[0]))
-            if type != f.HAND_BACK:  # what that was about has other numbers now
-                out.append(frames[at:end])
-            at = end
-        return b"".join(out)
+            at += 4 + n
 
     def told(self, id: bytes, name: str, code: bytes) -> None:
         """The agent was told of a function by this worker, and so will not tell it."""

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 import unittest
 
 import fake_agent
@@ -16,7 +17,7 @@ import numpy as np
 import task_cases
 
 import launcher
-from launcher import _logs, _pack, _remote, _serial, _store, exceptions, scheduling
+from launcher import _frames, _logs, _pack, _remote, _serial, _store, _worker, exceptions, scheduling
 
 
 class BenchTest(unittest.TestCase):
@@ -306,6 +307,35 @@ class StoreTest(unittest.TestCase):
             s.attach(index, fake_agent.memfd(4096))
         with self.assertRaises(launcher.Error):
             s.add(1, fake_agent.memfd(4096), 8192, False)
+
+
+class WorkerTest(unittest.TestCase):
+    def test_waits_when_the_agent_is_back(self):
+        """It hands back the first task that it is given and has not begun, but once."""
+        w = _worker.Worker()
+        w.client = types.SimpleNamespace(void=0, waiting=1, out=bytearray(), due_now=False, _call=lambda verb: 7)
+
+        def give(task, sequence):
+            w._on_exec(memoryview(_frames.EXEC_HEAD.pack(bytes([task]) * 16, bytes(16), 1, sequence, 1, 0, 0, 0)), 0)
+            return [o.sequence for o in w.queue]
+
+        begun = _frames.frame(_frames.RESULT, bytes([1]) * 16 + _frames.U32.pack(1))
+        w.resume(begun)
+        self.assertEqual((give(1, 8), w.client.out), ([], b""))  # it has ended
+        self.assertEqual(give(2, 9), [])
+        self.assertEqual(w.client.out, _frames.frame(_frames.HAND_BACK, _frames.U32.pack(9)))
+        self.assertEqual((w.client.void, w.client.due_now), (7, True))
+        self.assertEqual(give(3, 10), [])  # was on its way
+        w.client.void = 0
+        self.assertEqual(give(2, 11), [11])
+        w.resume(b"")
+        w.client.waiting = 0
+        self.assertEqual(give(4, 12), [12])
+
+    def test_what_a_new_agent_is_told(self):
+        one, two = _frames.frame(_frames.PUT, b"x" * 40), _frames.frame(_frames.CALL, b"y" * 4)
+        asked = _frames.frame(_frames.SPACE, bytes(16)) + _frames.frame(_frames.HAND_BACK, bytes(4))
+        self.assertEqual(_frames.lasting(asked + one + asked + two), one + two)
 
 
 class LogTest(unittest.TestCase):

@@ -296,6 +296,19 @@ class ObjectTest(Case):
         self.assertEqual(missing, [])
         self.assertGreaterEqual(self.agent.counts["puts"], before + 2500)
 
+    def test_room_is_not_asked_for_again(self):
+        """An agent that was restarted is not asked for the room that came before."""
+        client = _client.current()
+        with client.lock:
+            while client.store.take(1 << 20):
+                pass
+        before = launcher.put(np.arange(1 << 20))
+        self.assertEqual(self.driver().seen[_frames.SPACE], 1)
+        self.agent.cut()
+        client.ask("sync")
+        self.assertEqual(self.driver().seen[_frames.SPACE], 0)
+        self.assertEqual(launcher.get(before)[-1], (1 << 20) - 1)
+
     def test_ring_is_bounded(self):
         client = _client.current()
         for _ in range(200):
