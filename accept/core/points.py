@@ -115,8 +115,8 @@ def processes(kind):
     return out
 
 
-def resident_kb(pid):
+def resident_kb(pid, kind="VmRSS"):
     for line in open(f"/proc/{pid}/status"):
-        if line.startswith("VmRSS"):
+        if line.startswith(kind):
             return int(line.split()[1])
     return 0

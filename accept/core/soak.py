@@ -51,7 +51,9 @@ def value(v):
 
 
 def memory():
-    return sum(resident_kb(p) for kind in ("agent", "head") for p in processes(kind)) // 1024, total("resident") >> 20
+    """MiB of the agents and the head, of objects, and of the segments that those are in."""
+    own = sum(resident_kb(p) - resident_kb(p, "RssShmem") for kind in ("agent", "head") for p in processes(kind))
+    return own // 1024, total("resident") >> 20, total("segments") >> 20
 
 
 def main():
@@ -95,8 +97,9 @@ def main():
     del ref, ready, v
     end = eventually("the objects are gone", lambda: memory()[1] <= 2 and memory())
     assert not missing, f"{len(missing)} tasks have no line in the ledger: {sorted(missing)[:5]}"
-    assert end[0] <= max(m[0] for m in marks[:2]) * 1.3 + 20, f"agents and head took {marks} MiB (resident, objects), at the end {end}"
-    print(f"{right} results right of {submitted} tasks, {len(lines)} runs in the ledger, {kills['worker']} workers and {kills['agent']} agents killed; MiB of agents and head {[m[0] for m in marks]} then {end[0]}")
+    assert end[0] <= max(m[0] for m in marks[:2]) * 1.3 + 20, f"agents and head took {marks} MiB (resident, objects, segments), at the end {end}"
+    assert end[2] <= max(m[2] for m in marks[:2]) * 1.3 + 64, f"segments took {marks} MiB, at the end {end}"
+    print(f"{right} results right of {submitted} tasks, {len(lines)} runs in the ledger, {kills['worker']} workers and {kills['agent']} agents killed; MiB of agents and head, objects, segments {marks} then {end}")
 
 
 main()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from struct import Struct
+from typing import Iterator, Tuple
 
 GREETING = b"LSDK"
 VERSION = 1
@@ -56,14 +57,24 @@ def frame(type: int, body: bytes) -> bytes:
     return HEAD.pack(len(body) + 4, type, 0) + body
 
 
+def each(frames: bytes) -> Iterator[Tuple[int, bytes]]:
+    """Type and bytes of each of several frames."""
+    at = 0
+    while at < len(frames):
+        n, type, _ = HEAD.unpack_from(frames, at)
+        yield type, frames[at : at + 4 + n]
+        at += 4 + n
+
+
+def results(frames: bytes) -> Iterator[Tuple[bytes, int]]:
+    """The attempts of tasks whose ends frames tell."""
+    for type, b in each(frames):
+        if type == RESULT:
+            yield b[8:24], U32.unpack_from(b, 24)[0]
+
+
 def lasting(frames: bytes) -> bytes:
     """Those of the frames written that an agent is to have that was restarted. What was
     handed back has other numbers now, and room that was asked for has mostly come: each
     request more would be given some."""
-    out, at = [], 0
-    while at < len(frames):
-        n, type, _ = HEAD.unpack_from(frames, at)
-        if type not in (HAND_BACK, SPACE):
-            out.append(frames[at : at + 4 + n])
-        at += 4 + n
-    return b"".join(out)
+    return b"".join([b for type, b in each(frames) if type not in (HAND_BACK, SPACE)])

@@ -107,8 +107,7 @@ class Worker:
         self.functions: Dict[bytes, Function] = {}
         self.resumed: Set[Tuple[bytes, int]] = set()  # attempts that are not to be run again
         self.wary = False  # what is given may be what it handed back before the agent's restart
-        self.begun = 0
-        self.began = False
+        self.begun, self.began = 0, False
         self.ending = False
         self.actor: Any = None  # the Actor that this worker is
         self.arrived: Optional[Callable[[], None]] = None  # to be told that frames have come
@@ -137,7 +136,6 @@ class Worker:
             return
         if self.wary and self.client.waiting:
             self.hand_back(o.sequence)
-            self.client.due_now = True
             return
         self.queue.append(o)
         if self.arrived is not None:
@@ -146,24 +144,16 @@ class Worker:
     def hand_back(self, sequence: int) -> None:
         """Give back what was given with this sequence number or after it, to wait."""
         self.queue.clear()
-        self.wary = False
+        self.wary, self.client.due_now = False, True
         self.client.out += f.frame(f.HAND_BACK, f.U32.pack(sequence))
         self.client.void = self.client._call("sync")
 
     def resume(self, frames: bytes) -> None:
-        """The agent was restarted: it gives again, with new sequence numbers, what it does
-        not know to have ended. frames are those that are repeated to it."""
+        """A new agent gives again, with new numbers, what has not ended to its knowledge."""
         self.queue.clear()
         self.client.void, self.wary = 0, self.actor is None  # an actor hands nothing back
-        self.resumed = {(o.task, o.attempt) for o in self.stack}
-        if self.actor is not None:
-            self.resumed |= self.actor.held
-        at = 0
-        while at < len(frames):
-            n, type, _ = f.HEAD.unpack_from(frames, at)
-            if type == f.RESULT:
-                self.resumed.add((frames[at + 8 : at + 24], f.U32.unpack_from(frames, at + 24)[0]))
-            at += 4 + n
+        held = self.actor.held if self.actor is not None else ()
+        self.resumed = {(o.task, o.attempt) for o in self.stack} | set(f.results(frames)) | set(held)
 
     def told(self, id: bytes, name: str, code: bytes) -> None:
         """The agent was told of a function by this worker, and so will not tell it."""
