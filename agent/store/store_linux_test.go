@@ -557,7 +557,9 @@ func TestSegmentNumbersAreNotUsedAgain(t *testing.T) {
 	if _, _, err := n.s.Attach(2); err != nil {
 		t.Fatal(err)
 	}
-	q.mustSee(n.program(3, "").mustPut(mib))
+	r := n.program(3, "")
+	r.nextID() // its bytes are others than those of the old one
+	q.mustSee(r.mustPut(mib))
 	n.s.Detach(2)
 	n.s.Detach(3)
 	for _, i := range n.s.List() {
