@@ -246,6 +246,16 @@ func init() {
 		return nil
 	})
 	programs["nodes"] = program(func(ctx context.Context) error {
+		if gone := os.Getenv("GONE"); gone != "" { // this program's own file
+			if err := os.Remove(gone); err != nil {
+				return err
+			}
+			if text := os.Getenv("INSTEAD"); text != "" {
+				if err := os.WriteFile(gone, []byte(text), 0o755); err != nil {
+					return err
+				}
+			}
+		}
 		nodes, err := launcher.Nodes(ctx)
 		if err != nil {
 			return err

@@ -67,6 +67,11 @@ func (c *cluster) start(name string, env ...string) func() testkit.Result {
 	if err != nil {
 		c.t.Fatal(err)
 	}
+	return c.startFile(self, name, env...)
+}
+
+// startFile starts a program from a copy of this binary.
+func (c *cluster) startFile(self, name string, env ...string) func() testkit.Result {
 	ctx, cancel := context.WithTimeout(c.t.Context(), testkit.Bound)
 	p := c.h.Program(ctx, self)
 	p.Env = append(append(p.Env, programVar+"="+name), env...)
@@ -128,6 +133,45 @@ func TestTwoNodes(t *testing.T) {
 	c := up(t, "nodes = 2\n")
 	if r := c.run("nodes"); r.Code != 0 || r.Out != "2\n" {
 		t.Error(r)
+	}
+}
+
+// TestProgramShipsItself: nodes that do not have the program's binary get it, once.
+func TestProgramShipsItself(t *testing.T) {
+	c := up(t, "nodes = 2\n")
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := os.ReadFile(self)
+	if err != nil {
+		t.Fatal(err)
+	}
+	mine := filepath.Join(c.h.Work, "bin", "prog")
+	// Where the second run's nodes look they find other bytes.
+	other := "#!/bin/sh\nexit 3\n"
+	for try := range 2 {
+		if err := os.MkdirAll(filepath.Dir(mine), 0o777); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Chmod(filepath.Dir(mine), 0o777); err != nil { // the driver removes it
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(mine, b, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		env := []string{"GONE=" + mine}
+		if try == 1 {
+			env = append(env, "INSTEAD="+other)
+		}
+		if r := c.startFile(mine, "nodes", env...)(); r.Code != 0 || r.Out != "2\n" {
+			t.Errorf("run %d: %s", try, r)
+		}
+		_ = os.Remove(mine)
+		list, err := filepath.Glob(filepath.Join(c.h.Dir, "cache", "programs", "*"))
+		if err != nil || len(list) != 1 {
+			t.Errorf("run %d: in the cache are %v, %v", try, list, err)
+		}
 	}
 }
 

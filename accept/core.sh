@@ -97,6 +97,7 @@ fi
 # ---------------------------------------------------------------- 8 Go SDK
 if wants go; then
 	gotest go.sdk . .
+	gotest go.ships . TestProgramShipsItself
 	gotest go.examples ./examples/go/... .
 fi
 

@@ -214,6 +214,9 @@ func (a *agent) open(ctx context.Context, d detected) (err error) {
 	a.links.serves[wire.StreamTasks] = func(ctx context.Context, st *session.Stream, m wire.PeerOpen) error {
 		return a.sdk.servePeer(ctx, st, m)
 	}
+	a.links.serves[wire.StreamPrograms] = func(ctx context.Context, st *session.Stream, _ wire.PeerOpen) error {
+		return a.sdk.programs.serve(ctx, st)
+	}
 	return nil
 }
 

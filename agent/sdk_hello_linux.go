@@ -113,7 +113,7 @@ func (s *sdkServer) driverHello(now int64, h *sdk.Hello, c *sdkConn) (*sdkClient
 		return nil, err
 	}
 	s.clients[id] = cl
-	s.keepProgram(job, h)
+	s.programs.keep(job, h)
 	s.logsTo(cl)
 	s.warm(job, h)
 	return cl, nil
@@ -151,7 +151,7 @@ func (s *sdkServer) back(now int64, h *sdk.Hello, c *sdkConn) (*sdkClient, error
 		return nil, errs.New(errs.Exists, "client %d of node %s is connected already", h.Client, s.a.cfg.Node)
 	}
 	cl.conn = c
-	s.keepProgram(cl.Job, h)
+	s.programs.keep(cl.Job, h)
 	s.core.Back(now, cl.ID)
 	s.logsTo(cl)
 	return cl, nil

@@ -31,8 +31,8 @@ type sdkServer struct {
 	poke  chan struct{} // time is to be looked at soon
 	named chan struct{} // closed when the node has its number
 
-	clients  map[uint32]*sdkClient            // guarded by a.mu
-	programs map[[2]string]*os.File           // what drivers run, by job and path; guarded by a.mu
+	clients  map[uint32]*sdkClient // guarded by a.mu
+	programs *programs
 	dirty    []*sdkClient                     // with frames to write; guarded by a.mu
 	asking   []*sdkClient                     // for room, in frames of this turn; guarded by a.mu
 	wanted   bool                             // room was given back that the core waits for; guarded by a.mu
@@ -79,7 +79,7 @@ type sdkRecord struct {
 }
 
 func newSDKServer(a *agent) *sdkServer {
-	s := &sdkServer{a: a, clients: map[uint32]*sdkClient{}, programs: map[[2]string]*os.File{}, names: map[wire.ObjectID]wire.ActorName{}, drivers: map[string][]*sdkConn{}, named: make(chan struct{}), poke: make(chan struct{}, 1), resting: true, broken: make(chan error, 1), parked: make(chan struct{}),
+	s := &sdkServer{a: a, clients: map[uint32]*sdkClient{}, programs: &programs{a: a, of: map[[2]string]*program{}}, names: map[wire.ObjectID]wire.ActorName{}, drivers: map[string][]*sdkConn{}, named: make(chan struct{}), poke: make(chan struct{}, 1), resting: true, broken: make(chan error, 1), parked: make(chan struct{}),
 		peers: sdkPeers{out: map[uint32]*peerOut{}, in: map[uint32]*peerIn{}, borrows: map[uint32]*borrow{}, logs: map[string][]*peerWriter{}}, backs: map[wire.ObjectID][]chan error{}}
 	s.ctx, s.end = context.WithCancel(context.Background())
 	return s
@@ -246,7 +246,7 @@ func (s *sdkServer) perform(e tasks.Effect) {
 		s.actorOver(e.ID)
 	case tasks.JobOver:
 		s.a.workers.EndJob(e.Job)
-		s.forgetPrograms(e.Job)
+		s.programs.forget(e.Job)
 	default:
 		s.remoteEffect(e)
 	}

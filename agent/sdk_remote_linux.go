@@ -178,6 +178,9 @@ func (s *sdkServer) openPeer(e tasks.OpenPeer) {
 		defer p.cancel()
 		since, pause := time.Now(), reopenPause
 		for {
+			if hello.Sum == "" && hello.Job != "" && k.Language != "python" {
+				hello.Sum = s.programs.sum(ctx, k.Job, k.Program)
+			}
 			opened, err := s.runPeer(ctx, p, hello)
 			if ctx.Err() != nil {
 				return
@@ -260,6 +263,9 @@ func (s *sdkServer) servePeer(ctx context.Context, st peerStream, m wire.PeerOpe
 	p := &peerIn{number: m.Number, borrower: hello.Job == "", w: w}
 	who := tasks.Client{Kind: sdk.KindPeer, Peer: m.Number, Job: hello.Job, Language: hello.Language, Program: hello.Program, Dir: hello.Dir, Path: hello.Path, Name: string(m.From)}
 	s.a.links.dir.watch(m.Number)
+	if hello.Language != "python" {
+		s.programs.offered(&hello, m.Number)
+	}
 	s.turn(func(now int64) {
 		if who.ID = s.core.FindPeer(who); who.ID != 0 {
 			if old := s.peers.in[who.ID]; old != nil {

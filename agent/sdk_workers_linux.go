@@ -83,12 +83,19 @@ func (s *sdkServer) warm(key string, h *sdk.Hello) {
 
 // start makes what a worker needs and has it started.
 func (s *sdkServer) start(cl *sdkClient, e tasks.StartWorker, job *wire.Job) error {
+	program := e.Key.Program
+	if e.Key.Language != "python" {
+		var err error
+		if program, err = s.programs.runs(s.ctx, e.Key.Job, e.Key.Program); err != nil {
+			return err
+		}
+	}
 	ctl, err := newControl(nil)
 	if err != nil {
 		return err
 	}
 	s.a.mu.Lock()
-	known, program := s.clients[e.ID] == cl, s.program(e.Key)
+	known := s.clients[e.ID] == cl
 	if known {
 		cl.control = ctl
 	} else {
@@ -151,36 +158,6 @@ func (s *sdkServer) endAgain(job string) {
 		}
 	}
 	s.a.workers.EndJob(job)
-}
-
-// keepProgram opens the very file that a driver runs, so that its workers run that too when
-// there is another one at its path by then. a.mu is held.
-func (s *sdkServer) keepProgram(job string, h *sdk.Hello) {
-	key := [2]string{job, h.Program}
-	if h.Language == "python" || h.Kind != sdk.KindDriver || s.programs[key] != nil {
-		return
-	}
-	if f, err := os.Open("/proc/" + strconv.Itoa(h.PID) + "/exe"); err == nil {
-		s.programs[key] = f
-	}
-}
-
-// program is what to start for a worker. a.mu is held.
-func (s *sdkServer) program(k tasks.Key) string {
-	if f := s.programs[[2]string{k.Job, k.Program}]; f != nil && k.Language != "python" {
-		return "/proc/" + strconv.Itoa(os.Getpid()) + "/fd/" + strconv.Itoa(int(f.Fd()))
-	}
-	return k.Program
-}
-
-// forgetPrograms: a job is over. a.mu is held.
-func (s *sdkServer) forgetPrograms(job string) {
-	for k, f := range s.programs {
-		if k[0] == job {
-			f.Close()
-			delete(s.programs, k)
-		}
-	}
 }
 
 // workDir is the directory of a worker: its program's, where this node has it.

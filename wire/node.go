@@ -52,12 +52,13 @@ type HeadConfig struct {
 
 // Stream kinds of a session: the first two bytes of every stream.
 const (
-	StreamControl uint16 = 1 // agent <-> head: the messages of agent.go; one per session
-	StreamRequest uint16 = 2 // command or SDK -> head (or agent, which relays): client.go
-	StreamLogs    uint16 = 3 // agent -> head: LogBatch, answered by LogAck
-	StreamRing    uint16 = 4 // agent -> agent: RingOpen, then a collective's traffic
-	StreamObjects uint16 = 5 // agent -> agent: Pull, answered by Piece and bytes: transfer.go
-	StreamTasks   uint16 = 6 // agent -> agent: tasks under leases, what becomes of them and of their references
+	StreamControl  uint16 = 1 // agent <-> head: the messages of agent.go; one per session
+	StreamRequest  uint16 = 2 // command or SDK -> head (or agent, which relays): client.go
+	StreamLogs     uint16 = 3 // agent -> head: LogBatch, answered by LogAck
+	StreamRing     uint16 = 4 // agent -> agent: RingOpen, then a collective's traffic
+	StreamObjects  uint16 = 5 // agent -> agent: Pull, answered by Piece and bytes: transfer.go
+	StreamTasks    uint16 = 6 // agent -> agent: tasks under leases, what becomes of them and of their references
+	StreamPrograms uint16 = 7 // agent -> agent: Program, answered by ProgramIs and bytes: transfer.go
 )
 
 // Messages of the log stream, of rings.

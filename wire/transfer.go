@@ -1,6 +1,6 @@
 package wire
 
-// MsgPeerOpen is the first message of a stream of kind StreamObjects or StreamTasks.
+// MsgPeerOpen is the first message of a stream of kind StreamObjects, StreamTasks or StreamPrograms.
 const MsgPeerOpen uint16 = 0x0508
 
 // PeerOpen says between which lives of nodes a stream is: what is said on it means
@@ -52,3 +52,16 @@ type Wait struct{}
 // Elsewhere names nodes that have the object, or will have it before this one could
 // give it.
 type Elsewhere struct{ Nodes []uint32 }
+
+// Messages of a stream of kind StreamPrograms: after PeerOpen comes Program, answered by
+// ProgramIs and that many bytes, or by MsgError.
+const (
+	MsgProgram   uint16 = 0x0509
+	MsgProgramIs uint16 = 0x050a
+)
+
+// Program asks for a program by the SHA-256 (hexadecimal) of its bytes.
+type Program struct{ Sum string }
+
+// ProgramIs says how many bytes follow.
+type ProgramIs struct{ Size int64 }

@@ -202,3 +202,35 @@ func TestCancelHalfReady(t *testing.T) {
 		t.Fatalf("got %q", got)
 	}
 }
+
+// TestSpreadBeginsEvenly: quick tasks that are spread do not all run where there happened to
+// be a worker first.
+func TestSpreadBeginsEvenly(t *testing.T) {
+	p := newPair(t, 2, 2)
+	a, b := p.nodes[0], p.nodes[1]
+	a.driver(1)
+	a.shape(1, 2, map[string]any{"name": "s", "strategy": []any{"spread"}})
+	for n := range uint64(20) {
+		a.frame(1, sdk.MsgSubmit, submit(taskOf(1, n+1), 2, 1))
+	}
+	p.pump()
+	d, _, _ := a.c.Demand()
+	a.slots[4] = 2
+	a.c.Leased(a.now, wire.Leased{Seq: 1, Lease: 4, Shape: d[0].ID, Node: "a", Number: 7, Slots: 2})
+	p.pump()
+	if ran := a.finish(inlined); len(ran) != 0 {
+		t.Fatalf("%d ran before the other node's lease could be there", len(ran))
+	}
+	a.now += 50 * millisecond
+	p.lease(5, d[0].ID, 2)
+	here, there := 0, 0
+	for range 60 {
+		p.pump()
+		there += len(b.finish(inlined))
+		p.pump()
+		here += len(a.finish(inlined))
+	}
+	if here < 5 || there < 5 || here+there != 20 {
+		t.Fatalf("%d ran here, %d there", here, there)
+	}
+}

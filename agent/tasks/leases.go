@@ -20,6 +20,7 @@ type leased struct {
 	wire.Leased
 	slots int
 	used  int
+	at    int64 // when it came
 	idle  int64 // since when some slot is not used; 0 = all are
 	over  bool
 }
@@ -28,7 +29,7 @@ func newLeases(own uint32) leases { return leases{by: map[wire.LeaseID]*leased{}
 
 // take adds a lease.
 func (l *leases) take(now int64, m wire.Leased) *leased {
-	x := &leased{Leased: m, slots: int(m.Slots), idle: now}
+	x := &leased{Leased: m, slots: int(m.Slots), idle: now, at: now}
 	l.by[m.Lease] = x
 	l.seen = max(l.seen, m.Seq)
 	return x

@@ -1,6 +1,7 @@
 package tasks
 
 import (
+	"cmp"
 	"maps"
 	"slices"
 
@@ -15,8 +16,21 @@ type saved struct {
 	Client   *savedClient
 	Task     *savedTask
 	Object   *savedObject
+	Plain    *savedPlain
 	Next     uint32
 	Attempts uint32
+}
+
+// savedPlain is results to come that only who submitted their tasks refers to: of a
+// million that wait it is most of what there is.
+type savedPlain struct {
+	Client uint32
+	IDs    []byte
+}
+
+// plain reports whether savedPlain says all of an object.
+func (o *object) plain() bool {
+	return o.state == pending && o.holder != 0 && o.kind == 0 && o.made == 0 && !o.fetched && o.where == 0 && len(o.refs()) == 0 && len(o.holders()) == 0 && (o.links == nil || o.links.callee == nil)
 }
 
 type savedJob struct {
@@ -144,8 +158,18 @@ func (c *Core) Snapshot() [][]byte {
 		state(saved{Job: &s})
 	}
 	var objs []*object
+	plain := map[uint32][]byte{}
 	for _, o := range c.objects {
-		objs = append(objs, o)
+		if o.plain() {
+			plain[o.holder] = append(plain[o.holder], o.id[:]...)
+		} else {
+			objs = append(objs, o)
+		}
+	}
+	for _, client := range slices.Sorted(maps.Keys(plain)) {
+		for part := range slices.Chunk(plain[client], 1<<20) {
+			state(saved{Plain: &savedPlain{client, part}})
+		}
 	}
 	slices.SortFunc(objs, byID)
 	for _, o := range objs {
@@ -159,8 +183,13 @@ func (c *Core) Snapshot() [][]byte {
 		state(saved{Object: &s})
 	}
 	// Tasks in the order of their queues, so that they wait in that order again.
-	ts := c.sortedTasks()
-	slices.SortStableFunc(ts, func(a, b *task) int { return int(a.ready - b.ready) })
+	ts := slices.Collect(maps.Values(c.tasks))
+	slices.SortFunc(ts, func(a, b *task) int {
+		if a.ready != b.ready {
+			return cmp.Compare(a.ready, b.ready)
+		}
+		return cmp.Or(cmp.Compare(a.id.N(), b.id.N()), slices.Compare(a.id[:], b.id[:]))
+	})
 	for _, t := range ts {
 		s := savedTask{Client: t.client, Shape: []byte(t.shape.id), Job: t.shape.job.key, Body: t.body, Parent: t.parent[:], Attempt: t.attempt, Retries: t.retries, State: uint8(t.state), Cancel: t.cancel, All: t.all, Kept: t.kept, Times: [2]int64{t.submitted, t.ready}, Lease: t.lease, Fence: t.fence, Gone: t.how(), Bounced: t.bounced}
 		if t.call != nil {
@@ -227,6 +256,10 @@ func (c *Core) restoreState(b []byte) error {
 		return c.restoreTask(s.Task)
 	case s.Object != nil:
 		return c.restoreObject(s.Object)
+	case s.Plain != nil:
+		for x := range ids(s.Plain.IDs[:len(s.Plain.IDs)&^15]).all() {
+			c.hold(c.bare(x), s.Plain.Client)
+		}
 	default:
 		c.nextID, c.attempts = max(c.nextID, s.Next), max(c.attempts, s.Attempts)
 	}

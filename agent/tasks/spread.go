@@ -1,16 +1,26 @@
 package tasks
 
+import "slices"
+
 // spreadAhead is how many tasks per slot another node is sent with SPREAD: those that
 // come before its workers are there wait there.
 const spreadAhead = 4
 
+const (
+	// spreadWait is how long a task waits for a worker that is being started here, if it is
+	// this node's turn; othersWait is how much later than the first lease those on other
+	// nodes may come.
+	spreadWait = 2 * second
+	othersWait = 100 * millisecond
+)
+
 // spread gives the tasks of a shape that are to be spread to the nodes that have leases
 // for it, this one included, always to the one that was given least of those that can
-// take one. None is waited for: what waits may be what others wait for.
+// take one. Others are not waited for long: what waits may be what others wait for.
 func (c *Core) spread(s *shape) {
-	starting := false // a worker here, which has this node's next slot
+	full := c.startsOne(s) // this node: a worker that is being started has its next slot
 	for t := s.queue.first(); t != nil && t.lease == 0; t = s.queue.first() {
-		on, ok := c.nextOf(s, starting)
+		on, ok := c.nextOf(s, full, c.now-t.ready >= spreadWait || !c.startsOne(s))
 		if !ok {
 			return
 		}
@@ -20,7 +30,7 @@ func (c *Core) spread(s *shape) {
 		} else if l := c.freeLevel(s); l != nil {
 			c.give(l, t)
 		} else if x := c.leases.useHere(s.number); x == nil || !c.under(x, s, t) || t.state == queued {
-			starting = true
+			full = true
 			continue
 		}
 		s.spread[on.number]++
@@ -33,8 +43,10 @@ type target struct {
 	n      int // tasks that it was given
 }
 
-// nextOf chooses the node that was given least and can take one. full: this one cannot.
-func (c *Core) nextOf(s *shape, full bool) (on target, ok bool) {
+// nextOf chooses the node that was given least and can take one. full: this one cannot, but
+// unless any will do it is waited for.
+func (c *Core) nextOf(s *shape, full, any bool) (on target, ok bool) {
+	first := c.now // when the first of its leases came
 	nodes := map[uint32]*target{}
 	open := map[uint32]bool{}
 	for _, x := range c.leases.by {
@@ -45,14 +57,18 @@ func (c *Core) nextOf(s *shape, full bool) (on target, ok bool) {
 			nodes[x.Number] = &target{number: x.Number}
 		}
 		open[x.Number] = open[x.Number] || x.used < x.slots*spreadAhead
+		first = min(first, x.at)
+	}
+	if len(nodes) == 1 && c.now-first < othersWait {
+		return on, false
 	}
 	if s.spread == nil {
 		s.spread = map[uint32]int{}
 	}
-	behind, first := 0, true
+	behind, none := 0, true
 	for n := range nodes {
-		if k, had := s.spread[n]; had && (first || k < behind) {
-			behind, first = k, false
+		if k, had := s.spread[n]; had && (none || k < behind) {
+			behind, none = k, false
 		}
 	}
 	for n, x := range nodes {
@@ -70,11 +86,16 @@ func (c *Core) nextOf(s *shape, full bool) (on target, ok bool) {
 		open[own] = c.freeLevel(s) != nil || !full && c.leases.hasHere(s.number)
 	}
 	for n, x := range nodes {
-		if open[n] && (!ok || x.n < on.n || x.n == on.n && n < on.number) {
+		if (open[n] || n == c.cfg.Number && full && !any) && (!ok || x.n < on.n || x.n == on.n && n < on.number) {
 			on, ok = *x, true
 		}
 	}
-	return on, ok
+	return on, ok && open[on.number]
+}
+
+// startsOne reports whether a worker for a shape is being started here.
+func (c *Core) startsOne(s *shape) bool {
+	return slices.ContainsFunc(c.active[s], func(l *level) bool { return !l.client.up })
 }
 
 // freeLevel gives a worker here that has a shape's room and nothing to do.

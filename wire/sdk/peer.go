@@ -59,6 +59,7 @@ type PeerHello struct {
 	Program  string
 	Dir      string
 	Path     []string
+	Sum      string // SHA-256 (hexadecimal) of a Go program, to be had of this agent; "" = not known
 }
 
 // AppendElsewhere adds a value that is in the memory of the given nodes.
