@@ -116,12 +116,12 @@ func (c *Core) isUp(cl *client, b []byte) error {
 	t.actor.up = true
 	l := t.level
 	c.rests(l)
-	if rest := restOf(t.shape, l.need); l.has && t.shape.actor.startCPU {
+	if rest := restOf(t.shape, l.need); l.has {
 		switch {
 		case rest.Nothing():
 			c.leaveRoom(l)
 			l.need, l.slot = wire.Resources{}, core.Slot{}
-		case l.under == 0 && !l.blocked:
+		case t.shape.actor.startCPU && l.under == 0 && !l.blocked:
 			if !c.mute {
 				c.room.Give(wire.Resources{CPU: l.need.CPU}, core.Slot{CPUs: l.slot.CPUs})
 				c.nudge = true
@@ -162,7 +162,7 @@ func (c *Core) remoteUp(number uint32, b []byte) error {
 		return nil
 	}
 	c.recordRemote(number, sdk.MsgUp, b)
-	if l := t.level; l != nil && l.lease != nil && t.shape.actor.startCPU && restOf(t.shape, t.shape.need).Nothing() {
+	if l := t.level; l != nil && l.lease != nil && restOf(t.shape, t.shape.need).Nothing() {
 		c.leases.done(c.now, l.lease)
 		l.lease = nil
 	}

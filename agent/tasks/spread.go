@@ -25,7 +25,7 @@ func (c *Core) spread(s *shape) {
 			return
 		}
 		if on.number != c.cfg.Number {
-			x := c.leases.use(s.number, on.number, spreadAhead)
+			x := c.leases.use(s.number, on.number, s.spreadAhead())
 			c.giveAway(c.remoteOf(x.Number, s.key), x, t)
 		} else if l := c.freeLevel(s); l != nil {
 			c.give(l, t)
@@ -35,6 +35,14 @@ func (c *Core) spread(s *shape) {
 		}
 		s.spread[on.number]++
 	}
+}
+
+// spreadAhead is how many tasks share a slot elsewhere, one behind the other. Actors stay.
+func (s *shape) spreadAhead() int {
+	if s.actor != nil {
+		return 1
+	}
+	return spreadAhead
 }
 
 // target is a node that spread may choose.
@@ -56,7 +64,7 @@ func (c *Core) nextOf(s *shape, full, any bool) (on target, ok bool) {
 		if nodes[x.Number] == nil {
 			nodes[x.Number] = &target{number: x.Number}
 		}
-		open[x.Number] = open[x.Number] || x.used < x.slots*spreadAhead
+		open[x.Number] = open[x.Number] || x.used < x.slots*s.spreadAhead()
 		first = min(first, x.at)
 	}
 	if len(nodes) == 1 && c.now-first < othersWait {
