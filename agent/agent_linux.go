@@ -195,7 +195,6 @@ func (a *agent) open(ctx context.Context, d detected) (err error) {
 	a.fdMu.Lock()
 	a.fds = a.workers.Take(a.fds)
 	a.fdMu.Unlock()
-	a.sdk.resume()
 	a.spool, err = spool.Open(spool.Config{Dir: filepath.Join(a.cfg.Dir, "spool"), Log: a.log, Notify: a.spooled})
 	if err != nil {
 		return err
@@ -217,6 +216,7 @@ func (a *agent) open(ctx context.Context, d detected) (err error) {
 	a.links.serves[wire.StreamPrograms] = func(ctx context.Context, st *session.Stream, _ wire.PeerOpen) error {
 		return a.sdk.programs.serve(ctx, st)
 	}
+	a.sdk.resume() // it may want all of the above
 	return nil
 }
 

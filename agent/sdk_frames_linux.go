@@ -190,8 +190,7 @@ func (s *sdkServer) answer(cl *sdkClient, request uint32, value any, err error) 
 		}
 	}
 	b := binary.LittleEndian.AppendUint32(binary.LittleEndian.AppendUint32(nil, request), failed)
-	cl.conn.putFrame(sdk.MsgAnswer, append(b, body...))
-	s.mark(cl)
+	s.answers = append(s.answers, given{cl, append(b, body...)})
 }
 
 // leave is the end of a client's connection, for whatever reason.

@@ -12,6 +12,7 @@ import (
 	"launcher/agent/workers"
 	"launcher/internal/errs"
 	"launcher/wire"
+	"launcher/wire/sdk"
 )
 
 // sdkServer is the shell around the tasks' reactor: the conversations with drivers and
@@ -34,6 +35,7 @@ type sdkServer struct {
 	clients  map[uint32]*sdkClient // guarded by a.mu
 	programs *programs
 	dirty    []*sdkClient                     // with frames to write; guarded by a.mu
+	answers  []given                          // of this turn; guarded by a.mu
 	asking   []*sdkClient                     // for room, in frames of this turn; guarded by a.mu
 	wanted   bool                             // room was given back that the core waits for; guarded by a.mu
 	resting  bool                             // nothing runs, so time is looked at seldom; guarded by a.mu
@@ -51,6 +53,13 @@ type sdkServer struct {
 
 	logMu   sync.Mutex
 	drivers map[string][]*sdkConn // by job, for output; guarded by logMu
+}
+
+// given is an answer to a client. It proves that the frames before the question were taken,
+// so it is written after what came of them has been written down.
+type given struct {
+	to   *sdkClient
+	body []byte
 }
 
 // sdkClient is a driver or worker, connected or expected back.
@@ -170,6 +179,13 @@ func (s *sdkServer) settle(now int64) []*sdkConn {
 			s.mark(c)
 		}
 	}
+	for _, x := range s.answers {
+		if x.to.conn != nil {
+			x.to.conn.putFrame(sdk.MsgAnswer, x.body)
+			s.mark(x.to)
+		}
+	}
+	s.answers = s.answers[:0]
 	for _, e := range out.Effects {
 		s.perform(e)
 	}
