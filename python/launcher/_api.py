@@ -326,29 +326,50 @@ def wait(refs: List[ObjectRef[T]], *, num_returns: int = 1, timeout: Optional[fl
     """Wait until num_returns objects are there: those, and the rest, both in order.
 
     After timeout seconds there may be fewer. With fetch_local their values come to this
-    node.
+    node. An ObjectRefGenerator in the list counts as there when next() of it would not wait.
     """
     if not isinstance(refs, list):
         raise TypeError(f"wait takes a list of ObjectRefs, not a {type(refs).__name__}")
     client = _client._current or _client.connected()
     known = refs is _rest.refs and len(refs) == _rest.length and _rest.local == fetch_local
+    streams: List[Any] = []
     if not known:
-        ids = [_remote.own(client, r) if type(r) is ObjectRef else _no_ref(r) for r in refs]
+        ids = [_remote.own(client, r) if type(r) is ObjectRef else _stream(r, streams) for r in refs]
         if len(set(ids)) != len(ids):
             raise ValueError("wait takes a list of different ObjectRefs")
     if num_returns < 1 or num_returns > len(refs):
         raise ValueError(f"num_returns is {num_returns}, of {len(refs)} references")
     if timeout is not None and timeout < 0:
         raise ValueError(f"timeout is {timeout}; it must be 0 or more")
-    places = client.wait(refs, num_returns, timeout, fetch_local, known)
+    if streams:
+        places = _wait_streams(client, refs, num_returns, timeout, fetch_local)
+    else:
+        places = client.wait(refs, num_returns, timeout, fetch_local, known)
     if len(places) == 1:
         i = places[0]
         rest = refs[:i] + refs[i + 1 :]
     else:
         there = set(places)
         rest = [r for i, r in enumerate(refs) if i not in there]
-    _rest.refs, _rest.length, _rest.local = rest, len(rest), fetch_local
+    _rest.refs, _rest.length, _rest.local = None if streams else rest, len(rest), fetch_local
     return [refs[i] for i in places], rest
+
+
+def _stream(r: Any, streams: List[Any]) -> Any:
+    if not isinstance(r, ObjectRefGenerator):
+        _no_ref(r)
+    streams.append(r)
+    return r
+
+
+def _wait_streams(client: _client.Client, refs: List[Any], count: int, timeout: Optional[float], local: bool) -> List[int]:
+    """wait's places where some of refs are streams: each stands for its next item."""
+    looked: List[Any] = [r.peek() if isinstance(r, ObjectRefGenerator) else r for r in refs]
+    over = [i for i, r in enumerate(looked) if r is None]
+    open_ = [i for i, r in enumerate(looked) if r is not None]
+    more = count - len(over)
+    there = client.wait([looked[i] for i in open_], more, timeout, local, False) if more > 0 else []
+    return sorted(over + [open_[i] for i in there])[:count]
 
 
 def cancel(ref: Union[ObjectRef[Any], ObjectRefGenerator[Any]], *, force: bool = False, recursive: bool = True) -> None:
@@ -479,20 +500,22 @@ class RuntimeContext:
         return _actors.own_namespace(self._client)
 
     def get_assigned_resources(self) -> Dict[str, float]:
-        """What the task has been given, by name; empty in a driver."""
+        """What the task, or the actor, has been given, by name; empty in a driver."""
         out: Dict[str, float] = {}
-        order = self._order()
+        actor = self._actor()
+        order = self._order() if actor is None else actor.order
         if order is None:
             return out
-        for key, name in (("cpu", "CPU"), ("gpu", "GPU")):
-            amount = self._about(key)
-            if amount is None and key == "cpu":
-                amount = 10000
+        about = order.describe()
+        for key, name, otherwise in (("cpu", "CPU", 0 if actor else 10000), ("gpu", "GPU", 0)):
+            amount = about.get(key)
+            if amount is None:
+                amount = otherwise
             if amount:
                 out[name] = amount / 10000
-        if self._about("memory"):
-            out["memory"] = float(self._about("memory"))
-        for name, amount in (self._about("resources") or {}).items():
+        if about.get("memory"):
+            out["memory"] = float(about["memory"])
+        for name, amount in (about.get("resources") or {}).items():
             out[str(name)] = amount / 10000
         return out
 

@@ -151,6 +151,11 @@ class ObjectRefGenerator(Generic[T_co]):
             self._home.settle(ref, timeout)
             return self._take(ref)
 
+    def peek(self) -> Optional[ObjectRef[T_co]]:
+        """What next will wait for, which may be the end; None when there is nothing more."""
+        with self._lock:
+            return self._look()
+
     async def __anext__(self) -> ObjectRef[T_co]:
         with self._lock:
             ref = self._look()

@@ -254,6 +254,34 @@ class Tasks:
         del half
         self.assertEqual(launcher.get(next(items.remote(1))), 0)
 
+    def test_wait_for_streams(self):
+        @launcher.remote
+        def items(folder, n):
+            for i in range(n):
+                end = time.monotonic() + 30
+                while not os.path.exists(os.path.join(folder, str(i))) and time.monotonic() < end:
+                    os.sched_yield()
+                yield i
+
+        with tempfile.TemporaryDirectory() as folder:
+
+            def make(i):
+                open(os.path.join(folder, str(i)), "w").close()
+
+            g, there = items.remote(folder, 2), launcher.put(1)
+            self.assertEqual(launcher.wait([g], timeout=0.1), ([], [g]))
+            self.assertEqual(launcher.wait([g, there]), ([there], [g]))
+            for i in range(2):
+                make(i)
+                self.assertEqual(launcher.wait([there, g], num_returns=2, timeout=30), ([there, g], []))
+                self.assertEqual(launcher.get(next(g)), i)
+            # The end is something that next does not wait for, before it is known and after.
+            self.assertEqual(launcher.wait([g], timeout=30), ([g], []))
+            self.assertRaises(StopIteration, next, g)
+            self.assertEqual(launcher.wait([g, there]), ([g], [there]))
+            self.assertEqual(launcher.wait([there, g], num_returns=2), ([there, g], []))
+            self.assertRaises(ValueError, launcher.wait, [g, g])
+
     def test_asyncio(self):
         @launcher.remote
         def f(i):
