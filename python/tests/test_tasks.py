@@ -124,6 +124,14 @@ class TaskTest(task_cases.Tasks, Cluster):
         here = launcher.get_runtime_context()
         self.assertEqual(launcher.get(r), ("mine", r.task_id(), {"CPU": 0.5}, here.get_node_id(), 1))
 
+        @launcher.remote
+        class Given:
+            def resources(self):
+                return launcher.get_runtime_context().get_assigned_resources()
+
+        for options, given in (({}, {}), ({"num_cpus": 1, "memory": 1 << 20}, {"CPU": 1.0, "memory": float(1 << 20)})):
+            self.assertEqual(launcher.get(Given.options(**options).remote().resources.remote(), timeout=30), given)
+
     def test_what_there_is(self):
         nodes = launcher.nodes()
         self.assertEqual(len(nodes), 1)
