@@ -62,6 +62,7 @@ func (m *metrics) text() ([]byte, error) {
 var (
 	descResources = prometheus.NewDesc("launcher_resources", "What the node has: CPU, GPU in units, memory in bytes.", []string{"resource", "state"}, nil)
 	descTasks     = prometheus.NewDesc("launcher_tasks", "Tasks of programs that were submitted here and have not ended.", []string{"state"}, nil)
+	descActors    = prometheus.NewDesc("launcher_actors", "Actors that were made here.", []string{"state"}, nil)
 	descEnded     = prometheus.NewDesc("launcher_tasks_ended_total", "Attempts of programs' tasks that ended here since the agent began.", []string{"state"}, nil)
 	descObjects   = prometheus.NewDesc("launcher_objects", "Objects that the node owns or holds.", nil, nil)
 	descBytes     = prometheus.NewDesc("launcher_object_bytes", "Bytes of objects.", []string{"place"}, nil)
@@ -97,6 +98,9 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 	}
 	for state, v := range n.Tasks {
 		gauge(descTasks, float64(v), state)
+	}
+	for state, v := range n.Actors {
+		gauge(descActors, float64(v), state)
 	}
 	for state, v := range n.Ended {
 		ch <- prometheus.MustNewConstMetric(descEnded, prometheus.CounterValue, float64(v), state)

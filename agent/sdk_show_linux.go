@@ -19,6 +19,7 @@ func (s *sdkServer) answerQueries() {
 	q.answers(wire.QueryObjects, answerWith(s, s.objects))
 	q.answers(wire.QueryTimeline, answerWith(s, s.core.Timeline))
 	q.answers(wire.QueryWhy, answerWith(s, s.core.Why))
+	q.answers(wire.QueryActors, answerWith(s, s.core.Actors))
 	q.answers(wire.QueryWorkers, answerWith(s, s.processes))
 }
 

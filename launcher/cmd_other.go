@@ -53,7 +53,7 @@ func (a *app) cmdCompletion() *cobra.Command {
 // laterCommands are those of the design that this version does not have: they say so.
 func (a *app) laterCommands() []*cobra.Command {
 	var out []*cobra.Command
-	for _, name := range []string{"map", "ssh", "cp", "actors", "top", "dashboard"} {
+	for _, name := range []string{"map", "ssh", "cp", "top", "dashboard"} {
 		out = append(out, &cobra.Command{
 			Use: name, Hidden: true, DisableFlagParsing: true,
 			RunE: func(c *cobra.Command, _ []string) error {
@@ -95,6 +95,8 @@ jobs      {"jobs":[JOB]}                      tasks JOB   {"job":N, "tasks":[TAS
 tasks     {"tasks":[TASK], "sdk":[SDKTASK], "counts":[{"name","state","count","why"}], UNREACHED}
 objects   {"nodes":[{"node","count","resident","spilled","inline","segments","limit","pinned"
            (bytes but count),"objects":[OBJECT]}], UNREACHED}
+actors    {"actors":[{"id","job","class","namespace","name","state","node","worker","lives",
+           "detached","why"}], UNREACHED}     metrics Prometheus text
 timeline  a Chrome trace; with -o FILE {"file","events","dropped", UNREACHED}
 nodes     {"nodes":[NODE]}                    pools   {"pools":[POOL]}
 why       {"subject","lines":[...]}           version {"launcher","protocol","go","os","arch"}

@@ -9,6 +9,7 @@ const (
 	QueryObjects  = "objects"  // SDKObjectQuery -> SDKObjects
 	QueryTimeline = "timeline" // TimelineQuery -> Timeline
 	QueryWhy      = "why"      // SDKWhyQuery -> SDKWhy
+	QueryActors   = "actors"   // nothing -> []SDKActor
 	QueryMetrics  = "metrics"  // nothing -> a string: Prometheus's text
 	QueryWorkers  = "workers"  // nothing -> []SDKProcess
 )
@@ -55,7 +56,31 @@ type SDKTask struct {
 	Submitted int64    `json:"submitted"`
 	Started   int64    `json:"started,omitempty"`
 	Ended     int64    `json:"ended,omitempty"`
+	Actor     string   `json:"actor,omitempty"` // whose call it is; of a creation, its own id
 }
+
+// SDKActor is an actor as its owner knows it, or as the node where it lives does (Hosted).
+type SDKActor struct {
+	ID        string `json:"id"`
+	Class     string `json:"class"`
+	Namespace string `json:"namespace"`
+	Name      string `json:"name"`
+	Job       JobID  `json:"job"`
+	State     string `json:"state"` // pending | alive | restarting | dead
+	Why       string `json:"why,omitempty"`
+	Worker    int    `json:"worker,omitempty"` // pid, where it lives
+	Lives     uint32 `json:"lives"`
+	Detached  bool   `json:"detached,omitempty"`
+	Hosted    bool   `json:"hosted,omitempty"`
+}
+
+// States of an actor.
+const (
+	ActorPending    = "pending"
+	ActorAlive      = "alive"
+	ActorRestarting = "restarting"
+	ActorDead       = "dead"
+)
 
 // SDKTaskCount counts the tasks of a name in a state.
 type SDKTaskCount struct {

@@ -147,6 +147,12 @@ func (c *Core) line(t *task) wire.SDKTask {
 	if t.worker() != nil {
 		x.Worker = t.worker().PID
 	}
+	switch {
+	case t.isCall():
+		x.Actor = id(t.fn()).String()
+	case t.actor != nil:
+		x.Actor = x.ID
+	}
 	if !t.parent.IsZero() {
 		x.Parent = t.parent.String()
 	}

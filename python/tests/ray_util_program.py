@@ -1,5 +1,5 @@
 """A program for Ray: what of ray.util stands upon actors. Run by `launcher run --as-ray`;
-all but the collectives, which ask Ray for more, also under Ray."""
+most of it runs under Ray too."""
 
 import asyncio
 import operator
@@ -10,7 +10,7 @@ import time
 import numpy as np
 import ray
 import ray.util.collective as col
-from ray.util import ActorPool, list_named_actors
+from ray.util import ActorPool, list_named_actors, state
 from ray.util.collective.types import ReduceOp
 from ray.util.dask import ray_dask_get, ray_dask_get_sync
 from ray.util.helpers import as_completed, map_unordered
@@ -169,6 +169,10 @@ def in_any_order():
 def names():
     held = Worker.options(name="held").remote()
     assert ray.get(held.double.remote(2)) == 4 and list_named_actors() == ["held"]
+    (a,) = state.list_actors(filters=[("name", "=", "held"), ("state", "=", "ALIVE")])
+    assert a.class_name == "Worker" and a.pid and a.node_id and state.get_actor(a.actor_id).pid == a.pid
+    assert state.summarize_actors()["cluster"]["summary"]["Worker"]["state_counts"]["ALIVE"] >= 1
+    assert [t.type for t in state.list_tasks(filters=[("task_id", "=", a.actor_id)])] == ["ACTOR_CREATION_TASK"]
 
 
 @ray.remote(num_cpus=0)

@@ -87,7 +87,7 @@ def _task(t: Dict[str, Any], node: str) -> State:
     actor = t.get("actor") or None
     return State(
         task_id=t["id"], attempt_number=max(int(t.get("attempt", 1)) - 1, 0), name=name, state=_WORDS.get(t["state"], t["state"]), job_id=str(t.get("job", "")),
-        actor_id=actor, type="ACTOR_TASK" if actor else "NORMAL_TASK", func_or_class_name=name, parent_task_id=t.get("parent") or None,
+        actor_id=actor, type="NORMAL_TASK" if not actor else "ACTOR_CREATION_TASK" if actor == t["id"] else "ACTOR_TASK", func_or_class_name=name, parent_task_id=t.get("parent") or None,
         node_id=t.get("node") or node, worker_id=None, worker_pid=t.get("worker") or None,
         error_type="TASK_CANCELLED" if t["state"] == "cancelled" else "TASK_EXECUTION_EXCEPTION" if t["state"] == "failed" else None,
         error_message=None, language="PYTHON", creation_time_ms=_ms(t.get("submitted")), start_time_ms=_ms(t.get("started") or t.get("start")),
@@ -174,6 +174,46 @@ def summarize_objects(address: Optional[str] = None, timeout: int = 30, raise_on
     return _summary({"summary": summary, "total_objects": len(objects), "total_size_mb": sum(o.object_size for o in objects) / 1e6, "callsite_enabled": True, "summary_by": "callsite"})
 
 
+# Actors.
+
+_LIFE = {"pending": "PENDING_CREATION", "alive": "ALIVE", "restarting": "RESTARTING", "dead": "DEAD"}
+
+
+def _actors(timeout: float) -> List[State]:
+    told = [(node, a) for node, every in _ask("actors", None, timeout).items() for a in every]
+    at = {a["id"]: (node, a["worker"]) for node, a in told if a.get("worker")}
+    out: List[State] = []
+    for _, a in told:
+        if not a.get("hosted"):  # else its owner tells more
+            node, pid = at.get(a["id"], (None, None))
+            out.append(State(
+                actor_id=a["id"], class_name=a["class"], state=_LIFE.get(a["state"], a["state"]), job_id=str(a["job"]), name=a["name"], node_id=node, pid=pid,
+                ray_namespace=a["namespace"], is_detached=bool(a.get("detached")), num_restarts=max(int(a["lives"]) - 1, 0), death_cause=a.get("why") or None,
+                required_resources=None, placement_group_id=None, repr_name="",
+            ))  # fmt: skip
+    return out
+
+
+def list_actors(address: Optional[str] = None, filters: Optional[List[Filter]] = None, limit: int = 100, timeout: int = 30, detail: bool = False, raise_on_missing_output: bool = True, _explain: bool = False) -> List[State]:
+    """The actors; one that is dead for as long as there is a handle of it."""
+    return _listed(_actors(timeout), filters, limit)
+
+
+def get_actor(id: str, address: Optional[str] = None, timeout: int = 30, _explain: bool = False) -> Optional[State]:
+    """An actor by its id."""
+    return next((a for a in _actors(timeout) if a.actor_id == id), None)
+
+
+def summarize_actors(address: Optional[str] = None, timeout: int = 30, raise_on_missing_output: bool = True, _explain: bool = False) -> Dict[str, Any]:
+    """How many actors of each class are in which state."""
+    summary: Dict[str, Any] = {}
+    actors = _actors(timeout)
+    for a in actors:
+        s = summary.setdefault(a.class_name, {"class_name": a.class_name, "state_counts": {}})
+        s["state_counts"][a.state] = s["state_counts"].get(a.state, 0) + 1
+    return _summary({"summary": summary, "total_actors": len(actors), "summary_by": "class"})
+
+
 # Nodes, processes, jobs.
 
 
@@ -231,6 +271,6 @@ def get_job(id: str, address: Optional[str] = None, timeout: int = 30, _explain:
 
 
 __all__ = [
-    "get_job", "get_node", "get_objects", "get_task", "get_worker", "list_jobs", "list_nodes", "list_objects", "list_tasks", "list_workers",
-    "summarize_objects", "summarize_tasks",
+    "get_actor", "get_job", "get_node", "get_objects", "get_task", "get_worker", "list_actors", "list_jobs", "list_nodes", "list_objects", "list_tasks", "list_workers",
+    "summarize_actors", "summarize_objects", "summarize_tasks",
 ]  # fmt: skip
