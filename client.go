@@ -2,6 +2,7 @@ package launcher
 
 import (
 	"context"
+	"errors"
 	"net"
 	"runtime"
 	"sync"
@@ -404,10 +405,15 @@ func get(ctx context.Context, h *handle, v any) error {
 }
 
 // ready waits until an object is there.
-func ready(ctx context.Context, h *handle) (*object, error) {
+func ready(ctx context.Context, h *handle) (_ *object, err error) {
 	if h == nil {
 		return nil, errNoRef
 	}
+	defer func() {
+		if errors.Is(err, ErrFull) { // there may be room the next time
+			h.o.c.again(h.o)
+		}
+	}()
 	if !h.o.ended(true) {
 		if err := await(ctx, []*handle{h}, 1, true); err != nil {
 			return nil, err
@@ -429,11 +435,12 @@ func (c *client) goneFor() error {
 	return c.gone
 }
 
-// again makes an object pending that was in shared memory and is not any more.
+// again makes an object pending that was in shared memory and is not any more, or that
+// there was no room for.
 func (c *client) again(o *object) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if o.state.Load() == stateShared {
+	if s := o.state.Load(); s == stateShared || s == stateFailed {
 		o.asked = askedNothing
 		o.state.Store(statePending)
 	}

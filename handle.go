@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"errors"
 
 	"launcher/internal/errs"
 	"launcher/wire"
@@ -77,7 +78,9 @@ func (c *client) object(flags uint16, body []byte) error {
 	}
 	switch {
 	case kind == sdk.Failure && len(data) > 0:
-		o.err = decodeFailure(data)
+		if err := decodeFailure(data); !errors.Is(err, ErrFull) || !errors.Is(o.err, ErrFull) { // else some may be reading it
+			o.err = err
+		}
 		o.settle(stateFailed)
 	case kind == sdk.End:
 		o.value = value{end: true}

@@ -87,6 +87,16 @@ func (d *directory) watch(number uint32) {
 	d.follow(number)
 }
 
+// name is the node behind a number, as far as that is known by now; else "".
+func (d *directory) name(number uint32) wire.NodeID {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if k := d.known[number]; k != nil {
+		return k.peer.Node
+	}
+	return ""
+}
+
 // peer finds the life of a node behind a number; one that is over is an error of kind
 // Lost.
 func (d *directory) peer(ctx context.Context, number uint32) (wire.Peer, error) {

@@ -163,6 +163,8 @@ func (s *sdkServer) storeEvent(e store.Event) {
 			s.core.Lost(now, e.ID, e.Err.Error())
 		case store.Evicted:
 			s.evicted(now, e.ID)
+		case store.Overdue:
+			s.interrupt(e.Client) // it may be busy with a task
 		case store.DropSegment:
 			if cl := s.clients[e.Client]; cl != nil && cl.conn != nil {
 				if len(e.Free) > 0 {

@@ -163,6 +163,7 @@ func (s *sdkServer) welcome(cl *sdkClient, c *sdkConn) error {
 	if err != nil {
 		return err
 	}
+	s.store.Name(cl.ID, "pid "+utoa(uint32(cl.PID)))
 	files := []*os.File{index, pins}
 	if cl.Kind == sdk.KindWorker {
 		if cl.control == nil {

@@ -467,7 +467,7 @@ func (b *borrow) pull(id wire.ObjectID, v sdk.Value, nodes []uint32) {
 				b.fetched(now, id, v)
 			case errs.Is(err, errs.Exhausted):
 				delete(b.wanted, id)
-				b.fetched(now, id, failure(s, "full", err.Error()))
+				s.core.NoRoom(now, id, err)
 			case tries < maxFetches && !b.over:
 				// The owner may not know yet that it is not there any more.
 				b.wanted[id] = tries + 1

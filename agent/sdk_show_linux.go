@@ -55,6 +55,13 @@ func (s *sdkServer) objects(q wire.SDKObjectQuery) wire.SDKObjects {
 	}
 	for i := range out.Objects {
 		o := &out.Objects[i]
+		for _, n := range o.At {
+			name := s.a.links.dir.name(n)
+			if name == "" {
+				name = wire.NodeID("number " + utoa(n))
+			}
+			o.Nodes = append(o.Nodes, name)
+		}
 		x, ok := by[o.ID]
 		if !ok {
 			continue

@@ -79,7 +79,11 @@ func (a *app) printObjects(by map[wire.NodeID]wire.SDKObjects, id string) {
 			if x.Copy {
 				state += " (copy)"
 			}
-			if len(x.Nodes) > 0 {
+			switch {
+			case len(x.Nodes) == 0:
+			case x.State == wire.ObjectElsewhere:
+				state = "on " + joinNodes(x.Nodes)
+			default:
 				state += ", also " + joinNodes(x.Nodes)
 			}
 			rows = append(rows, []string{x.ID, string(n), state, wire.Bytes(x.Size), ageText(x.Age), cut(x.Made, 24), cut(holdersText(x.Holders), 100)})

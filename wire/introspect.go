@@ -128,6 +128,7 @@ type SDKObject struct {
 	State   string   `json:"state"`
 	Copy    bool     `json:"copy,omitempty"`  // owned by another node: it may be dropped for room
 	Nodes   []NodeID `json:"nodes,omitempty"` // others that have it
+	At      []uint32 `json:"-"`               // the same, as numbers of their lives
 	Made    string   `json:"made,omitempty"`  // name of the task that made it; "put"
 	Age     int64    `json:"age,omitempty"`   // nanoseconds since it was made
 	Holders []Holder `json:"holders"`         // why it is alive

@@ -146,6 +146,56 @@ def back_pressure():
     return text
 
 
+@point("plane.no-loss", 120)
+def no_loss():
+    """A spilled value that memory has no room for is told as that, within get's timeout, and is there later."""
+    eventually("there is nothing else", lambda: total("resident") == 0)
+    cold = ray.put(np.full(60 * MIB, 7, dtype=np.uint8))
+    views = [ray.get(ray.put(np.ones(40 * MIB, dtype=np.uint8))) for _ in range(5)]
+    ray.wait([ray.put(np.ones(MIB, dtype=np.uint8))], timeout=20)
+    (o,) = [o for o in list(objects().values())[0]["objects"] if o["id"] == cold.hex()]
+    assert o["state"] == "spilled", o
+    start = time.monotonic()
+    raises(ray.exceptions.GetTimeoutError, lambda: ray.get(cold, timeout=2))
+    took = time.monotonic() - start
+    assert 1.5 < took < 6, f"get(timeout=2) took {took:.1f} s"
+    text = raises(ray.exceptions.ObjectStoreFullError, lambda: ray.get(cold), f"pid {os.getpid()}", "let go of views")
+    views.clear()
+    a = ray.get(cold, timeout=20)
+    assert a[0] == a[-1] == 7
+    return f"get(timeout=2) ended after {took:.1f} s; {text}; read when the views were gone"
+
+
+@ray.remote
+def maker(n):
+    return np.full(n * MIB, n, dtype=np.uint8)
+
+
+@ray.remote
+def looker(a):
+    return int(a[0]) + int(a[-1])
+
+
+@point("plane.readers", 120)
+def readers():
+    """Results that other processes have read, and more than memory of them: what is gone is unmapped, and only then counts as free."""
+    eventually("there is nothing else", lambda: total("resident") == 0)
+    most, view = 0, None
+    for i in range(16):
+        ref = maker.remote(60 + i)
+        seen = looker.remote(ref)
+        view = ray.get(ref, timeout=30)
+        assert view[0] == 60 + i and ray.get(seen, timeout=30) == 2 * (60 + i)
+        del ref, seen
+        mapped = sum(int(line.split()[0].split("-")[1], 16) - int(line.split()[0].split("-")[0], 16) for line in open("/proc/self/maps") if "memfd:launcher-objects" in line and " r--s" in line)
+        most = max(most, mapped)
+    assert most <= 256 * MIB, f"{most >> 20} MiB of segments are mapped for reading"
+    del view
+    ray.cluster_resources()
+    segments = eventually("memory is given back", lambda: ray.cluster_resources() and total("resident") == 0 and 1 + total("segments"), 30)
+    return f"{sum(range(60, 76))} MiB of results through 256 MiB of memory; a reader had at most {most >> 20} MiB mapped"
+
+
 @point("plane.warm-pool")
 def warm_pool():
     ref = ray.put(np.ones(64 * MIB, dtype=np.uint8))

@@ -19,6 +19,7 @@ const (
 type client struct {
 	n     uint32
 	job   string
+	who   string         // for errors; "" = its number
 	here  bool           // connected, as far as is known
 	pins  *objects.Watch // nil: the agent's
 	arena *objects.Arena // nil: the program has its own
@@ -64,12 +65,21 @@ func (s *Store) Attach(n uint32) (index, pins *os.File, err error) {
 		s.clients[n] = c
 	}
 	c.here = true
-	for _, g := range s.parting {
+	for _, g := range s.parting { // it may have been away when it was asked
 		if g.readers[n] {
 			s.news.add(DropSegment{Client: n, Segment: g.n})
 		}
 	}
 	return s.shared, c.pins.File(), nil
+}
+
+// Name says what a program is called in errors.
+func (s *Store) Name(n uint32, who string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if c := s.clients[n]; c != nil {
+		c.who = who
+	}
 }
 
 // Away says that a program's connection broke; it may come back and attach again. It is

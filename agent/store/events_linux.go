@@ -8,7 +8,8 @@ import (
 	"launcher/wire"
 )
 
-// Event is news: SpaceFreed, Restored, Evicted, DropSegment or Lost.
+// Event is news: SpaceFreed, Restored, Evicted, DropSegment,
+// Overdue or Lost.
 type Event interface{ event() }
 
 // SpaceFreed: a Space of this client that had to wait is worth another try.
@@ -32,6 +33,10 @@ type DropSegment struct {
 	Free    []objects.Extent
 }
 
+// Overdue: others wait for the memory of a segment that the client was asked to unmap some
+// time ago, and has not.
+type Overdue struct{ Client uint32 }
+
 // Lost: the file of a spilled object is gone or damaged, and with it the object. A
 // Restore of it is answered by this.
 type Lost struct {
@@ -43,6 +48,7 @@ func (SpaceFreed) event()  {}
 func (Restored) event()    {}
 func (Evicted) event()     {}
 func (DropSegment) event() {}
+func (Overdue) event()     {}
 func (Lost) event()        {}
 
 // newsQueue takes events from whoever holds the store's lock to Notify, which may take

@@ -172,6 +172,7 @@ type program struct {
 	pins  *objects.Pins
 
 	mu    sync.Mutex
+	deaf  bool // does not unmap what it is asked to
 	arena objects.Arena
 	own   map[uint32][]byte
 	maps  map[uint32][]byte
@@ -209,6 +210,10 @@ func (n *node) program(num uint32, job string) *program {
 
 func (p *program) dropSegment(d DropSegment) {
 	p.mu.Lock()
+	if p.deaf {
+		p.mu.Unlock()
+		return
+	}
 	for _, e := range d.Free {
 		if err := p.arena.Free(e); err != nil {
 			p.n.t.Errorf("with DropSegment: %v", err)

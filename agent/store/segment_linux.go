@@ -37,7 +37,7 @@ type segment struct {
 	empty time.Time // since when nothing is in it
 	// readers were given the descriptor. The memory is there for as long as one has it mapped.
 	readers map[uint32]bool
-	asked   time.Time // when its maker was asked to unmap it; zero = it was not
+	asked   time.Time // when its maker, or its readers, were asked to unmap it; zero = they were not
 }
 
 const (
@@ -123,7 +123,7 @@ func (s *Store) release(g *segment) {
 		s.gone(g)
 		return
 	}
-	s.parting[g.n] = g
+	s.parting[g.n], g.asked = g, time.Now()
 	for n := range g.readers {
 		s.news.add(DropSegment{Client: n, Segment: g.n})
 	}
@@ -174,13 +174,6 @@ func (s *Store) OpenSegment(client, n uint32) (*os.File, int64, error) {
 		g.read(client)
 	}
 	return f, size, err
-}
-
-// Segment is OpenSegment for one who is not followed.
-func (s *Store) Segment(n uint32) (*os.File, int64, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.segment(n)
 }
 
 func (s *Store) segment(n uint32) (*os.File, int64, error) {

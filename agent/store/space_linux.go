@@ -2,8 +2,11 @@ package store
 
 import (
 	"cmp"
+	"fmt"
+	"maps"
 	"os"
 	"slices"
+	"strconv"
 	"time"
 
 	"launcher/internal/errs"
@@ -86,13 +89,60 @@ func (s *Store) Full(client uint32, need int64) error {
 }
 
 func (s *Store) full(need int64, job string) error {
-	e := errs.New(errs.Exhausted, "no room for %s: the node's objects take %s of %s (%s in use), those of the job %s; %s are on disk",
-		wire.Bytes(need), wire.Bytes(s.used), wire.Bytes(s.cfg.Limit), wire.Bytes(s.live), wire.Bytes(s.jobs[job]), wire.Bytes(s.spilled))
+	e := errs.New(errs.Exhausted, "no room for %s: the node's objects take %s of %s (%s in use%s), those of the job %s; %s are on disk",
+		wire.Bytes(need), wire.Bytes(s.used), wire.Bytes(s.cfg.Limit), wire.Bytes(s.live), s.whoHolds(), wire.Bytes(s.jobs[job]), wire.Bytes(s.spilled))
 	if s.spillErr != nil {
 		e.Err = s.spillErr
 		return e.Hint("make room on the disk of %s, or set [objects] spill to another directory", s.cfg.Dir)
 	}
-	return e.Hint("release values that are not needed any more, or raise [objects] memory in the cluster's spec; `launcher objects` lists what there is")
+	return e.Hint("let go of views (arrays that get gave) and values that are not needed any more, or raise [objects] memory in the cluster's spec; `launcher objects` lists what there is")
+}
+
+// whoHolds says which programs keep memory from being used: by views of objects, or by
+// not having unmapped what is gone. mu must be held.
+func (s *Store) whoHolds() string {
+	size := map[objects.PinKey]int64{}
+	for _, g := range s.segs {
+		for _, o := range g.live {
+			size[o.pin] = o.size
+		}
+	}
+	views, mapped := map[uint32]int64{}, map[uint32]int64{}
+	for n, c := range s.clients {
+		seen := map[objects.PinKey]bool{}
+		c.pins.Scan(func(k objects.PinKey) {
+			if !seen[k] && size[k] > 0 {
+				seen[k] = true
+				views[n] += size[k]
+			}
+		})
+	}
+	for _, g := range s.parting {
+		for n := range g.readers {
+			mapped[n] += g.size
+		}
+	}
+	return s.most("; views: ", views) + s.most("; gone, but still mapped: ", mapped)
+}
+
+// most lists the programs with the most bytes. mu must be held.
+func (s *Store) most(what string, by map[uint32]int64) string {
+	ns := slices.SortedFunc(maps.Keys(by), func(a, b uint32) int { return cmp.Or(cmp.Compare(by[b], by[a]), cmp.Compare(a, b)) })
+	out := ""
+	for i, n := range ns {
+		if i == 4 {
+			return out + fmt.Sprintf(" and %d others", len(ns)-i)
+		}
+		who := "client " + strconv.FormatUint(uint64(n), 10)
+		if c := s.clients[n]; c != nil && c.who != "" {
+			who = c.who
+		}
+		if out += ", "; i == 0 {
+			out = what
+		}
+		out += wire.Bytes(by[n]) + " by " + who
+	}
+	return out
 }
 
 // wait puts a client in the line of those who need room. mu must be held.

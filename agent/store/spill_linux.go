@@ -35,8 +35,6 @@ const (
 	part        = ".part"
 	// diskPause is after how long a disk that could not be written is tried again.
 	diskPause = 2 * time.Second
-	// restoreBound is how long a Restore waits for room.
-	restoreBound = 60 * time.Second
 	// batch is spilled at a time, and then looked again.
 	batch = 64 << 20
 )
@@ -241,20 +239,17 @@ func (s *Store) Restore(id wire.ObjectID) {
 }
 
 func (s *Store) restore(o *object) {
-	select {
-	case s.readers <- struct{}{}:
-	case <-s.ctx.Done():
-		return
-	}
-	defer func() { <-s.readers }()
-	ctx, cancel := context.WithTimeout(s.ctx, restoreBound)
+	ctx, cancel := context.WithTimeout(s.ctx, s.cfg.Patience)
 	defer cancel()
+	// Room comes first: those who wait for it must not keep others from reading.
 	e, mem, err := s.room(ctx, s.own, o.size)
 	damaged := false
 	if err == nil {
+		s.readers <- struct{}{}
 		if err = readSpill(o, mem); err != nil {
 			damaged = true
 		}
+		<-s.readers
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()

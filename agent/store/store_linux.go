@@ -30,7 +30,9 @@ type Config struct {
 	// Warm is how long an empty segment stays with its producer, which may fill it again;
 	// 0 = 10 s.
 	Warm time.Duration
-	Room func() int64 // memory that may still be taken; nil = shm.Room
+	// Patience is how long a Restore waits for room; 0 = 60 s.
+	Patience time.Duration
+	Room     func() int64 // memory that may still be taken; nil = shm.Room
 }
 
 const (
@@ -130,6 +132,9 @@ func Open(cfg Config, kept map[string]*os.File) (*Store, error) {
 	}
 	if cfg.Warm <= 0 {
 		cfg.Warm = 10 * time.Second
+	}
+	if cfg.Patience <= 0 {
+		cfg.Patience = time.Minute
 	}
 	if cfg.Keep == nil {
 		cfg.Keep = func(string, *os.File) error { return nil }

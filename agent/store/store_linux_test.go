@@ -273,18 +273,21 @@ func TestDamagedFile(t *testing.T) {
 	var gone []wire.ObjectID
 	for _, id := range ids {
 		files, _ := filepath.Glob(filepath.Join(n.dir, id.String()+"*"+suffix))
-		if len(files) == 1 && len(gone) < 2 {
+		if len(files) == 1 && len(gone) < 3 {
 			gone = append(gone, id)
-			if len(gone) == 1 {
-				f, err := os.OpenFile(files[0], os.O_RDWR, 0)
-				if err != nil {
-					t.Fatal(err)
-				}
-				_, err = f.WriteAt([]byte{1}, 3*mib)
-				if err = errors.Join(err, f.Close()); err != nil {
-					t.Fatal(err)
-				}
-			} else if err := os.Remove(files[0]); err != nil {
+			spoil := []func(string) error{
+				os.Remove,
+				func(path string) error { return os.Truncate(path, 3*mib) },
+				func(path string) error {
+					f, err := os.OpenFile(path, os.O_RDWR, 0)
+					if err != nil {
+						return err
+					}
+					_, err = f.WriteAt([]byte{1}, 3*mib)
+					return errors.Join(err, f.Close())
+				},
+			}[len(gone)-1]
+			if err := spoil(files[0]); err != nil {
 				t.Fatal(err)
 			}
 		}

@@ -97,6 +97,7 @@ func (s *Store) relieve() []*object {
 			short = max(short, need)
 		}
 		s.reclaim(grace, short)
+		s.remind()
 		for _, g := range s.segs { // on their way back
 			if len(g.live) == 0 && time.Since(g.asked) < askEvery && (job == "" || g.job == job) {
 				short -= g.size
@@ -115,6 +116,19 @@ func (s *Store) relieve() []*object {
 		return s.victims(s.live-s.high()+s.cfg.Limit/20, "")
 	}
 	return nil
+}
+
+// remind has those looked for who have not unmapped what is gone. mu must be held.
+func (s *Store) remind() {
+	for _, g := range s.parting {
+		if time.Since(g.asked) < askEvery {
+			continue
+		}
+		g.asked = time.Now()
+		for n := range g.readers {
+			s.news.add(Overdue{n})
+		}
+	}
 }
 
 // victims are objects that nobody has used for long: all of the segments whose newest

@@ -283,7 +283,11 @@ func (c *Core) Restored(now int64, x id, err error) {
 		return
 	}
 	o.gets = 0
-	if err != nil {
+	switch {
+	case errs.Is(err, errs.Exhausted):
+		c.noRoom(o, err)
+		return
+	case err != nil:
 		c.recordLost(x)
 		c.lose(o, err.Error())
 		return
@@ -292,6 +296,37 @@ func (c *Core) Restored(now int64, x id, err error) {
 	o.subs = nil
 	for _, s := range subs {
 		c.answer(o, s)
+	}
+	c.unneeded(o)
+}
+
+// NoRoom: memory is full, so another node's object could not be brought here. A task that
+// needs it fails.
+func (c *Core) NoRoom(now int64, x id, err error) {
+	c.now = now
+	o := c.objects[x]
+	switch {
+	case o == nil:
+	case o.state != here && len(o.waiters) > 0:
+		data := c.errorOf("full", err.Error(), nil, errs.HintsOf(err)...)
+		c.Fetched(now, x, sdk.Failure, 1, int64(len(data)), data, nil)
+	default:
+		o.gets, o.asked = 0, false
+		c.noRoom(o, err)
+	}
+}
+
+// noRoom tells those who asked for an object that there is no room for it. It stays where
+// it is, for whoever asks again.
+func (c *Core) noRoom(o *object, err error) {
+	data := c.errorOf("full", err.Error(), nil, errs.HintsOf(err)...)
+	subs := o.subs
+	o.subs = nil
+	for _, s := range subs {
+		if cl := c.clients[s.client]; cl != nil {
+			c.tellError(cl, o.id, data)
+		}
+		c.came(s.level)
 	}
 	c.unneeded(o)
 }

@@ -259,8 +259,17 @@ func (c *Core) objectLine(o *object) wire.SDKObject {
 	case o.kind == sdk.Failure:
 		x.State = wire.ObjectError
 	case o.kind == sdk.Shared:
-		if x.State = wire.ObjectResident; !c.store.Resident(o.id) {
+		switch {
+		case c.store.Resident(o.id):
+			x.State = wire.ObjectResident
+		case o.where != 0 || o.fetched: // a copy that was dropped is still with its owner
+			x.State = wire.ObjectElsewhere
+		default:
 			x.State = wire.ObjectSpilled
+		}
+		x.At = o.nodes()
+		if o.fetched {
+			x.At = append(x.At, o.id.Node())
 		}
 	default:
 		x.State = wire.ObjectInline

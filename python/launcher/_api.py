@@ -274,13 +274,10 @@ def get(refs: Any, *, timeout: Optional[float] = None) -> Any:
     if not refs:
         return []
     client = _client.connected()
-    values = client.values
     ids = [r._id for r in refs if type(r) is ObjectRef and r._home is client]
     if len(ids) != len(refs):
         ids = [_remote.own(client, r) if type(r) is ObjectRef else _no_ref(r) for r in refs]
-    client.fetch(ids, timeout)
-    load = client.load
-    return [load(i, values[i]) for i in ids]
+    return client.get_all(ids, timeout)
 
 
 def _no_ref(r: Any) -> Any:

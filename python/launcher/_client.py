@@ -166,20 +166,40 @@ class Client(Connection):
     def get(self, ref: ObjectRef[Any], timeout: Optional[float]) -> Any:
         """The value of an object."""
         v = self.values.get(ref._id)
+        end = None if timeout is None else time.monotonic() + timeout
         if v is None or v[0] == f.READY:
             self.fetch([ref._id], timeout)
             v = self.values[ref._id]
         if v[0] == f.INLINE:
             return _serial.decode(v[1], v[2])
-        return self.load(ref._id, v)
+        return self.load(ref._id, v, end)
 
-    def load(self, id: bytes, v: Known) -> Any:
-        """The value of an object that is there; raises what it failed with."""
+    def get_all(self, ids: List[bytes], timeout: Optional[float]) -> List[Any]:
+        """The values of objects."""
+        end = None if timeout is None else time.monotonic() + timeout
+        self.fetch(ids, timeout)
+        values, load = self.values, self.load
+        try:
+            return [load(i, values[i], end) for i in ids]
+        except ObjectStoreFullError:
+            with self.lock:
+                for i in ids:
+                    if values.get(i, _READY)[0] == f.FAILED:
+                        del values[i]
+            raise
+
+    def load(self, id: bytes, v: Known, end: Optional[float]) -> Any:
+        """The value of an object that is there; raises what it failed with. end: when not to wait for room any more."""
         while True:
             if v[0] == f.INLINE:
                 return _serial.decode(v[1], v[2])
             if v[0] == f.FAILED:
-                raise from_wire(_pack.unpack(v[2]))
+                error = from_wire(_pack.unpack(v[2]))
+                if isinstance(error, ObjectStoreFullError):  # there may be room the next time
+                    with self.lock:
+                        if self.values.get(id) is v:
+                            del self.values[id]
+                raise error
             if v[0] == f.END:
                 return None
             data = self.shared(id)
@@ -188,7 +208,7 @@ class Client(Connection):
             with self.lock:
                 if self.values.get(id) is v:
                     del self.values[id]
-            self.fetch([id], None)
+            self.fetch([id], None if end is None else max(end - time.monotonic(), 0.0))
             v = self.values[id]
 
     def shared(self, id: bytes) -> Optional[Tuple[int, memoryview]]:

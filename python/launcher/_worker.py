@@ -209,6 +209,9 @@ class Worker:
             return
         try:
             client.drain()
+            if client.due_now:
+                client.due_now = False
+                client.flush(False)
         finally:
             client.lock.release()
         self.check_cancelled()
