@@ -20,7 +20,7 @@ const objectsLong = `List the objects of programs: where their bytes are and why
              inline      small, kept by the agent
              resident    in the node's shared memory
              spilled     on the node's disk
-             elsewhere   owned here, its bytes are on other nodes
+             on NODE     not here: its bytes are there ("elsewhere", with nodes, in --json)
              lost, error
   ALIVE FOR  what refers to it: programs and workers (pid), tasks that have it as an
              argument, objects that contain it, other nodes, readers of its bytes (pin)

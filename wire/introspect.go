@@ -115,7 +115,7 @@ const (
 	ObjectInline    = "inline"
 	ObjectResident  = "resident"
 	ObjectSpilled   = "spilled"
-	ObjectElsewhere = "elsewhere" // its owner is here, its bytes are on other nodes
+	ObjectElsewhere = "elsewhere" // its bytes are on other nodes
 	ObjectLost      = "lost"
 	ObjectError     = "error" // its value is the error of its task
 )

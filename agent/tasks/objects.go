@@ -307,7 +307,7 @@ func (c *Core) NoRoom(now int64, x id, err error) {
 	o := c.objects[x]
 	switch {
 	case o == nil:
-	case o.state != here && len(o.waiters) > 0:
+	case o.state != here && len(o.waiters()) > 0:
 		data := c.errorOf("full", err.Error(), nil, errs.HintsOf(err)...)
 		c.Fetched(now, x, sdk.Failure, 1, int64(len(data)), data, nil)
 	default:
