@@ -51,6 +51,7 @@ class Context:
     """What init gives: where the program is connected to."""
 
     def __init__(self, client: _client.Client) -> None:
+        self.dashboard_url = ""  # there is none
         self.address_info: Dict[str, str] = {"address": client.path, "cluster": client.cluster, "node_id": client.node, "job_id": client.job}
 
     def __getitem__(self, name: str) -> str:

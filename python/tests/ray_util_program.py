@@ -1,5 +1,4 @@
-"""A program for Ray: what of ray.util stands upon actors. Run by `launcher run --as-ray`;
-most of it runs under Ray too."""
+"""A program for Ray: what of ray.util stands upon actors. Run by `launcher run --as-ray`."""
 
 import asyncio
 import operator
