@@ -10,6 +10,7 @@ class RayDeprecationWarning(DeprecationWarning):
 
 
 def _mark(*args: Any, **options: Any) -> Any:
+    """Decorate, with options or without: what is decorated stays as it is."""
     if len(args) == 1 and not options and callable(args[0]):
         return args[0]
     return lambda marked: marked
