@@ -13,7 +13,7 @@ from . import _pack, _serial
 from ._connection import _READY, _SHARED, COME_BACK, FLUSH_AT, READ, UNPROVEN_MAX, VALUE, Connection, Known
 from ._refs import PUT_INDEX, ObjectRef
 from ._store import Pin, Segment
-from .exceptions import GetTimeoutError, ObjectStoreFullError, from_wire
+from .exceptions import GetTimeoutError, ObjectStoreFullError, RayError, from_wire
 
 SPACE_WAIT = 60.0
 _BLOCKS = 8
@@ -194,12 +194,7 @@ class Client(Connection):
             if v[0] == f.INLINE:
                 return _serial.decode(v[1], v[2])
             if v[0] == f.FAILED:
-                error = from_wire(_pack.unpack(v[2]))
-                if isinstance(error, ObjectStoreFullError):  # there may be room the next time
-                    with self.lock:
-                        if self.values.get(id) is v:
-                            del self.values[id]
-                raise error
+                raise self._failure(id, v)  # not by way of a name here: it would keep all frames, and what they refer to
             if v[0] == f.END:
                 return None
             data = self.shared(id)
@@ -210,6 +205,15 @@ class Client(Connection):
                     del self.values[id]
             self.fetch([id], None if end is None else max(end - time.monotonic(), 0.0))
             v = self.values[id]
+
+    def _failure(self, id: bytes, v: Known) -> RayError:
+        """What an object has failed with; for want of room it is only this time."""
+        error = from_wire(_pack.unpack(v[2]))
+        if isinstance(error, ObjectStoreFullError):
+            with self.lock:
+                if self.values.get(id) is v:
+                    del self.values[id]
+        return error
 
     def shared(self, id: bytes) -> Optional[Tuple[int, memoryview]]:
         """Form and bytes of an object in shared memory; None if it is not there."""
