@@ -94,6 +94,9 @@ func (c *Core) stateOf(t *task) string {
 func (c *Core) why(t *task) string {
 	switch t.state {
 	case waiting:
+		if t.isCall() && t.missing == 0 {
+			return c.whyCall(t)
+		}
 		n := 0
 		first := ""
 		for d := range t.deps().all() {
@@ -171,6 +174,9 @@ func (c *Core) Tasks(q wire.SDKTaskQuery) wire.SDKTasks {
 	counts := map[nameState]*wire.SDKTaskCount{}
 	var list []*task
 	for _, t := range c.tasks {
+		if a := t.actor; a != nil && (a.up || a.node != 0 || a.dead != nil) {
+			continue // no task any more, but an actor
+		}
 		state := c.stateOf(t)
 		if len(q.States) == 0 && state == wire.TaskDone || len(q.States) > 0 && !slices.Contains(q.States, state) {
 			continue
