@@ -405,3 +405,16 @@ func TestManyActors(t *testing.T) {
 		t.Fatalf("%d calls of 40, room %s", up, w.free)
 	}
 }
+
+// TestOneConnectionForAllEnvironments: the agent of another node is one client there, whatever
+// variables the tasks have.
+func TestOneConnectionForAllEnvironments(t *testing.T) {
+	w := newDesk(t, 1)
+	w.driver(1)
+	k := w.c.clients[1].key()
+	other := k
+	other.Env = "A=1"
+	if w.c.remoteOf(9, k) != w.c.remoteOf(9, other) {
+		t.Fatal("two conversations that are one client at the other end")
+	}
+}

@@ -164,6 +164,7 @@ func (c *Core) near(t *task) (best uint32) {
 
 // remoteOf gives the client of a node's agent for a key, made if need be.
 func (c *Core) remoteOf(number uint32, key Key) *remote {
+	key.Env = "" // it is in the options of the tasks, and what is at the other end does not ask for it
 	r := c.remotes[remoteKey{number, key}]
 	if r == nil {
 		r = &remote{number: number, key: key, shapes: map[*shape]uint32{}}
