@@ -342,7 +342,7 @@ def show():
     assert not any(t["name"] == "Log" for t in tasks), tasks
     events = ray.get(r, timeout=20) and ray.timeline()
     assert sum(e["name"] == "Log.add" for e in events) >= 5
-    return f"{ {k: line[k] for k in ('class', 'state', 'node', 'pid', 'restarts', 'calls_given')} }"
+    return f"{ {k: line[k] for k in ('class', 'state', 'node', 'worker', 'lives')} }"
 
 
 def eventually_pid(a, old):
