@@ -259,7 +259,14 @@ func (s *shapeCache) of(c *client) uint32 {
 func (s *shapeCache) set(c *client, n uint32) { s.p.Store(&cachedShape{c, n}) }
 
 // put makes an object.
-func put(ctx context.Context, v any) (*handle, error) {
+func put(ctx context.Context, v any, opts []PutOption) (*handle, error) {
+	o := putOptions{copies: 1}
+	for _, opt := range opts {
+		opt(&o)
+	}
+	if o.copies < 1 {
+		return nil, errs.New(errs.Invalid, "a value with %d copies; there is at least 1", o.copies)
+	}
 	c, err := connected(ctx)
 	if err != nil {
 		return nil, err
@@ -268,7 +275,17 @@ func put(ctx context.Context, v any) (*handle, error) {
 	if err != nil {
 		return nil, err
 	}
-	return c.put(ctx, e)
+	h, err := c.put(ctx, e)
+	if err == nil && o.copies > 1 {
+		id := h.o.id
+		var none any
+		err = c.ask(ctx, &none, "copies", id[:], o.copies)
+		runtime.KeepAlive(h)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return h, nil
 }
 
 // output is an encoded value as frames have it.

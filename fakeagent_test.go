@@ -39,10 +39,11 @@ type fakeNode struct {
 	control      *shm.Segment
 	mem          map[uint32]*shm.Segment
 	segments     uint32
-	hold         bool // give no tasks out
-	apart        bool // arguments are to be asked for
-	later        int  // so many values are only announced when they are asked for
-	longest      int  // frame of a client
+	hold         bool     // give no tasks out
+	apart        bool     // arguments are to be asked for
+	later        int      // so many values are only announced when they are asked for
+	longest      int      // frame of a client
+	asked        [][]byte // bodies of Calls
 }
 
 type fakeTask struct {
@@ -314,6 +315,7 @@ func (n *fakeNode) handle(p *fakePeer, typ uint16, body []byte) {
 			}
 		}
 	case sdk.MsgCall:
+		n.asked = append(n.asked, slices.Clone(body[4:]))
 		n.send(p, sdk.MsgAnswer, append(body[:4:4], 0, 0, 0, 0, 0xc0))
 	case sdk.MsgAwake:
 	default:

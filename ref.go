@@ -137,10 +137,19 @@ func Wait[R AnyRef](ctx context.Context, refs []R, n int) (ready, rest []R) {
 // Values are plain data: numbers, strings, bytes, slices, maps, and structs of these,
 // whose exported fields are passed on by name; pointers are followed, functions and
 // channels refused.
-func Put[T any](ctx context.Context, v T) (Ref[T], error) {
-	h, err := put(ctx, v)
+func Put[T any](ctx context.Context, v T, opts ...PutOption) (Ref[T], error) {
+	h, err := put(ctx, v, opts)
 	return Ref[T]{h: h}, err
 }
+
+// PutOption says how the object of a Put is kept.
+type PutOption func(*putOptions)
+
+type putOptions struct{ copies int }
+
+// Copies is on how many nodes the object is kept; with two it survives the loss of one.
+// Put then returns when all of them have it.
+func Copies(n int) PutOption { return func(o *putOptions) { o.copies = n } }
 
 // argument can be added to a call.
 type argument interface{ addTo(c *call) }

@@ -3,6 +3,7 @@
 package launcher
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -18,6 +19,7 @@ import (
 
 	"launcher/shm/objects"
 
+	"launcher/wire"
 	"launcher/wire/sdk"
 )
 
@@ -477,4 +479,24 @@ func inSegment(c *client, v []float64) bool {
 		}
 	}
 	return false
+}
+
+// TestPutCopies: copies are asked for after the value is told, before Put returns.
+func TestPutCopies(t *testing.T) {
+	n := startFake(t)
+	ctx := t.Context()
+	r, err := Put(ctx, 7, Copies(2))
+	if err != nil {
+		t.Fatal(err)
+	}
+	id := r.h.o.id
+	want := wire.Marshal([]any{"copies", id[:], 2})
+	n.mu.Lock()
+	if len(n.asked) != 1 || !bytes.Equal(n.asked[0], want) || n.objects[id] == nil {
+		t.Errorf("asked %q, wanted %q", n.asked, want)
+	}
+	n.mu.Unlock()
+	if _, err := Put(ctx, 7, Copies(0)); err == nil {
+		t.Error("no copies are fine")
+	}
 }

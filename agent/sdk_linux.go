@@ -89,7 +89,7 @@ type sdkRecord struct {
 
 func newSDKServer(a *agent) *sdkServer {
 	s := &sdkServer{a: a, clients: map[uint32]*sdkClient{}, programs: &programs{a: a, of: map[[2]string]*program{}}, names: map[wire.ObjectID]wire.ActorName{}, drivers: map[string][]*sdkConn{}, named: make(chan struct{}), poke: make(chan struct{}, 1), resting: true, broken: make(chan error, 1), parked: make(chan struct{}),
-		peers: sdkPeers{out: map[uint32]*peerOut{}, in: map[uint32]*peerIn{}, borrows: map[uint32]*borrow{}, logs: map[string][]*peerWriter{}}, backs: map[wire.ObjectID][]chan error{}}
+		peers: sdkPeers{out: map[uint32]*peerOut{}, in: map[uint32]*peerIn{}, borrows: map[uint32]*borrow{}, logs: map[string][]*peerWriter{}, copying: map[wire.ObjectID][]chan string{}}, backs: map[wire.ObjectID][]chan error{}}
 	s.ctx, s.end = context.WithCancel(context.Background())
 	return s
 }
@@ -347,6 +347,8 @@ func (m memory) Resident(id wire.ObjectID) bool {
 	p, _, _ := m.s.Where(id)
 	return p == store.InMemory
 }
+
+func (m memory) Own(id wire.ObjectID) { m.s.Own(id) }
 
 // spillDir is where objects go that memory has no room for.
 func (s *sdkServer) spillDir() string {

@@ -222,13 +222,14 @@ type borrow struct {
 	number uint32
 	cancel context.CancelFunc
 
-	held   map[wire.ObjectID]bool // guarded by a.mu, as is all below
-	wanted map[wire.ObjectID]int  // values that are being fetched, and how often it failed
-	w      *peerWriter            // nil: not connected
-	fresh  bool                   // references were added that no sync follows yet
-	synced uint64                 // of the newest sync that was asked for
-	acked  uint64                 // of the newest that was answered
-	change chan struct{}          // closed and replaced when acked grows
+	held   map[wire.ObjectID]bool   // guarded by a.mu, as is all below
+	wanted map[wire.ObjectID]int    // values that are being fetched, and how often it failed
+	copies map[wire.ObjectID][]byte // what the other node is to keep copies of: bodies of PeerCopy
+	w      *peerWriter              // nil: not connected
+	fresh  bool                     // references were added that no sync follows yet
+	synced uint64                   // of the newest sync that was asked for
+	acked  uint64                   // of the newest that was answered
+	change chan struct{}            // closed and replaced when acked grows
 	over   bool
 }
 
@@ -236,7 +237,7 @@ type borrow struct {
 func (s *sdkServer) borrowOf(number uint32) *borrow {
 	b := s.peers.borrows[number]
 	if b == nil {
-		b = &borrow{s: s, number: number, held: map[wire.ObjectID]bool{}, wanted: map[wire.ObjectID]int{}, change: make(chan struct{})}
+		b = &borrow{s: s, number: number, held: map[wire.ObjectID]bool{}, wanted: map[wire.ObjectID]int{}, copies: map[wire.ObjectID][]byte{}, change: make(chan struct{})}
 		var ctx context.Context
 		ctx, b.cancel = context.WithCancel(s.ctx)
 		s.peers.borrows[number] = b
@@ -373,6 +374,9 @@ func (b *borrow) giveUp(now int64, err error) {
 	}
 	for id := range b.wanted {
 		delete(b.wanted, id)
+		if code == "owner_died" && b.s.core.Inherit(now, id) {
+			continue
+		}
 		b.fetched(now, id, failure(b.s, code, "object "+id.String()+" cannot be had from its owner: "+err.Error()))
 	}
 	b.ack(b.synced) // nothing more can be told to it
@@ -404,7 +408,14 @@ func (b *borrow) connect(ctx context.Context) (opened bool, err error) {
 		for id := range b.held {
 			ids = append(ids, id[:]...)
 		}
-		w.put(sdk.AppendKeep(sdk.AppendIDs(nil, sdk.MsgHold, ids), ids), nil)
+		keep := ids
+		for id := range b.copies {
+			keep = append(keep, id[:]...)
+		}
+		w.put(sdk.AppendKeep(sdk.AppendIDs(nil, sdk.MsgHold, ids), keep), nil)
+		for _, body := range b.copies {
+			b.frame(sdk.MsgPeerCopy, body)
+		}
 		b.frame(sdk.MsgPeerSync, binary.LittleEndian.AppendUint64(nil, b.synced))
 		for id := range b.wanted {
 			b.ask(id)
@@ -425,6 +436,17 @@ func (b *borrow) take(now int64, typ uint16, body []byte) error {
 		if len(body) >= 8 {
 			b.ack(binary.LittleEndian.Uint64(body))
 		}
+	case sdk.MsgPeerCopied:
+		return b.s.copied(now, b.number, body)
+	case sdk.MsgPeerSpare:
+		if len(body) < 16 {
+			return errs.New(errs.Corrupt, "PeerSpare is cut short")
+		}
+		v, nodes, _, err := sdk.CutGiven(body[16:])
+		if err != nil {
+			return err
+		}
+		b.s.core.Spare(wire.ObjectID(body[:16]), v, nodes)
 	case sdk.MsgObject:
 		if len(body) < 16 {
 			return errs.New(errs.Corrupt, "Object is cut short")
@@ -455,7 +477,7 @@ func (b *borrow) pull(id wire.ObjectID, v sdk.Value, nodes []uint32) {
 		s.turn(func(now int64) {
 			tries, ok := b.wanted[id]
 			if !ok {
-				if err == nil {
+				if err == nil && !s.core.Keeps(id) {
 					s.store.Free([]wire.ObjectID{id}) // nobody wants it any more
 				}
 				return

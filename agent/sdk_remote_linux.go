@@ -20,11 +20,12 @@ import (
 
 // peers are a node's conversations with other agents about tasks and objects.
 type sdkPeers struct {
-	out     map[uint32]*peerOut      // by the client of the reactor that stands for it; guarded by a.mu
-	in      map[uint32]*peerIn       // by the client that the other agent is here; guarded by a.mu
-	borrows map[uint32]*borrow       // by the owner's number; guarded by a.mu
-	logs    map[string][]*peerWriter // by job: whose drivers are there; guarded by logMu
-	fresh   []*borrow                // with references that their owners have not been told of; guarded by a.mu
+	out     map[uint32]*peerOut             // by the client of the reactor that stands for it; guarded by a.mu
+	in      map[uint32]*peerIn              // by the client that the other agent is here; guarded by a.mu
+	borrows map[uint32]*borrow              // by the owner's number; guarded by a.mu
+	logs    map[string][]*peerWriter        // by job: whose drivers are there; guarded by logMu
+	copying map[wire.ObjectID][]chan string // who waits for copies of an object, and is told as PeerCopied says; guarded by a.mu
+	fresh   []*borrow                       // with references that their owners have not been told of; guarded by a.mu
 }
 
 // remoteEffect performs what the reactor wants of other nodes. a.mu is held.
@@ -47,6 +48,8 @@ func (s *sdkServer) remoteEffect(e tasks.Effect) {
 		s.restoreObject(e)
 	case tasks.LeaseIdle:
 		s.a.events.push(core.LeaseIdle{Lease: e.Lease, Slots: e.Slots})
+	default:
+		s.copyEffect(e)
 	}
 }
 

@@ -198,6 +198,7 @@ type NodeInfo struct {
 	Python   string
 	Route    string // direct | unix | relay
 	Why      string
+	Number   uint32 // of this life of it (Welcome.Number); 0 before it joined
 }
 
 type PoolsRequest struct{}

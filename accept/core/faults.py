@@ -153,11 +153,16 @@ def copies():
 
     other = there()
     two, one = (ray.get(keep.options(scheduling_strategy=on(other)).remote(n), timeout=20)[0] for n in (2, 1))
+    for node in (HERE, other):
+        os.kill(agent_of(node), signal.SIGKILL)  # the next agents know who keeps what
     time.sleep(1)
+    there()
     kill_node(other)
     lost = raises(ray.exceptions.ObjectLostError, lambda: ray.get(one, timeout=60), other)
     assert ray.get(two, timeout=60)[-1] == 7
-    return f"with two copies it is there; with one: {lost}"
+    there()
+    few = raises(RuntimeError, lambda: ray.put(0, copies=3), "3 copies")
+    return f"with two copies it is there; with one: {lost}; with three on two nodes: {few}"
 
 
 @point("faults.driver", 60)

@@ -115,6 +115,17 @@ func (s *Store) vacate(o *object) {
 	}
 }
 
+// Own has a copy from another node treated as what was made here: it is spilled, not
+// dropped, when memory is short.
+func (s *Store) Own(id wire.ObjectID) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if o := s.objs[id]; o != nil {
+		o.copied = false
+		o.wanted = true // or it would leave without a file
+	}
+}
+
 // Free lets go of objects that nobody refers to any more: at once for those who do not
 // have them pinned yet, and of their memory when nobody has. Unknown ones are ignored.
 func (s *Store) Free(ids []wire.ObjectID) {

@@ -47,6 +47,9 @@ type Store interface {
 	Seal(client uint32, id wire.ObjectID, form byte, segment uint32, offset, size int64) error
 	// Resident reports whether a shared object is in memory (else it is on disk).
 	Resident(id wire.ObjectID) bool
+	// Own has a copy of another node's object treated as one of this node's: it is not
+	// dropped for room.
+	Own(id wire.ObjectID)
 }
 
 // Client is who is at the other end of a connection.
@@ -123,6 +126,25 @@ type (
 		Key    Key
 	}
 	ClosePeer struct{ ID uint32 }
+	// Copy has the agent of a node keep a copy of an object; Copied answers. Uncopy ends that.
+	Copy struct {
+		ID     wire.ObjectID
+		Number uint32
+		Body   []byte // of the frame
+	}
+	Uncopy struct {
+		ID     wire.ObjectID
+		Number uint32
+	}
+	// Choose looks for nodes, besides some, that could keep an object which is to have so
+	// many copies; Copy is called with them.
+	Choose struct {
+		ID   wire.ObjectID
+		Want int
+		Not  []uint32
+	}
+	// Watch has NodeGone told of a life of a node.
+	Watch struct{ Number uint32 }
 	// LeaseIdle gives slots of a lease back to the head.
 	LeaseIdle struct {
 		Lease wire.LeaseID
@@ -146,6 +168,10 @@ func (Borrow) effect()      {}
 func (OpenPeer) effect()    {}
 func (ClosePeer) effect()   {}
 func (LeaseIdle) effect()   {}
+func (Copy) effect()        {}
+func (Uncopy) effect()      {}
+func (Choose) effect()      {}
+func (Watch) effect()       {}
 func (ActorOver) effect()   {}
 func (JobOver) effect()     {}
 

@@ -84,6 +84,8 @@ type Core struct {
 	demandAt  int64
 	remotes   map[remoteKey]*remote
 	byClient  map[uint32]*remote
+	copied    map[id]*copied
+	spares    map[id]*spare
 	callees   map[id]*callee
 	hosts     []*task // actors that calls may be given to
 	order     uint64
@@ -110,7 +112,7 @@ func New(cfg Config, room Room, store Store) *Core {
 		cfg: cfg, room: room, store: store, clients: map[uint32]*client{}, jobs: map[string]*job{}, tasks: map[id]*task{},
 		objects: map[id]*object{}, children: map[id]map[*task]struct{}{}, pools: map[Key]*pool{}, active: map[*shape][]*level{},
 		leases: newLeases(cfg.Number), demanded: map[uint32]*shape{}, remotes: map[remoteKey]*remote{}, byClient: map[uint32]*remote{},
-		callees: map[id]*callee{},
+		callees: map[id]*callee{}, copied: map[id]*copied{}, spares: map[id]*spare{},
 	}
 }
 
@@ -250,6 +252,7 @@ func (c *Core) Frame(now int64, from uint32, typ uint16, body []byte) error {
 		return sdk.IDs(body, func(x id) {
 			if o := c.lookup(x); o != nil {
 				c.hold(o, cl.ID)
+				c.tellSpare(cl, o)
 			}
 		})
 	case sdk.MsgPut:

@@ -30,6 +30,8 @@ type desk struct {
 	borrow   uint32               // its client for references to the other node's objects
 	borrowAt uint32
 	pulled   []uint32 // from which nodes
+	owned    []id
+	other    uint32 // the node that keeps copies
 }
 
 type frame struct {
@@ -62,6 +64,7 @@ func (w *desk) Give(need wire.Resources, _ core.Slot) {
 func (w *desk) Lend(string, bool)              {}
 func (w *desk) Could(need wire.Resources) bool { return w.total.Fits(need) }
 func (w *desk) Total() wire.Resources          { return w.total }
+func (w *desk) Own(x id)                       { w.owned = append(w.owned, x) }
 func (w *desk) Resident(x id) bool             { return w.sealed[x] }
 func (w *desk) Seal(_ uint32, x id, _ byte, _ uint32, off, size int64) error {
 	if off < 0 {

@@ -26,6 +26,8 @@ const (
 	recFetched  = 13 // the value of another node's object: its id, then as another agent gives it
 	recAgain    = 14 // an object's task runs again
 	recHopeless = 16 // a task that no worker can run fails
+	recCopies   = 17 // of an object are to be so many (the client) copies elsewhere: id, u32 node...
+	recSpare    = 18 // of a snapshot: body of a PeerCopy
 	recAway     = 15 // a creation or a call was given to another node, the client: id, u32 attempt, u64 lease
 )
 
@@ -246,6 +248,14 @@ func (c *Core) repeat(kind uint8, from uint32, typ uint16, body []byte) error {
 		return c.restoreAway(from, body)
 	case recFetched:
 		return c.restoreFetched(body)
+	case recCopies:
+		return c.restoreCopies(from, body)
+	case recSpare:
+		if len(body) < 16 {
+			return errs.New(errs.Corrupt, "a record of tasks is damaged")
+		}
+		_, err := c.keepSpare(body)
+		return err
 	case recState:
 		return c.restoreState(body)
 	default:
@@ -339,6 +349,7 @@ func (c *Core) Resume(now int64) {
 		}
 	}
 	c.findRemotes()
+	c.resumeCopies()
 	c.Retake()
 	c.resumeCalls()
 }

@@ -33,7 +33,7 @@ func (c *Core) lookup(x id) *object {
 
 // want has the value of another node's object brought here.
 func (c *Core) want(o *object) {
-	if o.fetched && !o.asked && o.state != here {
+	if o.fetched && !o.asked && o.state != here && !c.bySpare(o) {
 		o.asked = true
 		c.do(Fetch{ID: o.id})
 	}
@@ -271,15 +271,22 @@ func (c *Core) get(cl *client, b []byte) error {
 // restore has a spilled object read back; whoever waits for it is answered then.
 func (c *Core) restore(o *object) {
 	if o.gets++; o.gets == 1 {
-		c.do(Restore{ID: o.id, Nodes: o.nodes()})
+		c.do(Restore{ID: o.id, Nodes: append(o.nodes(), c.copied[o.id].nodes()...)})
 	}
 }
 
 // Restored: the store has brought a spilled object back, or cannot (err).
 func (c *Core) Restored(now int64, x id, err error) {
 	c.now = now
-	o := c.objects[x]
-	if o == nil || o.state != here || o.kind != sdk.Shared {
+	o, s := c.objects[x], c.spares[x]
+	if s != nil && !s.done {
+		c.spareCame(s, err)
+	}
+	switch {
+	case o == nil && s == nil && err == nil:
+		c.frees = append(c.frees, x) // it is not wanted any more
+		return
+	case o == nil, o.state != here && c.inherited(o, err), o.state != here || o.kind != sdk.Shared:
 		return
 	}
 	o.gets = 0
@@ -334,6 +341,12 @@ func (c *Core) noRoom(o *object, err error) {
 // Lost: a shared object's value is gone. It is made again when something wants it.
 func (c *Core) Lost(now int64, x id, why string) {
 	c.now = now
+	if o := c.objects[x]; o != nil && o.state == here && len(c.copied[x].nodes()) > 0 {
+		if o.gets = 0; len(o.subs) > 0 {
+			c.restore(o)
+		}
+		return
+	}
 	c.recordLost(x)
 	if o := c.objects[x]; o != nil && o.state == here && o.kind == sdk.Shared && !o.fetched && o.where == 0 {
 		c.lose(o, why)
@@ -415,7 +428,7 @@ func (c *Core) unneeded(o *object) {
 	if o.fetched {
 		delete(c.objects, o.id)
 		c.do(Unfetch{ID: o.id})
-		if o.state == here && o.kind == sdk.Shared {
+		if o.state == here && o.kind == sdk.Shared && c.spares[o.id] == nil {
 			c.frees = append(c.frees, o.id)
 		}
 		c.unrefer(o)
@@ -440,6 +453,7 @@ func (c *Core) unneeded(o *object) {
 		return
 	}
 	delete(c.objects, o.id)
+	c.uncopy(o.id)
 	c.unlink(o)
 }
 

@@ -60,6 +60,14 @@ func (c *Core) peerFrame(cl *client, typ uint16, b []byte) error {
 			c.recordLost(o.id)
 			c.lose(o, fmt.Sprintf("node number %d does not have it any more", o.where))
 		}
+	case sdk.MsgPeerCopy:
+		return c.peerCopy(cl, b)
+	case sdk.MsgPeerUncopy:
+		return sdk.IDs(b, func(x id) {
+			if s := c.spares[x]; s != nil && x.Node() == cl.Peer {
+				c.dropSpare(s)
+			}
+		})
 	case sdk.MsgPeerEnd:
 		return sdk.IDs(b, func(x id) { c.peerEnd(cl, x) })
 	case sdk.MsgPeerSync:
@@ -134,6 +142,9 @@ func (c *Core) peerKeep(cl *client, ids []id) {
 	sortIDs(drop)
 	for _, x := range drop {
 		c.release(cl, x)
+	}
+	if cl.Job == "" {
+		c.unspare(func(s *spare) bool { return s.id.Node() == cl.Peer && !keep[s.id] })
 	}
 }
 
@@ -245,15 +256,11 @@ func (c *Core) appendGiven(b []byte, o *object) []byte {
 	if o.kind != sdk.Shared {
 		return sdk.AppendValue(b, o.kind, o.form, o.refs(), o.size, o.data)
 	}
-	refs := make([]byte, 0, 16*len(o.refs()))
-	for _, r := range o.refs() {
-		refs = append(refs, r[:]...)
-	}
 	nodes := o.nodes()
 	if len(nodes) == 0 {
 		nodes = []uint32{c.cfg.Number}
 	}
-	return sdk.AppendElsewhere(b, o.form, refs, o.size, nodes)
+	return sdk.AppendElsewhere(b, o.form, bytesOfIDs(o.refs()), o.size, nodes)
 }
 
 // reportItem passes an item of a stream on to the agent whose stream it is.
@@ -391,11 +398,7 @@ func (c *Core) recordFetched(o *object, refs []id) {
 	}
 	b := append([]byte(nil), o.id[:]...)
 	if o.kind == sdk.Shared {
-		var ids []byte
-		for _, r := range refs {
-			ids = append(ids, r[:]...)
-		}
-		b = sdk.AppendElsewhere(b, o.form, ids, o.size, []uint32{c.cfg.Number})
+		b = sdk.AppendElsewhere(b, o.form, bytesOfIDs(refs), o.size, []uint32{c.cfg.Number})
 	} else {
 		b = sdk.AppendValue(b, o.kind, o.form, refs, o.size, o.data)
 	}

@@ -534,6 +534,7 @@ func (c *Core) NodeGone(now int64, number uint32, why string) {
 		}
 	}
 	c.loseAt(func(o *object) bool { return o.where == number }, why)
+	c.copiesGone(number)
 	for _, cl := range c.sortedClients() {
 		if cl.Kind == sdk.KindPeer && cl.Peer == number {
 			c.gone(cl, "its node is gone: "+why)
@@ -541,12 +542,15 @@ func (c *Core) NodeGone(now int64, number uint32, why string) {
 	}
 	var died []*object
 	for _, o := range c.objects {
-		if o.fetched && o.state != here && o.id.Node() == number {
+		if o.fetched && o.id.Node() == number {
 			died = append(died, o)
 		}
 	}
 	slices.SortFunc(died, byID)
 	for _, o := range died {
+		if c.inheritSpare(o) {
+			continue
+		}
 		c.fail(o, c.errorOf("owner_died", fmt.Sprintf("object %s is lost with the node that owned it: %s", o.id, why), nil))
 	}
 }

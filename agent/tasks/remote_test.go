@@ -96,7 +96,19 @@ func (p *pair) pump() {
 
 // answered takes answers to Fetch.
 func (w *desk) answered(f frame) {
-	if f.typ != sdk.MsgObject {
+	switch x := id(f.body[:16]); f.typ {
+	case sdk.MsgPeerCopied:
+		w.c.Copied(w.now, x, w.other, string(f.body[16:]))
+		return
+	case sdk.MsgPeerSpare:
+		v, nodes, _, err := sdk.CutGiven(f.body[16:])
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		w.c.Spare(x, v, nodes)
+		return
+	case sdk.MsgObject:
+	default:
 		return
 	}
 	v, nodes, _, err := sdk.CutGiven(f.body[16:])
@@ -157,6 +169,11 @@ func (p *pair) effect(i int, w *desk, e Effect) bool {
 		borrow(sdk.MsgRelease, e.ID[:])
 	case Fetch:
 		borrow(sdk.MsgGet, append(append(le32(sdk.GetValue), le32(0)...), e.ID[:]...))
+	case Copy:
+		w.other = e.Number
+		borrow(sdk.MsgPeerCopy, e.Body)
+	case Uncopy:
+		borrow(sdk.MsgPeerUncopy, e.ID[:])
 	case Restore:
 		w.pulled = append(w.pulled, e.Nodes...)
 		if len(e.Nodes) > 0 {

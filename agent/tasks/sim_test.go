@@ -77,6 +77,7 @@ func (r *simRoom) Lend(_ string, lend bool) {
 }
 func (r *simRoom) Could(need wire.Resources) bool { return r.total.Fits(need) }
 func (r *simRoom) Total() wire.Resources          { return r.total }
+func (s *sim) Own(id)                             {}
 func (s *sim) Resident(x id) bool                 { _, ok := s.sealed[x]; return ok && !s.disk[x] }
 func (s *sim) Seal(_ uint32, x id, _ byte, _ uint32, at, _ int64) error {
 	if _, ok := s.sealed[x]; !ok {

@@ -182,6 +182,7 @@ func (c *Core) Snapshot() [][]byte {
 		}
 		state(saved{Object: &s})
 	}
+	c.copyRecords(add)
 	// Tasks in the order of their queues, so that they wait in that order again.
 	ts := slices.Collect(maps.Values(c.tasks))
 	slices.SortFunc(ts, func(a, b *task) int {

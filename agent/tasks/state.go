@@ -240,6 +240,7 @@ type links struct {
 	holders []uint32 // beside the first
 	waiters []*task
 	callee  *callee // waits for it: a life of an actor
+	spare   *spareAt
 }
 
 func (o *object) linked() *links {

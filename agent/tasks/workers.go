@@ -218,6 +218,7 @@ func (c *Core) Withdrawn(now int64, worker, begun, to uint32) {
 func (c *Core) Tick(now int64) {
 	c.now = now
 	c.tickRemotes()
+	c.tickCopies()
 	c.tickBound()
 	for _, cl := range c.sortedClients() {
 		if cl.away != 0 && now-cl.away >= returnBound {

@@ -245,7 +245,7 @@ func (c *Core) nodeInfos() []wire.NodeInfo {
 	out := []wire.NodeInfo{}
 	for _, id := range sortedKeys(c.d.st.Nodes) {
 		d := c.d.st.Nodes[id]
-		x := wire.NodeInfo{ID: id, Epoch: d.Epoch, Pool: d.Pool, Host: d.Host, Total: d.Total, Since: d.Since, Why: d.Cause}
+		x := wire.NodeInfo{ID: id, Epoch: d.Epoch, Pool: d.Pool, Host: d.Host, Total: d.Total, Since: d.Since, Why: d.Cause, Number: d.Number}
 		switch d.State {
 		case nodeAsked:
 			x.State = "joining"

@@ -19,6 +19,10 @@ const (
 	MsgPeerLost   uint16 = 0x0465 // id 16, u32 node: the object is not there any more
 	MsgPeerKeeps  uint16 = 0x0466 // ids: a part of those of the PeerKeep that follows
 	MsgPeerEnd    uint16 = 0x0467 // id 16: an actor, whose handle is not held any more
+	MsgPeerCopy   uint16 = 0x0468 // id 16, value: an object of the client's, of which a copy is to be kept
+	MsgPeerCopied uint16 = 0x0469 // id 16, text: it is kept (no text), or why it cannot be
+	MsgPeerUncopy uint16 = 0x046a // ids: of which no copy is to be kept any more
+	MsgPeerSpare  uint16 = 0x046b // id 16, value: where copies of an object that the client holds are kept
 )
 
 // KindPeer is an agent as a client.
