@@ -11,6 +11,7 @@ import (
 // arguments are those of one task, on the worker.
 type arguments struct {
 	c       *client
+	self    any  // the actor whose method it is
 	large   bool // the payload is the first dep's value
 	deps    []dep
 	payload []byte

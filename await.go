@@ -65,7 +65,7 @@ func await(ctx context.Context, hs []*handle, n int, values bool) error {
 		w.need = need
 	}
 	depth := c.worker.depth()
-	lends := depth > 0 || c.hello.Proc != "" && c.worker == nil // its cores, to others
+	lends := c.worker.lends() || c.hello.Proc != "" && c.worker == nil // its cores, to others
 	c.want(hs, w, lends)
 	if depth > 0 && c.waiting == 0 {
 		c.worker.handBack(c.worker.begun + 1)

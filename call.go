@@ -10,16 +10,19 @@ import (
 
 // call is a task while it is put together.
 type call struct {
-	ctx  context.Context
-	c    *client
-	f    *function
-	opts []Option
-	args []byte // msgpack of the arguments, without the array's header
-	n    int    // how many
-	deps []*handle
-	held []*handle
-	mine []*handle // of deps: put for this call alone
-	err  error
+	ctx    context.Context
+	c      *client
+	f      *function
+	opts   []Option
+	actor  *handle // whose method it is
+	number uint64  // reserved for it
+	shape  uint32  // 0 = that of f and opts
+	args   []byte  // msgpack of the arguments, without the array's header
+	n      int     // how many
+	deps   []*handle
+	held   []*handle
+	mine   []*handle // of deps: put for this call alone
+	err    error
 }
 
 // calls are used again: there is one for each task.
@@ -43,6 +46,17 @@ func newCall(ctx context.Context, f *function, opts []Option) *call {
 		return k
 	}
 	k.c, k.err = connected(ctx)
+	return k
+}
+
+// on makes it a call of an actor's method.
+func (k *call) on(h *handle) *call {
+	if h == nil {
+		k.fail(errs.New(errs.Invalid, "an empty Handle").Hint("a Handle comes from New or FindActor"))
+	} else if _, err := h.alive(); err != nil {
+		k.fail(err)
+	}
+	k.actor = h
 	return k
 }
 
@@ -160,7 +174,11 @@ func (k *call) stream() *stream {
 
 // send writes the task's frames; out becomes its results.
 func (k *call) send(returns uint32, out []*handle) (taskID, error) {
-	s := submission{f: k.f, returns: returns, flags: sdk.SubmitNamed, deps: k.deps, held: k.held, n: k.n, args: k.args}
+	s := submission{f: k.f, returns: returns, flags: sdk.SubmitNamed, deps: k.deps, held: k.held, n: k.n, args: k.args,
+		actor: k.actor, number: k.number, shape: k.shape}
+	if k.actor != nil {
+		s.flags |= sdk.SubmitCall
+	}
 	if len(k.args) > sdk.InlineMax {
 		h, err := k.c.put(k.ctx, encoded{form: formMsgpack, data: append(appendArray(nil, k.n), k.args...)})
 		if err != nil {
@@ -171,8 +189,10 @@ func (k *call) send(returns uint32, out []*handle) (taskID, error) {
 		s.flags |= sdk.SubmitLarge
 	}
 	var err error
-	if s.shape, err = k.c.shapeOf(k.f, k.opts); err != nil {
-		return taskID{}, err
+	if s.shape == 0 {
+		if s.shape, err = k.c.shapeOf(k.f, k.opts); err != nil {
+			return taskID{}, err
+		}
 	}
 	task, err := k.c.submit(k.ctx, s, out)
 	for _, h := range k.mine {

@@ -153,6 +153,8 @@ func (o *object) drop() {
 // submission is a task on its way out.
 type submission struct {
 	f       *function
+	actor   *handle // whose method f is
+	number  uint64  // of the task; 0 = the next
 	shape   uint32
 	returns uint32
 	flags   uint32
@@ -190,15 +192,18 @@ func (c *client) submit(ctx context.Context, s submission, out []*handle) (taskI
 		defer c.mu.Unlock()
 		return taskID{}, c.gone
 	}
-	if !c.funcs[s.f.id] {
+	if s.actor == nil && !c.funcs[s.f.id] {
 		c.funcs[s.f.id] = true
 		c.out.function(s.f)
 	}
-	c.n++
-	task := c.newID(0)
+	if s.number == 0 {
+		c.n++
+		s.number = c.n
+	}
+	task := wire.NewObjectID(c.welcomed.Number, c.welcomed.Client, s.number, 0)
 	c.out.submit(task, s)
 	for i := range out {
-		out[i] = c.add(c.newID(uint32(i) + 1))
+		out[i] = c.add(task.With(uint32(i) + 1))
 	}
 	full := c.nudge()
 	c.mu.Unlock()
@@ -220,7 +225,16 @@ func (c *client) shapeOf(f *function, opts []Option) (uint32, error) {
 	for _, opt := range opts {
 		opt(&o)
 	}
-	if o.err != nil {
+	s, err := c.shapeOfOptions(f, &o)
+	if err == nil && len(opts) == 0 {
+		f.plain.set(c, s)
+	}
+	return s, err
+}
+
+// shapeOfOptions gives the number of options.
+func (c *client) shapeOfOptions(f *function, o *options) (uint32, error) {
+	if o.check(f); o.err != nil {
 		return 0, o.err
 	}
 	text := o.encode()
@@ -234,9 +248,6 @@ func (c *client) shapeOf(f *function, opts []Option) (uint32, error) {
 		s = uint32(len(c.shapes)) + 1
 		c.shapes[string(text)] = s
 		c.out.shape(s, text)
-	}
-	if len(opts) == 0 {
-		f.plain.set(c, s)
 	}
 	return s, nil
 }

@@ -24,6 +24,30 @@
 // finds ErrWorkerCrashed, ErrCancelled and their kin, and what RegisterError was told of.
 // Tasks may submit tasks and wait for them.
 //
+// # Actors
+//
+// A value that lives in a process of its own, whose methods are called from anywhere, is
+// an actor. Its constructor and its methods are registered like functions:
+//
+//	var (
+//		Counter = launcher.Actor(newCounter)
+//		Add     = launcher.Method((*counter).Add)
+//	)
+//
+//	func newCounter(ctx context.Context, start int) (*counter, error)
+//
+//	func (c *counter) Add(ctx context.Context, n int) (int, error)
+//
+//	h, err := Counter.New(ctx, 10, launcher.ActorName("c"), launcher.MaxRestarts(3))
+//	v, err := Add.Submit(ctx, h, 5).Get(ctx)         // 15
+//
+// The calls of one program begin in the order in which they were submitted, one at a time
+// unless MaxConcurrency or ConcurrencyGroup say otherwise. A Handle may be an argument or
+// a result; the actor ends with the last one, unless it is Detached. FindActor finds one
+// by its name. Calls of an actor that is gone have ErrActorDied; ErrActorUnavailable those
+// that it may have begun when it died, if it is restarted. MethodNamed calls actors of
+// Python programs, and Python calls those of Go by launcher.get_actor.
+//
 // # Runs
 //
 // In a run, which launcher started with ranks, checkpoints and parameters of its own:

@@ -22,19 +22,26 @@ var (
 	ErrFull          = errors.New("launcher: the object memory is full")
 	ErrUnschedulable = errors.New("launcher: no node can ever run the task")
 	ErrReleased      = errors.New("launcher: the reference was released")
+
+	ErrActorDied        = errors.New("launcher: the actor is dead")
+	ErrActorUnavailable = errors.New("launcher: the actor died while the call may have been running, and is restarted")
+	ErrActorExists      = errors.New("launcher: the name is that of another actor")
+	ErrNoActor          = errors.New("launcher: no actor has the name")
 )
 
 // sentinelOf says what the codes of docs/tasks.md are for errors.Is.
 var sentinelOf = map[string]error{
 	"cancelled": ErrCancelled, "worker_crashed": ErrWorkerCrashed, "node_died": ErrWorkerCrashed, "memory": ErrWorkerCrashed,
 	"lost": ErrLost, "owner_died": ErrLost, "reconstruction": ErrLost, "full": ErrFull, "unschedulable": ErrUnschedulable,
+	"actor_died": ErrActorDied, "actor_unavailable": ErrActorUnavailable,
 }
 
 // TaskError is how a task, or the object that it was to make, failed.
 type TaskError struct {
 	// Code is "task" when the function itself returned an error, raised or panicked;
 	// else what happened to it: worker_crashed, node_died, memory, cancelled, lost,
-	// owner_died, reconstruction, full, runtime_env, unschedulable, fenced, internal.
+	// owner_died, reconstruction, full, runtime_env, unschedulable, fenced, internal,
+	// actor_died, actor_unavailable.
 	Code    string
 	Message string
 	Trace   string // of the panic, or the Python traceback
@@ -66,7 +73,8 @@ func (e *TaskError) Unwrap() []error {
 var registered = struct {
 	sync.RWMutex
 	list []error
-}{list: []error{ErrCancelled, ErrWorkerCrashed, ErrLost, ErrFull, ErrUnschedulable, ErrReleased, context.Canceled, context.DeadlineExceeded}}
+}{list: []error{ErrCancelled, ErrWorkerCrashed, ErrLost, ErrFull, ErrUnschedulable, ErrReleased,
+	ErrActorDied, ErrActorUnavailable, ErrActorExists, ErrNoActor, context.Canceled, context.DeadlineExceeded}}
 
 // RegisterError makes errors.Is know these errors also when they come from a task in
 // another process. Call it where they are declared, in every process of the program:

@@ -15,9 +15,11 @@ import (
 
 // function is a registered one, without its types.
 type function struct {
-	name  string // as registered
-	id    sdk.FuncID
-	named bool // of another program: called by name with plain data
+	name   string // as registered
+	id     sdk.FuncID
+	named  bool         // of another program: called by name with plain data
+	of     reflect.Type // of a class or a method: what the actor's state is
+	stream bool
 	// call runs it on the worker. For a stream, yield gets each item and the result is
 	// none.
 	call func(ctx context.Context, in *arguments, yield func(any) error) (any, error)
@@ -66,7 +68,7 @@ func shortName(name string) string { return name[strings.LastIndexByte(name, '/'
 
 // with is f with further options.
 func (f *function) with(opts []Option) *function {
-	g := &function{name: f.name, id: f.id, named: f.named, call: f.call, defaults: f.defaults}
+	g := &function{name: f.name, id: f.id, named: f.named, of: f.of, stream: f.stream, call: f.call, defaults: f.defaults}
 	for _, o := range opts {
 		o(&g.defaults)
 	}
@@ -183,7 +185,7 @@ type Generator[A, R any] struct{ f *function }
 //
 //	func lines(ctx context.Context, path string) iter.Seq2[string, error]
 func StreamFunc[A, R any](fn func(context.Context, A) iter.Seq2[R, error], opts ...Option) Generator[A, R] {
-	return Generator[A, R]{register(fn, opts, func(ctx context.Context, in *arguments, yield func(any) error) (any, error) {
+	f := register(fn, opts, func(ctx context.Context, in *arguments, yield func(any) error) (any, error) {
 		var a A
 		if err := in.read(&a); err != nil {
 			return nil, err
@@ -197,7 +199,9 @@ func StreamFunc[A, R any](fn func(context.Context, A) iter.Seq2[R, error], opts 
 			}
 		}
 		return nil, nil
-	})}
+	})
+	f.stream = true
+	return Generator[A, R]{f}
 }
 
 // With is the function with options for all its calls.

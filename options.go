@@ -30,6 +30,9 @@ type options struct {
 	workdir                 string
 	backpressure            int
 	time                    time.Duration
+	method, group           string // of a call of an actor
+	plain                   bool   // called from another program
+	actor                   *actorOptions
 	err                     error
 }
 
@@ -187,6 +190,12 @@ func (o *options) encode() []byte {
 		}
 	}
 	str("name", o.name)
+	str("method", o.method)
+	str("group", o.group)
+	if o.plain {
+		key("plain")
+		body = appendBool(body, true)
+	}
 	str("language", o.language)
 	str("program", o.program)
 	if o.cpu != nil {
@@ -230,6 +239,10 @@ func (o *options) encode() []byte {
 	str("working_dir", o.workdir)
 	num("backpressure", int64(o.backpressure), o.backpressure > 0)
 	num("time", int64(o.time), o.time > 0)
+	if o.actor != nil {
+		key("actor")
+		body = o.actor.encode(body)
+	}
 	return append(appendMap(nil, n), body...)
 }
 

@@ -101,7 +101,11 @@ func (b *outbox) shape(n uint32, options []byte) {
 func (b *outbox) submit(task taskID, s submission) {
 	b.begin(sdk.MsgSubmit)
 	b.id(task)
-	b.id(objectID(s.f.id))
+	if s.actor != nil {
+		b.id(s.actor.o.id.Task())
+	} else {
+		b.id(objectID(s.f.id))
+	}
 	b.u32(s.shape, s.returns, s.flags, uint32(len(s.deps)), uint32(len(s.held)))
 	for _, h := range s.deps {
 		b.id(h.o.id)

@@ -66,6 +66,13 @@ func Task(ctx context.Context) (TaskInfo, bool) {
 type about struct {
 	Name         string `codec:"name"`
 	Backpressure uint32 `codec:"backpressure"`
+	Method       string `codec:"method"`
+	Group        string `codec:"group"`
+	Plain        bool   `codec:"plain"`
+	Actor        *struct {
+		Concurrency int            `codec:"concurrency"`
+		Groups      map[string]int `codec:"groups"`
+	} `codec:"actor"`
 }
 
 func (t *order) describe() about {
@@ -79,23 +86,35 @@ func (t *order) describe() about {
 	return a
 }
 
-// invoke calls the function and encodes what it gives.
-func (w *worker) invoke(ctx context.Context, t *order) ([]encoded, error) {
+// prepare finds the function and its arguments.
+func (w *worker) prepare(ctx context.Context, t *order) error {
 	fn := t.with
 	if fn == nil || fn.f == nil || fn.f.call == nil {
-		name := "unknown"
+		name, what := "unknown", "program has no function"
 		if fn != nil {
 			name = fn.name
 		}
-		return nil, errs.New(errs.NotFound, "this program has no function %s", name).
-			Hint("register functions in package-level variables, before launcher.Main runs")
+		if t.flags&sdk.SubmitCall != 0 {
+			what = "actor has no method"
+		}
+		return errs.New(errs.NotFound, "this %s %s", what, name).
+			Hint("register functions and methods in package-level variables, before launcher.Main runs")
+	}
+	if stream := t.returns == sdk.Stream; stream != fn.f.stream {
+		return errs.New(errs.Invalid, "%s gives a stream: %v; the caller takes one: %v", fn.name, fn.f.stream, stream)
 	}
 	if err := context.Cause(ctx); err != nil {
+		return err
+	}
+	return t.in.open(ctx)
+}
+
+// invoke calls the function and encodes what it gives.
+func (w *worker) invoke(ctx context.Context, t *order) ([]encoded, error) {
+	if err := w.prepare(ctx, t); err != nil {
 		return nil, err
 	}
-	if err := t.in.open(ctx); err != nil {
-		return nil, err
-	}
+	fn := t.with
 	if t.returns == sdk.Stream {
 		t.pressure = t.describe().Backpressure
 	}

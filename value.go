@@ -276,6 +276,16 @@ func (r *Ref[T]) CodecDecodeSelf(d *codec.Decoder) {
 	r.h = in.h
 }
 
+// CodecEncodeSelf makes a Handle inside a value a reference to what stands for the actor.
+func (h Handle[T]) CodecEncodeSelf(e *codec.Encoder) { Ref[T]{h: h.h}.CodecEncodeSelf(e) }
+
+// CodecDecodeSelf makes a Handle of a reference inside a value.
+func (h *Handle[T]) CodecDecodeSelf(d *codec.Decoder) {
+	var in reference
+	d.MustDecode(&in)
+	h.h = in.h
+}
+
 // String shows the id, for messages.
 func (r Ref[T]) String() string {
 	if r.h == nil {

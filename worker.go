@@ -12,13 +12,13 @@ import (
 	"launcher/wire/sdk"
 )
 
-// worker runs the tasks that the agent gives this process, one after the other. Its
-// fields are guarded by the client's mu.
+// worker runs the tasks that the agent gives this process, one after the other, or the
+// calls of the actor that it has made. Its fields are guarded by the client's mu.
 type worker struct {
 	c       *client
 	queue   []*order
 	come    *sync.Cond    // there is something in the queue
-	stack   []*order      // in work: each but the last waits
+	stack   []*order      // in work: each but the last waits; of an actor all that was taken from the queue
 	less    *sync.Cond    // a task is done
 	nested  chan struct{} // there is something in the queue, for a task that waits
 	begun   uint32        // sequence of the newest that was begun
@@ -26,6 +26,7 @@ type worker struct {
 	wary    bool          // what is given may be what it handed back before the agent's restart
 	known   map[sdk.FuncID]*workerFunction
 	ending  bool
+	actor   *actor           // that it is
 	resumed map[attempt]bool // since the agent was restarted: ended, but it may not know
 }
 
@@ -47,7 +48,7 @@ func (w *worker) resume() {
 	if w == nil {
 		return
 	}
-	w.queue, w.drop, w.wary, w.resumed = nil, 0, true, map[attempt]bool{}
+	w.queue, w.drop, w.wary, w.resumed = nil, 0, w.actor == nil, map[attempt]bool{} // an actor hands nothing back
 	b := &w.c.out
 	for at := int(b.proven - b.base); at < len(b.buf); at += 4 + int(binary.LittleEndian.Uint32(b.buf[at:])) {
 		if f := b.buf[at+8:]; binary.LittleEndian.Uint16(b.buf[at+4:]) == sdk.MsgResult {
@@ -102,7 +103,7 @@ func (w *worker) exec(c *client, body []byte) error {
 		return nil
 	}
 	w.queue = append(w.queue, t)
-	if c.waiting == 0 {
+	if c.waiting == 0 || w.actor != nil {
 		w.come.Signal()
 		return nil
 	}
@@ -170,9 +171,10 @@ func (w *worker) exit() error {
 	return nil
 }
 
-// depth is how many tasks are in work: each waits for the one after it. mu must be held.
+// depth is how many tasks are in work: each waits for the one after it. What an actor runs
+// does not. mu must be held.
 func (w *worker) depth() int {
-	if w == nil {
+	if w == nil || w.actor != nil {
 		return 0
 	}
 	return len(w.stack)
@@ -227,7 +229,14 @@ func (w *worker) serve() {
 			defer close(done) // also when a task ends its goroutine
 			debug.SetPanicOnFault(true)
 			for t := w.next(); t != nil; t = w.next() {
-				w.run(t)
+				switch {
+				case w.actor != nil && !w.actor.blocks:
+					w.start(t)
+				case t.makesActor():
+					w.become(t)
+				default:
+					w.run(t)
+				}
 			}
 		}()
 		<-done
@@ -235,6 +244,7 @@ func (w *worker) serve() {
 		ending := w.ending
 		w.c.mu.Unlock()
 		if ending {
+			w.closeActor()
 			w.c.flushAll()
 			return
 		}
@@ -271,6 +281,11 @@ func (w *worker) take() *order {
 	for len(w.queue) > 0 && !w.ending {
 		t := w.queue[0]
 		w.queue = w.queue[1:]
+		if w.actor != nil {
+			t.with, t.in.self = &w.actor.method(t).workerFunction, w.actor.instance
+			w.stack = append(w.stack, t)
+			return t
+		}
 		w.begun = t.sequence
 		if ctl := w.c.store.control; ctl != nil {
 			atomic.StoreUint32(&ctl[0], t.sequence)
