@@ -344,6 +344,132 @@ def _queued(o: Options) -> Tuple[float, float, int]:
     return o.queued / took, 0.0, o.queued
 
 
+# Actors. N of them where there are several: as many as half the cores, at least two.
+
+
+N = max(2, (os.cpu_count() or 1) // 2)
+SYNC = 5000  # calls of one round of n:n
+
+
+class Echo:
+    """What is called."""
+
+    def small_value(self) -> bytes:
+        return b"ok"
+
+    def small_value_arg(self, x: Any) -> bytes:
+        return b"ok"
+
+    def small_value_batch(self, actors: List[Any], n: int) -> None:
+        ray_of().get([actors[i % len(actors)].small_value.remote() for i in range(n)])
+
+    def small_value_batch_arg(self, actors: List[Any], n: int) -> None:
+        here = ray_of()
+        x = here.put(0)
+        here.get([a.small_value_arg.remote(x) for a in actors for _ in range(n)])
+
+
+class AsyncEcho:
+    """The same, async."""
+
+    async def small_value(self) -> bytes:
+        return b"ok"
+
+    async def small_value_with_arg(self, x: Any) -> bytes:
+        return b"ok"
+
+
+def ray_of() -> Any:
+    """The module under test, in a worker."""
+    return sys.modules.get("ray") or importlib.import_module("launcher")
+
+
+def actors(n: int, made: Any = Echo, **options: Any) -> List[Any]:
+    """n actors that are up."""
+    c = ray.remote(num_cpus=0, **options)(made)
+    out = [c.remote() for _ in range(n)]
+    ray.get([a.small_value.remote() for a in out])
+    return out
+
+
+def drop(of: List[Any]) -> None:
+    """End actors, so that the next row has the machine for itself."""
+    for a in of:
+        ray.kill(a)
+
+
+def calls(of: List[Any], call: Callable[[List[Any]], Any], multiplier: float, o: Options) -> Tuple[float, float, int]:
+    """Calls per second of some actors, which end after it."""
+    try:
+        return rate(lambda: call(of), multiplier, o)
+    finally:
+        drop(of)
+
+
+@row("calls/s", limit=round_trips, limit_is="two round trips of a byte between processes")
+def _1_1_actor_calls_sync(o: Options) -> Tuple[float, float, int]:
+    return calls(actors(1), lambda a: ray.get(a[0].small_value.remote()), 1, o)
+
+
+@row("calls/s", limit=pickled_calls, limit_is="the same call pickled, in one process")
+def _1_1_actor_calls_async(o: Options) -> Tuple[float, float, int]:
+    return calls(actors(1), lambda a: ray.get([a[0].small_value.remote() for _ in range(1000)]), 1000, o)
+
+
+@row("calls/s", limit=pickled_calls, limit_is="the same call pickled, in one process")
+def _1_1_actor_calls_concurrent(o: Options) -> Tuple[float, float, int]:
+    return calls(actors(1, max_concurrency=16), lambda a: ray.get([a[0].small_value.remote() for _ in range(1000)]), 1000, o)
+
+
+@row("calls/s")
+def _1_n_actor_calls_async(o: Options) -> Tuple[float, float, int]:
+    return calls(actors(N + 1), lambda a: ray.get(a[0].small_value_batch.remote(a[1:], SYNC)), SYNC, o)
+
+
+@row("calls/s")
+def _n_n_actor_calls_async(o: Options) -> Tuple[float, float, int]:
+    def work(a: List[Any]) -> None:
+        here = ray_of()
+        here.get([a[i % len(a)].small_value.remote() for i in range(SYNC)])
+
+    f = remote(work, num_cpus=0)
+    return calls(actors(N), lambda a: ray.get([f.remote(a) for _ in range(N)]), N * SYNC, o)
+
+
+@row("calls/s")
+def _n_n_actor_calls_with_arg_async(o: Options) -> Tuple[float, float, int]:
+    return calls(actors(2 * N), lambda a: ray.get([a[i].small_value_batch_arg.remote([a[N + i]], 1000) for i in range(N)]), 1000 * N, o)
+
+
+@row("calls/s", limit=round_trips, limit_is="two round trips of a byte between processes")
+def _1_1_async_actor_calls_sync(o: Options) -> Tuple[float, float, int]:
+    return calls(actors(1, AsyncEcho), lambda a: ray.get(a[0].small_value.remote()), 1, o)
+
+
+@row("calls/s", limit=pickled_calls, limit_is="the same call pickled, in one process")
+def _1_1_async_actor_calls_async(o: Options) -> Tuple[float, float, int]:
+    return calls(actors(1, AsyncEcho), lambda a: ray.get([a[0].small_value.remote() for _ in range(1000)]), 1000, o)
+
+
+@row("calls/s", limit=pickled_calls, limit_is="the same call pickled, in one process")
+def _1_1_async_actor_calls_with_args_async(o: Options) -> Tuple[float, float, int]:
+    return calls(actors(1, AsyncEcho), lambda a: ray.get([a[0].small_value_with_arg.remote(i) for i in range(1000)]), 1000, o)
+
+
+@row("actors/s")
+def _actor_start(o: Options) -> Tuple[float, float, int]:
+    """Actors that are made and called once, 50 at a time."""
+    c = ray.remote(num_cpus=0)(Echo)
+    made = []
+    for _ in range(o.rounds):
+        start = time.perf_counter()
+        of = [c.remote() for _ in range(50)]
+        ray.get([a.small_value.remote() for a in of])
+        made.append(50 / (time.perf_counter() - start))
+        drop(of)
+    return statistics.mean(made), statistics.stdev(made) if len(made) > 1 else 0.0, 50
+
+
 @row("s", less=True)
 def _init_to_first_result(o: Options) -> Tuple[float, float, int]:
     """init() with nothing up, to the first task's result, in a program of its own."""
