@@ -393,41 +393,6 @@ func (c *Core) letGo(r *remote, x id) {
 	c.tell(r.cl, sdk.MsgRelease, x)
 }
 
-// refuse lets go of the outputs of an attempt that counts no more.
-func (c *Core) refuse(number uint32, res sdk.Result, rest []byte) {
-	for i := range res.Values {
-		v, _, more, err := sdk.CutGiven(rest)
-		if err != nil {
-			return
-		}
-		rest = more
-		x := res.Task.With(uint32(i) + 1)
-		if o := c.objects[x]; v.Kind == sdk.Elsewhere && (o == nil || o.where != number) {
-			for _, r := range c.sortedRemotes() {
-				if r.number == number {
-					c.letGo(r, x)
-				}
-			}
-		}
-	}
-}
-
-// elsewhere lets go of the copy that another node has.
-func (c *Core) elsewhere(o *object) {
-	if o.where != 0 {
-		c.letGo(c.byClient[o.at], o.id)
-		o.where, o.at = 0, 0
-	}
-}
-
-// nodes are those that have an object besides this one.
-func (o *object) nodes() []uint32 {
-	if o.where == 0 {
-		return nil
-	}
-	return []uint32{o.where}
-}
-
 // RemoteOpen: the connection to another node's agent is there, for the first time or
 // again: it is told what this node has there, and what runs there once more.
 func (c *Core) RemoteOpen(now int64, from uint32) {
