@@ -342,10 +342,11 @@ class Actor:
 
     async def _stream(self, o: Any, items: Any) -> None:
         client = self.client
+        encode = _serial.encode_plain if o.flags & f.SUBMIT_NAMED else _serial.encode
         pressure = int(o.describe().get("backpressure") or 0)
         index = 0
         async for item in items:
-            value = client.value(_serial.encode(item))
+            value = client.value(encode(item))
             with client.lock:
                 client.out += f.YIELD_HEAD.pack(28 + len(value), f.YIELD, 0, o.task, o.attempt, index)
                 client.out += value

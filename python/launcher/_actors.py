@@ -62,6 +62,7 @@ class _Info:
     def __init__(self, name: str, methods: Dict[str, Dict[str, Any]], options: Dict[str, Any]) -> None:
         self.name, self.methods, self.options = name, methods, options
         self.prepared: Dict[Any, "_Call"] = {}
+        self.plain = False  # of another language: it is called with plain data
 
     def dump(self) -> bytes:
         """For other processes."""
@@ -72,11 +73,22 @@ class _Info:
         """The counterpart of dump."""
         info = _known.get(data)
         if info is None:
-            info = _known[data] = _Info(*pickle.loads(data))
+            info = _known[data] = _Info(*pickle.loads(data)) if data[:1] == b"\x80" else _foreign(data)
         return info
 
 
 _known: Dict[bytes, _Info] = {}
+
+
+def _foreign(data: bytes) -> _Info:
+    """What a program in another language says of its class: docs/actors.md section 2."""
+    told = _pack.unpack(data)
+    methods: Dict[str, Dict[str, Any]] = {}
+    for name, m in told["methods"].items():
+        methods[name] = {**({"num_returns": "streaming"} if m["stream"] else {}), **({"concurrency_group": m["group"]} if m["group"] else {})}
+    info = _Info(str(told["class"]).lstrip("*"), methods, {})
+    info.plain = True
+    return info
 
 
 def _pickle(value: Any) -> bytes:
@@ -97,6 +109,8 @@ class _Call(_remote._Prepared):
         text: Dict[str, Any] = {"name": all_options.get("name") or f"{info.name}.{name}", "method": name, "max_retries": int(retries), "cpu": 0}
         if all_options.get("concurrency_group"):
             text["group"] = str(all_options["concurrency_group"])
+        if info.plain:
+            text["plain"] = True
         window = all_options.get("_generator_backpressure_num_objects") or 0
         if window > 0:
             text["backpressure"] = int(window)
@@ -179,7 +193,12 @@ class ActorHandle:
             self._make_room(client)
         if kwargs or args and self._info.methods.get(name, {}).get("signature"):
             _bind(self._info, name, args, kwargs)
-        made = p.call(self._id, f.SUBMIT_CALL, args, kwargs)
+        if self._info.plain:
+            if kwargs:
+                raise TypeError(f"{self._info.name}.{name} is a method of an actor in another language: it takes positional arguments only")
+            made = _remote.call_plain(client, p.name, self._id, p.shape, p.returns, f.SUBMIT_CALL, args, p.ahead)
+        else:
+            made = p.call(self._id, f.SUBMIT_CALL, args, kwargs)
         if self._open is not None and type(made) is ObjectRef:
             self._open.append(made)
         return made

@@ -205,37 +205,42 @@ class NamedFunction:
         options = {"language": self._language, **inherit(client, self._options)}
         shape = client.shape(encode(options, options.get("name") or self._name))
         returns, _ = returns_of(options, None)
-        deps: List[bytes] = []
-        kept: List[Any] = []
-
-        def convert(v: Any) -> Any:
-            if type(v) is ObjectRef:
-                id = own(client, v)
-                known = client.values.get(id)
-                if known is not None and known[0] == f.INLINE and known[1] == _serial.FORM_PYTHON:
-                    return _serial.decode(known[1], known[2])  # other languages cannot read it
-                deps.append(id)
-                return _pack.Ext(1, f.U32.pack(len(deps) - 1))
-            if isinstance(v, (list, tuple)) and any(type(x) is ObjectRef for x in v):
-                return [convert(x) if type(x) is ObjectRef else x for x in v]
-            return v
-
-        try:
-            e = _serial.encode_plain([convert(a) for a in args])
-        except (TypeError, ValueError) as error:
-            raise TypeError(f"an argument of {self._name} cannot be passed on: {error}") from error
-        if e.size > client.inline:
-            whole = client.put_encoded(e)
-            kept.append(whole)
-            deps.insert(0, whole.binary())
-        flags = f.SUBMIT_NAMED | (f.SUBMIT_LARGE if kept else 0)
-        task, refs = client.submit(id, shape, returns, flags, deps, [own(client, r) for r in e.refs], b"" if kept else e.joined())
-        if returns == f.STREAM:
-            return ObjectRefGenerator(task, client, look_ahead(options))
-        return refs[0] if returns == 1 else refs or None
+        return call_plain(client, self._name, id, shape, returns, 0, args, look_ahead(options))
 
     def __repr__(self) -> str:
         return f"NamedFunction({self._language}, {self._name})"
+
+
+def call_plain(client: _client.Client, name: str, id: bytes, shape: int, returns: int, flags: int, args: Tuple[Any, ...], ahead: int) -> Any:
+    """Write a call of another language's function, or of an actor's method: plain data."""
+    deps: List[bytes] = []
+    kept: List[Any] = []
+
+    def convert(v: Any) -> Any:
+        if type(v) is ObjectRef:
+            id = own(client, v)
+            known = client.values.get(id)
+            if known is not None and known[0] == f.INLINE and known[1] == _serial.FORM_PYTHON:
+                return _serial.decode(known[1], known[2])  # other languages cannot read it
+            deps.append(id)
+            return _pack.Ext(1, f.U32.pack(len(deps) - 1))
+        if isinstance(v, (list, tuple)) and any(type(x) is ObjectRef for x in v):
+            return [convert(x) if type(x) is ObjectRef else x for x in v]
+        return v
+
+    try:
+        e = _serial.encode_plain([convert(a) for a in args])
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"an argument of {name} cannot be passed on: {error}") from error
+    if e.size > client.inline:
+        whole = client.put_encoded(e)
+        kept.append(whole)
+        deps.insert(0, whole.binary())
+    flags |= f.SUBMIT_NAMED | (f.SUBMIT_LARGE if kept else 0)
+    task, refs = client.submit(id, shape, returns, flags, deps, [own(client, r) for r in e.refs], b"" if kept else e.joined())
+    if returns == f.STREAM:
+        return ObjectRefGenerator(task, client, ahead)
+    return refs[0] if returns == 1 else refs or None
 
 
 # Options.

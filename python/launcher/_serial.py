@@ -169,6 +169,8 @@ def encode_plain(value: Any) -> Encoded:
 
 
 def _as_plain(v: Any, refs: List[Any]) -> Any:
+    if isinstance(getattr(v, "_ref", None), ObjectRef):  # a handle of an actor
+        v = v._ref
     if isinstance(v, ObjectRef):
         refs.append(v)
         return _pack.Ext(2, v.binary())
