@@ -33,6 +33,29 @@ var (
 	})
 )
 
+// seen is what a task sees of its environment.
+type seen struct{ Node, Dir, Text, Colour string }
+
+var (
+	look = launcher.Func0(func(ctx context.Context) (is seen, err error) {
+		info, _ := launcher.Task(ctx)
+		b, _ := os.ReadFile("text")
+		is = seen{Node: info.Node, Text: string(b[:min(len(b), 9)]), Colour: os.Getenv("COLOUR")}
+		is.Dir, err = os.Getwd()
+		return is, err
+	})
+	nested = launcher.Func(func(ctx context.Context, n int) (out []seen, err error) {
+		for i := range n {
+			is, err := look.Submit(ctx, launcher.OnNode(fmt.Sprintf("local-%d", i))).Get(ctx)
+			if err != nil {
+				return nil, err
+			}
+			out = append(out, is)
+		}
+		return out, nil
+	})
+)
+
 func init() { recurse = launcher.Func(recursive) }
 
 // crashUntil dies in every attempt before the nth.
@@ -279,6 +302,46 @@ func init() {
 			ids[n.ID] = true
 		}
 		fmt.Println(len(ids))
+		return nil
+	})
+	programs["dirs"] = program(func(ctx context.Context) error {
+		dir := os.Getenv("TEST_DIR")
+		nodes, err := launcher.Nodes(ctx)
+		if err != nil {
+			return err
+		}
+		for _, from := range nodes {
+			got, err := nested.Submit(ctx, len(nodes), launcher.OnNode(from.ID), launcher.WorkingDir(dir), launcher.Env(map[string]string{"COLOUR": "blue"})).Get(ctx)
+			if err != nil {
+				return err
+			}
+			for _, is := range got {
+				in := "elsewhere"
+				if is.Dir == dir {
+					in = "there"
+				}
+				fmt.Println(from.ID, "asks", is.Node+":", is.Text, is.Colour, in)
+			}
+		}
+		if err := os.Truncate(dir+"/text", 600<<20); err != nil {
+			return err
+		}
+		other := dir + "/../other" // the same, and its own
+		if err := os.Rename(dir, other); err != nil {
+			return err
+		}
+		for _, n := range nodes {
+			is, err := look.Submit(ctx, launcher.OnNode(n.ID), launcher.WorkingDir(other)).Get(ctx)
+			fmt.Println(n.ID, is.Text, err != nil && strings.Contains(err.Error(), "at most 500MiB") && strings.Contains(err.Error(), ".launcherignore"))
+		}
+		return nil
+	})
+	programs["own-dir"] = program(func(ctx context.Context) error {
+		for _, id := range []string{"local-0", "local-1"} {
+			if _, err := look.Submit(ctx, launcher.OnNode(id)).Get(ctx); err != nil {
+				return err
+			}
+		}
 		return nil
 	})
 	programs["long"] = program(func(ctx context.Context) error {

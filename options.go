@@ -4,6 +4,7 @@ import (
 	"maps"
 	"math"
 	"os"
+	"path/filepath"
 	"slices"
 	"time"
 
@@ -150,8 +151,17 @@ func Time(d time.Duration) Option { return func(o *options) { o.time = d } }
 // Env is the environment of the task's worker, besides what every process gets.
 func Env(vars map[string]string) Option { return func(o *options) { o.env = maps.Clone(vars) } }
 
-// WorkingDir is the directory of the task's worker.
-func WorkingDir(dir string) Option { return func(o *options) { o.workdir = dir } }
+// WorkingDir is the directory of the task's worker; a relative one is seen from this
+// program's. A node that does not see it is brought what is in it, at most 500 MB, but for
+// what its .gitignore and .launcherignore files leave out.
+func WorkingDir(dir string) Option {
+	return func(o *options) {
+		if abs, err := filepath.Abs(dir); err == nil && dir != "" {
+			dir = abs
+		}
+		o.workdir = dir
+	}
+}
 
 // Backpressure is how many items of a stream may wait to be taken before the function
 // is held up.

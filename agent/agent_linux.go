@@ -214,7 +214,7 @@ func (a *agent) open(ctx context.Context, d detected) (err error) {
 		return a.sdk.servePeer(ctx, st, m)
 	}
 	a.links.serves[wire.StreamPrograms] = func(ctx context.Context, st *session.Stream, _ wire.PeerOpen) error {
-		return a.sdk.programs.serve(ctx, st)
+		return a.sdk.serveFiles(ctx, st)
 	}
 	a.sdk.resume() // it may want all of the above
 	return nil

@@ -201,26 +201,7 @@ func (p *programs) fetch(ctx context.Context, number uint32, want, to string) er
 	defer st.Close()
 	stop := context.AfterFunc(ctx, func() { _ = st.Close() })
 	defer stop()
-	if err := st.WriteMsg(wire.MsgProgram, wire.Program{Sum: want}); err != nil {
-		return err
-	}
-	_ = st.SetReadDeadline(time.Now().Add(writeBound))
-	typ, body, err := st.ReadMsg()
-	if err != nil {
-		return errs.Wrap(errs.Unavailable, err, "no answer about a program")
-	}
-	var is wire.ProgramIs
-	switch typ {
-	case wire.MsgProgramIs:
-		err = wire.Unmarshal(body, &is)
-	case wire.MsgError:
-		var w errs.Wire
-		if err = wire.Unmarshal(body, &w); err == nil {
-			err = w.FromWire()
-		}
-	default:
-		err = errs.New(errs.Corrupt, "a message of type %#x where %#x is due", typ, wire.MsgProgramIs)
-	}
+	is, err := askNode[wire.ProgramIs](st, wire.MsgProgram, wire.Program{Sum: want}, wire.MsgProgramIs, writeBound)
 	if err != nil {
 		return err
 	}
@@ -278,20 +259,32 @@ func (p *programs) tidy(keep string) {
 	}
 }
 
-// serve gives a program to another node.
-func (p *programs) serve(ctx context.Context, st *session.Stream) error {
+// serveFiles gives another node what workers there need.
+func (s *sdkServer) serveFiles(ctx context.Context, st *session.Stream) error {
 	_ = st.SetReadDeadline(time.Now().Add(openBound))
 	typ, body, err := st.ReadMsg()
 	if err != nil {
 		return err
 	}
-	var m wire.Program
-	if typ != wire.MsgProgram {
-		return errs.New(errs.Corrupt, "a message of type %#x where %#x is due", typ, wire.MsgProgram)
+	switch typ {
+	case wire.MsgProgram:
+		var m wire.Program
+		if err := wire.Unmarshal(body, &m); err != nil {
+			return err
+		}
+		return s.programs.serve(ctx, st, m)
+	case wire.MsgDir:
+		var m wire.Dir
+		if err := wire.Unmarshal(body, &m); err != nil {
+			return err
+		}
+		return s.dirs.serve(ctx, st, m)
 	}
-	if err := wire.Unmarshal(body, &m); err != nil {
-		return err
-	}
+	return errs.New(errs.Corrupt, "a message of type %#x where %#x is due", typ, wire.MsgProgram)
+}
+
+// serve gives a program to another node.
+func (p *programs) serve(ctx context.Context, st *session.Stream, m wire.Program) error {
 	p.mu.Lock()
 	all := make([]*program, 0, len(p.of))
 	for _, x := range p.of {
@@ -312,19 +305,7 @@ func (p *programs) serve(ctx context.Context, st *session.Stream) error {
 		if err := st.WriteMsg(wire.MsgProgramIs, wire.ProgramIs{Size: i.Size()}); err != nil {
 			return err
 		}
-		buf := make([]byte, peerBuffer)
-		for at := int64(0); at < i.Size(); {
-			n, err := f.ReadAt(buf, at)
-			if n == 0 {
-				return errs.Wrap(errs.Unavailable, err, "the program")
-			}
-			_ = st.SetWriteDeadline(time.Now().Add(writeBound))
-			if _, err := st.Write(buf[:n]); err != nil {
-				return err
-			}
-			at += int64(n)
-		}
-		return nil
+		return sendFile(st, f, i.Size())
 	}
 	return errs.New(errs.NotFound, "node %s does not have that program any more", p.a.cfg.Node)
 }

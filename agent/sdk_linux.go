@@ -34,6 +34,7 @@ type sdkServer struct {
 
 	clients  map[uint32]*sdkClient // guarded by a.mu
 	programs *programs
+	dirs     *dirs
 	dirty    []*sdkClient                     // with frames to write; guarded by a.mu
 	answers  []given                          // of this turn; guarded by a.mu
 	asking   []*sdkClient                     // for room, in frames of this turn; guarded by a.mu
@@ -88,7 +89,7 @@ type sdkRecord struct {
 }
 
 func newSDKServer(a *agent) *sdkServer {
-	s := &sdkServer{a: a, clients: map[uint32]*sdkClient{}, programs: &programs{a: a, of: map[[2]string]*program{}}, names: map[wire.ObjectID]wire.ActorName{}, drivers: map[string][]*sdkConn{}, named: make(chan struct{}), poke: make(chan struct{}, 1), resting: true, broken: make(chan error, 1), parked: make(chan struct{}),
+	s := &sdkServer{a: a, clients: map[uint32]*sdkClient{}, programs: &programs{a: a, of: map[[2]string]*program{}}, dirs: &dirs{a: a, of: map[dirKey]*dir{}, told: map[dirKey]bool{}}, names: map[wire.ObjectID]wire.ActorName{}, drivers: map[string][]*sdkConn{}, named: make(chan struct{}), poke: make(chan struct{}, 1), resting: true, broken: make(chan error, 1), parked: make(chan struct{}),
 		peers: sdkPeers{out: map[uint32]*peerOut{}, in: map[uint32]*peerIn{}, borrows: map[uint32]*borrow{}, logs: map[string][]*peerWriter{}, copying: map[wire.ObjectID][]chan string{}}, backs: map[wire.ObjectID][]chan error{}}
 	s.ctx, s.end = context.WithCancel(context.Background())
 	return s
@@ -263,6 +264,7 @@ func (s *sdkServer) perform(e tasks.Effect) {
 	case tasks.JobOver:
 		s.a.workers.EndJob(e.Job)
 		s.programs.forget(e.Job)
+		s.dirs.forget(e.Job)
 	default:
 		s.remoteEffect(e)
 	}

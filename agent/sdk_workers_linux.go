@@ -70,13 +70,17 @@ func (s *sdkServer) warm(key string, h *sdk.Hello) {
 	if h.Language != "python" {
 		return
 	}
-	job, at := s.wireJob(key), workerPlace{Program: h.Program, Dir: h.Dir, Path: h.Path}
+	job, k := s.wireJob(key), tasks.Key{Job: key, Program: h.Program, Dir: h.Dir, Path: strings.Join(h.Path, "\x00")}
 	s.wg.Go(func() {
-		env, err := s.a.env.ofWorkers(s.ctx, job, key, at, nil)
+		dir, path, err := s.dirs.place(s.ctx, k)
 		if err != nil {
 			return // its tasks will say so
 		}
-		s.a.workers.Warm(workers.Spec{Job: key, Program: at.Program, Python: true, Env: env, Dir: s.workDir(at.Dir)})
+		env, err := s.a.env.ofWorkers(s.ctx, job, key, path, nil)
+		if err != nil {
+			return
+		}
+		s.a.workers.Warm(workers.Spec{Job: key, Program: k.Program, Python: true, Env: env, Dir: dir})
 		s.endAgain(key)
 	})
 }
@@ -89,6 +93,10 @@ func (s *sdkServer) start(cl *sdkClient, e tasks.StartWorker, job *wire.Job) err
 		if program, err = s.programs.runs(s.ctx, e.Key.Job, e.Key.Program); err != nil {
 			return err
 		}
+	}
+	dir, path, err := s.dirs.place(s.ctx, e.Key)
+	if err != nil {
+		return err
 	}
 	ctl, err := newControl(nil)
 	if err != nil {
@@ -108,17 +116,13 @@ func (s *sdkServer) start(cl *sdkClient, e tasks.StartWorker, job *wire.Job) err
 	if err := s.a.super.StoreFD(s.ctx, controlName(e.ID), ctl.file); err != nil {
 		return err
 	}
-	var path []string
-	if e.Key.Path != "" {
-		path = strings.Split(e.Key.Path, "\x00")
-	}
 	vars := map[string]string{}
 	for kv := range strings.SplitSeq(e.Key.Env, "\x00") {
 		if k, v, ok := strings.Cut(kv, "="); ok {
 			vars[k] = v
 		}
 	}
-	env, err := s.a.env.ofWorkers(s.ctx, job, e.Key.Job, workerPlace{Program: e.Key.Program, Dir: e.Key.Dir, Path: path}, vars)
+	env, err := s.a.env.ofWorkers(s.ctx, job, e.Key.Job, path, vars)
 	if err != nil {
 		return err
 	}
@@ -142,7 +146,7 @@ func (s *sdkServer) start(cl *sdkClient, e tasks.StartWorker, job *wire.Job) err
 	if vars["OMP_NUM_THREADS"] != "" {
 		delete(set, "OMP_NUM_THREADS")
 	}
-	s.a.workers.Start(workers.Spec{ID: e.ID, Job: e.Key.Job, Name: cl.Name, Program: program, Python: e.Key.Language == "python", Env: env, Set: set, Dir: s.workDir(e.Key.Dir), Socket: theirs})
+	s.a.workers.Start(workers.Spec{ID: e.ID, Job: e.Key.Job, Name: cl.Name, Program: program, Python: e.Key.Language == "python", Env: env, Set: set, Dir: dir, Socket: theirs})
 	s.wg.Go(func() { s.worker(conn) })
 	s.endAgain(e.Key.Job)
 	return nil
@@ -158,14 +162,6 @@ func (s *sdkServer) endAgain(job string) {
 		}
 	}
 	s.a.workers.EndJob(job)
-}
-
-// workDir is the directory of a worker: its program's, where this node has it.
-func (s *sdkServer) workDir(dir string) string {
-	if st, err := os.Stat(dir); err == nil && st.IsDir() && filepath.IsAbs(dir) {
-		return dir
-	}
-	return s.a.cfg.Dir
 }
 
 // worker serves the socket that a worker was started with.
@@ -198,7 +194,7 @@ func (s *sdkServer) workerFailed(id uint32, err error) {
 		}
 		delete(s.clients, id)
 		s.forgotten(cl)
-		s.core.WorkerFailed(now, id, err.Error())
+		s.core.WorkerFailed(now, id, strings.Join(append([]string{err.Error()}, errs.HintsOf(err)...), "; "))
 		s.dropControl(cl)
 	})
 }
@@ -256,10 +252,18 @@ func (s *sdkServer) stopWorker(e tasks.StopWorker) {
 
 // output passes on what a worker printed.
 func (s *sdkServer) output(w workers.Worker, stream uint8, text []byte) {
+	s.say(w.Job, w.Name+" pid="+strconv.Itoa(w.PID)+" node="+string(s.a.cfg.Node), stream, text)
+}
+
+// tell has the drivers of a job print something that concerns its user.
+func (s *sdkServer) tell(job, text string) {
+	s.say(job, "launcher node="+string(s.a.cfg.Node), 2, []byte(text+"\n"))
+}
+
+func (s *sdkServer) say(job, who string, stream uint8, text []byte) {
 	s.logMu.Lock()
-	to, away := slices.Clone(s.drivers[w.Job]), slices.Clone(s.peers.logs[w.Job])
+	to, away := slices.Clone(s.drivers[job]), slices.Clone(s.peers.logs[job])
 	s.logMu.Unlock()
-	who := w.Name + " pid=" + strconv.Itoa(w.PID) + " node=" + string(s.a.cfg.Node)
 	frame := func(dropped int) []byte {
 		b, at := sdk.Begin(nil, sdk.MsgLog, 0)
 		b = append(b, stream, 0, byte(len(who)), byte(len(who)>>8))

@@ -10,18 +10,10 @@ import (
 	"launcher/wire"
 )
 
-// workerPlace is what the program that a worker works for says of itself: how its workers
-// are started.
-type workerPlace struct {
-	Program string   // interpreter or binary
-	Dir     string   // its working directory
-	Path    []string // directories that it looks for modules in
-}
-
 // ofWorkers gives the environment that all workers of a job with the same options share:
 // that of the job's processes, with what tells the worker where it is. job is nil for a
-// program that no job started.
-func (e *environment) ofWorkers(ctx context.Context, job *wire.Job, name string, at workerPlace, vars map[string]string) ([]string, error) {
+// program that no job started; in look are the directories that it looks for modules in.
+func (e *environment) ofWorkers(ctx context.Context, job *wire.Job, name string, look []string, vars map[string]string) ([]string, error) {
 	if job == nil {
 		job = &e.a.anyone
 	}
@@ -37,7 +29,7 @@ func (e *environment) ofWorkers(ctx context.Context, job *wire.Job, name string,
 	// The options of a task stand above the job's environment, our own names above all.
 	maps.Copy(set, vars)
 	path := []string{}
-	for _, dir := range append(slices.Clone(at.Path), filepath.SplitList(set["PYTHONPATH"])...) {
+	for _, dir := range append(slices.Clone(look), filepath.SplitList(set["PYTHONPATH"])...) {
 		if dir != "" && !slices.Contains(path, dir) {
 			path = append(path, dir)
 		}

@@ -65,3 +65,29 @@ type Program struct{ Sum string }
 
 // ProgramIs says how many bytes follow.
 type ProgramIs struct{ Size int64 }
+
+// Messages of a stream of kind StreamPrograms about the working_dir of tasks: Dir, answered
+// by DirIs. A reader that does not find the token in the directory that it sees sends
+// DirWanted; the answer is DirHas and that many bytes, a tar stream, or MsgError.
+const (
+	MsgDir       uint16 = 0x050b
+	MsgDirIs     uint16 = 0x050c
+	MsgDirWanted uint16 = 0x050d
+	MsgDirHas    uint16 = 0x050e
+)
+
+// Dir asks about a directory of the node that the stream goes to.
+type Dir struct{ Job, Path string }
+
+// DirIs names a file that is in the directory until the next message, or the end of the
+// stream; "" = none can be made there.
+type DirIs struct{ Token string }
+
+// DirWanted asks for what is in it.
+type DirWanted struct{}
+
+// DirHas says what follows: its size, and its SHA-256 (hexadecimal).
+type DirHas struct {
+	Size int64
+	Sum  string
+}

@@ -1,6 +1,8 @@
 package tasks
 
 import (
+	"strings"
+
 	"launcher/agent/core"
 	"launcher/wire"
 	"launcher/wire/sdk"
@@ -65,6 +67,7 @@ type Client struct {
 	Dir      string
 	Path     []string
 	Peer     uint32 // sdk.KindPeer: the life of the node whose agent it is
+	DirOf    uint32 // sdk.KindPeer: as in Key
 }
 
 // Key is what a worker is for: tasks of another key never run in it.
@@ -76,6 +79,12 @@ type Key struct {
 	Path     string // directories, joined by 0 bytes
 	Env      string // NAME=VALUE, sorted, joined by 0 bytes
 	GPUs     string // UUIDs, joined by commas
+	DirOf    uint32 // Dir is a working_dir as the node of this number sees it; 0 = each node's own
+}
+
+// key is that of the workers for what a driver or peer submits.
+func (x Client) key() Key {
+	return Key{Job: x.Job, Language: x.Language, Program: x.Program, Dir: x.Dir, Path: strings.Join(x.Path, "\x00"), DirOf: x.DirOf}
 }
 
 // Effect is something that the shell is to do, after it has written the records.

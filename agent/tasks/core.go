@@ -3,7 +3,6 @@ package tasks
 import (
 	"cmp"
 	"encoding/binary"
-	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -337,7 +336,7 @@ func (c *Core) shape(cl *client, b []byte) error {
 	}
 	n, text := u32(b), b[4:]
 	key := cl.key()
-	keyed := strings.Join([]string{key.Language, key.Program, key.Dir, key.Env, key.Path, string(text)}, "\x00\x00")
+	keyed := strings.Join([]string{key.Language, key.Program, key.Dir, strconv.FormatUint(uint64(key.DirOf), 10), key.Env, key.Path, string(text)}, "\x00\x00")
 	if cl.Kind == sdk.KindPeer { // what waits for a lease is not to be behind what waits for room
 		keyed = "peer " + strconv.FormatUint(uint64(cl.Peer), 10) + "\x00" + keyed
 	}
@@ -371,19 +370,25 @@ func (c *Core) shape(cl *client, b []byte) error {
 	if s.place, err = strategyOf(o.Strategy); err != nil {
 		return err
 	}
-	if s.key = key; o.Language != "" && o.Language != key.Language {
-		s.key = Key{Job: key.Job, Language: o.Language, Dir: key.Dir, Env: key.Env}
+	if s.key = key; cl.Kind == sdk.KindPeer { // it has said it all in its hello
+		o.Language, o.Program, o.WorkingDir = "", "", ""
+	}
+	if o.Language != "" && o.Language != key.Language {
+		s.key = Key{Job: key.Job, Language: o.Language, Dir: key.Dir, DirOf: key.DirOf, Env: key.Env}
 	}
 	if o.Program != "" {
 		s.key.Program = o.Program
 	}
 	if o.WorkingDir != "" {
-		s.key.Dir = o.WorkingDir
+		s.key.Dir, s.key.DirOf = o.WorkingDir, c.cfg.Number
 		// Its modules come before those of the program, as for a program started there.
 		s.key.Path = strings.TrimSuffix(o.WorkingDir+"\x00"+s.key.Path, "\x00")
 	}
 	if len(o.Env) > 0 {
 		s.key.Env = withEnv(key.Env, o.Env)
+	}
+	if s.key.Env != withEnv("", o.Env) { // other nodes know of it only by the options
+		s.text = withEnvOption(text, envOf(s.key.Env))
 	}
 	cl.job.shapes[keyed] = s
 	cl.shapes[n] = s
@@ -398,23 +403,7 @@ func (cl *client) key() Key {
 		k.GPUs = ""
 		return k
 	}
-	return Key{Job: cl.job.key, Language: cl.Language, Program: cl.Program, Dir: cl.Dir, Path: strings.Join(cl.Path, "\x00")}
-}
-
-// withEnv adds variables to those of a key.
-func withEnv(env string, more map[string]string) string {
-	all := map[string]string{}
-	for kv := range strings.SplitSeq(env, "\x00") {
-		if k, v, ok := strings.Cut(kv, "="); ok {
-			all[k] = v
-		}
-	}
-	maps.Copy(all, more)
-	var out []string
-	for _, k := range slices.Sorted(maps.Keys(all)) {
-		out = append(out, k+"="+all[k])
-	}
-	return strings.Join(out, "\x00")
+	return cl.Client.key()
 }
 
 // strategyOf reads the strategy of a shape.

@@ -20,7 +20,7 @@ import (
 func (c *Core) FindPeer(x Client) uint32 {
 	for _, cl := range c.sortedClients() {
 		y := cl.Client
-		if y.Kind == sdk.KindPeer && y.Peer == x.Peer && y.Job == x.Job && y.Language == x.Language && y.Program == x.Program && y.Dir == x.Dir && slices.Equal(y.Path, x.Path) {
+		if y.Kind == sdk.KindPeer && y.Peer == x.Peer && y.key() == x.key() {
 			return y.ID
 		}
 	}

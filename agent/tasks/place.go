@@ -449,3 +449,14 @@ func (c *Core) awake(l *level) {
 	l.on = l.on[:0]
 	c.goesOn(l)
 }
+
+// near is the node that has most of what a task needs; 0 = none.
+func (c *Core) near(t *task) (best uint32) {
+	var most int64
+	for d := range t.deps().all() {
+		if o := c.objects[d]; o != nil && o.where != 0 && o.size > most {
+			best, most = o.where, o.size
+		}
+	}
+	return best
+}

@@ -151,17 +151,6 @@ func (c *Core) under(x *leased, s *shape, t *task) bool {
 	return ok
 }
 
-// near is the node that has most of what a task needs; 0 = none.
-func (c *Core) near(t *task) (best uint32) {
-	var most int64
-	for d := range t.deps().all() {
-		if o := c.objects[d]; o != nil && o.where != 0 && o.size > most {
-			best, most = o.where, o.size
-		}
-	}
-	return best
-}
-
 // remoteOf gives the client of a node's agent for a key, made if need be.
 func (c *Core) remoteOf(number uint32, key Key) *remote {
 	key.Env = "" // it is in the options of the tasks, and what is at the other end does not ask for it

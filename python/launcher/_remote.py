@@ -263,6 +263,8 @@ def inherit(client: _client.Client, options: Dict[str, Any]) -> Dict[str, Any]:
     if not base:
         return options
     env = {**base, **(options.get("runtime_env") or {})}
+    if client.worker is not None and env.get("working_dir") == base.get("working_dir"):
+        env.pop("working_dir", None)  # its workers start as this one, where that directory may have another place
     if "env_vars" in base:
         env["env_vars"] = {**base["env_vars"], **(env.get("env_vars") or {})}
     return {**options, "runtime_env": env}
