@@ -38,11 +38,22 @@ func TestSDK(t *testing.T) {
 
 // TestTasks runs the tests of tasks and objects against a small agent in Python.
 func TestTasks(t *testing.T) {
-	unittests(t, nil, []string{"test_tasks_parts", "test_tasks_unit", "test_tasks_frames"}, "fake_agent.py", "task_cases.py")
+	unittests(t, nil, []string{"test_tasks_parts", "test_tasks_unit", "test_tasks_frames", "test_channel"}, "fake_agent.py", "task_cases.py")
 }
 
 // TestCluster runs them, and more, on a cluster of the command that was built.
 func TestCluster(t *testing.T) {
+	unittests(t, onCluster(t), []string{"test_tasks"}, "task_cases.py")
+}
+
+// TestGraphs runs graphs of calls there.
+func TestGraphs(t *testing.T) {
+	unittests(t, onCluster(t), []string{"test_dag"}, "test_tasks.py", "task_cases.py")
+}
+
+// onCluster is the environment of tests that use the command that was built.
+func onCluster(t *testing.T) []string {
+	t.Helper()
 	binary := os.Getenv("LAUNCHER_TEST_BINARY")
 	if binary == "" {
 		binary = "../.build/launcher"
@@ -54,7 +65,7 @@ func TestCluster(t *testing.T) {
 	if _, err := os.Stat(binary); err != nil {
 		t.Skip("SKIP: there is no launcher command: make build")
 	}
-	unittests(t, []string{"LAUNCHER=" + binary, "LAUNCHER_HOME=", "LAUNCHER_CLUSTER=", "LAUNCHER_SOCKET="}, []string{"test_tasks"}, "task_cases.py")
+	return []string{"LAUNCHER=" + binary, "LAUNCHER_HOME=", "LAUNCHER_CLUSTER=", "LAUNCHER_SOCKET="}
 }
 
 // unittests runs test modules with a Python that has what they need. Their result depends

@@ -16,11 +16,11 @@ import (
 func TestMain(m *testing.M) { os.Exit(testkit.Main(m)) }
 
 // coming are the programs that need what is not built yet.
-var coming = strings.Fields("compiled_pipeline lazy_graph placement_groups")
+var coming = strings.Fields("placement_groups")
 
 // young are those that run already, on parts that are new: scripts/ray-examples runs them.
-var young = strings.Fields(`actor_pool actor_tree async_actor batch_prediction cancel cancel_calls cluster_state collective_actors concurrency_groups dynamic_options
-	grid_search handles joblib_backend limit_pending limit_resources multiprocessing_pool named_actors out_of_order parameter_server pending_calls philosophers
+var young = strings.Fields(`actor_pool actor_tree async_actor batch_prediction cancel cancel_calls cluster_state collective_actors compiled_pipeline concurrency_groups dynamic_options
+	grid_search handles joblib_backend lazy_graph limit_pending limit_resources multiprocessing_pool named_actors out_of_order parameter_server pending_calls philosophers
 	pi_progress pipelining queue_workers runtime_context shared_arrays streaming_actors supervision threaded_actor ticker`)
 
 // python is the interpreter that has what the SDK and the programs need.

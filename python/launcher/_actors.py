@@ -349,7 +349,7 @@ class ActorClass:
         """A node of a graph of calls: launcher.dag."""
         from . import dag
 
-        return dag.class_node(self, args, kwargs)
+        return dag.ClassNode(self, args, kwargs)
 
     def __reduce__(self) -> Any:
         return (ActorClass, (self._class, self._options))

@@ -63,6 +63,12 @@ class RemoteFunction(Generic[R]):
         made: ObjectRef[R] = p.submit(args, kwargs)
         return made
 
+    def bind(self, *args: Any, **kwargs: Any) -> Any:
+        """A node of a graph of calls: launcher.dag."""
+        from . import dag
+
+        return dag.FunctionNode(self, args, kwargs)
+
     def __reduce__(self) -> Any:
         return (_again, (), (self._function, self._options))
 

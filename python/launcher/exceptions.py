@@ -228,6 +228,18 @@ class RaySystemError(RayError):
         self.client_exc, self.traceback_str = client_exc, traceback_str
 
 
+class RayChannelError(RaySystemError):
+    """A channel is closed, or a process at the other end of it is gone."""
+
+
+class RayChannelTimeoutError(RayChannelError, TimeoutError):
+    """Nothing came through the channel, or no room in it, within the timeout."""
+
+
+class RayCgraphCapacityExceeded(RaySystemError):
+    """So many executions of a compiled graph are under way that no more may be begun."""
+
+
 class CrossLanguageError(RayError):
     """A function of another language failed."""
 

@@ -31,10 +31,9 @@ def find(name):
 
 # Names of parts that are not built yet.
 COMING = {
-    "ray.dag", "ray.util.placement_group",
+    "ray.util.placement_group",
     "ray.util.remove_placement_group", "ray.util.get_placement_group", "ray.util.placement_group_table", "ray.util.get_current_placement_group", "ray.util.state.list_placement_groups",
-    "ray.util.state.get_placement_group", "ray.util.scheduling_strategies.PlacementGroupSchedulingStrategy", "ray.exceptions.RayChannelError",
-    "ray.exceptions.RayChannelTimeoutError", "ray.exceptions.RayCgraphCapacityExceeded",
+    "ray.util.state.get_placement_group", "ray.util.scheduling_strategies.PlacementGroupSchedulingStrategy",
 }  # fmt: skip
 
 
