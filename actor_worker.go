@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"reflect"
+	"runtime"
 	"runtime/debug"
 	"slices"
 	"time"
@@ -143,6 +144,7 @@ func (w *worker) runIn(g *callGroup, t *order) {
 		}
 		w.c.mu.Unlock()
 		if idle {
+			runtime.Gosched() // the results of those that are about to end leave with this one
 			w.c.flush()
 		}
 	}()

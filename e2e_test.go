@@ -21,6 +21,7 @@ import (
 var programs = map[string]func(){
 	"ExampleMain": ExampleMain, "ExampleGather": ExampleGather, "ExampleWait": ExampleWait, "ExamplePut": ExamplePut,
 	"ExampleStream_All": ExampleStream_All, "ExampleRegisterError": ExampleRegisterError,
+	"ExampleActor": ExampleActor,
 }
 
 const programVar = "TEST_PROGRAM"

@@ -50,6 +50,50 @@ func check(_ context.Context, s string) (int, error) {
 	return len(s), nil
 }
 
+// A Tally is what an actor has.
+type Tally struct{ total int }
+
+// The class of the actor, and its methods, are registered like functions.
+var (
+	Tallies = launcher.Actor(newTally)
+	Count   = launcher.Method((*Tally).Count)
+)
+
+func newTally(_ context.Context, start int) (*Tally, error) { return &Tally{start}, nil }
+
+// Count counts.
+func (t *Tally) Count(_ context.Context, n int) (int, error) {
+	t.total += n
+	return t.total, nil
+}
+
+// An actor keeps its state between calls, which run in the order in which they were
+// submitted.
+func ExampleActor() {
+	launcher.Main(func(ctx context.Context) error {
+		tally, err := Tallies.New(ctx, 100, launcher.ActorName("tally"), launcher.MaxRestarts(3))
+		if err != nil {
+			return err
+		}
+		for i := range 9 {
+			Count.Submit(ctx, tally, i)
+		}
+		v, err := Count.Submit(ctx, tally, 9).Get(ctx)
+		fmt.Println(v, err)
+		same, err := launcher.FindActor[*Tally](ctx, "tally")
+		fmt.Println(same.ID() == tally.ID(), err)
+		err = tally.Kill()
+		fmt.Println(err)
+		_, err = Count.Submit(ctx, same, 1).Get(ctx)
+		fmt.Println(errors.Is(err, launcher.ErrActorDied))
+		return nil
+	})
+	// 145 <nil>
+	// true <nil>
+	// <nil>
+	// true
+}
+
 func ExampleMain() {
 	launcher.Main(func(ctx context.Context) error {
 		v, err := Square.Submit(ctx, 12).Get(ctx)

@@ -1,4 +1,4 @@
-// Package benchcore measures tasks and objects as a Go program sees them: the workloads of
+// Package benchcore measures tasks, objects and actors as a Go program sees them: the workloads of
 // Ray's microbenchmark and of its single-node envelope, by the same definitions, in Go.
 //
 // Its functions run in workers that are the program itself: a program that imports it
@@ -13,6 +13,7 @@ import (
 	"strings"
 	"time"
 
+	"launcher"
 	"launcher/internal/errs"
 )
 
@@ -65,7 +66,7 @@ func Run(ctx context.Context, o Options) ([]Row, error) {
 	}
 	b := &bench{o: o}
 	var rows []Row
-	for _, w := range workloads {
+	for _, w := range slices.Concat(workloads, actorWorkloads) {
 		if !strings.Contains(w.what, o.Filter) {
 			continue
 		}
@@ -91,14 +92,17 @@ func Run(ctx context.Context, o Options) ([]Row, error) {
 // Names lists the workloads.
 func Names() []string {
 	var out []string
-	for _, w := range workloads {
+	for _, w := range slices.Concat(workloads, actorWorkloads) {
 		out = append(out, w.what)
 	}
 	return out
 }
 
 // bench is a run of them.
-type bench struct{ o Options }
+type bench struct {
+	o      Options
+	actors map[int]launcher.Handle[*echo] // by how many calls they run at a time
+}
 
 // scaled is a number of a big workload.
 func (b *bench) scaled(n int) int { return max(1, int(float64(n)*b.o.Scale)) }
