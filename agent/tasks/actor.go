@@ -29,6 +29,18 @@ type actorOptions struct {
 	startCPU bool // a core is taken for its start only
 }
 
+// mostCalls bounds the calls that an actor may be asked to run at a time.
+const mostCalls = 1 << 24
+
+func (o *actorOptions) check(name string) error {
+	for _, n := range append(slices.Collect(maps.Values(o.Groups)), max(o.Concurrency, -1)) {
+		if n < 0 || n > mostCalls {
+			return errs.New(errs.Invalid, "actors of class %s are to run %d calls at a time", name, n)
+		}
+	}
+	return nil
+}
+
 // actor is what a creation has beside its task.
 type actor struct {
 	away
@@ -39,6 +51,7 @@ type actor struct {
 	dead  []byte    // once it is: why, an error value
 	why   string    // it is to end
 	kill  bool      // at once
+	ends  bool      // this life of it is to end at once
 	// Of the host:
 	up    bool
 	lanes map[laneKey]*lane
@@ -76,14 +89,11 @@ func (t *task) isCall() bool { return t.call != nil }
 func handle(actor id) id { return actor.With(1) }
 
 // create enters an actor on the node that owns it.
-func (c *Core) create(cl *client, t *task) error {
-	if t.returns() != 0 {
-		return errs.New(errs.Invalid, "an actor of class %s is made with %d values; it has none", t.shape.name, t.returns())
-	}
+func (c *Core) create(cl *client, t *task) {
 	t.actor = &actor{}
 	if cl.Kind == sdk.KindPeer {
 		t.retries = 0 // its owner decides
-		return nil
+		return
 	}
 	h := &object{id: handle(t.id), state: here, kind: sdk.Inline, form: 1, size: 1, data: []byte{0xc0}, task: t, made: c.now}
 	c.objects[h.id] = h
@@ -93,7 +103,6 @@ func (c *Core) create(cl *client, t *task) error {
 		h.uses++
 		t.shape.job.drivers++
 	}
-	return nil
 }
 
 // attemptHere is what the owner calls the attempt of a task that runs here.
@@ -162,6 +171,7 @@ func (c *Core) remoteUp(number uint32, b []byte) error {
 		return nil
 	}
 	c.recordRemote(number, sdk.MsgUp, b)
+	t.actor.ends = false // it was said to this life before it began, if at all
 	if l := t.level; l != nil && l.lease != nil && restOf(t.shape, t.shape.need).Nothing() {
 		c.leases.done(c.now, l.lease)
 		l.lease = nil
@@ -213,7 +223,7 @@ func (t *task) setLife(o *object) {
 func (c *Core) actorLost(t *task, msg string) {
 	a := t.actor
 	c.unhost(t)
-	a.node = 0
+	a.node, a.ends = 0, false
 	if c.peerOf(t) != nil {
 		t.away().gone = msg
 		c.ended(t)
@@ -249,7 +259,7 @@ func (c *Core) dies(t *task, data []byte) {
 		c.fail(o, data)
 	}
 	c.do(ActorOver{ID: t.id})
-	if t.shape.actor.Detached {
+	if t.shape.actor.Detached && t.id.Node() == c.cfg.Number {
 		if h := c.objects[handle(t.id)]; h != nil {
 			h.uses--
 			c.unneeded(h)
@@ -293,74 +303,6 @@ func constructorFailed(data []byte) []byte {
 	}
 	e.Code, e.Message = "actor_died", "its constructor failed: "+e.Message
 	return e.Encode()
-}
-
-// kill ends an actor, or this life of it.
-func (c *Core) kill(cl *client, b []byte) error {
-	if len(b) < 20 {
-		return errs.New(errs.Corrupt, "Kill is cut short")
-	}
-	x, flags := id(b[:16]), u32(b[16:])
-	t := c.tasks[x]
-	switch {
-	case x.Node() != c.cfg.Number && cl.Kind != sdk.KindPeer: // its owner is told, and tells its host
-		if !c.mute {
-			c.tell(c.remoteOf(x.Node(), cl.key()).cl, sdk.MsgKill, x, flags)
-		}
-	case t == nil || t.actor == nil || t.state == done:
-	case flags&sdk.KillForGood != 0:
-		c.endActor(t, "it was killed", true)
-	default:
-		c.stop(t, true)
-	}
-	return nil
-}
-
-// endActor ends an actor for good: at once, or when what it was given is done.
-func (c *Core) endActor(t *task, why string, now bool) {
-	if t.state == done {
-		return
-	}
-	t.actor.why, t.actor.kill = why, t.actor.kill || now
-	if t.state != running {
-		c.dies(t, c.actorDied(t, why))
-		return
-	}
-	c.stop(t, now)
-}
-
-// stop ends the process of an actor.
-func (c *Core) stop(t *task, now bool) {
-	w := t.worker()
-	switch {
-	case w == nil: // a node is asked where it is, after a restart
-	case w.remote != nil && now:
-		c.tell(w, sdk.MsgKill, t.id, 0)
-	case w.remote != nil:
-		c.tell(w, sdk.MsgPeerEnd, t.id)
-	case now:
-		c.unhost(t) // what comes from now on is for its next life
-		c.do(StopWorker{ID: w.ID, Force: true})
-	case t.actor.up && !w.ending:
-		c.endWorker(w)
-	}
-}
-
-// unwanted: nothing has the handle of an actor any more.
-func (c *Core) unwanted(t *task) {
-	if t.state == done {
-		c.forget(t)
-		return
-	}
-	c.endActor(t, "nothing had a handle of it any more", false)
-}
-
-// peerEnd: the owner of an actor that lives here says that it is to end.
-func (c *Core) peerEnd(cl *client, x id) {
-	if t := c.tasks[x]; t != nil && t.actor != nil && t.client == cl.ID {
-		t.actor.why = "nothing had a handle of it any more"
-		c.stop(t, false)
-	}
 }
 
 // settleActor has a worker be an actor's, from its creation on.
@@ -538,12 +480,16 @@ func (c *Core) unhost(t *task) {
 	}
 	a.up, a.lanes, a.queue = false, nil, nil
 	slices.SortFunc(back, func(a, b *task) int { return cmp.Compare(a.order(), b.order()) })
+	for _, x := range back {
+		x.call.lane, x.call.host = nil, nil
+	}
 	if g := c.callees[t.id]; g != nil && g.node == c.cfg.Number {
 		c.over(g, c.attemptHere(t))
 	}
 	for _, x := range back {
-		x.call.lane, x.call.host = nil, nil
-		c.comesBack(x)
+		if x.state == waiting {
+			c.comesBack(x)
+		}
 	}
 }
 
@@ -559,7 +505,7 @@ func (c *Core) hostCall(t *task) {
 
 // restoreActor is for a creation out of a snapshot.
 func (c *Core) restoreActor(t *task, s *savedActor, st state) {
-	t.actor = &actor{life: s.Life, node: s.Node, dead: s.Dead, why: s.Why, kill: s.Kill, up: s.Up}
+	t.actor = &actor{life: s.Life, node: s.Node, dead: s.Dead, why: s.Why, kill: s.Kill, up: s.Up, ends: s.Ends}
 	if h := c.objects[handle(t.id)]; h != nil && t.id.Node() == c.cfg.Number {
 		h.task, t.alive = t, 1
 		if t.shape.actor.Detached && st != done {

@@ -282,6 +282,8 @@ func (c *Core) callAgain(t *task) {
 		c.fails(t, c.cancelled(t))
 	case c.mute: // Resume sends it
 		t.call.at = callHere
+	case h == nil || h.actor.lanes == nil: // the actor was killed meanwhile
+		c.comesBack(t)
 	default:
 		c.enlane(h, t, true)
 	}
@@ -301,7 +303,9 @@ func (c *Core) callEnded(t *task) {
 	g.leaves(t)
 	c.flush(g)
 	if len(g.calls) == 0 {
-		c.unuse(handle(g.id))
+		if c.unuse(handle(g.id)); c.objects[handle(g.id)] == nil {
+			c.forgetCallee(g.id)
+		}
 	}
 }
 
@@ -367,12 +371,15 @@ func (c *Core) resumeCalls() {
 	}
 }
 
-// resumeAway finds the creations and calls again that other nodes have.
+// resumeAway finds the creations and calls again that other nodes have. Of other tasks that
+// the log says were there it does not say where: they are given out once more.
 func (c *Core) resumeAway() {
 	for _, t := range c.sortedTasks() {
 		if a := t.away(); a != nil && a.sentTo != 0 && t.state == running && t.worker() == nil {
 			r := c.remoteOf(a.sentTo, t.shape.key)
 			t.level = &level{client: r.cl, shape: t.shape, tasks: []*task{t}, since: c.now}
+		} else if a == nil && t.state == running && t.worker() == nil {
+			c.requeue(t)
 		}
 	}
 }

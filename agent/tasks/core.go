@@ -209,8 +209,8 @@ func (c *Core) Back(now int64, id uint32) {
 			}
 			c.touched = append(c.touched, cl.levels[0])
 			if t := cl.actor; t != nil && t.state == running {
-				if c.hosts = append(c.hosts, t); t.actor.why != "" {
-					c.stop(t, t.actor.kill)
+				if c.hosts = append(c.hosts, t); t.actor.why != "" || t.actor.ends {
+					c.stop(t, t.actor.kill || t.actor.ends)
 				}
 			}
 		}
@@ -357,6 +357,9 @@ func (c *Core) shape(cl *client, b []byte) error {
 		return errs.New(errs.Invalid, "task %s asks for less than nothing", o.Name)
 	}
 	if s.group, s.actor = o.Group, o.Actor; s.actor != nil {
+		if err := s.actor.check(o.Name); err != nil {
+			return err
+		}
 		s.actor.startCPU, s.retries = o.CPU == nil, 0
 	}
 	if o.Method != "" {

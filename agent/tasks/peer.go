@@ -88,6 +88,10 @@ func (c *Core) peerSubmit(cl *client, p sdk.PeerSubmit, body []byte) error {
 		return err
 	}
 	t := c.tasks[s.Task]
+	if t != nil && t.client == cl.ID && t.state == done && t.fence != p.Attempt && t.away() != nil {
+		c.accounted(t) // the owner has it, or it would not try again
+		t = nil
+	}
 	switch {
 	case t != nil && t.client != cl.ID:
 		return errs.New(errs.Permission, "task %s is another client's", s.Task)

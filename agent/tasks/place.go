@@ -203,7 +203,7 @@ func (l *level) free() bool {
 
 // depth is how many tasks of a shape a worker is given at a time.
 func (s *shape) depth() int {
-	if s.mean == 0 || s.mean >= float64(shortTask) || s.calls > 0 {
+	if s.mean == 0 || s.mean >= float64(shortTask) || s.calls > 0 || s.actor != nil {
 		return 1
 	}
 	return int(min(float64(maxAhead), max(2, float64(sendAhead)/s.mean)))

@@ -21,7 +21,9 @@ type remote struct {
 	number uint32
 	key    Key // without GPUs
 	shapes map[*shape]uint32
-	idleAt int64 // since when it has neither tasks nor objects of ours; 0 = it has
+	open   bool            // the connection is there
+	kills  map[id]killSaid // of actors that it owns, said of late or still to be said
+	idleAt int64           // since when it has neither tasks nor objects of ours; 0 = it has
 }
 
 type remoteKey struct {
@@ -391,7 +393,7 @@ func (c *Core) RemoteOpen(now int64, from uint32) {
 		return
 	}
 	cl := r.cl
-	cl.away = 0
+	cl.away, r.open = 0, true
 	cl.out = cl.out[:0]
 	clear(cl.known)
 	clear(r.shapes)
@@ -414,18 +416,19 @@ func (c *Core) RemoteOpen(now int64, from uint32) {
 	for _, t := range run {
 		c.tellTask(r, t)
 		switch {
-		case t.actor != nil && t.actor.why != "":
-			c.stop(t, t.actor.kill)
+		case t.actor != nil && (t.actor.why != "" || t.actor.ends):
+			c.stop(t, t.actor.kill || t.actor.ends)
 		case t.cancel: // it may have been told in vain
 			c.tellCancel(r, t, 0)
 		}
 	}
+	c.killsAgain(r)
 }
 
 // RemoteClosed: it is broken, and is being opened again.
 func (c *Core) RemoteClosed(now int64, from uint32) {
 	if r := c.byClient[from]; r != nil {
-		r.cl.away = now
+		r.cl.away, r.open = now, false
 		r.cl.out = r.cl.out[:0]
 	}
 }
@@ -543,8 +546,9 @@ func (c *Core) tickRemotes() {
 		}
 	}
 	for _, r := range c.sortedRemotes() {
+		r.forgetKills(c.now)
 		switch {
-		case used[r.cl.ID]:
+		case used[r.cl.ID] || len(r.kills) > 0:
 			r.idleAt = 0
 		case r.idleAt == 0:
 			r.idleAt = c.now

@@ -35,7 +35,10 @@ func (c *Core) accept(cl *client, b []byte, from sdk.PeerSubmit) error {
 	if sh == nil {
 		return errs.New(errs.Invalid, "task %s has options %d, which were never told", s.Task, s.Shape)
 	}
+	isCall := s.Flags&sdk.SubmitCall != 0
 	switch { // an SDK has said so to the program
+	case sh.actor != nil && !isCall && s.Returns != 0:
+		return errs.New(errs.Invalid, "an actor of class %s is made with %d values; it has none", sh.name, s.Returns)
 	case s.Returns > sdk.ManyMax && s.Returns != sdk.Stream:
 		return errs.New(errs.Invalid, "task %s of %s gives %d values, allowed are %d", s.Task, sh.name, s.Returns, sdk.ManyMax)
 	case len(s.Deps)/16 > sdk.ManyMax:
@@ -69,7 +72,7 @@ func (c *Core) accept(cl *client, b []byte, from sdk.PeerSubmit) error {
 		}
 		t.alive = int32(len(objs))
 	}
-	if t.flags()&sdk.SubmitCall != 0 {
+	if isCall {
 		c.order++
 		t.call = &call{order: c.order}
 	}
@@ -82,10 +85,7 @@ func (c *Core) accept(cl *client, b []byte, from sdk.PeerSubmit) error {
 	case t.isCall():
 		c.call(t)
 	case sh.actor != nil:
-		if err := c.create(cl, t); err != nil {
-			delete(c.tasks, t.id)
-			return err
-		}
+		c.create(cl, t)
 		c.need(t)
 	default:
 		c.need(t)
@@ -179,6 +179,11 @@ func (c *Core) requeue(t *task) {
 	if t.cancel {
 		t.state = waiting // it is in no queue that it could be counted out of
 		c.fails(t, c.cancelled(t))
+		return
+	}
+	if a := t.actor; a != nil && a.why != "" {
+		t.state = waiting
+		c.dies(t, c.actorDied(t, a.why))
 		return
 	}
 	t.state = queued
@@ -476,6 +481,7 @@ func (c *Core) cancel(x id, flags uint32) {
 func (c *Core) interrupt(t *task, flags uint32) {
 	w := t.worker()
 	switch {
+	case w == nil: // a log is read; who has it is told later
 	case w.remote != nil:
 		c.tellCancel(w.remote, t, flags)
 	case t.isCall():

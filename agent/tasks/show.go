@@ -134,6 +134,9 @@ func (c *Core) why(t *task) string {
 		}
 		return fmt.Sprintf("waits for its turn: %d tasks of other shapes are queued", ahead)
 	case running:
+		if t.worker() == nil {
+			return "is with another node"
+		}
 		if c.stateOf(t) == wire.TaskBlocked {
 			return fmt.Sprintf("runs in pid %d, and waits for %d objects", t.worker().PID, t.level.waits)
 		}

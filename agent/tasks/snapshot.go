@@ -91,6 +91,7 @@ type savedActor struct {
 	Why  string
 	Kill bool
 	Up   bool
+	Ends bool
 }
 
 type savedObject struct {
@@ -197,7 +198,7 @@ func (c *Core) Snapshot() [][]byte {
 			s.Order, s.At = t.call.order, uint8(t.call.at)
 		}
 		if a := t.actor; a != nil {
-			s.Actor = &savedActor{a.life, a.node, a.dead, a.why, a.kill, a.up}
+			s.Actor = &savedActor{a.life, a.node, a.dead, a.why, a.kill, a.up, a.ends}
 		}
 		if st := t.stream; st != nil {
 			s.Stream, s.Made, s.Taken, s.Over, s.Left, s.Last, s.Ahead = true, st.made, st.taken, st.over, st.left, st.last, slices.Sorted(maps.Keys(st.ahead))
