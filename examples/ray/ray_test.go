@@ -18,11 +18,6 @@ func TestMain(m *testing.M) { os.Exit(testkit.Main(m)) }
 // coming are the programs that need what is not built yet.
 var coming = strings.Fields("placement_groups")
 
-// young are those that run already, on parts that are new: scripts/ray-examples runs them.
-var young = strings.Fields(`actor_pool actor_tree async_actor batch_prediction cancel cancel_calls cluster_state collective_actors compiled_pipeline concurrency_groups dynamic_options
-	grid_search handles joblib_backend lazy_graph limit_pending limit_resources multiprocessing_pool named_actors out_of_order parameter_server pending_calls philosophers
-	pi_progress pipelining queue_workers runtime_context shared_arrays streaming_actors supervision threaded_actor ticker`)
-
 // python is the interpreter that has what the SDK and the programs need.
 func python(t *testing.T) string {
 	t.Helper()
@@ -51,7 +46,7 @@ func TestAsRay(t *testing.T) {
 	defer h.OK("down", "lab")
 	for _, file := range expected {
 		name := strings.TrimSuffix(filepath.Base(file), ".txt")
-		if slices.Contains(coming, name) || slices.Contains(young, name) {
+		if slices.Contains(coming, name) {
 			continue
 		}
 		t.Run(name, func(t *testing.T) {

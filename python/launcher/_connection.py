@@ -17,7 +17,7 @@ from typing import Any, Callable, Deque, Dict, List, Optional, Sequence, Tuple
 
 from . import _frames as f
 from . import _pack
-from ._http import Error, socket_path
+from ._http import Error, error_of, socket_path
 from ._logs import Printer
 from ._store import Store
 from .exceptions import RayError, from_wire
@@ -411,6 +411,15 @@ class Connection:
         """
         if done():
             return True
+        try:
+            return self._wait_for(done, timeout, nested)
+        finally:
+            if self.worker is not None and self.worker.signalled:
+                self.worker.signalled = False
+                self.poll()
+                self.worker.check_cancelled()
+
+    def _wait_for(self, done: Callable[[], bool], timeout: Optional[float], nested: bool) -> bool:
         end = None if timeout is None else time.monotonic() + timeout
         while True:
             self.check()
@@ -579,20 +588,3 @@ class Connection:
 _BROKEN = {errno.ECONNRESET, errno.EPIPE, errno.ENOTCONN, errno.ESHUTDOWN, errno.EBADF, errno.ECONNABORTED}
 
 _FDS = socket.CMSG_SPACE(4 * 16)
-
-_KINDS = (
-    "unknown", "invalid", "not-found", "exists", "unavailable", "timeout", "cancelled", "permission",
-    "exhausted", "lost", "version", "corrupt", "unbuilt", "internal", "fenced",
-)  # fmt: skip
-
-
-def error_of(value: Any) -> Error:
-    """The error that an agent sent."""
-    if isinstance(value, dict):
-        value = [value.get("Kind", value.get("kind")), value.get("Msg", value.get("msg")), value.get("Hints", value.get("hints"))]
-    if not isinstance(value, list) or len(value) < 2:
-        return Error("unknown", str(value))
-    kind = value[0]
-    if isinstance(kind, int):
-        kind = _KINDS[kind] if 0 <= kind < len(_KINDS) else "unknown"
-    return Error(str(kind), str(value[1]), [str(h) for h in (value[2] if len(value) > 2 else None) or []])

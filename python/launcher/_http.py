@@ -101,3 +101,21 @@ def _refused(status: int, path: str, value: Any) -> Error:
         hints = value.get("hints")
         return Error(str(value.get("kind") or "unknown"), str(value["msg"]), [str(h) for h in hints] if isinstance(hints, list) else [])
     return Error("unavailable", f"the agent answered {status} to {path}")
+
+
+_KINDS = (
+    "unknown", "invalid", "not-found", "exists", "unavailable", "timeout", "cancelled", "permission",
+    "exhausted", "lost", "version", "corrupt", "unbuilt", "internal", "fenced",
+)  # fmt: skip
+
+
+def error_of(value: Any) -> Error:
+    """The error that an agent sent."""
+    if isinstance(value, dict):
+        value = [value.get("Kind", value.get("kind")), value.get("Msg", value.get("msg")), value.get("Hints", value.get("hints"))]
+    if not isinstance(value, list) or len(value) < 2:
+        return Error("unknown", str(value))
+    kind = value[0]
+    if isinstance(kind, int):
+        kind = _KINDS[kind] if 0 <= kind < len(_KINDS) else "unknown"
+    return Error(str(kind), str(value[1]), [str(h) for h in (value[2] if len(value) > 2 else None) or []])

@@ -20,6 +20,7 @@ from typing import Any, Callable, Deque, Dict, List, Optional, Set, Tuple
 from . import _frames as f
 from . import _pack, _remote, _serial
 from ._client import Client, made_of, use
+from ._hello import hello
 from ._http import Error
 from .exceptions import RayError, TaskCancelledError
 
@@ -112,6 +113,7 @@ class Worker:
         self.actor: Any = None  # the Actor that this worker is
         self.arrived: Optional[Callable[[], None]] = None  # to be told that frames have come
         self.passed = _Passed
+        self.signalled = False  # while frames were being read
         self.words: Any = memoryview(bytearray(4096)).cast("I")
         self.flushed = 0
 
@@ -195,12 +197,19 @@ class Worker:
 
     def _interrupt(self, o: Order) -> None:
         """Raise in the task if another thread runs it; the main thread looks by itself."""
-        if o.inside and o.thread and o.thread != threading.main_thread().ident:
+        main = threading.main_thread().ident
+        if o.inside and o.thread == main != threading.get_ident():
+            os.kill(os.getpid(), signal.SIGINT)  # read by another thread than its own
+        elif o.inside and o.thread and o.thread != main:
             ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(o.thread), ctypes.py_object(KeyboardInterrupt))
 
     def interrupted(self, number: int, frame: Any) -> None:
         """The handler of SIGINT."""
         client = self.client
+        if client.reading:  # whoever reads sees what it is about, if it has not already
+            self.signalled = True
+            self.check_cancelled()
+            return
         if not client.lock.acquire(blocking=False):
             # In the middle of something of the SDK's own; it is over soon.
             again = threading.Timer(0.02, os.kill, (os.getpid(), signal.SIGINT))
@@ -529,26 +538,6 @@ class _Passed(RayError):
     def __init__(self, value: bytes) -> None:
         super().__init__("an argument has failed")
         self.value = value
-
-
-def hello(kind: int, token: str = "", name: str = "") -> List[Any]:
-    """What this process says first."""
-    return [
-        f.VERSION, kind, "python", os.getpid(), os.environ.get("LAUNCHER_PROC", ""), os.environ.get("LAUNCHER_JOB_ID", ""),
-        name, 0, b"", token, sys.executable, os.getcwd(), _path(),
-    ]  # fmt: skip
-
-
-def _path() -> List[str]:
-    """The directories that this program added to where modules are looked for."""
-    library, ours = os.path.dirname(os.__file__), os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    skip = {library, os.path.join(library, "lib-dynload"), ours, os.path.join(ours, "as-ray")}
-    out: List[str] = []
-    for p in sys.path:
-        p = os.path.abspath(p)  # "" is where the program was started
-        if p not in skip and p not in out and os.path.basename(p) not in ("site-packages", "dist-packages") and os.path.isdir(p):
-            out.append(p)
-    return out
 
 
 def clean_path() -> None:

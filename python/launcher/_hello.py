@@ -1,0 +1,29 @@
+"""What a process says first to its node's agent."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any, List
+
+from . import _frames as f
+
+
+def hello(kind: int, token: str = "", name: str = "") -> List[Any]:
+    """What this process says first."""
+    return [
+        f.VERSION, kind, "python", os.getpid(), os.environ.get("LAUNCHER_PROC", ""), os.environ.get("LAUNCHER_JOB_ID", ""),
+        name, 0, b"", token, sys.executable, os.getcwd(), _path(),
+    ]  # fmt: skip
+
+
+def _path() -> List[str]:
+    """The directories that this program added to where modules are looked for."""
+    library, ours = os.path.dirname(os.__file__), os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    skip = {library, os.path.join(library, "lib-dynload"), ours, os.path.join(ours, "as-ray")}
+    out: List[str] = []
+    for p in sys.path:
+        p = os.path.abspath(p)  # "" is where the program was started
+        if p not in skip and p not in out and os.path.basename(p) not in ("site-packages", "dist-packages") and os.path.isdir(p):
+            out.append(p)
+    return out
