@@ -111,6 +111,7 @@ type Demanded struct {
 	Shape   Shape
 	Waiting uint32 // less the slots that are leased for them and free
 	Since   int64  // when the oldest began to wait, by the agent's clock
+	Near    uint32 // number of the node that has most of what it needs; 0 = any
 }
 
 // LeaseOffer asks an agent for room for another one's tasks.

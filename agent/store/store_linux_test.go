@@ -370,6 +370,16 @@ func TestCopiesAreEvicted(t *testing.T) {
 	if at, _, _ := n.s.Where(first); at != Nowhere || n.s.Usage().InFiles > 0 {
 		t.Errorf("an evicted copy is at %d, %d files", at, n.s.Usage().InFiles)
 	}
+	// One that is owned now is not dropped but spilled.
+	own := make1(20, true)
+	n.s.Own(own)
+	for k := range 6 {
+		make1(uint64(21+k), true)
+	}
+	n.await("it is spilled", func() bool { at, _, _ := n.s.Where(own); return at == InFile })
+	n.s.Restore(own)
+	n.await("it is back", func() bool { return saw(n, func(e Restored) bool { return e.ID == own && e.Err == nil }) })
+	p.mustSee(own)
 	// One that is freed while it is made never comes to be; one given up leaves nothing.
 	id := wire.NewObjectID(99, 1, 50, 1)
 	c, err := n.s.Create(t.Context(), id, 1, mib, true)

@@ -126,12 +126,12 @@ func (l *leases) useHere(shape uint32) *leased {
 	return nil
 }
 
-// use takes a slot on another node for a task of a shape, on the wanted node if it has one (0 = any); nil
-// = there is none. depth short tasks may share a slot, one behind the other.
-func (l *leases) use(shape, want uint32, depth int) *leased {
+// use takes a slot on another node for a task of a shape, on the wanted node if it has one (0 = any), or
+// there only; nil = there is none. depth short tasks may share a slot, one behind the other.
+func (l *leases) use(shape, want uint32, only bool, depth int) *leased {
 	var best *leased
 	for _, x := range l.by {
-		if x.Shape != shape || x.used >= x.slots*depth || x.Number == l.own {
+		if x.Shape != shape || x.used >= x.slots*depth || x.Number == l.own || only && x.Number != want {
 			continue
 		}
 		if best == nil || (x.Number == want) != (best.Number == want) && x.Number == want ||

@@ -15,21 +15,21 @@ func TestLeases(t *testing.T) {
 	if l.free(1) != 3 || l.free(2) != 1 || l.seen != 3 {
 		t.Fatalf("free %d, %d, seen %d", l.free(1), l.free(2), l.seen)
 	}
-	a := l.use(1, 3, 1)
+	a := l.use(1, 3, false, 1)
 	if a == nil || a.Number != 3 {
 		t.Fatalf("wanted node 3, got %+v", a)
 	}
-	b, c := l.use(1, 3, 1), l.use(1, 0, 1)
-	if b == nil || b.Number != 2 || c == nil || c.Number != 2 || l.use(1, 0, 1) != nil {
+	b, c := l.use(1, 3, false, 1), l.use(1, 0, false, 1)
+	if b == nil || b.Number != 2 || c == nil || c.Number != 2 || l.use(1, 0, false, 1) != nil {
 		t.Fatalf("got %+v, %+v", b, c)
 	}
 	// Cut below what runs: what runs runs on.
 	l.less(wire.LeaseCut{Lease: 10, Slots: 1})
-	if l.free(1) != 0 || l.use(1, 0, 1) != nil {
+	if l.free(1) != 0 || l.use(1, 0, false, 1) != nil {
 		t.Error("a slot that was cut is free")
 	}
 	l.done(5, b)
-	if l.use(1, 0, 1) != nil {
+	if l.use(1, 0, false, 1) != nil {
 		t.Error("one task of two in one slot has ended, and there is room")
 	}
 	l.done(6, c)

@@ -383,13 +383,6 @@ func (c *Core) stands(t *task) bool {
 	return cl == nil || cl.Kind != sdk.KindPeer || c.room.Leased(t.lease, cl.Peer)
 }
 
-// prefetch brings a large argument from the node that has it before its task begins.
-func (c *Core) prefetch(o *object) {
-	if o.state == here && o.where != 0 && !c.store.Resident(o.id) {
-		c.restore(o)
-	}
-}
-
 func sortIDs(ids []id) {
 	slices.SortFunc(ids, func(a, b id) int { return slices.Compare(a[:], b[:]) })
 }

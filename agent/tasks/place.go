@@ -167,15 +167,15 @@ func (c *Core) serve(s *shape, refill bool) {
 	}
 	if refill {
 		for _, l := range c.active[s] {
-			if t := s.queue.first(); t != nil && len(l.tasks) == 0 && l.free() {
+			if t := c.nextHere(s); t != nil && len(l.tasks) == 0 && l.free() {
 				c.give(l, t)
 			}
 		}
 	}
 	for {
-		t := s.queue.first()
+		t := c.nextHere(s)
 		if t == nil {
-			return
+			break
 		}
 		starting := 0
 		for _, l := range c.active[s] {
@@ -222,7 +222,7 @@ func (c *Core) ahead(s *shape, depth int) {
 			continue
 		}
 		for n := each; n > 0 && len(l.tasks) < depth; n-- {
-			t := s.queue.first()
+			t := c.nextHere(s)
 			if t == nil {
 				return
 			}
@@ -281,6 +281,7 @@ func (c *Core) another(s *shape, t *task) bool {
 			return false
 		}
 	}
+	c.prefetchAll(t)
 	w := c.newWorker(c.NextClient(), p, s.job)
 	c.settleIn(w.levels[0], s, slot, t.lease)
 	c.recordWorker(w)
@@ -367,6 +368,9 @@ func (c *Core) exec(w *client, t *task) {
 	for d := range t.deps().all() {
 		b = append(b, d[:]...)
 		o := c.objects[d]
+		if o != nil {
+			c.prefetch(o)
+		}
 		if o != nil && o.state == here && 16*len(o.refs())+len(o.data) <= room {
 			room -= 16*len(o.refs()) + len(o.data)
 			b = sdk.AppendValue(b, o.kind, o.form, o.refs(), o.size, o.data)
@@ -448,15 +452,4 @@ func (c *Core) awake(l *level) {
 	}
 	l.on = l.on[:0]
 	c.goesOn(l)
-}
-
-// near is the node that has most of what a task needs; 0 = none.
-func (c *Core) near(t *task) (best uint32) {
-	var most int64
-	for d := range t.deps().all() {
-		if o := c.objects[d]; o != nil && o.where != 0 && o.size > most {
-			best, most = o.where, o.size
-		}
-	}
-	return best
 }

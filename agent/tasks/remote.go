@@ -80,7 +80,8 @@ func (c *Core) Demand() (shapes []wire.Demanded, seen uint64, changed bool) {
 			continue
 		}
 		if n := s.queue.n - c.leases.free(c.numberOf(s)); n > 0 {
-			out = append(out, wire.Demanded{ID: s.number, Shape: wire.Shape{Resources: s.need, Strategy: s.place, Priority: s.prio, Job: jobID(s.job.key), Time: s.time}, Waiting: uint32(n), Since: t.ready})
+			near, _ := c.near(t)
+			out = append(out, wire.Demanded{ID: s.number, Shape: wire.Shape{Resources: s.need, Strategy: s.place, Priority: s.prio, Job: jobID(s.job.key), Time: s.time}, Waiting: uint32(n), Since: t.ready, Near: near})
 		}
 	}
 	if len(out) > wire.MaxDemand {
@@ -91,7 +92,7 @@ func (c *Core) Demand() (shapes []wire.Demanded, seen uint64, changed bool) {
 	}
 	same := len(out) == len(c.demand) && !c.demandDue
 	for i := 0; same && i < len(out); i++ {
-		same = out[i].ID == c.demand[i].ID && out[i].Waiting == c.demand[i].Waiting
+		same = out[i].ID == c.demand[i].ID && out[i].Waiting == c.demand[i].Waiting && out[i].Near == c.demand[i].Near
 	}
 	c.demand, c.demandDue = out, false
 	return out, c.leases.seen, !same
@@ -134,7 +135,8 @@ func (c *Core) lend(s *shape) {
 		if x := c.leases.useHere(s.number); x != nil && c.under(x, s, t) {
 			continue
 		}
-		x := c.leases.use(s.number, c.near(t), min(s.depth(), maxRemote))
+		near, _ := c.near(t)
+		x := c.leases.use(s.number, near, c.goesNear(t), min(s.depth(), maxRemote))
 		if x == nil {
 			return
 		}

@@ -129,7 +129,6 @@ func (c *Core) need(t *task) {
 			c.again(o)
 		}
 		c.want(o)
-		c.prefetch(o)
 		if o.state != here {
 			o.await(t)
 		}
@@ -142,8 +141,14 @@ func (c *Core) need(t *task) {
 	switch {
 	case bad != nil:
 		c.fails(t, bad)
-	case t.missing == 0:
-		c.enqueue(t)
+		return
+	case t.lease != 0 || t.isCall():
+		c.prefetchAll(t) // while it waits for others
+	}
+	if t.missing == 0 {
+		if c.enqueue(t); t.state == queued && t.lease == 0 && c.local(t.shape) && !c.goesNear(t) {
+			c.prefetchAll(t)
+		}
 	}
 }
 

@@ -25,7 +25,7 @@ func (c *Core) spread(s *shape) {
 			return
 		}
 		if on.number != c.cfg.Number {
-			x := c.leases.use(s.number, on.number, s.spreadAhead())
+			x := c.leases.use(s.number, on.number, false, s.spreadAhead())
 			c.giveAway(c.remoteOf(x.Number, s.key), x, t)
 		} else if l := c.freeLevel(s); l != nil {
 			c.give(l, t)

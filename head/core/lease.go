@@ -39,6 +39,7 @@ type demand struct {
 	spec    wire.Shape
 	waiting int
 	since   int64
+	near    uint32
 	flying  int   // slots under way to it, or told and not counted in
 	has     int   // slots of all its leases
 	hungry  int64 // since when it wants more and gets nothing; 0 = it does not
@@ -58,7 +59,7 @@ func (c *Core) demanded(n *node, m wire.Demand) {
 		if i >= wire.MaxDemand {
 			break
 		}
-		d := &demand{n: n, id: x.ID, spec: x.Shape, waiting: int(min(x.Waiting, 1<<30)), since: min(c.now, x.Since-n.offset)}
+		d := &demand{n: n, id: x.ID, spec: x.Shape, waiting: int(min(x.Waiting, 1<<30)), since: min(c.now, x.Since-n.offset), near: x.Near}
 		if o := old[x.ID]; o != nil && o.waiting > 0 {
 			d.hungry = o.hungry
 		} else if why := c.neverLeased(n, &x.Shape); why != "" && x.Waiting > 0 {

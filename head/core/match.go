@@ -171,8 +171,8 @@ func (c *Core) offerAll(give map[*demand]map[*node]int) {
 }
 
 // sites are the nodes that may run a demand's tasks, a heap with the best first: where
-// labels that are wanted hold, then with SPREAD where fewest of it are, else where most
-// fit.
+// labels that are wanted hold, then where most of what they need is, then with SPREAD where
+// fewest of it are, else where most fit.
 type sites struct {
 	d      *demand
 	spread bool
@@ -183,6 +183,7 @@ type site struct {
 	n     *node
 	i     int // in the order of nodes
 	want  bool
+	near  bool
 	score int
 }
 
@@ -191,6 +192,9 @@ func (p *sites) Less(i, j int) bool {
 	a, b := &p.list[i], &p.list[j]
 	if a.want != b.want {
 		return a.want
+	}
+	if a.near != b.near {
+		return a.near
 	}
 	if a.score != b.score {
 		return a.score > b.score
@@ -212,7 +216,7 @@ func (c *Core) sitesFor(d *demand, room map[*node]wire.Resources) *sites {
 		if !ok || !r.Fits(d.spec.Resources) || !c.suits(n, d.n, &d.spec) || !c.mayLease(n, &d.spec) {
 			continue
 		}
-		x := site{n: n, i: i, want: wire.Matches(d.spec.Strategy.Want, n.hello.Labels), score: r.Times(d.spec.Resources, maxWindow)}
+		x := site{n: n, i: i, want: wire.Matches(d.spec.Strategy.Want, n.hello.Labels), near: d.near != 0 && c.durable(n).Number == d.near, score: r.Times(d.spec.Resources, maxWindow)}
 		if p.spread {
 			x.score = 0
 			for _, l := range n.gives {
