@@ -327,7 +327,7 @@ func (h Handle[T]) ID() string {
 // String is for messages.
 func (h Handle[T]) String() string { return fmt.Sprintf("Handle(%s)", h.ID()) }
 
-var isReady = MethodNamed[any]("__ray_ready__", Name("ready"))
+var isReady = MethodNamed[any]("__ray_ready__", Name("ready"), Retries(-1))
 
 // Ready waits until the actor has done what it was asked before, its constructor to begin
 // with. The error is ErrActorDied if that failed.

@@ -6,11 +6,8 @@ import (
 	"fmt"
 	"iter"
 	"os"
-	"os/exec"
-	"path/filepath"
 	"runtime"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -394,11 +391,15 @@ func init() {
 		return nil
 	})
 	programs["actors long"] = program(func(ctx context.Context) error {
-		h, err := Counters.New(ctx, 0, launcher.MaxRestarts(-1))
+		nodes, err := launcher.Nodes(ctx)
+		if err != nil {
+			return err
+		}
+		h, err := Counters.New(ctx, 0, launcher.MaxRestarts(-1), launcher.OnNode(nodes[len(nodes)-1].ID))
 		if err != nil || h.Ready(ctx) != nil {
 			return fmt.Errorf("not made: %w", err)
 		}
-		wide, err := Rooms.New(ctx)
+		wide, err := Rooms.New(ctx, launcher.OnNode(nodes[0].ID))
 		if err != nil || wide.Ready(ctx) != nil {
 			return fmt.Errorf("not made: %w", err)
 		}
@@ -448,140 +449,20 @@ func TestActorsOnNodes(t *testing.T) {
 	}
 }
 
-// TestActorsAgentKilled: each call is run once, in its turn, whatever becomes of the agent.
+// TestActorsAgentKilled: each call is run once, in its turn, whatever becomes of the agents.
 func TestActorsAgentKilled(t *testing.T) {
-	c := up(t, "nodes = 1\n")
-	p := c.start("actors long")
-	for range 3 {
-		await(t, "an agent", func() bool { return len(c.h.PIDs("agent")) == 1 })
-		time.Sleep(500 * time.Millisecond) // sleep: it is to die in the middle of things
-		for _, pid := range c.h.PIDs("agent") {
-			_ = syscall.Kill(pid, syscall.SIGKILL)
-		}
-	}
-	if r := p(); r.Code != 0 || r.Out != "begun\nall right\n" {
-		t.Error(r)
-	}
-}
-
-const actorsPy = `
-import sys, launcher
-
-launcher.init(namespace="mixed")
-
-@launcher.remote
-class Model:
-    def __init__(self, k):
-        self.k = k
-    def predict(self, text, numbers):
-        return {"words": len(text.split()) * self.k, "sum": sum(numbers)}
-    def pieces(self, n):
-        for i in range(n):
-            yield i * self.k
-    def fail(self):
-        raise ValueError("not this")
-
-@launcher.remote
-class Async:
-    async def pieces(self, n):
-        for i in range(n):
-            yield [i]
-
-if sys.argv[1] == "serve":
-    m = Model.options(name="model", lifetime="detached").remote(2)
-    a = Async.options(name="async", lifetime="detached").remote()
-    launcher.get([m.__ray_ready__.remote(), a.__ray_ready__.remote()])
-else:
-    c = launcher.get_actor("c")
-    print(launcher.get([c.Add.remote(1) for _ in range(3)]))
-    print(launcher.get(c.Mean.remote([1.0, 2.0, 4.5])))
-    print(launcher.get(c.Mean.remote(launcher.put([3.0, 4.0]))))
-    print([launcher.get(r) for r in c.UpTo.remote(3)])
-    print(launcher.get(c.Numbers.remote(3)))
-    print(launcher.get(c.Relay.remote(launcher.get_actor("d"), 7)))
-    try:
-        c.Missing
-    except AttributeError as e:
-        print(e)
-    try:
-        launcher.get(c.Add.remote("x"))
-    except Exception as e:
-        print("not a int" in str(e))
-    launcher.kill(c)
-    try:
-        launcher.get(c.Value.remote())
-    except launcher.exceptions.RayActorError as e:
-        print("killed" in str(e))
-`
-
-// Numbers is a slice that Go passes on as bytes, and other languages get as a list.
-var Numbers = launcher.Method(func(_ *counter, _ context.Context, n int) ([]float64, error) {
-	return slices.Repeat([]float64{0.5}, n), nil
-}, launcher.Name("Numbers"))
-
-func init() {
-	programs["actors for python"] = program(func(ctx context.Context) error {
-		for name, n := range map[string]int{"c": 10, "d": 0} {
-			h, err := Counters.New(ctx, n, launcher.ActorName(name), launcher.Namespace("mixed"), launcher.Detached())
-			if err != nil {
-				return err
+	for nodes := 1; nodes <= 2; nodes++ {
+		t.Run(fmt.Sprint(nodes), func(t *testing.T) {
+			c := up(t, fmt.Sprintf("nodes = %d\n", nodes))
+			p := c.start("actors long")
+			for i := range 3 {
+				await(t, "an agent", func() bool { return len(c.h.PIDs("agent")) == nodes })
+				time.Sleep(500 * time.Millisecond) // sleep: it is to die in the middle of things
+				_ = syscall.Kill(c.h.PIDs("agent")[i%nodes], syscall.SIGKILL)
 			}
-			if err := h.Ready(ctx); err != nil {
-				return err
+			if r := p(); r.Code != 0 || r.Out != "begun\nall right\n" {
+				t.Error(r)
 			}
-		}
-		return nil
-	})
-	programs["actors of python"] = program(func(ctx context.Context) error {
-		m, err := launcher.FindActor[any](ctx, "model", launcher.Namespace("mixed"))
-		if err != nil {
-			return err
-		}
-		v, err := launcher.MethodNamed[map[string]float64]("predict").Submit(ctx, m, "a text", []float64{1, 2.5}).Get(ctx)
-		fmt.Println(v, err)
-		a, err := launcher.FindActor[any](ctx, "async", launcher.Namespace("mixed"))
-		if err != nil {
-			return err
-		}
-		for v, err := range launcher.MethodNamed[int]("pieces").Stream(ctx, m, 3).All(ctx) {
-			fmt.Println(v, err)
-		}
-		for v, err := range launcher.MethodNamed[[]int]("pieces").Stream(ctx, a, 2).All(ctx) {
-			fmt.Println(v, err)
-		}
-		_, err = launcher.MethodNamed[any]("fail").Submit(ctx, m).Get(ctx)
-		task, ok := errors.AsType[*launcher.TaskError](err)
-		fmt.Println(ok && task.Code == "task" && strings.Contains(task.Message, "not this"))
-		if err := m.Kill(); err != nil {
-			return err
-		}
-		_, err = launcher.MethodNamed[any]("fail").Submit(ctx, m).Get(ctx)
-		fmt.Println(errors.Is(err, launcher.ErrActorDied))
-		return a.Kill()
-	})
-}
-
-// TestActorsPython: Python and Go call each other's actors.
-func TestActorsPython(t *testing.T) {
-	py, err := filepath.Abs(".venv/bin/python")
-	if err != nil || exec.Command(py, "-c", "import cloudpickle").Run() != nil {
-		t.Skip("SKIP: .venv has no Python with cloudpickle: make setup makes it")
-	}
-	c := up(t, "nodes = 1\n")
-	if err := os.WriteFile(filepath.Join(c.h.Work, "actors.py"), []byte(actorsPy), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if r := c.h.Run("run", "--", py, "actors.py", "serve"); r.Code != 0 {
-		t.Fatal(r)
-	}
-	if r := c.run("actors of python"); r.Code != 0 || r.Out != "map[sum:3.5 words:4] <nil>\n0 <nil>\n2 <nil>\n4 <nil>\n[0] <nil>\n[1] <nil>\ntrue\ntrue\n" {
-		t.Error(r)
-	}
-	if r := c.run("actors for python"); r.Code != 0 {
-		t.Fatal(r)
-	}
-	const want = "[11, 12, 13]\n2.5\n3.5\n[14, 15, 16]\n[0.5, 0.5, 0.5]\n7\nactor launcher_test.counter has no method 'Missing'\nTrue\nTrue\n"
-	if r := c.h.Run("run", "--", py, "actors.py", "call"); r.Code != 0 || r.Out != want {
-		t.Error(r)
+		})
 	}
 }
