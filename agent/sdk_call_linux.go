@@ -46,6 +46,7 @@ func (s *sdkServer) call(cl *sdkClient, request uint32, body []byte) error {
 		"query":        func(ctx context.Context) (any, error) { return s.askNodesOf(ctx, args[1:]) },
 		"copies":       func(ctx context.Context) (any, error) { return s.askCopies(ctx, args[1:]) },
 		"name_actor":   func(ctx context.Context) (any, error) { return s.nameActor(ctx, cl, args[1:]) },
+		"unname_actor": func(ctx context.Context) (any, error) { return s.unnameActor(ctx, cl, args[1:]) },
 		"find_actor":   func(ctx context.Context) (any, error) { return s.findActor(ctx, args[1:]) },
 		"named_actors": func(ctx context.Context) (any, error) { return s.namedActors(ctx, args[1:]) },
 	}[verb]

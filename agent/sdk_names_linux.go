@@ -42,6 +42,25 @@ func (s *sdkServer) nameActor(ctx context.Context, cl *sdkClient, args []any) (a
 	return []any{has[0].Actor[:], has[0].Meta}, nil
 }
 
+// unnameActor frees the name that a client took for an actor which it cannot make.
+func (s *sdkServer) unnameActor(ctx context.Context, cl *sdkClient, args []any) (any, error) {
+	var id wire.ObjectID
+	if len(args) < 1 || copy(id[:], textOf(args[0])) != len(id) || id.Node() != s.number || id.Client() != cl.ID {
+		return nil, errs.New(errs.Permission, "client %d frees the name of an actor that is not its to make", cl.ID)
+	}
+	s.a.mu.Lock()
+	n, ok := s.names[id]
+	if ok = ok && !s.core.HasActor(id); ok {
+		delete(s.names, id)
+	}
+	s.a.mu.Unlock()
+	if !ok {
+		return nil, nil
+	}
+	_, err := askHead[[]wire.ActorName](ctx, s.a.head, wire.MsgName, wire.NameRequest{What: wire.NameDrop, Names: []wire.ActorName{n}})
+	return nil, err
+}
+
 // findActor finds the actor of a name.
 func (s *sdkServer) findActor(ctx context.Context, args []any) (any, error) {
 	if len(args) < 2 {

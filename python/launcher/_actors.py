@@ -19,6 +19,7 @@ C = TypeVar("C", bound=Callable[..., Any])
 
 _ASYNC_CONCURRENCY = 1000
 _MOMENT = 10.0
+_MOST = {True: 1 << 24, False: (1 << 31) - 1}  # of calls at a time; of everything else
 
 # Options of an actor that are no options of a task.
 _OWN = {
@@ -340,8 +341,13 @@ class ActorClass:
                 raise ActorAlreadyExistsError(f"the name {o['name']!r} is taken in namespace {space!r}: use another, get_if_exists=True, or get_actor")
         else:
             space, number = "", 0
-        p = _Creation(client, self, o, space, meta)
-        task = p.create(args, kwargs, number)
+        try:
+            p = _Creation(client, self, o, space, meta)
+            task = p.create(args, kwargs, number)
+        except BaseException:
+            if number:  # it has a name already, which others may want
+                client.ask("unname_actor", id)
+            raise
         low = int.from_bytes(task[8:], "little") | 1
         return ActorHandle(client.item(task[:8] + low.to_bytes(8, "little")), info, meta)
 
@@ -392,9 +398,7 @@ def _encode(options: Dict[str, Any], made: Type[Any], space: str, meta: bytes) -
     if concurrency is None:
         concurrency = _ASYNC_CONCURRENCY if is_async(made) else 1
     out: Dict[str, Any] = {"concurrency": int(concurrency)}
-    groups = options.get("concurrency_groups")
-    if isinstance(groups, list):  # Ray takes both
-        groups = {g["name"]: g["max_concurrency"] for g in groups}
+    groups = _groups(options)
     if groups:
         out["groups"] = {str(k): int(v) for k, v in sorted(groups.items())}
     if options.get("allow_out_of_order_execution"):
@@ -407,6 +411,13 @@ def _encode(options: Dict[str, Any], made: Type[Any], space: str, meta: bytes) -
     return out
 
 
+def _groups(options: Dict[str, Any]) -> Dict[str, Any]:
+    groups = options.get("concurrency_groups") or {}
+    if isinstance(groups, list):  # Ray takes both
+        return {str(g["name"]): g["max_concurrency"] for g in groups}
+    return dict(groups)
+
+
 def _check(options: Dict[str, Any]) -> None:
     for name in options:
         if name in _NOT or name not in _OWN and name not in _remote._KNOWN:
@@ -414,11 +425,18 @@ def _check(options: Dict[str, Any]) -> None:
     _remote.check({k: v for k, v in options.items() if k not in _OWN})
     for name, low in (("max_restarts", -1), ("max_task_retries", -1), ("max_concurrency", 1), ("max_pending_calls", -1)):
         _remote._number(options, name, low, True)
+        if (options.get(name) or 0) > _MOST[name.endswith("concurrency")]:
+            raise ValueError(f"{name} is {options[name]!r}; at most {_MOST[name.endswith('concurrency')]} makes sense")
+    for group, calls in _groups(options).items():
+        if isinstance(calls, bool) or not isinstance(calls, int) or not 1 <= calls <= _MOST[True]:
+            raise ValueError(f"concurrency group {group!r} runs {calls!r} calls at a time; it must be a whole number, from 1 to {_MOST[True]}")
     if options.get("lifetime") not in (None, "detached", "non_detached"):
         raise ValueError(f"lifetime is {options['lifetime']!r}; there are None, 'non_detached' and 'detached'")
     called = options.get("name")
     if called is not None and (not isinstance(called, str) or not called):
         raise ValueError(f"name is {called!r}; it must be a string that is not empty")
+    if not isinstance(options.get("namespace") or "", str):
+        raise ValueError(f"namespace is {options['namespace']!r}; it must be a string")
     if options.get("get_if_exists") and not called:
         raise ValueError("get_if_exists needs a name")
     if (options.get("max_task_retries") or 0) != 0 and options.get("max_restarts") == 0:

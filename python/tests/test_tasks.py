@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+import threading
 import time
 import unittest
 
@@ -401,6 +402,39 @@ class TaskTest(task_cases.Tasks, Cluster):
 
 
 @unittest.skipUnless(BINARY, "SKIP: there is no launcher command")
+class ActorTest(Cluster):
+    """Actors on a cluster."""
+
+    def test_name_of_an_actor_that_cannot_be_made(self):
+        made = launcher.remote(Held)
+        for more in {}, {"get_if_exists": True}:
+            with self.assertRaises(TypeError):
+                made.options(name="held", **more).remote(threading.Lock())
+            actor = made.options(name="held", **more).remote(1)
+            self.assertEqual(launcher.get(actor.get.remote(), timeout=30), 1)
+            launcher.kill(actor)
+            end = time.monotonic() + 30
+            while launcher.util.list_named_actors():
+                self.assertLess(time.monotonic(), end)
+
+    def test_options_that_make_no_sense(self):
+        made = launcher.remote(Held)
+        for name, value in (
+            ("max_concurrency", 1 << 40), ("max_restarts", 1 << 40), ("max_task_retries", 1 << 40), ("namespace", 3),
+            ("concurrency_groups", {"g": -4}), ("concurrency_groups", {"g": "x"}), ("concurrency_groups", [{"name": "g", "max_concurrency": 1 << 40}]),
+        ):  # fmt: skip
+            with self.assertRaises(ValueError, msg=name):
+                made.options(**{name: value})
+
+
+class Held:
+    def __init__(self, value):
+        self.value = value
+
+    def get(self):
+        return self.value
+
+
 class AloneTest(unittest.TestCase):
     """init with nothing up."""
 
