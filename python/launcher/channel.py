@@ -13,6 +13,7 @@ One process writes; each reader gets every value. docs/actors.md section 5 is no
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import mmap
 import os
 import platform
@@ -35,6 +36,7 @@ _SLOT = struct.Struct("<Q4I")  # bytes, kind, form, descriptor + 1, its generati
 _CLOSED = 20 // 4
 _COUNT, _ASLEEP, _PID = 0, 1, 2  # words of a party's block; the start of the process follows
 _SPIN_NS = 20_000  # a thread that spins holds the interpreter's lock
+_VAIN_MAX = 63
 _NAP_MIN, _NAP_MAX = 0.001, 0.1
 _FUTEX, _WAIT, _WAKE = 202, 0, 1  # of x86-64
 _PAGE = 4096
@@ -133,14 +135,25 @@ def create(readers: int = 1, slots: int = 2, size: int = 1 << 20) -> Channel:
     if readers < 1 or slots < 1 or size < 1:
         raise ValueError("a channel has at least one reader, one slot and one byte")
     size = (PARTY + size + PARTY - 1) // PARTY * PARTY
-    fd = os.memfd_create("launcher-channel", os.MFD_CLOEXEC)
+    fd = _memory(_data(readers) + slots * size)
     try:
-        os.ftruncate(fd, _data(readers) + slots * size)
         os.pwrite(fd, _HEAD.pack(MAGIC, VERSION, readers, slots, 0, size, int.from_bytes(os.urandom(8), "little")), 0)
         return Channel(fd, (os.getpid(), fd))
     except BaseException:
         os.close(fd)
         raise
+
+
+def _memory(size: int) -> int:
+    """A memory file whose size stays."""
+    fd = os.memfd_create("launcher-channel", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.ftruncate(fd, size)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
 
 
 def _open(pid: int, fd: int, token: int) -> Channel:
@@ -167,7 +180,7 @@ class _End:
         w[self.at + _PID] = os.getpid()
         self.count = w[self.at + _COUNT]
         self._nap = _Timespec()
-        self._spins = True
+        self._rest = self._vain = 0
 
     def _there(self, at: int) -> bool:
         """Whether the process of a party lives, or is yet to come."""
@@ -178,19 +191,24 @@ class _End:
     def _wait(self, at: int, value: int, timeout: Optional[float], what: str) -> None:
         """Return when the count of a party is another than value.
 
-        Look again and again for a moment, unless that was in vain the last time; then
-        sleep in the kernel, shortly: a wake-up may be missed, since this processor may
-        see the sleeper's flag later than it publishes a count.
+        Look again and again for a moment, the more rarely the more often that was in vain:
+        the other side may need this very core. Then sleep in the kernel, shortly: a wake-up
+        may be missed, since this processor may see the sleeper's flag later than it
+        publishes a count.
         """
         c = self.channel
         w = c.words
         begin = time.perf_counter_ns()
-        if self._spins:
+        if self._rest:
+            self._rest -= 1
+        else:
             end = begin + _SPIN_NS
             while time.perf_counter_ns() < end:
                 for _ in range(32):
                     if w[at] != value:
+                        self._vain = 0
                         return
+            self._rest = self._vain = min(2 * self._vain + 1, _VAIN_MAX)
         limit = None if timeout is None else begin + int(timeout * 1e9)
         nap = _NAP_MIN
         w[self.at + _ASLEEP] = 1
@@ -209,7 +227,6 @@ class _End:
                 nap = min(2 * nap, _NAP_MAX)
         finally:
             w[self.at + _ASLEEP] = 0
-            self._spins = time.perf_counter_ns() - begin < 10 * _SPIN_NS
 
     def close(self) -> None:
         """End the channel for all."""
@@ -272,9 +289,7 @@ class _Memory:
     """A memory file, or the mapping of another process's."""
 
     def __init__(self, size: int, path: str = "") -> None:
-        self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC) if path else os.memfd_create("launcher-channel", os.MFD_CLOEXEC)
-        if not path:
-            os.ftruncate(self.fd, size)
+        self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC) if path else _memory(size)
         self.map = mmap.mmap(self.fd, 0, prot=mmap.PROT_READ if path else mmap.PROT_READ | mmap.PROT_WRITE)
 
     def __del__(self) -> None:
