@@ -241,6 +241,12 @@ try:
     launcher.get(check.remote(""))
 except Exception as e:
     print("nothing to check" in str(e))
+made = launcher.remote(lambda: [4, 5])
+print(launcher.get([total.remote(launcher.put([1, 2])), total.remote(made.remote()), total.remote([launcher.put(7), 8])]))
+try:
+    launcher.get(total.remote(launcher.remote(lambda: {1, 2}).remote()))
+except Exception as e:
+    print("a Python set, which is no plain data" in str(e) or e)
 `
 
 // TestPython: Python and Go call each other's functions.
@@ -262,7 +268,7 @@ func TestPython(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if r := c.h.Run("run", "--", py, "caller.py", self); r.Code != 0 || r.Out != "[0, 1, 4, 9, 16]\n12\nTrue\n" {
+	if r := c.h.Run("run", "--", py, "caller.py", self); r.Code != 0 || r.Out != "[0, 1, 4, 9, 16]\n12\nTrue\n[3, 9, 15]\nTrue\n" {
 		t.Error(r)
 	}
 }

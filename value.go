@@ -13,7 +13,8 @@ import (
 
 // Values cross between processes as plain data, never as code: []byte as it is, slices
 // of numbers as their little-endian bytes, everything else as msgpack (structs as maps
-// by field name, `codec` and `json` tags count). A Ref inside a value stays a reference.
+// by field name, `codec` and `json` tags count). A Ref inside a value stays a reference. Of
+// what Python programs put and return, plain data is read as such.
 
 // Arrow is a table in Arrow's IPC stream format: what Python functions called by name
 // take and give as pyarrow tables.
@@ -89,8 +90,11 @@ func decodeValue(c *client, form uint8, data []byte, p any, alias bool) error {
 		return errs.New(errs.Invalid, "the value is %d bytes, not a %s", len(data), typeOf(p)).
 			Hint("take it as []byte, or have the other side give plain data")
 	case formPython:
-		return errs.New(errs.Invalid, "the value is a Python object, not a %s", typeOf(p)).
-			Hint("call the Python function by name: what it gives is then plain data")
+		data, err := plainOf(data)
+		if err != nil {
+			return err
+		}
+		return readMsgpack(c, data, p)
 	}
 	return errs.New(errs.Corrupt, "a value of the unknown form %d", form)
 }

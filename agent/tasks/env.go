@@ -39,6 +39,8 @@ func withEnvOption(text []byte, env map[string]string) []byte {
 		n, rest = int(text[0]&0x0f), text[1:]
 	case len(text) > 2 && text[0] == 0xde:
 		n, rest = int(binary.BigEndian.Uint16(text[1:])), text[3:]
+	case len(text) > 4 && text[0] == 0xdf:
+		n, rest = int(binary.BigEndian.Uint32(text[1:])), text[5:]
 	default:
 		return text // no options that anybody writes
 	}
