@@ -255,6 +255,10 @@ func decodeHead(typ uint16, body []byte) (any, error) {
 		return decode[wire.Infeasible](body)
 	case wire.MsgHold:
 		return decode[wire.Hold](body)
+	case wire.MsgBundleOrder:
+		return decode[wire.BundleOrder](body)
+	case wire.MsgGroupNews:
+		return decode[wire.GroupNews](body)
 	case wire.MsgPeer:
 		return decode[wire.Peer](body)
 	case wire.MsgAsk:

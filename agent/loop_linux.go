@@ -213,6 +213,7 @@ func (a *agent) process(ctx context.Context, burst []event) error {
 func (a *agent) performAll(ctx context.Context, effects []effect) error {
 	var acks []wire.Proc
 	var left error
+	var groups []core.GroupChanged
 	for _, x := range effects {
 		switch e := x.e.(type) {
 		case core.ToHead:
@@ -236,8 +237,10 @@ func (a *agent) performAll(ctx context.Context, effects []effect) error {
 			a.groups.leave(e)
 		case core.CloseGroup:
 			a.groups.closeGroup(e.Gang)
-		case core.LeaseTaken, core.LeaseLess, core.LeasesEnd, core.NoRoomEver:
+		case core.LeaseTaken, core.LeaseLess, core.LeasesEnd, core.NoRoomEver, core.BundleOver:
 			a.sdk.lease(e)
+		case core.GroupChanged:
+			groups = append(groups, e)
 		case core.LocalReply:
 			a.local.reply(e)
 		case core.DeleteCheckpoints:
@@ -256,6 +259,9 @@ func (a *agent) performAll(ctx context.Context, effects []effect) error {
 		}
 	}
 	a.head.flush()
+	if len(groups) > 0 {
+		a.sdk.groupsChanged(groups)
+	}
 	if len(acks) > 0 {
 		a.done.add(acks, nil)
 	}

@@ -33,6 +33,9 @@ func (s *sdkServer) call(cl *sdkClient, request uint32, body []byte) error {
 		s.answer(cl, request, nil, err)
 		return nil
 	}
+	if s.groupCall(cl, request, verb, args[1:]) {
+		return nil
+	}
 	ask := map[string]func(context.Context) (any, error){
 		"nodes": s.askNodes,
 		"cluster_resources": func(ctx context.Context) (any, error) {
@@ -48,6 +51,7 @@ func (s *sdkServer) call(cl *sdkClient, request uint32, body []byte) error {
 		"name_actor":   func(ctx context.Context) (any, error) { return s.nameActor(ctx, cl, args[1:]) },
 		"unname_actor": func(ctx context.Context) (any, error) { return s.unnameActor(ctx, cl, args[1:]) },
 		"find_actor":   func(ctx context.Context) (any, error) { return s.findActor(ctx, args[1:]) },
+		"groups":       func(ctx context.Context) (any, error) { return s.askGroups(ctx, args[1:]) },
 		"named_actors": func(ctx context.Context) (any, error) { return s.namedActors(ctx, args[1:]) },
 	}[verb]
 	if ask == nil {

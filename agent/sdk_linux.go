@@ -32,21 +32,22 @@ type sdkServer struct {
 	poke  chan struct{} // time is to be looked at soon
 	named chan struct{} // closed when the node has its number
 
-	clients  map[uint32]*sdkClient // guarded by a.mu
-	programs *programs
-	dirs     *dirs
-	dirty    []*sdkClient                     // with frames to write; guarded by a.mu
-	answers  []given                          // of this turn; guarded by a.mu
-	asking   []*sdkClient                     // for room, in frames of this turn; guarded by a.mu
-	wanted   bool                             // room was given back that the core waits for; guarded by a.mu
-	resting  bool                             // nothing runs, so time is looked at seldom; guarded by a.mu
-	number   uint32                           // guarded by a.mu
-	names    map[wire.ObjectID]wire.ActorName // of actors of this node; guarded by a.mu
-	told     bool                             // the head knows them; guarded by a.mu
-	parked   chan struct{}                    // closed when drivers may be read from again; guarded by a.mu
-	failed   error                            // the log cannot be written; guarded by a.mu
-	broken   chan error                       // that, for the agent
-	wg       sync.WaitGroup
+	clients    map[uint32]*sdkClient // guarded by a.mu
+	programs   *programs
+	dirs       *dirs
+	dirty      []*sdkClient                     // with frames to write; guarded by a.mu
+	answers    []given                          // of this turn; guarded by a.mu
+	asking     []*sdkClient                     // for room, in frames of this turn; guarded by a.mu
+	wanted     bool                             // room was given back that the core waits for; guarded by a.mu
+	resting    bool                             // nothing runs, so time is looked at seldom; guarded by a.mu
+	number     uint32                           // guarded by a.mu
+	names      map[wire.ObjectID]wire.ActorName // of actors of this node; guarded by a.mu
+	groupWaits map[wire.GroupID][]*groupWait    // guarded by a.mu
+	told       bool                             // the head knows them; guarded by a.mu
+	parked     chan struct{}                    // closed when drivers may be read from again; guarded by a.mu
+	failed     error                            // the log cannot be written; guarded by a.mu
+	broken     chan error                       // that, for the agent
+	wg         sync.WaitGroup
 
 	peers  sdkPeers
 	backMu sync.Mutex
@@ -89,7 +90,7 @@ type sdkRecord struct {
 }
 
 func newSDKServer(a *agent) *sdkServer {
-	s := &sdkServer{a: a, clients: map[uint32]*sdkClient{}, programs: &programs{a: a, of: map[[2]string]*program{}}, dirs: &dirs{a: a, of: map[dirKey]*dir{}, told: map[dirKey]bool{}}, names: map[wire.ObjectID]wire.ActorName{}, drivers: map[string][]*sdkConn{}, named: make(chan struct{}), poke: make(chan struct{}, 1), resting: true, broken: make(chan error, 1), parked: make(chan struct{}),
+	s := &sdkServer{a: a, clients: map[uint32]*sdkClient{}, programs: &programs{a: a, of: map[[2]string]*program{}}, dirs: &dirs{a: a, of: map[dirKey]*dir{}, told: map[dirKey]bool{}}, names: map[wire.ObjectID]wire.ActorName{}, groupWaits: map[wire.GroupID][]*groupWait{}, drivers: map[string][]*sdkConn{}, named: make(chan struct{}), poke: make(chan struct{}, 1), resting: true, broken: make(chan error, 1), parked: make(chan struct{}),
 		peers: sdkPeers{out: map[uint32]*peerOut{}, in: map[uint32]*peerIn{}, borrows: map[uint32]*borrow{}, logs: map[string][]*peerWriter{}, copying: map[wire.ObjectID][]chan string{}}, backs: map[wire.ObjectID][]chan error{}}
 	s.ctx, s.end = context.WithCancel(context.Background())
 	return s
@@ -263,6 +264,7 @@ func (s *sdkServer) perform(e tasks.Effect) {
 		s.actorOver(e.ID)
 	case tasks.JobOver:
 		s.a.workers.EndJob(e.Job)
+		s.a.events.push(core.EndGroupsOf{Job: e.Job})
 		s.programs.forget(e.Job)
 		s.dirs.forget(e.Job)
 	default:
@@ -312,6 +314,10 @@ type room struct{ s *sdkServer }
 func (r room) Take(now int64, need wire.Resources, time int64) (core.Slot, bool) {
 	return r.s.a.core.TakeRoomFor(now, need, time)
 }
+func (r room) TakeGroup(s *wire.Strategy, need wire.Resources) (core.Slot, bool) {
+	return r.s.a.core.TakeGroup(s, need)
+}
+func (r room) HasGroup(s *wire.Strategy) bool { return r.s.a.core.HasGroup(s) }
 func (r room) TakeLeased(now int64, lease wire.LeaseID) (core.Slot, bool) {
 	return r.s.a.core.TakeLeased(now, lease)
 }

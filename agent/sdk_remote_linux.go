@@ -89,6 +89,8 @@ func (s *sdkServer) lease(e core.Effect) {
 			s.core.LeasesEnd(now)
 		case core.NoRoomEver:
 			s.core.NoRoomEver(now, e.Infeasible)
+		case core.BundleOver:
+			s.core.BundleOver(now, e.ID)
 		}
 	})
 }

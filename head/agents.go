@@ -150,6 +150,10 @@ func decodeAgent(typ uint16, body []byte) (any, error) {
 		return decode[wire.GangGone](body)
 	case wire.MsgLeaving:
 		return decode[wire.Leaving](body)
+	case wire.MsgGroupTell:
+		return decode[wire.GroupTell](body)
+	case wire.MsgBundleNews:
+		return decode[wire.BundleNews](body)
 	case wire.MsgDemand:
 		return decode[wire.Demand](body)
 	case wire.MsgLeaseGrant:

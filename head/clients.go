@@ -207,6 +207,8 @@ func decodeRequest(typ uint16, body []byte) (any, error) {
 		return decode[wire.Update](body)
 	case wire.MsgName:
 		return decode[wire.NameRequest](body)
+	case wire.MsgGroup:
+		return decode[wire.GroupRequest](body)
 	case wire.MsgQuery:
 		return decode[wire.Query](body)
 	}

@@ -63,6 +63,7 @@ type Hello struct {
 	PID       int
 	Python    string // path and version of the node's python, "" when none or < 3.9
 	Why       string // as in Beat
+	Bundles   []BundleID
 }
 
 // GPU is one device of a node.

@@ -54,6 +54,9 @@ type Strategy struct {
 	Soft bool                 // StrategyNode: elsewhere when that node is not there
 	Hard map[string]LabelTest // StrategyLabels: all must hold
 	Want map[string]LabelTest // StrategyLabels: nodes where these hold too come first
+
+	Group  GroupID // StrategyGroup: in the room of this placement group
+	Bundle int32   // of this bundle; -1 = of any
 }
 
 // StrategyKind is the kind of a Strategy.
@@ -64,6 +67,7 @@ const (
 	StrategySpread                      // evenly over all nodes
 	StrategyNode
 	StrategyLabels
+	StrategyGroup // in room that a placement group has
 )
 
 // LabelTest is a condition on one label of a node.
@@ -162,6 +166,7 @@ type LeaseCut struct {
 type Infeasible struct {
 	Shape uint32
 	Why   string
+	Code  string // of the error; "" = unschedulable
 }
 
 // Hold keeps room on a node for a gang that is to start there: tasks are left it, but

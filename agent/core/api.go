@@ -111,6 +111,15 @@ type (
 		Seen   uint64
 		Shapes []wire.Demanded
 	}
+	// MakeGroup: a placement group is wanted.
+	MakeGroup struct{ Spec wire.GroupSpec }
+	// EndGroup: one of this node is not.
+	EndGroup struct {
+		ID  wire.GroupID
+		Why string
+	}
+	// EndGroupsOf: a job is over, and its groups with it.
+	EndGroupsOf struct{ Job string }
 	// LeaseIdle: so many slots of a taken lease are not wanted any more.
 	LeaseIdle struct {
 		Lease wire.LeaseID
@@ -248,6 +257,20 @@ type (
 	LeaseLess struct{ wire.LeaseCut }
 	// LeasesEnd: all leases are, with the session of the head that they came by.
 	LeasesEnd struct{}
+	// BundleOver: a bundle is to be used no more; what runs in it is to end.
+	BundleOver struct {
+		ID  wire.BundleID
+		Why string
+	}
+	// GroupChanged: what is known of a group of this node is new. Told: the head has spoken
+	// of it; Over: it is no more; Conflict: its name was taken.
+	GroupChanged struct {
+		ID       wire.GroupID
+		Told     bool
+		Over     bool
+		Conflict bool
+		Why      string
+	}
 	// NoRoomEver: no node can run tasks of a shape.
 	NoRoomEver struct{ wire.Infeasible }
 	// HangUp ends the session with the head: it broke the protocol or is an older one.
@@ -294,6 +317,9 @@ func (PythonFound) event()      {}
 func (NodeTrouble) event()      {}
 func (DemandChanged) event()    {}
 func (LeaseIdle) event()        {}
+func (MakeGroup) event()        {}
+func (EndGroup) event()         {}
+func (EndGroupsOf) event()      {}
 func (StopNode) event()         {}
 func (Tick) event()             {}
 func (Flush) event()            {}
@@ -314,5 +340,7 @@ func (LeaseTaken) effect()        {}
 func (LeaseLess) effect()         {}
 func (LeasesEnd) effect()         {}
 func (NoRoomEver) effect()        {}
+func (BundleOver) effect()        {}
+func (GroupChanged) effect()      {}
 func (HangUp) effect()            {}
 func (Leave) effect()             {}

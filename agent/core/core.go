@@ -2,6 +2,7 @@ package core
 
 import (
 	"cmp"
+	"maps"
 	"slices"
 
 	"launcher/internal/errs"
@@ -75,6 +76,7 @@ type Core struct {
 	left       bool
 	idleAt     int64 // when an ending node had nothing left to stop
 	leases     leases
+	grouped    wire.GroupTell // what the head is to be told of groups
 }
 
 // New makes a reactor of a state; an empty one is NewState(). A state that was rebuilt
@@ -88,6 +90,12 @@ func New(cfg Config, s *State) *Core {
 				c.pool.use(t.need(), t.Ranks[i].Slot, 1)
 			}
 		}
+	}
+	for _, id := range slices.SortedFunc(maps.Keys(s.bundles), order) {
+		r := s.bundles[id]
+		c.pool.use(r.Need, r.Slot, 1)
+		c.pool.keepBundle(r)
+		c.leases.tasks = c.leases.tasks.Add(r.Need, 1)
 	}
 	return c
 }
@@ -169,6 +177,12 @@ func (c *Core) Step(now int64, ev Event) Output {
 		c.leases.demand, c.leases.demandDue = wire.Demand{Seen: ev.Seen, Shapes: ev.Shapes}, true
 	case LeaseIdle:
 		c.leaseIdle(ev)
+	case MakeGroup:
+		c.makeGroup(ev.Spec)
+	case EndGroup:
+		c.endGroup(ev.ID, ev.Why)
+	case EndGroupsOf:
+		c.endGroupsOf(ev.Job)
 	case StopNode:
 		c.endWith(ev.Why, ev.Grace)
 	case LogsShipped:
@@ -177,6 +191,7 @@ func (c *Core) Step(now int64, ev Event) Output {
 		c.load, c.memFree = ev.Load1, ev.MemFree
 		c.timers()
 		c.holdOver()
+		c.bundlesDue()
 		c.admitting = c.admitting || c.s.queued() > 0 // time lets tries through that tasks have overtaken
 		c.flush()
 		c.beat()
@@ -223,6 +238,7 @@ func (c *Core) flush() {
 		c.tell(wire.MsgDone, wire.Done{Seq: c.s.seq, Items: items})
 		c.sent = c.s.seq
 	}
+	c.tellGroups(false)
 	c.tellDemand()
 	if !c.leases.told.Equal(c.tasksUse()) {
 		c.hurry()
@@ -357,6 +373,9 @@ func (c *Core) Due() int64 {
 		if r.req != 0 {
 			want(r.until)
 		}
+	}
+	for _, b := range c.s.bundles {
+		want(b.Until)
 	}
 	switch c.s.phase.Phase {
 	case Draining:

@@ -24,6 +24,7 @@ func (c *Core) hello() {
 			h.Tries = append(h.Tries, wire.TryState{Try: t.ID, Running: true, Started: t.Ranks[0].Started})
 		}
 	}
+	h.Bundles = c.keptBundles()
 	h.Unacked = wire.Done{Seq: c.s.seq, Items: slices.Clone(c.s.unacked)}
 	c.up, c.welcome = true, false
 	c.sent = c.s.seq
@@ -97,6 +98,10 @@ func (c *Core) fromHead(msg any) {
 		c.do(NoRoomEver{m})
 	case wire.Hold:
 		c.holdRoom(m)
+	case wire.BundleOrder:
+		c.bundleOrder(m)
+	case wire.GroupNews:
+		c.groupNews(m)
 	case wire.Forget:
 		c.forget(m.Job)
 	case wire.Shutdown:
@@ -136,6 +141,7 @@ func (c *Core) welcomed(w wire.Welcome) {
 			c.tell(wire.MsgGangGone, wire.GangGone{Gang: f.Gang, Rank: f.Rank, Cause: f.Cause})
 		}
 	}
+	c.tellGroups(true)
 	c.resend()
 	c.leases.demandDue = len(c.leases.demand.Shapes) > 0
 	c.leases.demand.Seen = 0

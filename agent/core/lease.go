@@ -41,7 +41,7 @@ func newLeases() leases { return leases{gives: map[wire.LeaseID]*given{}} }
 // unusedLeases is what leases keep free.
 func (c *Core) unusedLeases() (r wire.Resources) {
 	for _, g := range c.leases.gives {
-		if g.slots > g.used {
+		if g.slots > g.used && g.shape.Strategy.Kind != wire.StrategyGroup {
 			r = r.Add(g.shape.Resources, int64(g.slots-g.used))
 		}
 	}
@@ -73,7 +73,7 @@ func (c *Core) takeForJob(j *job, n int) ([]Slot, bool) {
 	back := map[wire.LeaseID]int{}
 	for _, id := range slices.Backward(slices.Sorted(maps.Keys(c.leases.gives))) {
 		g := c.leases.gives[id]
-		for g.shape.Priority <= priority && g.slots-back[id] > g.used && free.Times(need, n) < n {
+		for g.shape.Strategy.Kind != wire.StrategyGroup && g.shape.Priority <= priority && g.slots-back[id] > g.used && free.Times(need, n) < n {
 			back[id]++
 			free = free.Add(g.shape.Resources, 1)
 		}
@@ -89,6 +89,16 @@ func (c *Core) takeForJob(j *job, n int) ([]Slot, bool) {
 		}
 	}
 	return slots, ok
+}
+
+// unusedOf counts the slots of leases on a group's bundles here that nothing runs in.
+func (c *Core) unusedOf(s *wire.Strategy) (n int) {
+	for _, g := range c.leases.gives {
+		if x := &g.shape.Strategy; x.Kind == wire.StrategyGroup && x.Group == s.Group && (x.Bundle == s.Bundle || x.Bundle < 0 || s.Bundle < 0) {
+			n += max(0, g.slots-g.used)
+		}
+	}
+	return n
 }
 
 // lessGiven makes a lease on this node smaller.
@@ -126,6 +136,11 @@ func (c *Core) leaseOffer(m wire.LeaseOffer) {
 		why = "the offer came too late"
 	case c.leases.crowded:
 		why = "it has as many workers as it may have"
+	case m.Shape.Strategy.Kind == wire.StrategyGroup:
+		st := &m.Shape.Strategy
+		limit := int(min(m.Slots, 1<<16))
+		n = max(0, c.pool.times(st, m.Shape.Resources, limit+c.unusedOf(st))-c.unusedOf(st))
+		why = "the bundle has no room for it"
 	case c.queueStarves(c.now):
 		why = "tasks of jobs wait for the room"
 	default:
@@ -196,6 +211,13 @@ func (c *Core) TakeLeased(now int64, id wire.LeaseID) (Slot, bool) {
 	g := c.leases.gives[id]
 	if g == nil || g.used-g.lent >= g.slots {
 		return Slot{}, false
+	}
+	if st := &g.shape.Strategy; st.Kind == wire.StrategyGroup {
+		s, ok := c.pool.takeIn(st, g.shape.Resources)
+		if ok {
+			g.used++
+		}
+		return s, ok
 	}
 	// The room is its own, but for a try of no lower priority that has waited too long.
 	for _, j := range c.s.jobs {

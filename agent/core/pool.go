@@ -17,6 +17,8 @@ type pool struct {
 	cores []core
 	bind  bool // cores are handed out one by one; false when there are more than exist
 	gpus  []gpu
+
+	bundles map[wire.BundleID]*bundle
 }
 
 type core struct {
@@ -33,7 +35,7 @@ type gpu struct {
 }
 
 func newPool(total wire.Resources, gpus []wire.GPU, cpus []int) *pool {
-	p := &pool{bind: total.CPU <= int64(len(cpus))*wire.Unit}
+	p := &pool{bind: total.CPU <= int64(len(cpus))*wire.Unit, bundles: map[wire.BundleID]*bundle{}}
 	for _, id := range slices.Sorted(slices.Values(cpus)) {
 		p.cores = append(p.cores, core{id: id})
 	}
@@ -107,6 +109,12 @@ func (p *pool) take(need wire.Resources, n int) ([]Slot, bool) {
 
 // use books a slot (k = 1) or gives it back (k = -1).
 func (p *pool) use(need wire.Resources, s Slot, k int64) {
+	if b := p.bundles[s.Bundle]; b != nil {
+		s.Bundle = wire.BundleID{}
+		b.room.use(need, s, k)
+		p.bundleOver(b.ID)
+		return
+	}
 	p.free = p.free.Add(need, -k)
 	if n := int64(len(s.CPUs)); n > 0 {
 		left := need.CPU // a fraction lies on the last core

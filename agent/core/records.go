@@ -113,6 +113,24 @@ type (
 	RecTry struct{ Try Try }
 	// RecUnacked is the completions that are not acknowledged; Seq is the newest's number.
 	RecUnacked struct{ Done wire.Done }
+
+	// RecBundle: a bundle of a placement group has room here; until Until only, unless 0.
+	RecBundle struct {
+		ID    wire.BundleID
+		Need  wire.Resources
+		Slot  Slot
+		Until int64
+	}
+	// RecBundleOver: it is to be used no more.
+	RecBundleOver struct{ ID wire.BundleID }
+	// RecGroup: a placement group was made on this node, or lies elsewhere now.
+	RecGroup struct {
+		Spec  wire.GroupSpec
+		State wire.GroupState
+		Nodes []wire.NodeID
+	}
+	// RecGroupOver: it is removed.
+	RecGroupOver struct{ ID wire.GroupID }
 )
 
 // Phase of a node's life, in order.
@@ -125,10 +143,12 @@ const (
 	Gone           // the farewell was said
 )
 
-// Slot is the room of one rank: cores to bind to (nil = no binding) and shares of GPUs.
+// Slot is the room of one rank: cores to bind to (nil = no binding) and shares of GPUs, of
+// the node or of a bundle of it.
 type Slot struct {
-	CPUs []int
-	GPUs []Share
+	CPUs   []int
+	GPUs   []Share
+	Bundle wire.BundleID
 }
 
 // Share is a part of a GPU, in wire.Unit-ths.
@@ -162,6 +182,10 @@ var kinds = []func() recordPtr{
 	21: func() recordPtr { return &ptr[RecPhase]{} },
 	22: func() recordPtr { return &ptr[RecTry]{} },
 	23: func() recordPtr { return &ptr[RecUnacked]{} },
+	24: func() recordPtr { return &ptr[RecBundle]{} },
+	25: func() recordPtr { return &ptr[RecBundleOver]{} },
+	26: func() recordPtr { return &ptr[RecGroup]{} },
+	27: func() recordPtr { return &ptr[RecGroupOver]{} },
 }
 
 // recordPtr is somewhere to decode a record into.
@@ -176,29 +200,33 @@ func (p *ptr[T]) decode(b []byte) (Record, error) {
 	return p.v, err
 }
 
-func (RecHead) record() byte      { return 1 }
-func (RecLost) record() byte      { return 2 }
-func (RecJob) record() byte       { return 3 }
-func (RecAssign) record() byte    { return 4 }
-func (RecWithdraw) record() byte  { return 5 }
-func (RecDrop) record() byte      { return 6 }
-func (RecAdmit) record() byte     { return 7 }
-func (RecReserve) record() byte   { return 8 }
-func (RecStart) record() byte     { return 9 }
-func (RecRelease) record() byte   { return 10 }
-func (RecStarted) record() byte   { return 11 }
-func (RecJoined) record() byte    { return 12 }
-func (RecFault) record() byte     { return 13 }
-func (RecStop) record() byte      { return 14 }
-func (RecAdvice) record() byte    { return 15 }
-func (RecCommitted) record() byte { return 16 }
-func (RecEnded) record() byte     { return 17 }
-func (RecStopQueue) record() byte { return 18 }
-func (RecAck) record() byte       { return 19 }
-func (RecForget) record() byte    { return 20 }
-func (RecPhase) record() byte     { return 21 }
-func (RecTry) record() byte       { return 22 }
-func (RecUnacked) record() byte   { return 23 }
+func (RecHead) record() byte       { return 1 }
+func (RecLost) record() byte       { return 2 }
+func (RecJob) record() byte        { return 3 }
+func (RecAssign) record() byte     { return 4 }
+func (RecWithdraw) record() byte   { return 5 }
+func (RecDrop) record() byte       { return 6 }
+func (RecAdmit) record() byte      { return 7 }
+func (RecReserve) record() byte    { return 8 }
+func (RecStart) record() byte      { return 9 }
+func (RecRelease) record() byte    { return 10 }
+func (RecStarted) record() byte    { return 11 }
+func (RecJoined) record() byte     { return 12 }
+func (RecFault) record() byte      { return 13 }
+func (RecStop) record() byte       { return 14 }
+func (RecAdvice) record() byte     { return 15 }
+func (RecCommitted) record() byte  { return 16 }
+func (RecEnded) record() byte      { return 17 }
+func (RecStopQueue) record() byte  { return 18 }
+func (RecAck) record() byte        { return 19 }
+func (RecForget) record() byte     { return 20 }
+func (RecPhase) record() byte      { return 21 }
+func (RecTry) record() byte        { return 22 }
+func (RecUnacked) record() byte    { return 23 }
+func (RecBundle) record() byte     { return 24 }
+func (RecBundleOver) record() byte { return 25 }
+func (RecGroup) record() byte      { return 26 }
+func (RecGroupOver) record() byte  { return 27 }
 
 // Encode appends the bytes of a record to b: its number, then msgpack.
 func Encode(b []byte, r Record) []byte {

@@ -51,14 +51,20 @@ func (c *Core) TakeRoomFor(now int64, need wire.Resources, time int64) (Slot, bo
 
 // KeepRoom books room that tasks had before the agent was restarted.
 func (c *Core) KeepRoom(need wire.Resources, s Slot) {
-	c.leases.tasks = c.leases.tasks.Add(need, 1)
+	if c.pool.of(s) == c.pool {
+		c.leases.tasks = c.leases.tasks.Add(need, 1)
+	}
 	c.pool.use(need, s, 1)
 }
 
 // GiveRoom gives room back. The result says that the core waits for some: it is to have
 // an event soon.
 func (c *Core) GiveRoom(need wire.Resources, s Slot) (wanted bool) {
-	c.leases.tasks = c.leases.tasks.Add(need, -1)
+	if c.pool.of(s) == c.pool {
+		c.leases.tasks = c.leases.tasks.Add(need, -1)
+	} else {
+		c.roomGiven = true
+	}
 	c.pool.give(need, s)
 	c.admitting = true
 	return c.s.queued() > 0

@@ -2,6 +2,7 @@ package core
 
 import (
 	"cmp"
+	"maps"
 	"slices"
 
 	"launcher/internal/errs"
@@ -21,6 +22,8 @@ type State struct {
 	unacked   []wire.Ended
 	seq       uint64 // number of the newest completion
 	number    uint32
+	bundles   map[wire.BundleID]RecBundle
+	groups    map[wire.GroupID]*ownGroup // made on this node
 }
 
 // job is what the agent knows of a job.
@@ -76,7 +79,7 @@ type Rank struct {
 
 // NewState is the state of a node that has never done anything.
 func NewState() *State {
-	return &State{byJob: map[wire.JobID]*job{}, byTry: map[wire.Try]*Try{}}
+	return &State{byJob: map[wire.JobID]*job{}, byTry: map[wire.Try]*Try{}, bundles: map[wire.BundleID]RecBundle{}, groups: map[wire.GroupID]*ownGroup{}}
 }
 
 // Number is what the head calls this life of the node (wire.Welcome); 0 until it has
@@ -230,6 +233,14 @@ func (s *State) Apply(r Record) {
 		s.add(&t)
 	case RecUnacked:
 		s.unacked, s.seq = r.Done.Items, r.Done.Seq
+	case RecBundle:
+		s.bundles[r.ID] = r
+	case RecBundleOver:
+		delete(s.bundles, r.ID)
+	case RecGroup:
+		s.groups[r.Spec.ID] = &ownGroup{Spec: r.Spec, State: r.State, Nodes: r.Nodes}
+	case RecGroupOver:
+		delete(s.groups, r.ID)
 	}
 }
 
@@ -310,6 +321,13 @@ func (s *State) Snapshot() []Record {
 	}
 	for _, t := range s.tries {
 		out = append(out, RecTry{Try: *t})
+	}
+	for _, id := range slices.SortedFunc(maps.Keys(s.bundles), order) {
+		out = append(out, s.bundles[id])
+	}
+	for _, id := range s.groupIDs() {
+		g := s.groups[id]
+		out = append(out, RecGroup{Spec: g.Spec, State: g.State, Nodes: g.Nodes})
 	}
 	return append(out, RecUnacked{Done: wire.Done{Seq: s.seq, Items: s.unacked}})
 }

@@ -129,10 +129,10 @@ func (c *Core) isUp(cl *client, b []byte) error {
 		switch {
 		case rest.Nothing():
 			c.leaveRoom(l)
-			l.need, l.slot = wire.Resources{}, core.Slot{}
+			l.need, l.slot = wire.Resources{}, core.Slot{Bundle: l.slot.Bundle}
 		case t.shape.actor.startCPU && l.under == 0 && !l.blocked:
 			if !c.mute {
-				c.room.Give(wire.Resources{CPU: l.need.CPU}, core.Slot{CPUs: l.slot.CPUs})
+				c.room.Give(wire.Resources{CPU: l.need.CPU}, core.Slot{CPUs: l.slot.CPUs, Bundle: l.slot.Bundle})
 				c.nudge = true
 			}
 			l.need.CPU, l.slot.CPUs = 0, nil

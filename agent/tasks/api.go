@@ -26,6 +26,10 @@ type Config struct {
 type Room interface {
 	// Take takes room for a worker whose tasks take at most time nanoseconds (0 = unknown).
 	Take(now int64, need wire.Resources, time int64) (core.Slot, bool)
+	// TakeGroup takes room out of a bundle of a placement group; HasGroup reports whether
+	// this node keeps one.
+	TakeGroup(s *wire.Strategy, need wire.Resources) (core.Slot, bool)
+	HasGroup(s *wire.Strategy) bool
 	// Keep takes room that there may not be: of a worker that goes on after it has waited.
 	Keep(need wire.Resources, s core.Slot)
 	Give(need wire.Resources, s core.Slot)

@@ -373,6 +373,9 @@ func (c *Core) shape(cl *client, b []byte) error {
 	if s.place, err = strategyOf(o.Strategy); err != nil {
 		return err
 	}
+	if s.place.Kind == wire.StrategyGroup {
+		s.room += " in placement group " + s.place.Group.String()
+	}
 	if s.key = key; cl.Kind == sdk.KindPeer { // it has said it all in its hello
 		o.Language, o.Program, o.WorkingDir = "", "", ""
 	}
@@ -430,10 +433,29 @@ func strategyOf(v []any) (s wire.Strategy, err error) {
 			return s, bad
 		}
 		s.Kind, s.Hard, s.Want = wire.StrategyLabels, tests(v[1]), tests(v[2])
+	case "group": // and whether tasks that it submits are of it too, which is the SDK's
+		if len(v) < 3 {
+			return s, bad
+		}
+		index, ok := number(v[2])
+		if copy(s.Group[:], text(v[1])) != len(s.Group) || !ok || index < -1 || index >= wire.MaxBundles {
+			return s, bad
+		}
+		s.Kind, s.Bundle = wire.StrategyGroup, int32(index)
 	default:
 		return s, bad
 	}
 	return s, nil
+}
+
+func number(v any) (int64, bool) {
+	switch v := v.(type) {
+	case int64:
+		return v, true
+	case uint64:
+		return int64(v), v < 1<<63
+	}
+	return 0, false
 }
 
 func text(v any) string {

@@ -29,6 +29,7 @@ type desk struct {
 	slots    map[wire.LeaseID]int // of leases that it has given
 	borrow   uint32               // its client for references to the other node's objects
 	borrowAt uint32
+	group    wire.GroupID
 	pulled   []uint32 // from which nodes
 	owned    []id
 	other    uint32 // the node that keeps copies
@@ -61,6 +62,15 @@ func (w *desk) Give(need wire.Resources, _ core.Slot) {
 		w.t.Fatalf("more room than there is: %s of %s", w.free, w.total)
 	}
 }
+func (w *desk) TakeGroup(s *wire.Strategy, need wire.Resources) (core.Slot, bool) {
+	if !w.HasGroup(s) {
+		return core.Slot{}, false
+	}
+	slot, ok := w.Take(0, need, 0)
+	slot.Bundle = wire.BundleID{Group: s.Group}
+	return slot, ok
+}
+func (w *desk) HasGroup(s *wire.Strategy) bool { return w.group == s.Group }
 func (w *desk) Lend(string, bool)              {}
 func (w *desk) Could(need wire.Resources) bool { return w.total.Fits(need) }
 func (w *desk) Total() wire.Resources          { return w.total }

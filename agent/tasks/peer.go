@@ -346,6 +346,9 @@ func (c *Core) takeRoom(s *shape, t *task) (core.Slot, bool) {
 	if t.lease != 0 {
 		return c.room.TakeLeased(c.now, t.lease)
 	}
+	if s.place.Kind == wire.StrategyGroup {
+		return c.room.TakeGroup(&s.place, s.need)
+	}
 	return c.room.Take(c.now, s.need, s.time)
 }
 

@@ -190,9 +190,38 @@ func (c *Core) serve(s *shape, refill bool) {
 	if s.number != 0 {
 		c.lend(s)
 	}
+	if s.place.Kind == wire.StrategyGroup && s.queue.first() != nil {
+		s.lacks = s.room // here or where its bundle is
+	}
 	if depth := s.depth(); refill && depth > 1 {
 		c.ahead(s, depth)
 	}
+}
+
+// mayLend reports whether tasks of a shape may run elsewhere.
+func (c *Core) mayLend(s *shape) bool {
+	switch s.place.Kind {
+	case wire.StrategyNode:
+		return s.place.Node != c.cfg.Node
+	case wire.StrategyGroup:
+		return s.place.Bundle < 0 || !c.room.HasGroup(&s.place)
+	}
+	return true
+}
+
+// local reports whether tasks of a shape run here without the head's choice.
+func (c *Core) local(s *shape) bool {
+	switch s.place.Kind {
+	case wire.StrategyDefault:
+		return true
+	case wire.StrategySpread:
+		return c.alone
+	case wire.StrategyNode:
+		return s.place.Node == c.cfg.Node
+	case wire.StrategyGroup:
+		return c.room.HasGroup(&s.place)
+	}
+	return false
 }
 
 // free reports whether a worker's pipeline may be given something.
@@ -408,7 +437,7 @@ func (c *Core) lends(l *level) {
 	l.blocked = true
 	c.lendSlot(l, true)
 	if l.need.CPU > 0 {
-		c.room.Give(wire.Resources{CPU: l.need.CPU}, core.Slot{CPUs: l.slot.CPUs})
+		c.room.Give(wire.Resources{CPU: l.need.CPU}, core.Slot{CPUs: l.slot.CPUs, Bundle: l.slot.Bundle})
 		c.nudge = true
 	}
 }
@@ -429,7 +458,7 @@ func (c *Core) goesOn(l *level) {
 	}
 	c.lendSlot(l, false)
 	if l.has && l.need.CPU > 0 {
-		c.room.Keep(wire.Resources{CPU: l.need.CPU}, core.Slot{CPUs: l.slot.CPUs})
+		c.room.Keep(wire.Resources{CPU: l.need.CPU}, core.Slot{CPUs: l.slot.CPUs, Bundle: l.slot.Bundle})
 	}
 	c.touched = append(c.touched, l)
 }

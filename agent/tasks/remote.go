@@ -67,7 +67,15 @@ func (c *Core) NoRoomEver(now int64, m wire.Infeasible) {
 	}
 	for t := s.queue.first(); t != nil; t = s.queue.first() {
 		c.stats.failed++
-		c.fails(t, c.errorOf("unschedulable", m.Why, t, "`launcher nodes` lists what each node has"))
+		if m.Code != "" {
+			code := m.Code
+			if t.actor != nil {
+				code = "actor_" + code
+			}
+			c.fails(t, c.errorOf(code, m.Why, t))
+		} else {
+			c.fails(t, c.errorOf("unschedulable", m.Why, t, "`launcher nodes` lists what each node has"))
+		}
 	}
 }
 
@@ -96,24 +104,6 @@ func (c *Core) Demand() (shapes []wire.Demanded, seen uint64, changed bool) {
 	}
 	c.demand, c.demandDue = out, false
 	return out, c.leases.seen, !same
-}
-
-// mayLend reports whether tasks of a shape may run elsewhere.
-func (c *Core) mayLend(s *shape) bool {
-	return s.place.Kind != wire.StrategyNode || s.place.Node != c.cfg.Node
-}
-
-// local reports whether tasks of a shape run here without the head's choice.
-func (c *Core) local(s *shape) bool {
-	switch s.place.Kind {
-	case wire.StrategyDefault:
-		return true
-	case wire.StrategySpread:
-		return c.alone
-	case wire.StrategyNode:
-		return s.place.Node == c.cfg.Node
-	}
-	return false
 }
 
 // Alone says whether the head is away, who could lease room elsewhere.

@@ -70,6 +70,10 @@ func (r *simRoom) Take(_ int64, need wire.Resources, _ int64) (core.Slot, bool) 
 }
 func (r *simRoom) Keep(need wire.Resources, _ core.Slot) { r.used = r.used.Add(need, 1) }
 func (r *simRoom) Give(need wire.Resources, _ core.Slot) { r.used = r.used.Add(need, -1) }
+func (r *simRoom) TakeGroup(*wire.Strategy, wire.Resources) (core.Slot, bool) {
+	return core.Slot{}, false
+}
+func (r *simRoom) HasGroup(*wire.Strategy) bool { return false }
 func (r *simRoom) Lend(_ string, lend bool) {
 	if r.lent--; lend {
 		r.lent += 2

@@ -392,6 +392,7 @@ type client struct {
 	ran    int
 	actor  *task             // it is an actor's, with this creation
 	calls  map[funcID]uint32 // of those that a worker may run only so often
+	outOf  wire.BundleID     // the bundle that it was in, which is gone
 	spent  bool              // it ends when it has nothing to do
 
 	remote *remote // another node's agent

@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	"launcher/agent/core"
+	"launcher/wire"
 	"launcher/wire/sdk"
 )
 
@@ -110,6 +111,13 @@ func (c *Core) workerGone(w *client, cause string) (orphans []*task) {
 				continue
 			}
 			orphans = append(orphans, c.childrenOf(t)...)
+			if w.outOf != (wire.BundleID{}) && w.actor != nil {
+				cause = fmt.Sprintf("placement group %s, which it was in, was removed", w.outOf.Group)
+			} else if w.outOf != (wire.BundleID{}) {
+				c.stats.failed++
+				c.fails(t, c.errorOf("group_removed", fmt.Sprintf("placement group %s was removed while %s ran in it", w.outOf.Group, t.shape.name), t))
+				continue
+			}
 			c.interrupted(t, "worker_crashed", fmt.Sprintf("the worker that ran %s (pid %d on node %s) died: %s", t.shape.name, w.PID, c.cfg.Node, cause))
 		}
 		if l.has {
@@ -117,6 +125,18 @@ func (c *Core) workerGone(w *client, cause string) (orphans []*task) {
 		}
 	}
 	return orphans
+}
+
+// BundleOver: a bundle that this node kept is no more, and what runs in it ends.
+func (c *Core) BundleOver(now int64, b wire.BundleID) {
+	c.now = now
+	for _, w := range c.sortedClients() {
+		if w.pool != nil && w.outOf == (wire.BundleID{}) && slices.ContainsFunc(w.levels, func(l *level) bool { return l.slot.Bundle == b && (l.has || w.actor != nil) }) {
+			w.outOf = b
+			c.ends(w)
+			c.do(StopWorker{ID: w.ID, Force: true})
+		}
+	}
 }
 
 // driverGone ends what only it could want.
@@ -289,7 +309,7 @@ func (c *Core) Retake() {
 			}
 			need, slot := l.need, l.slot
 			if l.blocked {
-				need.CPU, slot = 0, core.Slot{GPUs: slot.GPUs}
+				need.CPU, slot = 0, core.Slot{GPUs: slot.GPUs, Bundle: slot.Bundle}
 			}
 			c.room.Keep(need, slot)
 		}

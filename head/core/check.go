@@ -98,9 +98,14 @@ func (c *Core) checkLeases(n *node) error {
 		if l.on != n || l.id != id || l.to.takes[id] != l || l.slots <= 0 || c.nodes[l.to.id] != l.to {
 			return errs.New(errs.Internal, "lease %d on %s is not one of %s", id, n.id, l.to.id)
 		}
-		leased = leased.Add(l.spec.Resources, int64(l.slots))
+		leased = leased.Add(l.room(l.slots), 1)
 		if l.seq == 0 {
-			offered = offered.Add(l.spec.Resources, int64(l.slots))
+			offered = offered.Add(l.room(l.slots), 1)
+		}
+	}
+	for _, g := range c.groups.wait {
+		if g.round != 0 && !g.kept[n.id] {
+			offered = offered.Add(g.sum(g.plan[n.id]), 1)
 		}
 	}
 	if !n.total.Fits(leased) {

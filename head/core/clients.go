@@ -69,6 +69,8 @@ func (c *Core) client(ev ClientReq) {
 		}
 	case wire.NameRequest:
 		c.nameRequest(ev.ID, r)
+	case wire.GroupRequest:
+		c.groupRequest(ev.ID, r)
 	case wire.Update:
 		c.update(ev.ID, r)
 	default:

@@ -45,6 +45,8 @@ type Core struct {
 
 	names map[actorKey]wire.ActorName // of actors; not in the journal
 
+	groups groups
+
 	leaseID  uint64 // counts the leases of this life
 	leasing  int64  // when demand is to be matched with room; 0 = nothing has changed
 	matched  int64  // when it last was
@@ -62,7 +64,7 @@ func New(cfg Config, d *Durable) *Core {
 	def(&cfg.Suspect, 5*second)
 	def(&cfg.Lost, 15*second)
 	def(&cfg.Grace, 600*second)
-	return &Core{cfg: cfg, d: d, names: map[actorKey]wire.ActorName{}, nodes: map[wire.NodeID]*node{}, jobs: map[wire.JobID]*job{}, pools: map[string]*pool{},
+	return &Core{cfg: cfg, d: d, names: map[actorKey]wire.ActorName{}, groups: newGroups(), nodes: map[wire.NodeID]*node{}, jobs: map[wire.JobID]*job{}, pools: map[string]*pool{},
 		wait: map[uint64]*watcher{}, dirty: map[*node]bool{}, final: map[wire.JobID]last{}}
 }
 
@@ -264,6 +266,7 @@ func (c *Core) tick() {
 	if c.anyBackoffOver() || c.now-c.looked >= 500*millisecond {
 		c.full, c.looked = true, c.now
 		c.watchLeases()
+		c.watchGroups()
 	}
 }
 
@@ -295,7 +298,7 @@ func (c *Core) Wake() int64 {
 			step = min(step, 500*millisecond)
 		}
 	}
-	if c.anyLease {
+	if c.anyLease || len(c.groups.wait)+len(c.groups.orphan) > 0 {
 		step = min(step, 500*millisecond)
 	}
 	if c.leasing != 0 {

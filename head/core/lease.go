@@ -42,7 +42,17 @@ type demand struct {
 	near    uint32
 	flying  int   // slots under way to it, or told and not counted in
 	has     int   // slots of all its leases
+	at      int64 // since when the head knows of it
 	hungry  int64 // since when it wants more and gets nothing; 0 = it does not
+}
+
+// room is what a number of its slots takes of the node's room: those in a bundle of a group
+// nothing.
+func (l *lease) room(slots int) wire.Resources {
+	if l.spec.Strategy.Kind == wire.StrategyGroup {
+		return wire.Resources{}
+	}
+	return wire.Resources{}.Add(l.spec.Resources, int64(slots))
 }
 
 // flying reports whether who asked has not counted it in yet.
@@ -61,7 +71,13 @@ func (c *Core) demanded(n *node, m wire.Demand) {
 		}
 		d := &demand{n: n, id: x.ID, spec: x.Shape, waiting: int(min(x.Waiting, 1<<30)), since: min(c.now, x.Since-n.offset), near: x.Near}
 		if o := old[x.ID]; o != nil && o.waiting > 0 {
-			d.hungry = o.hungry
+			d.hungry, d.at = o.hungry, o.at
+		} else if d.at = c.now; x.Shape.Strategy.Kind == wire.StrategyGroup {
+			if never := c.neverGrouped(&x.Shape, false); never.Why != "" && x.Waiting > 0 {
+				never.Shape = x.ID
+				c.send(n, wire.MsgInfeasible, never)
+				continue
+			}
 		} else if why := c.neverLeased(n, &x.Shape); why != "" && x.Waiting > 0 {
 			c.send(n, wire.MsgInfeasible, wire.Infeasible{Shape: x.ID, Why: why})
 			continue
@@ -91,7 +107,7 @@ func (c *Core) offer(d *demand, on *node, slots int) {
 	c.leaseID++
 	l := &lease{id: wire.LeaseID(uint64(c.Epoch())<<leaseEpoch | c.leaseID), to: d.n, on: on, shape: d.id, spec: d.spec, slots: slots, at: c.now}
 	d.n.takes[l.id], on.gives[l.id] = l, l
-	on.offered = on.offered.Add(l.spec.Resources, int64(slots))
+	on.offered = on.offered.Add(l.room(slots), 1)
 	on.idle = 0
 	d.hungry, d.has = 0, d.has+slots
 	c.send(on, wire.MsgLeaseOffer, wire.LeaseOffer{Lease: l.id, For: d.n.id, Number: c.durable(d.n).Number, Shape: l.spec, Slots: uint32(slots), Until: c.now + offerFor + on.offset})
@@ -106,7 +122,7 @@ func (c *Core) leaseGranted(n *node, m wire.LeaseGrant) {
 		}
 		return
 	}
-	n.offered = n.offered.Add(l.spec.Resources, -int64(l.slots))
+	n.offered = n.offered.Add(l.room(l.slots), -1)
 	got := min(int(m.Slots), l.slots)
 	d := l.to.demands[l.shape]
 	if d != nil {
@@ -116,14 +132,18 @@ func (c *Core) leaseGranted(n *node, m wire.LeaseGrant) {
 	l.slots = got
 	if got == 0 {
 		c.dropLease(l)
+		if l.spec.Strategy.Kind == wire.StrategyGroup {
+			c.refusedIn(l)
+			return
+		}
 		// Its next Beat says what it really has; until then it has nothing.
 		n.free = wire.Resources{}
 		c.wanting()
 		return
 	}
 	// Later Beats count it in; this one cannot.
-	n.tasks = n.tasks.Add(l.spec.Resources, int64(got))
-	n.free = n.free.Add(l.spec.Resources, -int64(got))
+	n.tasks = n.tasks.Add(l.room(got), 1)
+	n.free = n.free.Add(l.room(got), -1)
 	l.to.leasedSeq++
 	l.seq, l.at = l.to.leasedSeq, c.now
 	c.send(l.to, wire.MsgLeased, wire.Leased{Seq: l.seq, Lease: l.id, Shape: l.shape, Node: n.id, Number: c.durable(n).Number, Addr: n.hello.Addr, Slots: uint32(got)})
@@ -162,7 +182,7 @@ func (c *Core) cut(l *lease, k int, why string, tell ...*node) {
 		}
 	}
 	if l.seq == 0 {
-		l.on.offered = l.on.offered.Add(l.spec.Resources, -int64(k))
+		l.on.offered = l.on.offered.Add(l.room(k), -1)
 	}
 	for _, n := range slices.Compact(tell) {
 		c.send(n, wire.MsgLeaseCut, wire.LeaseCut{Lease: l.id, Slots: uint32(k), Why: why})
@@ -187,6 +207,7 @@ func (c *Core) endLeases(n *node, why string) {
 		l := n.takes[id]
 		c.cut(l, l.slots, why, l.on)
 	}
+	c.groupsUnanswered(n)
 	n.demands, n.leasedSeq, n.leaseSeen, n.offered = map[uint32]*demand{}, 0, 0, wire.Resources{}
 	c.wanting()
 }
@@ -246,7 +267,7 @@ func (c *Core) reclaim(d *demand, share map[wire.JobID]float64) {
 		}
 		for _, id := range sortedKeys(n.gives) {
 			l := n.gives[id]
-			if l.seq == 0 || l.spec.Priority > d.spec.Priority || l.spec.Job == d.spec.Job && l.spec.Priority == d.spec.Priority {
+			if l.seq == 0 || l.spec.Strategy.Kind == wire.StrategyGroup || l.spec.Priority > d.spec.Priority || l.spec.Job == d.spec.Job && l.spec.Priority == d.spec.Priority {
 				continue
 			}
 			after := share[l.spec.Job] - c.weight(l.spec.Resources)

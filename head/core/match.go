@@ -57,6 +57,8 @@ func (c *Core) suits(n *node, to *node, s *wire.Shape) bool {
 		return wire.Matches(st.Hard, n.hello.Labels)
 	case wire.StrategySpread:
 		return true
+	case wire.StrategyGroup:
+		return false // matchGroups
 	}
 	return n != to // what fits there it runs without asking
 }
@@ -78,6 +80,8 @@ func (c *Core) matching() bool {
 // matchAll gives room to all demands, after jobs of their priority have had theirs.
 func (c *Core) matchAll() {
 	if c.matching() {
+		c.placeGroups()
+		c.matchGroups()
 		more := c.match(math.MinInt)
 		c.leasing, c.matched = 0, c.now
 		if more {
@@ -96,7 +100,7 @@ func (c *Core) match(above int) (more bool) {
 			continue
 		}
 		for _, id := range sortedKeys(n.demands) {
-			if d := n.demands[id]; d.want() > 0 && d.spec.Priority > above {
+			if d := n.demands[id]; d.want() > 0 && d.spec.Priority > above && d.spec.Strategy.Kind != wire.StrategyGroup {
 				ds = append(ds, d)
 			}
 		}
@@ -273,10 +277,10 @@ func (c *Core) weight(r wire.Resources) float64 {
 
 // leaseDemand is how many nodes of a pool the tasks that wait could use.
 func (c *Core) leaseDemand(p *pool) int {
-	need := 0
+	need := c.groupDemandOf(p)
 	for _, n := range c.order {
 		for _, d := range n.demands {
-			if d.want() == 0 || d.spec.Strategy.Kind == wire.StrategyNode && !d.spec.Strategy.Soft ||
+			if d.want() == 0 || d.spec.Strategy.Kind == wire.StrategyGroup || d.spec.Strategy.Kind == wire.StrategyNode && !d.spec.Strategy.Soft ||
 				d.spec.Strategy.Kind == wire.StrategyLabels && !wire.Matches(d.spec.Strategy.Hard, p.spec.Labels) {
 				continue
 			}

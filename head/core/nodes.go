@@ -144,6 +144,7 @@ func (c *Core) agentUp(ev AgentUp) {
 		Msg: wire.Welcome{Cluster: c.cfg.Cluster, HeadEpoch: c.Epoch(), Grace: c.cfg.Grace, Acked: c.durable(n).Acked, Drop: drop, Number: d.Number}}))
 	c.afterWelcome(n)
 	c.tellPeers(n)
+	c.bundlesKept(n, h.Bundles)
 	c.full = true
 }
 
@@ -293,6 +294,10 @@ func (c *Core) agentMsg(ev AgentMsg) {
 		c.leaseGranted(n, m)
 	case wire.LeaseBack:
 		c.leaseBack(n, m)
+	case wire.GroupTell:
+		c.groupTold(n, m)
+	case wire.BundleNews:
+		c.bundleNews(n, m)
 	case wire.PeerAsk:
 		c.peerAsk(n, m)
 	case wire.Leaving:
@@ -330,6 +335,7 @@ func (c *Core) agentDown(ev AgentDown) {
 // nodeGone gives a node up: with proof its processes are dead; without, it is lost, and
 // what it held is fenced.
 func (c *Core) nodeGone(n *node, proof bool, cause string) {
+	number := c.durable(n).Number
 	for _, j := range c.queue {
 		delete(j.avoid, n.id)
 	}
@@ -367,6 +373,7 @@ func (c *Core) nodeGone(n *node, proof bool, cause string) {
 	}
 	c.dropReservations(n)
 	c.endLeases(n, "node "+string(n.id)+" is gone: "+cause)
+	c.groupsGone(n, number)
 	c.tellPeers(n)
 	for _, t := range sortedTasks(n.parts) {
 		if j := c.jobs[t.Job]; j != nil {

@@ -200,6 +200,7 @@ func (c *Core) whyJob(d *jobD) []string {
 		out = append(out, fmt.Sprintf("%d tasks are exclusive and were on %s, which is silent: they run again in %d s, when its lease is certainly over", l.tries.len(), who, (l.until-c.now+second-1)/second))
 	}
 	out = append(out, c.heldOutput(d.ID)...)
+	out = append(out, c.whyGroups(fmt.Sprint(d.ID))...)
 	out = append(out, c.halfSaved(j)...)
 	if j.pending.len() > 0 {
 		out = append(out, c.waiting(j)...)

@@ -491,6 +491,18 @@ class RuntimeContext:
             raise RuntimeError("this is no method of an actor")
         return actor.handle()
 
+    def get_placement_group_id(self) -> Optional[str]:
+        """The placement group that the task or actor runs in; None outside of any."""
+        from ._groups import get_current_placement_group
+
+        group = get_current_placement_group()
+        return group.id if group is not None else None
+
+    @property
+    def should_capture_child_tasks_in_placement_group(self) -> bool:
+        """Whether what is submitted from here runs in that group too."""
+        return self._client.captured is not None
+
     @property
     def was_current_actor_reconstructed(self) -> bool:
         """Whether this is not the first life of the actor."""

@@ -49,6 +49,7 @@ class Connection:
         self.pid = os.getpid()
         self.closed = ""  # why nothing can be asked any more
         self.environment: Dict[str, Any] = {}  # runtime_env of the program, or of the worker
+        self.captured: Optional[List[Any]] = None  # strategy of what is submitted, where a placement group captures it
 
         self.out = bytearray()
         self.rest: Any = b""  # of what was to be written

@@ -58,7 +58,7 @@ class RemoteFunction(Generic[R]):
         """
         client = _client._current or _client.connected()
         p = self._prepared
-        if p is None or p.client is not client:
+        if p is None or p.client is not client or p.captured != client.captured:
             p = self._prepared = _Prepared(client, self._function, self._options)
         made: ObjectRef[R] = p.submit(args, kwargs)
         return made
@@ -96,10 +96,10 @@ def _digest(data: bytes) -> bytes:
 class _Prepared:
     """A function with its options as a client's frames have them."""
 
-    __slots__ = ("client", "function", "name", "id", "shape", "returns", "how", "retry", "empty", "ahead")
+    __slots__ = ("client", "function", "name", "id", "shape", "returns", "how", "retry", "empty", "ahead", "captured")
 
     def __init__(self, client: _client.Client, function: Any, options: Dict[str, Any]) -> None:
-        self.client, self.function = client, function
+        self.client, self.function, self.captured = client, function, client.captured
         self.name = options.get("name") or _serial.name_of(function)
         try:
             code = _loaded.get(function)
@@ -264,7 +264,10 @@ def merge(old: Dict[str, Any], new: Dict[str, Any]) -> Dict[str, Any]:
 
 
 def inherit(client: _client.Client, options: Dict[str, Any]) -> Dict[str, Any]:
-    """Options on top of the program's runtime_env, or that of the task that submits."""
+    """Options on top of the program's runtime_env, or that of the task that submits, in the
+    placement group that captures what it submits."""
+    if client.captured is not None and options.get("scheduling_strategy") is None and not options.get("label_selector"):
+        options = {**options, "scheduling_strategy": client.captured}
     base = client.environment
     if not base:
         return options
@@ -319,6 +322,8 @@ def encode(options: Dict[str, Any], name: str) -> bytes:
     strategy = scheduling.encode(options.get("scheduling_strategy"), options.get("label_selector"))
     if strategy is not None:
         out["strategy"] = strategy
+        if strategy[0] == "group" and name and isinstance(options["scheduling_strategy"], scheduling.PlacementGroupSchedulingStrategy):
+            options["scheduling_strategy"].check(out)
     out.update(environment(options.get("runtime_env")))
     seconds = _number(options, "time")
     if seconds:

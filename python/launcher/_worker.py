@@ -27,6 +27,7 @@ from .exceptions import RayError, TaskCancelledError
 _FLUSH_AFTER = 1_000_000  # ns
 _QUICK = 100_000  # ns
 _MAKES_ACTOR = b"\xa5actor"
+_IN_GROUP = b"\xa5group"
 _FRAMES_PER_TASK = 200  # of Python's stack, for a task inside another
 
 
@@ -96,6 +97,19 @@ class Order:
                 self.info = {}
         described: Dict[str, Any] = self.info
         return described
+
+
+    def strategy(self) -> Optional[List[Any]]:
+        """How it was placed, if it is in a placement group."""
+        if _IN_GROUP not in self.body[56 : 56 + self.about]:
+            return None
+        strategy: Optional[List[Any]] = self.describe().get("strategy")
+        return strategy if strategy and strategy[0] == "group" else None
+
+    def captured(self) -> Optional[List[Any]]:
+        """The strategy of what it submits, if its placement group captures that."""
+        s = self.strategy()
+        return ["group", s[1], -1, True] if s is not None and len(s) > 3 and s[3] else None
 
 
 class Worker:
@@ -282,11 +296,13 @@ class Worker:
         if depth:
             sys.setrecursionlimit(max(sys.getrecursionlimit(), 1000 + _FRAMES_PER_TASK * (depth + 1)))
         self.stack.append(o)
+        outer, client.captured = client.captured, o.captured()
         start = time.time_ns()
         try:
             status, count, values, keep = self._run(o, function)
         finally:
             self.stack.pop()
+            client.captured = outer
         end = time.time_ns()
         with client.lock:
             client.found()
@@ -309,6 +325,7 @@ class Worker:
 
         client = self.client
         self.stack.append(o)
+        client.captured = o.captured()
         actor = Actor(self, o)
         start = time.time_ns()
         failed = actor.construct(function)

@@ -262,6 +262,8 @@ _CODES: Dict[str, Type[RayError]] = {
     "runtime_env": RuntimeEnvSetupError,
     "unschedulable": TaskUnschedulableError,
     "fenced": WorkerCrashedError,
+    "group_removed": TaskPlacementGroupRemoved,
+    "actor_group_removed": ActorPlacementGroupRemoved,
 }
 
 

@@ -55,7 +55,40 @@ class NodeLabelSchedulingStrategy:
         self.hard, self.soft = dict(hard or {}), dict(soft or {})
 
 
-Strategy = Union[None, str, NodeAffinitySchedulingStrategy, NodeLabelSchedulingStrategy]
+class PlacementGroupSchedulingStrategy:
+    """In the room of a placement group: of one bundle, or with -1 of any.
+
+    placement_group_capture_child_tasks: what is submitted from there runs in the group
+    too, unless it says otherwise.
+    """
+
+    def __init__(self, placement_group: Any, placement_group_bundle_index: int = -1, placement_group_capture_child_tasks: Optional[bool] = None) -> None:
+        self.placement_group = placement_group
+        self.placement_group_bundle_index = placement_group_bundle_index
+        self.placement_group_capture_child_tasks = placement_group_capture_child_tasks
+
+    def check(self, need: Optional[Dict[str, Any]] = None) -> None:
+        """Raise for a bundle that there is not, or that is too small for a task's options."""
+        index, bundles = self.placement_group_bundle_index, self.placement_group._bundles
+        if isinstance(index, bool) or not isinstance(index, int) or index < -1:
+            raise ValueError(f"placement group bundle index {index!r} must be at least -1")
+        if bundles is None:  # of a group that is known by its id only
+            return
+        if index >= len(bundles):
+            raise ValueError(f"placement group bundle index {index} is invalid. Valid placement group indexes: 0-{len(bundles) - 1}")
+        if need is None:
+            return
+        wanted = {"CPU": need.get("cpu", _UNIT), "GPU": need.get("gpu", 0), **need.get("resources", {})}
+        for b in bundles if index < 0 else bundles[index : index + 1]:
+            if all(round(b.get(k, 0) * _UNIT) >= v for k, v in wanted.items()) and b.get("memory", 0) >= need.get("memory", 0):
+                return
+        amounts = {k: v / _UNIT for k, v in wanted.items() if v}
+        raise ValueError(f"cannot be scheduled in the placement group: a task asks for {amounts}, and no bundle that it may use has that; the bundles are {bundles}")
+
+
+Strategy = Union[None, str, NodeAffinitySchedulingStrategy, NodeLabelSchedulingStrategy, PlacementGroupSchedulingStrategy]
+
+_UNIT = 10000
 
 _LIST = re.compile(r"(!?)in\((.*)\)")
 
@@ -71,16 +104,27 @@ def encode(strategy: Any, selector: Optional[Dict[str, str]]) -> Optional[List[A
         out = ["node", str(strategy.node_id), bool(strategy.soft)]
     elif isinstance(strategy, NodeLabelSchedulingStrategy):
         out = ["labels", _rules(strategy.hard), _rules(strategy.soft)]
+    elif isinstance(strategy, PlacementGroupSchedulingStrategy):
+        strategy.check()
+        if not strategy.placement_group.is_empty:
+            out = ["group", strategy.placement_group._id, strategy.placement_group_bundle_index, bool(strategy.placement_group_capture_child_tasks)]
+    elif isinstance(strategy, list):  # of the task that submits, which its group captures
+        out = strategy
     else:
-        raise ValueError(f"scheduling_strategy is {strategy!r}; there are 'DEFAULT', 'SPREAD', NodeAffinitySchedulingStrategy and NodeLabelSchedulingStrategy")
+        raise ValueError(f"scheduling_strategy is {strategy!r}; there are 'DEFAULT', 'SPREAD', NodeAffinitySchedulingStrategy, NodeLabelSchedulingStrategy and PlacementGroupSchedulingStrategy")
     if selector:
-        hard = {str(k): _selected(str(v)) for k, v in selector.items()}
+        hard = selected(selector)
         if out is None:
             return ["labels", hard, {}]
         if out[0] != "labels":
             raise ValueError("label_selector goes with the default scheduling_strategy or with labels only")
         out[1] = {**out[1], **hard}
     return out
+
+
+def selected(selector: Dict[str, str]) -> Dict[str, List[Any]]:
+    """A label_selector as frames have it."""
+    return {str(k): _selected(str(v)) for k, v in selector.items()}
 
 
 def _rules(rules: Dict[str, Any]) -> Dict[str, List[Any]]:

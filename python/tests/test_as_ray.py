@@ -29,18 +29,6 @@ def find(name):
         return space["found"]
 
 
-# Names of parts that are not built yet.
-COMING = {
-    "ray.util.placement_group",
-    "ray.util.remove_placement_group", "ray.util.get_placement_group", "ray.util.placement_group_table", "ray.util.get_current_placement_group", "ray.util.state.list_placement_groups",
-    "ray.util.state.get_placement_group", "ray.util.scheduling_strategies.PlacementGroupSchedulingStrategy",
-}  # fmt: skip
-
-
-def coming(name):
-    return any(name == c or name.startswith(c + ".") for c in COMING)
-
-
 class Table(unittest.TestCase):
     def test_every_line(self):
         states = {"same": 0, "differs": 0, NOT_THERE: 0}
@@ -48,8 +36,6 @@ class Table(unittest.TestCase):
             states[e.state] += 1
             if " " in e.name:
                 self.assertTrue(e.text, e.name)  # a command: what there is instead, or why not
-            elif coming(e.name):
-                continue
             elif e.state == NOT_THERE:
                 self.assertTrue(e.text, e.name)
                 with self.subTest(e.name), self.assertRaises(ImportError) as raised:

@@ -11,6 +11,7 @@ from .actor_pool import ActorPool
 from .check_serialize import inspect_serializability
 from .debug import disable_log_once_globally, enable_periodic_logging, log_once
 from .helpers import as_completed, map_unordered
+from .placement_group import get_current_placement_group, get_placement_group, placement_group, placement_group_table, remove_placement_group
 from .serialization import deregister_serializer, register_serializer
 
 

@@ -214,6 +214,32 @@ def summarize_actors(address: Optional[str] = None, timeout: int = 30, raise_on_
     return _summary({"summary": summary, "total_actors": len(actors), "summary_by": "class"})
 
 
+# Placement groups.
+
+
+def _groups(timeout: float) -> List[State]:
+    out: List[State] = []
+    for g in _client.connected().ask("groups", timeout=timeout):
+        nodes = g["nodes"] or [""] * len(g["bundles"])
+        id = bytes(g["id"]).hex()
+        out.append(State(
+            placement_group_id=id, name=g["name"], creator_job_id=g["job"], state=g["state"], is_detached=bool(g["detached"]), strategy=g["strategy"],
+            bundles=[{"bundle_id": {"placement_group_id": id, "bundle_index": i}, "unit_resources": dict(b), "node_id": n} for i, (b, n) in enumerate(zip(g["bundles"], nodes))],
+            stats={"scheduling_state": g["why"] or "FINISHED"},
+        ))  # fmt: skip
+    return out
+
+
+def list_placement_groups(address: Optional[str] = None, filters: Optional[List[Filter]] = None, limit: int = 100, timeout: int = 30, detail: bool = False, raise_on_missing_output: bool = True, _explain: bool = False) -> List[State]:
+    """The placement groups that were not removed."""
+    return _listed(_groups(timeout), filters, limit)
+
+
+def get_placement_group(id: str, address: Optional[str] = None, timeout: int = 30, _explain: bool = False) -> Optional[State]:
+    """A placement group by its id."""
+    return next((g for g in _groups(timeout) if g.placement_group_id == id), None)
+
+
 # Nodes, processes, jobs.
 
 
@@ -271,6 +297,6 @@ def get_job(id: str, address: Optional[str] = None, timeout: int = 30, _explain:
 
 
 __all__ = [
-    "get_actor", "get_job", "get_node", "get_objects", "get_task", "get_worker", "list_actors", "list_jobs", "list_nodes", "list_objects", "list_tasks", "list_workers",
+    "get_actor", "get_job", "get_node", "get_objects", "get_placement_group", "get_task", "get_worker", "list_actors", "list_jobs", "list_nodes", "list_objects", "list_placement_groups", "list_tasks", "list_workers",
     "summarize_actors", "summarize_objects", "summarize_tasks",
 ]  # fmt: skip
