@@ -84,11 +84,13 @@ func (c Class0[T]) New(ctx context.Context, opts ...Option) (Handle[T], error) {
 }
 
 func registerClass[T any](construct any, opts []Option, call func(context.Context, *arguments, func(any) error) (any, error)) *function {
-	t := reflect.TypeFor[T]()
+	var own options
+	for _, o := range opts {
+		o(&own)
+	}
 	f := register(construct, opts, call)
-	f.of = t
-	if f.defaults.name == shortName(f.name) {
-		f.defaults.name = className(t)
+	if f.of = reflect.TypeFor[T](); own.name == "" {
+		f.defaults.name = className(f.of)
 	}
 	return f
 }
@@ -305,7 +307,8 @@ func (m NamedMethod[R]) call(ctx context.Context, h AnyHandle, args []any) *call
 
 // Handle stands for an actor whose state is a T. It is small, may be copied, and may be an
 // argument or result, or a part of one. The actor ends when no process has a handle of it
-// any more, unless it is Detached: Release, or the garbage collector, gives one back.
+// any more, unless it is Detached: Release, or the garbage collector, gives one back. To
+// programs in other languages it is a reference only: they find actors by their names.
 type Handle[T any] struct {
 	h *handle
 	_ bool // as in Ref

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"iter"
 	"os"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"sync"
@@ -105,6 +106,27 @@ func (c *counter) Relay(ctx context.Context, to launcher.Handle[*counter], n int
 func poke(ctx context.Context, h launcher.Handle[*counter], n int) (int, error) {
 	return Add.Submit(ctx, h, n).Get(ctx)
 }
+
+// notes writes down at its end that it has ended.
+type notes struct {
+	path string
+	over context.Context
+}
+
+var (
+	Notes = launcher.Actor(func(ctx context.Context, path string) (*notes, error) { return &notes{path, ctx}, nil })
+	Quit  = launcher.Method((*notes).Quit, launcher.Name("Quit"))
+)
+
+// Quit ends the actor if it is to.
+func (n *notes) Quit(ctx context.Context, now bool) (bool, error) {
+	if now {
+		launcher.ExitActor(ctx)
+	}
+	return n.over.Err() == nil, nil
+}
+
+func (n *notes) Close() error { return os.WriteFile(n.path, []byte(n.over.Err().Error()), 0o600) }
 
 // room counts who is in it.
 type room struct {
@@ -231,6 +253,30 @@ var actorPrograms = map[string]func(ctx context.Context){
 		h = count10(ctx, launcher.MaxRestarts(-1))
 		_, err = Leave.Submit(ctx, h).Get(ctx)
 		expect(errors.Is(err, launcher.ErrActorDied), "%v", err)
+	},
+	"close": func(ctx context.Context) {
+		dir, err := os.MkdirTemp("", "close")
+		expect(err == nil, "%v", err)
+		defer os.RemoveAll(dir)
+		for i, quits := range []bool{true, false} {
+			path := filepath.Join(dir, fmt.Sprint(i))
+			h, err := Notes.New(ctx, path)
+			expect(err == nil, "%v", err)
+			before := Quit.Submit(ctx, h, false)
+			if quits {
+				_, err = Quit.Submit(ctx, h, true).Get(ctx)
+				expect(errors.Is(err, launcher.ErrActorDied), "%v", err)
+			}
+			lives, err := before.Get(ctx) // its result is not lost with the actor
+			expect(lives && err == nil, "the constructor's context ended before the actor: %v", err)
+			h.Release()
+			for left := time.Now().Add(20 * time.Second); ; time.Sleep(5 * time.Millisecond) { // sleep: it asks again
+				if b, _ := os.ReadFile(path); string(b) == context.Canceled.Error() {
+					break
+				}
+				expect(time.Now().Before(left), "an actor ended without Close")
+			}
+		}
 	},
 	"cancel": func(ctx context.Context) {
 		h := count10(ctx)

@@ -65,3 +65,44 @@ func TestWithDoesNotChangeTheFunction(t *testing.T) {
 	}()
 	Func(func(context.Context, int) (int, error) { return 0, nil }, Name(name))
 }
+
+func TestActorOptions(t *testing.T) {
+	type state struct{}
+	name := fmt.Sprint("actor", time.Now().UnixNano())
+	c := Actor0(func(context.Context) (*state, error) { return nil, nil }, Name(name), ConcurrencyGroup("io", 2))
+	d := c.With(ConcurrencyGroup("cpu", 1), MaxConcurrency(3), MaxRestarts(-1), ActorName("x"), Namespace("s"), Detached(), Unordered())
+	if a := c.f.defaults.actor; len(a.groups) != 1 || a.name != "" || a.concurrency != 0 {
+		t.Errorf("With changed the class: %+v", a)
+	}
+	o := d.f.defaults
+	o.check(d.f)
+	var got map[string]any
+	if err := readGeneral(nil, o.encode(), &got); err != nil || o.err != nil {
+		t.Fatal(err, o.err)
+	}
+	want := map[string]any{"name": name, "max_retries": int64(-1), "actor": map[string]any{"concurrency": int64(3), "groups": map[string]any{"io": int64(2), "cpu": int64(1)},
+		"namespace": "s", "name": "x", "detached": true, "unordered": true, "meta": []byte(nil)}}
+	got["actor"].(map[string]any)["meta"] = []byte(nil)
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("\n got %v\nwant %v", got, want)
+	}
+	m := Method0(func(*state, context.Context) (int, error) { return 0, nil }, Name("M"))
+	f := Func0(func(context.Context) (int, error) { return 0, nil }, Name(name+" f"))
+	for i, bad := range []struct {
+		of   *function
+		with Option
+	}{{c.f, MaxRestarts(-2)}, {c.f, MaxConcurrency(0)}, {c.f, ConcurrencyGroup("", 1)}, {c.f, Retries(1)}, {c.f, InGroup("io")}, {c.f, GetIfExists()},
+		{m.f, MaxRestarts(1)}, {f.f, InGroup("io")}, {f.f, Detached()}} {
+		o := bad.of.defaults
+		bad.with(&o)
+		if o.check(bad.of); o.err == nil {
+			t.Errorf("option %d is taken", i)
+		}
+	}
+	defer func() {
+		if recover() == nil {
+			t.Error("the same method twice")
+		}
+	}()
+	Method0(func(*state, context.Context) (int, error) { return 0, nil }, Name("M"))
+}

@@ -24,9 +24,9 @@ import (
 
 const benchCoreLong = `Measure tasks and objects on a local cluster of its own: the workloads of Ray's
 microbenchmark and of its single-node envelope, by their names and definitions, in Python;
-with --go the like in Go. A rate is measured in four rounds of two seconds after a second of
-warming up; the figure is their mean. Rows stand beside what the machine can do at best,
-measured in the same process. ROWS are names or parts of names; --list prints them.
+with --go the like in Go, and actors. A rate is measured in four rounds of two seconds after
+a second of warming up; the figure is their mean. Rows stand beside what the machine can do
+at best, measured in the same process. ROWS are names or parts of names; --list prints them.
 
 "make bench-ray" measures Ray beside it on the same machine.`
 
