@@ -456,6 +456,16 @@ def _1_1_async_actor_calls_with_args_async(o: Options) -> Tuple[float, float, in
     return calls(actors(1, AsyncEcho), lambda a: ray.get([a[0].small_value_with_arg.remote(i) for i in range(1000)]), 1000, o)
 
 
+@row("executions/s", limit=round_trips, limit_is="two round trips of a byte between processes")
+def _compiled_graph_calls(o: Options) -> Tuple[float, float, int]:
+    actor = ray.remote(Echo).remote()
+    with importlib.import_module(ray.__name__ + ".dag").InputNode() as x:
+        compiled = actor.small_value_arg.bind(x).experimental_compile()
+    got = rate(lambda: ray.get(compiled.execute(b"ok")), 1, o)
+    compiled.teardown()
+    return got
+
+
 @row("actors/s")
 def _actor_start(o: Options) -> Tuple[float, float, int]:
     """Actors that are made and called once, 50 at a time."""
