@@ -433,7 +433,7 @@ class Client(Connection):
         with self.lock:
             self.check()
             self.out += f.frame(f.KILL, actor + f.U32.pack(1 if no_restart else 0))
-            self.flush()
+        self.ask("sync")  # an agent that is being restarted did not hear it, and the program may do nothing else for long
 
     def _bound(self) -> None:
         """Wait while the agent has too much to read; lock is held."""

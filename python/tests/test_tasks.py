@@ -417,6 +417,16 @@ class ActorTest(Cluster):
             while launcher.util.list_named_actors():
                 self.assertLess(time.monotonic(), end)
 
+    def test_kill_is_heard_by_the_next_agent(self):
+        for _ in range(5):
+            actor = launcher.remote(Held).remote(1)
+            pid = launcher.get(actor.__ray_call__.remote(lambda self: os.getpid()), timeout=30)
+            os.kill(self.agent(), signal.SIGKILL)
+            launcher.kill(actor)  # and nothing else is asked of the agent
+            end = time.monotonic() + 20
+            while os.path.exists(f"/proc/{pid}"):
+                self.assertLess(time.monotonic(), end)
+
     def test_options_that_make_no_sense(self):
         made = launcher.remote(Held)
         for name, value in (
