@@ -121,7 +121,11 @@ func (s *sdkServer) peerNews(p wire.Peer) {
 				in.w.close()
 			}
 		}
-		s.core.NodeGone(now, p.Number, why)
+		if p.Proof {
+			s.core.NodeGone(now, p.Number, why)
+		} else {
+			s.core.NodeSilent(now, p.Number, why)
+		}
 	})
 }
 

@@ -202,4 +202,5 @@ type Peer struct {
 	Addr   string // host:port
 	Gone   bool   // it is dead, or was silent for so long that nothing more is taken of it
 	Cause  string // with Gone
+	Proof  bool   // with Gone: it is certain that all of it has ended
 }

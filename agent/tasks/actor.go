@@ -21,6 +21,7 @@ type actorOptions struct {
 	Concurrency int            `codec:"concurrency"`
 	Groups      map[string]int `codec:"groups"`
 	Unordered   bool           `codec:"unordered"`
+	Exclusive   bool           `codec:"exclusive"`
 	Detached    bool           `codec:"detached"`
 	Namespace   string         `codec:"namespace"`
 	Name        string         `codec:"name"`
@@ -51,6 +52,8 @@ type actor struct {
 	dead  []byte    // once it is: why, an error value
 	why   string    // it is to end
 	kill  bool      // at once
+	until int64     // it is not to live again before
+	left  uint32    // because it may still live on that node
 	ends  bool      // this life of it is to end at once
 	// Of the host:
 	up    bool
@@ -222,6 +225,7 @@ func (t *task) setLife(o *object) {
 // actorLost: the process of an actor is gone. Its owner has it live again, or it is dead.
 func (c *Core) actorLost(t *task, msg string) {
 	a := t.actor
+	silent := c.silentNode(t)
 	c.unhost(t)
 	a.node, a.ends = 0, false
 	if c.peerOf(t) != nil {
@@ -235,6 +239,10 @@ func (c *Core) actorLost(t *task, msg string) {
 		}
 		c.stats.failed++
 		c.dies(t, c.actorDied(t, msg))
+		return
+	}
+	if silent != 0 {
+		c.holdBack(t, silent)
 		return
 	}
 	c.retry(t)

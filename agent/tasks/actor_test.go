@@ -418,3 +418,66 @@ func TestOneConnectionForAllEnvironments(t *testing.T) {
 		t.Fatal("two conversations that are one client at the other end")
 	}
 }
+
+// TestExclusiveActorIsNotInTwoPlaces: while its node is silent it does not live again, and
+// its host ends it in time; proof of death has it live at once.
+func TestExclusiveActorIsNotInTwoPlaces(t *testing.T) {
+	for _, proof := range []bool{false, true} {
+		p := newPair(t, 1, 2)
+		a, b := p.nodes[0], p.nodes[1]
+		a.driver(1)
+		a.frame(1, sdk.MsgSubmit, submit(a.idOf(1, 90), 1, 1)) // has the only core
+		x := a.makeActor(1, 1, map[string]any{"max_retries": -1}, map[string]any{"exclusive": true})
+		p.pump()
+		d, _, _ := a.c.Demand()
+		for _, s := range d {
+			p.lease(5, s.ID, 1)
+		}
+		p.pump()
+		worker := b.born(x, 1)
+		p.pump()
+		p.cut = true
+		for _, w := range p.nodes {
+			for id := range w.c.byClient {
+				w.c.RemoteClosed(w.now, id)
+			}
+			for _, cl := range w.c.sortedClients() {
+				if cl.Kind == sdk.KindPeer {
+					w.c.Away(w.now, cl.ID)
+				}
+			}
+		}
+		later := func(s int64) {
+			for _, w := range p.nodes {
+				w.now += s * second
+				w.c.Tick(w.now)
+				w.take()
+			}
+		}
+		later(15)
+		a.c.NodeSilent(a.now, 8, "silent for 15 s")
+		a.take()
+		if proof {
+			a.c.NodeGone(a.now, 8, "its guard says so")
+			a.take()
+			if got := a.c.tasks[x]; got.state != queued && got.state != running {
+				t.Fatalf("it waits though its node is dead: %s", a.c.why(got))
+			}
+			continue
+		}
+		if got := a.c.tasks[x]; got.state != waiting || !strings.Contains(a.c.why(got), "never in two places") {
+			t.Fatalf("it may be in two places: %s", a.c.why(got))
+		}
+		later(16)
+		if len(b.stops) != 1 || b.stops[0].ID != worker || !b.stops[0].Force {
+			t.Fatalf("its host does not end it: %v", b.stops)
+		}
+		if a.c.tasks[x].state != waiting {
+			t.Fatal("too early")
+		}
+		later(15)
+		if a.c.tasks[x].state == waiting {
+			t.Fatalf("it never lives again: %s", a.c.why(a.c.tasks[x]))
+		}
+	}
+}

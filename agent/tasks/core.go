@@ -86,6 +86,8 @@ type Core struct {
 	copied    map[id]*copied
 	spares    map[id]*spare
 	callees   map[id]*callee
+	heldBack  []*task // creations of exclusive actors that may still live elsewhere
+	silent    bool    // what is given up may go on elsewhere
 	hosts     []*task // actors that calls may be given to
 	order     uint64
 	lookAt    int64 // when connections that nothing uses are looked for next

@@ -430,7 +430,9 @@ func (c *Core) RemoteClosed(now int64, from uint32) {
 func (c *Core) RemoteGone(now int64, from uint32, why string) {
 	c.now = now
 	if r := c.byClient[from]; r != nil {
+		c.silent = true // it may be cut off only
 		c.dropRemote(r, why)
+		c.silent = false
 	}
 }
 
@@ -481,6 +483,9 @@ func (c *Core) NodeGone(now int64, number uint32, why string) {
 		if r.number == number {
 			c.dropRemote(r, why)
 		}
+	}
+	if !c.silent {
+		c.letLive(number)
 	}
 	c.loseAt(func(o *object) bool { return o.where == number }, why)
 	c.copiesGone(number)

@@ -94,6 +94,9 @@ func (c *Core) stateOf(t *task) string {
 func (c *Core) why(t *task) string {
 	switch t.state {
 	case waiting:
+		if t.actor != nil && t.actor.until != 0 {
+			return c.whyHeldBack(t)
+		}
 		if t.isCall() && t.missing == 0 {
 			return c.whyCall(t)
 		}

@@ -394,7 +394,7 @@ func (c *Core) restoreTask(s *savedTask) error {
 		}
 		return nil
 	}
-	if t.state != waiting { // those that run are given out by the records that follow
+	if t.state != waiting || t.actor != nil && t.missing == 0 { // those that run are given out by the records that follow
 		t.state = queued
 		sh.queue.push(t)
 		c.wake(sh)

@@ -240,11 +240,15 @@ func (c *Core) Tick(now int64) {
 	c.tickRemotes()
 	c.tickCopies()
 	c.tickBound()
+	if len(c.heldBack) > 0 {
+		c.letLive(0)
+	}
 	for _, cl := range c.sortedClients() {
 		if cl.away != 0 && now-cl.away >= returnBound {
 			c.gone(cl, "it did not come back after its connection broke")
 			continue
 		}
+		c.endAlone(cl)
 		if cl.pool != nil && cl.up && cl.actor == nil && cl.away == 0 && !cl.asked && len(cl.levels) == 1 {
 			// What was sent behind a long task goes to whoever has time.
 			if l := cl.levels[0]; len(l.tasks) > 1 && !l.blocked && now-l.since >= longTask {

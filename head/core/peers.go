@@ -29,10 +29,10 @@ func (c *Core) peer(number uint32) wire.Peer {
 			return p
 		}
 	}
-	p.Gone, p.Cause = true, "that life of the node is over"
+	p.Gone, p.Proof, p.Cause = true, true, "that life of the node is over"
 	for _, d := range c.d.st.Nodes {
 		if d.Number == number {
-			p.Node, p.Cause = d.ID, cmp.Or(d.Cause, p.Cause)
+			p.Node, p.Cause, p.Proof = d.ID, cmp.Or(d.Cause, p.Cause), d.State == nodeGone
 		}
 	}
 	if number == 0 || number > c.d.st.Numbers {

@@ -405,6 +405,8 @@ def _encode(options: Dict[str, Any], made: Type[Any], space: str, meta: bytes) -
         out["unordered"] = True
     if options.get("lifetime") == "detached":
         out["detached"] = True
+    if not options.get("max_task_retries"):
+        out["exclusive"] = True
     if options.get("name"):
         out["namespace"], out["name"] = space, str(options["name"])
     out["meta"] = meta

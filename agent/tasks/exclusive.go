@@ -1,0 +1,84 @@
+package tasks
+
+import (
+	"fmt"
+	"slices"
+)
+
+// Exclusive actors are never in two places. One on a node that cannot be reached may still
+// be there: it lives again when that node is proved dead, or when it has certainly ended
+// itself, for want of its owner.
+
+const (
+	// ownerBound is for how long an exclusive actor goes on without its owner's agent.
+	ownerBound = 30 * second
+	// exclusiveBound is when its owner takes it for ended, after the connection broke. The
+	// other side may notice that later.
+	exclusiveBound = 45 * second
+)
+
+// NodeSilent is NodeGone without proof that what it had has ended.
+func (c *Core) NodeSilent(now int64, number uint32, why string) {
+	c.silent = true
+	c.NodeGone(now, number, why)
+	c.silent = false
+}
+
+// silentNode gives the node that may still have an exclusive actor; 0 = none has.
+func (c *Core) silentNode(t *task) uint32 {
+	w := t.worker()
+	if !c.silent || !t.shape.actor.Exclusive || w == nil || w.remote == nil {
+		return 0
+	}
+	since := w.away
+	if since == 0 {
+		since = c.now
+	}
+	t.actor.until = since + exclusiveBound
+	return w.remote.number
+}
+
+// holdBack has a creation wait until its actor may live again.
+func (c *Core) holdBack(t *task, number uint32) {
+	if t.retries > 0 {
+		t.retries--
+	}
+	t.attempt++
+	c.leaves(t)
+	t.state, t.actor.left = waiting, number
+	c.queued += int64(len(t.body))
+	c.heldBack = append(c.heldBack, t)
+}
+
+// letLive puts the creations that may go on in their queues: of a node that is proved dead
+// (0 = none), and those whose time has come.
+func (c *Core) letLive(dead uint32) {
+	c.heldBack = slices.DeleteFunc(c.heldBack, func(t *task) bool {
+		a := t.actor
+		if t.state != waiting {
+			return true
+		}
+		if a.left != dead && c.now < a.until {
+			return false
+		}
+		a.until, a.left = 0, 0
+		c.enqueue(t)
+		return true
+	})
+}
+
+// endAlone ends an exclusive actor of another node whose owner has been away for too long.
+func (c *Core) endAlone(w *client) {
+	t := w.actor
+	if t == nil || t.state != running || !t.actor.up || !t.shape.actor.Exclusive {
+		return
+	}
+	if p := c.peerOf(t); p != nil && p.away != 0 && c.now-p.away >= ownerBound {
+		c.stop(t, true)
+	}
+}
+
+// whyHeldBack says until when an actor is not to live again.
+func (c *Core) whyHeldBack(t *task) string {
+	return fmt.Sprintf("waits %d s, or for proof that node number %d is dead: it may still live there, and is never in two places", max(0, t.actor.until-c.now)/second, t.actor.left)
+}
