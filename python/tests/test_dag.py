@@ -3,6 +3,11 @@
 import asyncio
 import gc
 import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
 import time
 import unittest
 import unittest.mock
@@ -166,6 +171,33 @@ class OverChannels(Graphs):
                 compiled = b.add.bind(a.add.bind(x)).experimental_compile(_max_inflight_executions=1)
             self.assertEqual([launcher.get(compiled.execute(i)) for i in range(3)], [11, 12, 13])
             compiled.teardown()
+
+    def test_a_program_that_dies(self):
+        @launcher.remote(num_cpus=0)
+        class Holder:
+            def same(self, x):
+                return x
+
+            def busy(self):
+                return any(t.name == "compiled-graph" for t in threading.enumerate())
+
+        a = Holder.options(name="holder", namespace="dies").remote()
+        self.assertFalse(launcher.get(a.busy.remote()))
+        program = """
+            import launcher, os, signal, sys
+            from launcher.dag import InputNode
+            launcher.init(sys.argv[1])
+            a = launcher.get_actor("holder", "dies")
+            with InputNode() as x:
+                compiled = a.same.bind(x).experimental_compile()
+            assert launcher.get(compiled.execute(1)) == 1 and launcher.get(a.busy.remote())
+            os.kill(os.getpid(), signal.SIGKILL)
+        """
+        p = subprocess.run([sys.executable, "-c", textwrap.dedent(program), self.path], timeout=60)
+        self.assertEqual(p.returncode, -signal.SIGKILL)
+        end = time.monotonic() + 5
+        while launcher.get(a.busy.remote()):
+            self.assertLess(time.monotonic(), end)
 
     def test_what_cannot_be_compiled(self):
         (a,) = stages(1)
