@@ -227,6 +227,10 @@ func (s *sdkServer) forget(now int64, cl *sdkClient, cause string) {
 	delete(s.clients, cl.ID)
 	s.a.metrics.user.ended(cl.ID)
 	s.forgotten(cl)
+	if cl.starved != "" {
+		cause = cl.starved
+		s.core.Starved(cl.ID)
+	}
 	s.core.Gone(now, cl.ID, cause)
 	s.unmade(cl.ID)
 	s.store.Detach(cl.ID)

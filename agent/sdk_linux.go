@@ -7,6 +7,7 @@ import (
 	"sync"
 
 	"launcher/agent/core"
+	"launcher/agent/detect"
 	"launcher/agent/store"
 	"launcher/agent/tasks"
 	"launcher/agent/workers"
@@ -49,6 +50,7 @@ type sdkServer struct {
 	broken     chan error                       // that, for the agent
 	wg         sync.WaitGroup
 
+	oom    *oomWatch // guarded by a.mu
 	peers  sdkPeers
 	backMu sync.Mutex
 	backs  map[wire.ObjectID][]chan error // who waits for objects from disk; guarded by backMu
@@ -74,6 +76,7 @@ type sdkClient struct {
 	spaces  []spaceWait
 	gone    chan struct{} // of workers: closed when the process has ended
 	end     workers.End   // before gone is closed
+	starved string        // and how, if it was killed for want of memory
 }
 
 // sdkRecord is what is kept of a client for the next agent.
@@ -92,6 +95,7 @@ type sdkRecord struct {
 func newSDKServer(a *agent) *sdkServer {
 	s := &sdkServer{a: a, clients: map[uint32]*sdkClient{}, programs: &programs{a: a, of: map[[2]string]*program{}}, dirs: &dirs{a: a, of: map[dirKey]*dir{}, told: map[dirKey]bool{}}, names: map[wire.ObjectID]wire.ActorName{}, groupWaits: map[wire.GroupID][]*groupWait{}, drivers: map[string][]*sdkConn{}, named: make(chan struct{}), poke: make(chan struct{}, 1), resting: true, broken: make(chan error, 1), parked: make(chan struct{}),
 		peers: sdkPeers{out: map[uint32]*peerOut{}, in: map[uint32]*peerIn{}, borrows: map[uint32]*borrow{}, logs: map[string][]*peerWriter{}, copying: map[wire.ObjectID][]chan string{}}, backs: map[wire.ObjectID][]chan error{}}
+	s.oom = newOOMWatch(func() int64 { return detect.OOMKills("/") })
 	s.ctx, s.end = context.WithCancel(context.Background())
 	return s
 }

@@ -21,6 +21,7 @@ func (s *sdkServer) run(ctx context.Context) error {
 		case <-t.C:
 			next := restEvery
 			s.turn(func(now int64) {
+				s.oom.look(time.Now())
 				s.core.Tick(now)
 				s.demand()
 				s.tellNames()

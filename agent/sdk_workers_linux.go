@@ -207,6 +207,9 @@ func (s *sdkServer) workerEnded(id uint32, end workers.End) {
 			return
 		}
 		cl.end = end
+		if end.Signal == int32(unix.SIGKILL) && s.oom.grew() {
+			cl.starved = starved()
+		}
 		close(cl.gone)
 		if cl.conn != nil {
 			cl.conn.noMore() // its reader takes what is there, and then ends

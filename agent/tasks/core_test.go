@@ -3,6 +3,7 @@ package tasks
 import (
 	"encoding/binary"
 	"fmt"
+	"strings"
 	"testing"
 
 	"launcher/agent/core"
@@ -552,5 +553,28 @@ func BenchmarkTask(b *testing.B) {
 			w.c.Take(w.now)
 			w.c.Sent()
 		}
+	}
+}
+
+// TestStarvedWorker: the kernel's kill for want of memory has an error of its own.
+func TestStarvedWorker(t *testing.T) {
+	w := newDesk(t, 1)
+	w.driver(1)
+	w.shape(1, 2, map[string]any{"name": "hungry", "max_retries": 0})
+	x := taskOf(1, 1)
+	w.frame(1, sdk.MsgSubmit, submit(x, 2, 1))
+	w.take()
+	worker := w.starts[0].ID
+	w.startAll()
+	w.take()
+	w.c.Starved(worker)
+	w.c.Gone(w.now, worker, "there are 2 GiB")
+	w.frame(1, sdk.MsgGet, get(sdk.GetValue, x.With(1)))
+	w.take()
+	if got := w.objects(1)[x.With(1)]; !strings.Contains(got, "memory") || !strings.Contains(got, "there are 2 GiB") || strings.Contains(got, "worker_crashed") {
+		t.Errorf("got %q", got)
+	}
+	if o := w.restored().objects[x.With(1)]; o == nil || !strings.Contains(string(o.data), "memory") {
+		t.Errorf("after a restart %+v", o)
 	}
 }

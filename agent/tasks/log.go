@@ -15,7 +15,7 @@ const (
 	recFrame    = 1 // a client's frame
 	recConnect  = 2
 	recWorker   = 3 // a worker is to be started
-	recGone     = 4
+	recGone     = 4 // type 1: for want of memory
 	recGive     = 5 // a task was given to a worker
 	recBack     = 6 // and withdrawn
 	recLost     = 7
@@ -63,9 +63,16 @@ func (c *Core) recordRemote(number uint32, typ uint16, body []byte) {
 	c.record(recRemote, number, typ, body)
 }
 
-func (c *Core) recordGone(client uint32) { c.record(recGone, client, 0, nil) }
-func (c *Core) recordLost(x id)          { c.record(recLost, 0, 0, x[:]) }
-func (c *Core) recordBack(t *task)       { c.record(recBack, 0, 0, t.id[:]) }
+func (c *Core) recordLost(x id)    { c.record(recLost, 0, 0, x[:]) }
+func (c *Core) recordBack(t *task) { c.record(recBack, 0, 0, t.id[:]) }
+
+func (c *Core) recordGone(cl *client) {
+	typ := uint16(0)
+	if cl.starved {
+		typ = 1
+	}
+	c.record(recGone, cl.ID, typ, nil)
+}
 
 func (c *Core) recordSeq(t *task) {
 	c.record(recSeq, t.worker().ID, 0, append32(slices.Clone(t.id[:]), t.seq))
@@ -196,6 +203,7 @@ func (c *Core) repeat(kind uint8, from uint32, typ uint16, body []byte) error {
 		c.restoreWorker(from, n)
 	case recGone:
 		if cl != nil {
+			cl.starved = typ == 1
 			c.gone(cl, "it ended")
 		}
 	case recGive:

@@ -378,22 +378,23 @@ type client struct {
 	streams map[*task]struct{}   // that it reads
 
 	// Of a worker:
-	pool   *pool
-	up     bool
-	ending bool
-	levels []*level // [0] is the pipeline; further ones are nested runs
-	seq    uint32
-	known  map[funcID]bool
-	idleAt int64
-	drawn  uint32 // sequences below it that were withdrawn may still be in its socket
-	asked  bool   // a Withdraw is under way
-	handed bool   // it is given nothing before it says what it waits for or ends its task
-	deaf   bool   // it drops what it is given: it has handed back and waits for an answer
-	ran    int
-	actor  *task             // it is an actor's, with this creation
-	calls  map[funcID]uint32 // of those that a worker may run only so often
-	outOf  wire.BundleID     // the bundle that it was in, which is gone
-	spent  bool              // it ends when it has nothing to do
+	pool    *pool
+	up      bool
+	ending  bool
+	levels  []*level // [0] is the pipeline; further ones are nested runs
+	seq     uint32
+	known   map[funcID]bool
+	idleAt  int64
+	drawn   uint32 // sequences below it that were withdrawn may still be in its socket
+	asked   bool   // a Withdraw is under way
+	handed  bool   // it is given nothing before it says what it waits for or ends its task
+	deaf    bool   // it drops what it is given: it has handed back and waits for an answer
+	ran     int
+	actor   *task             // it is an actor's, with this creation
+	calls   map[funcID]uint32 // of those that a worker may run only so often
+	outOf   wire.BundleID     // the bundle that it was in, which is gone
+	starved bool              // it was killed for want of memory
+	spent   bool              // it ends when it has nothing to do
 
 	remote *remote // another node's agent
 	keeps  []id    // parts of a PeerKeep that came before it

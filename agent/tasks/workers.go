@@ -43,8 +43,15 @@ func (c *Core) Gone(now int64, client uint32, cause string) {
 	}
 }
 
+// Starved: a worker that is Gone next was killed for want of memory.
+func (c *Core) Starved(client uint32) {
+	if cl := c.clients[client]; cl != nil {
+		cl.starved = true
+	}
+}
+
 func (c *Core) gone(cl *client, cause string) {
-	c.recordGone(cl.ID)
+	c.recordGone(cl)
 	delete(c.clients, cl.ID)
 	c.unsubscribe(cl)
 	var orphans []*task
@@ -118,7 +125,11 @@ func (c *Core) workerGone(w *client, cause string) (orphans []*task) {
 				c.fails(t, c.errorOf("group_removed", fmt.Sprintf("placement group %s was removed while %s ran in it", w.outOf.Group, t.shape.name), t))
 				continue
 			}
-			c.interrupted(t, "worker_crashed", fmt.Sprintf("the worker that ran %s (pid %d on node %s) died: %s", t.shape.name, w.PID, c.cfg.Node, cause))
+			code := "worker_crashed"
+			if w.starved {
+				code = "memory"
+			}
+			c.interrupted(t, code, fmt.Sprintf("the worker that ran %s (pid %d on node %s) died: %s", t.shape.name, w.PID, c.cfg.Node, cause))
 		}
 		if l.has {
 			c.leaveRoom(l)
