@@ -480,6 +480,22 @@ def _actor_start(o: Options) -> Tuple[float, float, int]:
     return statistics.mean(made), statistics.stdev(made) if len(made) > 1 else 0.0, 50
 
 
+@row("groups/s")
+def _placement_group(o: Options) -> Tuple[float, float, int]:
+    util = importlib.import_module(ray.__name__ + ".util")
+    placement_group, remove_placement_group = util.placement_group, util.remove_placement_group
+
+    def call() -> None:
+        groups = [placement_group([{"CPU": 0.001}]) for _ in range(100)]
+        for g in groups:
+            if not g.wait(30):
+                raise AssertionError("a group without room")
+        for g in groups:
+            remove_placement_group(g)
+
+    return rate(call, 100, o)
+
+
 @row("s", less=True)
 def _init_to_first_result(o: Options) -> Tuple[float, float, int]:
     """init() with nothing up, to the first task's result, in a program of its own."""
