@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"time"
 
+	"launcher/agent/proc"
 	"launcher/agent/tasks"
 	"launcher/internal/errs"
 	"launcher/wire"
@@ -105,7 +106,7 @@ func (s *sdkServer) driverHello(now int64, h *sdk.Hello, c *sdkConn) (*sdkClient
 		h.Proc = ""
 	}
 	who := tasks.Client{ID: id, Kind: sdk.KindDriver, Language: h.Language, Job: job, Name: h.Name, Proc: h.Proc, PID: h.PID, Program: h.Program, Dir: h.Dir, Path: h.Path}
-	cl := &sdkClient{sdkRecord: sdkRecord{ID: id, Kind: h.Kind, Nonce: h.Nonce, Job: job, Name: h.Name, Proc: h.Proc, PID: h.PID}, conn: c}
+	cl := &sdkClient{sdkRecord: sdkRecord{ID: id, Kind: h.Kind, Nonce: h.Nonce, Job: job, Name: h.Name, Proc: h.Proc, PID: h.PID, Start: startOf(h.PID)}, conn: c}
 	if err := s.remember(cl); err != nil {
 		return nil, err
 	}
@@ -117,6 +118,25 @@ func (s *sdkServer) driverHello(now int64, h *sdk.Hello, c *sdkConn) (*sdkClient
 	s.logsTo(cl)
 	s.warm(job, h)
 	return cl, nil
+}
+
+// startOf is when a process was started, as the kernel counts; 0 = it is gone.
+func startOf(pid int) uint64 {
+	st, err := proc.ReadStat(pid)
+	if err != nil || st.State == 'Z' {
+		return 0
+	}
+	return st.Start
+}
+
+// keepBusy keeps the programs that are away, for want of anything to ask, but live. a.mu is
+// held.
+func (s *sdkServer) keepBusy(now int64) {
+	for _, id := range s.core.LongAway(now) {
+		if cl := s.clients[id]; cl != nil && cl.Start != 0 && startOf(cl.PID) == cl.Start {
+			s.core.StillThere(now, id)
+		}
+	}
 }
 
 // workerHello takes a worker that this agent started. a.mu is held.

@@ -89,6 +89,7 @@ type sdkRecord struct {
 	Name   string
 	Proc   string
 	PID    int
+	Start  uint64 // of drivers: with PID it names the process for good
 	Python bool
 }
 

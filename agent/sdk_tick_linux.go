@@ -22,6 +22,7 @@ func (s *sdkServer) run(ctx context.Context) error {
 			next := restEvery
 			s.turn(func(now int64) {
 				s.oom.look(time.Now())
+				s.keepBusy(now)
 				s.core.Tick(now)
 				s.demand()
 				s.tellNames()

@@ -191,6 +191,24 @@ func (c *Core) Away(now int64, id uint32) {
 	}
 }
 
+// LongAway lists programs that have been away for half of what they may be.
+func (c *Core) LongAway(now int64) (ids []uint32) {
+	for id, cl := range c.clients {
+		if cl.Kind == sdk.KindDriver && cl.away != 0 && now-cl.away >= returnBound/2 {
+			ids = append(ids, id)
+		}
+	}
+	return ids
+}
+
+// StillThere: the process of a program that is away lives. It comes back when it next wants
+// something.
+func (c *Core) StillThere(now int64, id uint32) {
+	if cl := c.clients[id]; cl != nil && cl.away != 0 {
+		cl.away = now
+	}
+}
+
 // Back: it is there again. It repeats what it asked and reported.
 func (c *Core) Back(now int64, id uint32) {
 	c.now = now
