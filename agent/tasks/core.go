@@ -182,69 +182,6 @@ func (c *Core) jobOf(key string) *job {
 	return j
 }
 
-// Away: the connection of a client broke, but its process may come back.
-func (c *Core) Away(now int64, id uint32) {
-	if cl := c.clients[id]; cl != nil && cl.away == 0 {
-		cl.away = now
-		// What was not written is lost; what it asked for is asked again.
-		cl.out = cl.out[:0]
-	}
-}
-
-// LongAway lists programs that have been away for half of what they may be.
-func (c *Core) LongAway(now int64) (ids []uint32) {
-	for id, cl := range c.clients {
-		if cl.Kind == sdk.KindDriver && cl.away != 0 && now-cl.away >= returnBound/2 {
-			ids = append(ids, id)
-		}
-	}
-	return ids
-}
-
-// StillThere: the process of a program that is away lives. It comes back when it next wants
-// something.
-func (c *Core) StillThere(now int64, id uint32) {
-	if cl := c.clients[id]; cl != nil && cl.away != 0 {
-		cl.away = now
-	}
-}
-
-// Back: it is there again. It repeats what it asked and reported.
-func (c *Core) Back(now int64, id uint32) {
-	c.now = now
-	if cl := c.clients[id]; cl != nil {
-		cl.away, cl.handed, cl.deaf = 0, cl.busy(), false // what it waits for it says again
-		if cl.ending {
-			c.sendExit(cl)
-			return
-		}
-		if cl.pool != nil {
-			// It has dropped what it had not begun, and passes over what it had.
-			clear(cl.known)
-			for _, t := range cl.given() {
-				cl.seq++
-				t.seq, t.twice = cl.seq, true
-				c.recordSeq(t)
-				c.exec(cl, t)
-			}
-			c.touched = append(c.touched, cl.levels[0])
-			if t := cl.actor; t != nil && t.state == running {
-				if c.hosts = append(c.hosts, t); t.actor.why != "" || t.actor.ends {
-					c.stop(t, t.actor.kill || t.actor.ends)
-				}
-			}
-		}
-		c.unsubscribe(cl)
-		// Which of its tasks waits for what it does not say: all of it is put down to the one
-		// on top, and those below wait as long as that.
-		for i, l := range cl.levels {
-			if top := cl.top(); l != top && len(l.tasks) > 0 && i < slices.Index(cl.levels, top) {
-				c.lends(l)
-			}
-		}
-	}
-}
-
 // Frame takes one frame of a client. An error says what was wrong with it and ends that
 // client; others are as before. The body is copied where it is kept.
 func (c *Core) Frame(now int64, from uint32, typ uint16, body []byte) error {
