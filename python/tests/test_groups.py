@@ -126,7 +126,7 @@ class GroupTest(unittest.TestCase):
     def test_removed(self):
         group = placement_group([{"CPU": 1}, {"CPU": 1}], strategy="SPREAD")
         runs = [launcher.remote(long).options(**inside(group, i, max_retries=0)).remote() for i in (0, 1)]
-        self.eventually(lambda: [t.state for t in self.tasks()].count("RUNNING") == 2, "the tasks do not run")
+        self.eventually(lambda: len({t.worker_pid for t in self.tasks() if t.state == "RUNNING" and t.worker_pid}) == 2, "the tasks do not run")
         remove_placement_group(group)
         for r in [*runs, launcher.remote(where).options(**inside(group)).remote()]:
             with self.assertRaises(exceptions.TaskPlacementGroupRemoved):
