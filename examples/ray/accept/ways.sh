@@ -1,4 +1,4 @@
-# Sourced by from-ray.accept.sh: each way to import ray, by a program that prints 42.
+# Sourced by accept/from-ray.sh: each way to import ray, by a program that prints 42.
 
 way plain "import ray" <<'P'
 import ray

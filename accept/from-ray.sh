@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Ray programs unchanged: the programs of examples/ray, every way to import ray, every name
 # of docs/from-ray.md, and what stands on Ray. See accept/lib.sh for the form; ONLY="WORD..."
-# runs the parts whose names begin so. Moves to accept/from-ray.sh when all of it is built.
-source "$(dirname "$0")/../../accept/lib.sh"
+# runs the parts whose names begin so.
+source "$(dirname "$0")/lib.sh"
 
 HERE=$ROOT/examples/ray/accept
 mkdir -p "$WORK/tmp"
