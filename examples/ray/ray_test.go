@@ -6,7 +6,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 
@@ -14,9 +13,6 @@ import (
 )
 
 func TestMain(m *testing.M) { os.Exit(testkit.Main(m)) }
-
-// coming are the programs that need what is not built yet.
-var coming = strings.Fields("placement_groups")
 
 // python is the interpreter that has what the SDK and the programs need.
 func python(t *testing.T) string {
@@ -46,9 +42,6 @@ func TestAsRay(t *testing.T) {
 	defer h.OK("down", "lab")
 	for _, file := range expected {
 		name := strings.TrimSuffix(filepath.Base(file), ".txt")
-		if slices.Contains(coming, name) {
-			continue
-		}
 		t.Run(name, func(t *testing.T) {
 			want, err := os.ReadFile(file)
 			if err != nil {

@@ -44,7 +44,7 @@ class PlacementGroup:
             found = _client.connected().ask("groups", "look", self._id)
             if not found:
                 raise ValueError(f"there is no placement group {self.id}")
-            self._bundles = [dict(b) for b in found[0]["bundles"]]
+            self._bundles = [{k: float(v) for k, v in b.items()} for b in found[0]["bundles"]]
         return self._bundles
 
     @property
@@ -126,7 +126,7 @@ def placement_group(
             raise
     else:
         _tell(client, "group_create", *args)
-    return PlacementGroup(id, [dict(b) for b in bundles])
+    return PlacementGroup(id, [{k: float(v) for k, v in b.items()} for b in bundles])
 
 
 def _bundle(b: Any) -> List[Any]:
@@ -181,7 +181,7 @@ def _row(g: Dict[str, Any]) -> Dict[str, Any]:
     return {
         "placement_group_id": bytes(g["id"]).hex(),
         "name": g["name"],
-        "bundles": {i: dict(b) for i, b in enumerate(g["bundles"])},
+        "bundles": {i: {k: float(v) for k, v in b.items()} for i, b in enumerate(g["bundles"])},
         "bundles_to_node_id": {i: n for i, n in enumerate(nodes)},
         "strategy": g["strategy"],
         "state": g["state"],
