@@ -31,6 +31,7 @@ type SDKTaskQuery struct {
 	Job    JobID    `json:"job,omitempty"`
 	Name   string   `json:"name,omitempty"`
 	States []string `json:"states,omitempty"` // none: those that have not ended
+	Actors bool     `json:"actors,omitempty"` // the creations of actors that live, too
 	Limit  int      `json:"limit"`            // list at most so many; counts are of all
 }
 

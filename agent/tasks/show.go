@@ -180,7 +180,7 @@ func (c *Core) Tasks(q wire.SDKTaskQuery) wire.SDKTasks {
 	counts := map[nameState]*wire.SDKTaskCount{}
 	var list []*task
 	for _, t := range c.tasks {
-		if a := t.actor; a != nil && (a.up || a.node != 0 || a.dead != nil) {
+		if a := t.actor; a != nil && !q.Actors && (a.up || a.node != 0 || a.dead != nil) {
 			continue // no task any more, but an actor
 		}
 		state := c.stateOf(t)

@@ -96,7 +96,7 @@ def _task(t: Dict[str, Any], node: str) -> State:
 
 
 def _tasks(args: Dict[str, Any], timeout: float) -> List[State]:
-    now = [_task(t, node) for node, a in _ask("tasks", {"limit": 0, **args}, timeout).items() for t in a["tasks"]]
+    now = [_task(t, node) for node, a in _ask("tasks", {"limit": 0, "actors": True, **args}, timeout).items() for t in a["tasks"]]
     there = {t.task_id for t in now}
     before = [_task(t, node) for node, a in _ask("timeline", {"limit": 20_000}, timeout).items() for t in reversed(a["events"])]
     return now + [t for t in before if t.task_id not in there and args.get("id") in (None, t.task_id)]
