@@ -267,7 +267,8 @@ func TestReplaysExactly(t *testing.T) {
 		watch(t, s, job)
 	}
 	look()
-	final := c.head.last
+	var final uint64
+	c.head.do(func(*coreT) { final = c.head.last })
 	c.kill()
 	checkReplay(t, filepath.Join(c.dir, "journal"), live, final)
 }
