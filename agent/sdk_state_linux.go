@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"runtime/debug"
 	"strconv"
 	"strings"
 
@@ -129,7 +130,13 @@ func (s *sdkServer) compact() {
 		s.a.log.Error("the log of tasks cannot be made shorter", "err", err)
 		s.log.next = 2 * s.log.log.End()
 	}
+	if s.log.log.End() > largeLog { // what was written lies in the heap once more, and may for minutes
+		s.wg.Go(debug.FreeOSMemory)
+	}
 }
+
+// largeLog is a log after whose writing memory is given back at once.
+const largeLog = 32 << 20
 
 // objectMemory is how much memory the node's objects may take: "30%" of what it has, or a
 // size.
