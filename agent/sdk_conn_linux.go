@@ -144,7 +144,7 @@ func (c *sdkConn) putFrame(typ uint16, body []byte, files ...*os.File) {
 // says how many lines were left out.
 func (c *sdkConn) putLog(lines int, frame func(dropped int) []byte) {
 	c.mu.Lock()
-	dropped, fits := c.logs.pass(len(c.out), lines)
+	dropped, fits := c.logs.pass(len(c.out)+c.going, lines) // what is being written waits, too
 	c.mu.Unlock()
 	if fits {
 		c.put(frame(dropped))
