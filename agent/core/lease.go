@@ -265,5 +265,5 @@ func (c *Core) Check() error {
 			return errs.New(errs.Internal, "lease %d has %d slots, %d are used", id, g.slots, g.used)
 		}
 	}
-	return nil
+	return c.checkBundles()
 }

@@ -4,7 +4,6 @@ package ray
 
 import (
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -14,24 +13,8 @@ import (
 
 func TestMain(m *testing.M) { os.Exit(testkit.Main(m)) }
 
-// python is the interpreter that has what the SDK and the programs need.
-func python(t *testing.T) string {
-	t.Helper()
-	venv, err := filepath.Abs("../../.venv/bin/python")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, py := range []string{venv, "python3"} {
-		if exec.Command(py, "-c", "import cloudpickle, msgpack, numpy").Run() == nil {
-			return py
-		}
-	}
-	t.Skip("SKIP: no Python with cloudpickle, msgpack and numpy (make setup)")
-	return ""
-}
-
 func TestAsRay(t *testing.T) {
-	py := python(t)
+	py := testkit.Python(t, "cloudpickle", "msgpack", "numpy")
 	expected, err := filepath.Glob("expected/*.txt")
 	if err != nil || len(expected) < 30 {
 		t.Fatalf("%d programs, wanted 30 and more; %v", len(expected), err)

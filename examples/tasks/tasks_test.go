@@ -4,7 +4,6 @@ package tasks
 
 import (
 	"os"
-	"os/exec"
 	"path/filepath"
 	"regexp"
 	"testing"
@@ -29,22 +28,6 @@ var examples = []struct {
 	{"nested.py", []string{"12", "3000"}, `^sorted 3000 numbers: True\n12 tasks deep\n$`},
 }
 
-// python is the interpreter that has what the SDK needs.
-func python(t *testing.T) string {
-	t.Helper()
-	venv, err := filepath.Abs("../../.venv/bin/python")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, py := range []string{venv, "python3"} {
-		if exec.Command(py, "-c", "import cloudpickle, msgpack").Run() == nil {
-			return py
-		}
-	}
-	t.Skip("SKIP: no Python with cloudpickle and msgpack (make setup)")
-	return ""
-}
-
 // texts makes a corpus.
 func texts(h *testkit.Home) string {
 	h.Write("texts/a.txt", "The cat and the dog.\n")
@@ -65,7 +48,7 @@ func given(args []string, corpus string) []string {
 }
 
 func TestOnTheirOwn(t *testing.T) {
-	py, sdk := python(t), abs(t, "../../python")
+	py, sdk := testkit.Python(t, "cloudpickle", "msgpack"), abs(t, "../../python")
 	for _, e := range examples {
 		t.Run(e.file, func(t *testing.T) {
 			h := testkit.New(t)
@@ -77,7 +60,7 @@ func TestOnTheirOwn(t *testing.T) {
 }
 
 func TestAsJobs(t *testing.T) {
-	py := python(t)
+	py := testkit.Python(t, "cloudpickle", "msgpack")
 	h := testkit.New(t)
 	h.Write("lab.toml", "version = 1\nname = \"lab\"\n[[pool]]\nname = \"local\"\nbackend = \"local\"\nnodes = 2\nresources = { cpu = 1 }\n")
 	h.OK("up", "lab.toml")

@@ -70,6 +70,29 @@ func Binary(t testing.TB) string {
 	return b
 }
 
+// Python is an interpreter that has these modules: that of .venv, or the system's. The test
+// is skipped where there is none.
+func Python(t testing.TB, modules ...string) string {
+	t.Helper()
+	root, err := os.Getwd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for root != "/" {
+		if _, err := os.Stat(filepath.Join(root, "go.mod")); err == nil {
+			break
+		}
+		root = filepath.Dir(root)
+	}
+	for _, py := range []string{filepath.Join(root, ".venv/bin/python"), "python3"} {
+		if exec.Command(py, "-c", "import "+strings.Join(modules, ", ")).Run() == nil {
+			return py
+		}
+	}
+	t.Skipf("SKIP: no Python with %s (make setup)", strings.Join(modules, ", "))
+	return ""
+}
+
 // Home is one user's launcher in a test: a state directory, a working directory, and
 // commands run there.
 type Home struct {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import atexit
 import contextvars
 import inspect
 import os
@@ -12,11 +11,12 @@ import sys
 import threading
 import time
 from collections import deque
-from typing import Any, Deque, Dict, Optional, Set, Tuple
+from typing import Any, Deque, Dict, Optional, Set, Tuple, Type
 
 from . import _frames as f
 from . import _serial
 from ._http import Error
+from ._process import finish
 
 current: "contextvars.ContextVar[Any]" = contextvars.ContextVar("launcher_call", default=None)
 
@@ -88,7 +88,7 @@ class Actor:
                 raise Error("corrupt", "an actor whose class the agent did not tell")
             made = function.load()
             args, kwargs, _, _ = worker._arguments(o)
-            self.is_async = any(inspect.iscoroutinefunction(m) or inspect.isasyncgenfunction(m) for _, m in inspect.getmembers(made, inspect.isfunction))
+            self.is_async = is_async(made)
             self.groups[""] = Group(self.concurrency)
             if self.is_async:
                 self.loop = asyncio.new_event_loop()
@@ -191,9 +191,7 @@ class Actor:
         now = time.time_ns()
         with client.lock:
             client.found()
-            out = client.out
-            out += f.RESULT_HEAD.pack(48 + len(values), f.RESULT, 0, o.task, o.attempt, status, start, now, count)
-            out += values
+            out = self.worker.put_result(o, status, count, values, start, now)
             self.held.discard((o.task, o.attempt))
             if self.loop is not None and self.thread == threading.get_ident():
                 if len(out) > 32 << 10:
@@ -348,9 +346,7 @@ class Actor:
         async for item in items:
             value = client.value(encode(item))
             with client.lock:
-                client.out += f.YIELD_HEAD.pack(28 + len(value), f.YIELD, 0, o.task, o.attempt, index)
-                client.out += value
-                client.flush()
+                self.worker.put_item(o, index, value)
             index += 1
             while pressure and index - o.taken >= pressure and not o.cancelled:
                 o.wake = asyncio.Event()
@@ -389,7 +385,7 @@ class Actor:
         now = time.time_ns()
         self._cleanup()
         with client.lock:
-            client.out += f.RESULT_HEAD.pack(48, f.RESULT, 0, o.task, o.attempt, f.OK, now, now, 0)
+            self.worker.put_result(o, f.OK, 0, b"", now, now)
             client.flush()
         finish(0)
 
@@ -408,18 +404,11 @@ def _cancelled(client: Any, m: Method) -> bytes:
     return f.VALUE.pack(f.FAILED, 1, 0, len(data)) + data
 
 
+def is_async(made: Type[Any]) -> bool:
+    """Whether a class makes async actors: those with async methods."""
+    return any(inspect.iscoroutinefunction(m) or inspect.isasyncgenfunction(m) for _, m in inspect.getmembers(made, inspect.isfunction))
+
+
 def leave(*_: Any) -> None:
     """Have the actor end by its own will."""
     raise Leave(0)
-
-
-def finish(code: int) -> None:
-    """End this process from any thread."""
-    try:
-        atexit._run_exitfuncs()
-        sys.stdout.flush()
-        sys.stderr.flush()
-    except (OSError, ValueError):
-        pass
-    os._exit(code)
-

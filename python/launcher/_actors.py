@@ -11,8 +11,9 @@ from typing import Any, Callable, Dict, List, Optional, Tuple, Type, TypeVar
 
 from . import _client, _pack, _remote, _serial
 from . import _frames as f
+from ._actor_worker import is_async
 from ._actor_worker import leave as exit_actor
-from ._refs import ObjectRef, ObjectRefGenerator
+from ._refs import ObjectRef, ObjectRefGenerator, with_index
 from .exceptions import ActorAlreadyExistsError, PendingCallsLimitExceeded
 
 C = TypeVar("C", bound=Callable[..., Any])
@@ -159,9 +160,8 @@ class ActorHandle:
     there is none any more, unless it is detached."""
 
     def __init__(self, ref: ObjectRef[Any], info: _Info, meta: bytes) -> None:
-        low = int.from_bytes(ref._id[8:], "little") & ~0xFFFFF
         self._ref, self._info, self._meta = ref, info, meta
-        self._id = ref._id[:8] + low.to_bytes(8, "little")
+        self._id = with_index(ref._id, 0)
         self._open: Optional[List[ObjectRef[Any]]] = [] if (info.options.get("max_pending_calls") or -1) > 0 else None
 
     @property
@@ -285,11 +285,6 @@ def _methods(made: Type[Any]) -> Dict[str, Dict[str, Any]]:
     return out
 
 
-def is_async(made: Type[Any]) -> bool:
-    """Whether a class makes async actors: those with async methods."""
-    return any(inspect.iscoroutinefunction(m) or inspect.isasyncgenfunction(m) for _, m in inspect.getmembers(made, inspect.isfunction))
-
-
 class ActorClass:
     """A class whose remote() makes an actor. The decorator remote makes it."""
 
@@ -348,8 +343,7 @@ class ActorClass:
             if number:  # it has a name already, which others may want
                 client.ask("unname_actor", id)
             raise
-        low = int.from_bytes(task[8:], "little") | 1
-        return ActorHandle(client.item(task[:8] + low.to_bytes(8, "little")), info, meta)
+        return ActorHandle(client.item(with_index(task, 1)), info, meta)
 
     def bind(self, *args: Any, **kwargs: Any) -> Any:
         """A node of a graph of calls: launcher.dag."""
@@ -452,8 +446,7 @@ def own_namespace(client: _client.Client) -> str:
 
 def _named(client: _client.Client, found: List[Any]) -> ActorHandle:
     id, meta = bytes(found[0]), bytes(found[1])
-    low = int.from_bytes(id[8:], "little") | 1
-    return ActorHandle(client.hold(id[:8] + low.to_bytes(8, "little")), _Info.load(meta), meta)
+    return ActorHandle(client.hold(with_index(id, 1)), _Info.load(meta), meta)
 
 
 def _find(client: _client.Client, space: str, name: str, found: Any = None) -> Optional[ActorHandle]:

@@ -16,8 +16,8 @@ from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, TypeVar
 from . import _actors, _client, _remote
 from . import _frames as f
 from ._cluster import find, start_local
-from ._hello import hello
 from ._http import Error, socket_path
+from ._process import hello
 from ._refs import ObjectRef, ObjectRefGenerator
 from ._remote import NamedFunction, RemoteFunction
 

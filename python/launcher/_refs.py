@@ -24,6 +24,12 @@ class _Found(threading.local):
 found = _Found()
 
 
+def with_index(id: bytes, index: int) -> bytes:
+    """The id of another object of the same task; index 0 is the task."""
+    low = int.from_bytes(id[8:], "little") & ~PUT_INDEX | index
+    return id[:8] + low.to_bytes(8, "little")
+
+
 class ObjectRef(Generic[T_co]):
     """A reference to an object of the cluster: a result to come, or a value that was put.
 
@@ -58,10 +64,9 @@ class ObjectRef(Generic[T_co]):
 
     def task_id(self) -> str:
         """The id of the task that makes it; of a put object, its own."""
-        low = int.from_bytes(self._id[8:], "little")
-        if low & PUT_INDEX != PUT_INDEX:
-            low &= ~PUT_INDEX
-        return (self._id[:8] + low.to_bytes(8, "little")).hex()
+        if int.from_bytes(self._id[8:], "little") & PUT_INDEX == PUT_INDEX:
+            return self._id.hex()
+        return with_index(self._id, 0).hex()
 
     def job_id(self) -> str:
         """The job of the program that has this reference."""

@@ -22,10 +22,10 @@ def main() -> None:
     """Serve orders until the socket ends; returns in each worker."""
     sock = socket.socket(fileno=3)
     os.set_inheritable(3, False)
-    from . import _serial, _worker  # noqa: F401  what every worker needs
+    from . import _process, _serial, _worker  # noqa: F401  what every worker needs
 
     _serial._cloudpickle()
-    _worker.clean_path()
+    _process.clean_path()
     gc.collect()
     gc.freeze()
     _send(sock, {"ready": True})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import ctypes
 import faulthandler
 import inspect
@@ -18,10 +17,11 @@ from collections import deque
 from typing import Any, Callable, Deque, Dict, List, Optional, Set, Tuple
 
 from . import _frames as f
-from . import _pack, _remote, _serial
+from . import _pack, _serial
 from ._client import Client, made_of, use
-from ._hello import hello
 from ._http import Error
+from ._function import Function
+from ._process import finish, hello
 from .exceptions import RayError, TaskCancelledError
 
 _FLUSH_AFTER = 1_000_000  # ns
@@ -29,45 +29,6 @@ _QUICK = 100_000  # ns
 _MAKES_ACTOR = b"\xa5actor"
 _IN_GROUP = b"\xa5group"
 _FRAMES_PER_TASK = 200  # of Python's stack, for a task inside another
-
-
-class Function:
-    """A function as the agent knows it; its code is loaded when it is first called."""
-
-    __slots__ = ("name", "code", "call", "error", "slow")
-
-    def __init__(self, name: str, code: bytes) -> None:
-        self.name, self.code = name, code
-        self.call: Any = None
-        self.error: Optional[BaseException] = None
-        self.slow = 1e9  # ns that it took lately, at most
-
-    def load(self) -> Any:
-        """The function itself."""
-        if self.call is None:
-            if self.error is not None:
-                raise self.error
-            try:
-                self.call = pickle.loads(self.code) if self.code else _named(self.name)
-            except BaseException as e:
-                self.error = e
-                raise
-            if self.code:
-                _remote.remember(self.call, self.code)
-        return self.call
-
-
-def _named(name: str) -> Any:
-    """A function that programs of other languages name: module:function."""
-    import importlib
-
-    module, _, rest = name.replace(":", ".", 1).rpartition(".") if ":" not in name else (name.split(":", 1)[0], "", name.split(":", 1)[1])
-    if not module:
-        raise ModuleNotFoundError(f"the function {name!r} is named without its module: call it by module:function")
-    found: Any = importlib.import_module(module)
-    for part in rest.split("."):
-        found = getattr(found, part)
-    return getattr(found, "_function", found)
 
 
 class Order:
@@ -306,9 +267,7 @@ class Worker:
         end = time.time_ns()
         with client.lock:
             client.found()
-            out = client.out
-            out += f.RESULT_HEAD.pack(48 + len(values), f.RESULT, 0, o.task, o.attempt, status, start, end, count)
-            out += values
+            out = self.put_result(o, status, count, values, start, end)
             del keep
             # The result of a function that never takes long may wait for the next one's.
             quick = function is not None and function.slow < _QUICK and self.queue and self.queue[0].function == o.function
@@ -336,9 +295,21 @@ class Worker:
             else:
                 self.stack.pop()
                 status, count, values, _ = failed
-                client.out += f.RESULT_HEAD.pack(48 + len(values), f.RESULT, 0, o.task, o.attempt, status, start, time.time_ns(), count)
-                client.out += values
+                self.put_result(o, status, count, values, start, time.time_ns())
             client.flush()
+
+    def put_result(self, o: Order, status: int, count: int, values: bytes, start: int, end: int) -> bytearray:
+        """Buffer the end of a task or call; what is buffered. The client's lock is held."""
+        out: bytearray = self.client.out
+        out += f.RESULT_HEAD.pack(48 + len(values), f.RESULT, 0, o.task, o.attempt, status, start, end, count)
+        out += values
+        return out
+
+    def put_item(self, o: Order, index: int, value: bytes) -> None:
+        """Write an item of a stream. The client's lock is held."""
+        self.client.out += f.YIELD_HEAD.pack(28 + len(value), f.YIELD, 0, o.task, o.attempt, index)
+        self.client.out += value
+        self.client.flush()
 
     def current(self) -> Optional[Order]:
         """What the code that asks belongs to."""
@@ -537,9 +508,7 @@ class Worker:
             e = encode(item)
             value = client.value(e)
             with client.lock:
-                client.out += f.YIELD_HEAD.pack(28 + len(value), f.YIELD, 0, o.task, o.attempt, index)
-                client.out += value
-                client.flush()
+                self.put_item(o, index, value)
                 index += 1
                 if pressure and index - o.taken >= pressure:
                     o.inside = True  # nothing else ends this wait when the task is cancelled
@@ -555,12 +524,6 @@ class _Passed(RayError):
     def __init__(self, value: bytes) -> None:
         super().__init__("an argument has failed")
         self.value = value
-
-
-def clean_path() -> None:
-    """Drop what -m put in front of the module path: the program's own folders are in PYTHONPATH."""
-    if sys.path and os.path.abspath(sys.path[0] or ".") == os.getcwd() and not getattr(sys.flags, "safe_path", False):
-        del sys.path[0]
 
 
 def main(token: str = "") -> None:
@@ -594,17 +557,11 @@ def main(token: str = "") -> None:
 
         traceback.print_exc()
         code = 1
-    try:
-        atexit._run_exitfuncs()
-        sys.stdout.flush()
-        sys.stderr.flush()
-    except (OSError, ValueError):
-        pass
-    os._exit(code)
+    finish(code)
 
 
 if __name__ == "__main__":
-    from launcher import _worker
+    from launcher import _process, _worker
 
-    _worker.clean_path()
+    _process.clean_path()
     _worker.main()

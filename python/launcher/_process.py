@@ -1,7 +1,8 @@
-"""What a process says first to its node's agent."""
+"""What a process is to its node's agent: what it says first, and how it ends."""
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 from typing import Any, List
@@ -27,3 +28,20 @@ def _path() -> List[str]:
         if p not in skip and p not in out and os.path.basename(p) not in ("site-packages", "dist-packages") and os.path.isdir(p):
             out.append(p)
     return out
+
+
+def clean_path() -> None:
+    """Drop what -m put in front of the module path: the program's own folders are in PYTHONPATH."""
+    if sys.path and os.path.abspath(sys.path[0] or ".") == os.getcwd() and not getattr(sys.flags, "safe_path", False):
+        del sys.path[0]
+
+
+def finish(code: int) -> None:
+    """End this process from any thread."""
+    try:
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except (OSError, ValueError):
+        pass
+    os._exit(code)
