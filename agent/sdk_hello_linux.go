@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"fmt"
 	"os"
 	"slices"
 	"strconv"
@@ -96,7 +97,7 @@ func readHello(c *sdkConn) (h sdk.Hello, err error) {
 // driverHello takes a new driver. a.mu is held.
 func (s *sdkServer) driverHello(now int64, h *sdk.Hello, c *sdkConn) (*sdkClient, error) {
 	id := s.core.NextClient()
-	job := "d" + strconv.FormatUint(uint64(id), 10)
+	job := fmt.Sprintf("d%d-%d", s.number, id)
 	if p, err := parseProc(h.Proc); err == nil {
 		if !s.a.core.Runs(p) {
 			return nil, errs.New(errs.NotFound, "process %s does not run on node %s", p, s.a.cfg.Node).Hint("unset LAUNCHER_PROC, which names another process, or run the program with `launcher run`")

@@ -170,6 +170,9 @@ func (s *sdkServer) interrupt(id uint32) {
 func (s *sdkServer) settle(now int64) []*sdkConn {
 	out := s.core.Take(now)
 	s.a.core.Crowded(s.core.Crowded())
+	if p, changed := s.core.Programs(); changed {
+		s.a.events.push(core.ProgramsChanged{Programs: p})
+	}
 	if len(out.Records) > 0 && s.failed == nil {
 		if s.failed = s.log.append(out.Records); s.failed != nil {
 			s.a.log.Error("tasks cannot be written down; this agent ends", "err", s.failed)
@@ -269,7 +272,6 @@ func (s *sdkServer) perform(e tasks.Effect) {
 		s.actorOver(e.ID)
 	case tasks.JobOver:
 		s.a.workers.EndJob(e.Job)
-		s.a.events.push(core.EndGroupsOf{Job: e.Job})
 		s.programs.forget(e.Job)
 		s.dirs.forget(e.Job)
 	default:

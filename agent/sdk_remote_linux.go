@@ -91,6 +91,8 @@ func (s *sdkServer) lease(e core.Effect) {
 			s.core.NoRoomEver(now, e.Infeasible)
 		case core.BundleOver:
 			s.core.BundleOver(now, e.ID)
+		case core.JobsOver:
+			s.core.JobsOver(now, e.Jobs)
 		}
 	})
 }

@@ -85,6 +85,8 @@ func (s *sdkServer) restore(ctx context.Context) error {
 		}
 	}
 	s.core.Resume(now)
+	p, _ := s.core.Programs()
+	s.a.core.SetPrograms(p)
 	for _, n := range s.core.NamedActors() {
 		s.names[n.Actor] = n
 	}

@@ -64,6 +64,7 @@ type Hello struct {
 	Python    string // path and version of the node's python, "" when none or < 3.9
 	Why       string // as in Beat
 	Bundles   []BundleID
+	Programs  Programs
 }
 
 // GPU is one device of a node.

@@ -118,8 +118,8 @@ type (
 		ID  wire.GroupID
 		Why string
 	}
-	// EndGroupsOf: a job is over, and its groups with it.
-	EndGroupsOf struct{ Job string }
+	// ProgramsChanged: what programs have here, for the head.
+	ProgramsChanged struct{ Programs wire.Programs }
 	// LeaseIdle: so many slots of a taken lease are not wanted any more.
 	LeaseIdle struct {
 		Lease wire.LeaseID
@@ -262,6 +262,8 @@ type (
 		ID  wire.BundleID
 		Why string
 	}
+	// JobsOver: nothing of these jobs lives on any node.
+	JobsOver struct{ Jobs []string }
 	// GroupChanged: what is known of a group of this node is new. Told: the head has spoken
 	// of it; Over: it is no more; Conflict: its name was taken.
 	GroupChanged struct {
@@ -319,7 +321,7 @@ func (DemandChanged) event()    {}
 func (LeaseIdle) event()        {}
 func (MakeGroup) event()        {}
 func (EndGroup) event()         {}
-func (EndGroupsOf) event()      {}
+func (ProgramsChanged) event()  {}
 func (StopNode) event()         {}
 func (Tick) event()             {}
 func (Flush) event()            {}
@@ -341,6 +343,7 @@ func (LeaseLess) effect()         {}
 func (LeasesEnd) effect()         {}
 func (NoRoomEver) effect()        {}
 func (BundleOver) effect()        {}
+func (JobsOver) effect()          {}
 func (GroupChanged) effect()      {}
 func (HangUp) effect()            {}
 func (Leave) effect()             {}

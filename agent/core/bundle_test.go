@@ -189,10 +189,9 @@ func TestGroupHere(t *testing.T) {
 	if told := answer[wire.GroupTell](c2.Step(101*second, FromHead{wire.Welcome{HeadEpoch: 2}})); len(told) != 1 || len(told[0].Made) != 2 {
 		t.Fatalf("told %+v", told)
 	}
-	c2.Step(102*second, EndGroupsOf{Job: "d1"})
-	over := answer[wire.GroupTell](c2.Step(102*second, Flush{}))
-	if len(over) != 1 || !slices.Equal(over[0].Over, []wire.GroupID{group1}) {
-		t.Fatalf("told %+v", over)
+	c2.Step(102*second, FromHead{wire.GroupNews{ID: group1, State: wire.GroupRemoved, Why: "its job is over"}})
+	if _, ok := c2.Group(group1); ok {
+		t.Fatal("the group is there still")
 	}
 	if c2.GiveRoom(cpus(1), slot); c2.Free().CPU != 4*wire.Unit {
 		t.Fatalf("free are %s", c2.Free())

@@ -54,29 +54,31 @@ type Core struct {
 	sent    uint64          // completions up to this number were sent on this session
 	started []wire.TryState // to be told at Flush
 	// overtaken are the processes whose end came before the news of their start.
-	overtaken  map[wire.Proc]bool
-	held       map[wire.JobID]string // jobs whose output waits, and why
-	reports    []*report             // not answered by the head
-	waiting    map[uint64]*report
-	repSeq     uint64
-	early      int // processes whose room was given back before their output was in
-	beatAt     int64
-	beatLast   int64
-	beatBusy   bool // the last beat told of work
-	load       float64
-	memFree    int64
-	admitting  bool           // something changed that may let queued tries start
-	tasksWait  int64          // since when tasks wait for room; 0 = they do not
-	tasksAsked int64          // when they last asked
-	roomGiven  bool           // room has come free that tasks may want
-	kept       wire.Resources // of a gang that did not fit: tasks leave it
-	keptUntil  int64
-	shipped    bool
-	shipAt     int64 // when ShipLogs was given, 0 = not yet
-	left       bool
-	idleAt     int64 // when an ending node had nothing left to stop
-	leases     leases
-	grouped    wire.GroupTell // what the head is to be told of groups
+	overtaken   map[wire.Proc]bool
+	held        map[wire.JobID]string // jobs whose output waits, and why
+	reports     []*report             // not answered by the head
+	waiting     map[uint64]*report
+	repSeq      uint64
+	early       int // processes whose room was given back before their output was in
+	beatAt      int64
+	beatLast    int64
+	beatBusy    bool // the last beat told of work
+	load        float64
+	memFree     int64
+	admitting   bool           // something changed that may let queued tries start
+	tasksWait   int64          // since when tasks wait for room; 0 = they do not
+	tasksAsked  int64          // when they last asked
+	roomGiven   bool           // room has come free that tasks may want
+	kept        wire.Resources // of a gang that did not fit: tasks leave it
+	keptUntil   int64
+	shipped     bool
+	shipAt      int64 // when ShipLogs was given, 0 = not yet
+	left        bool
+	idleAt      int64 // when an ending node had nothing left to stop
+	leases      leases
+	grouped     wire.GroupTell // what the head is to be told of groups
+	programs    wire.Programs
+	programsDue bool // they have changed since the head was told
 }
 
 // New makes a reactor of a state; an empty one is NewState(). A state that was rebuilt
@@ -181,8 +183,9 @@ func (c *Core) Step(now int64, ev Event) Output {
 		c.makeGroup(ev.Spec)
 	case EndGroup:
 		c.endGroup(ev.ID, ev.Why)
-	case EndGroupsOf:
-		c.endGroupsOf(ev.Job)
+	case ProgramsChanged:
+		c.SetPrograms(ev.Programs)
+		c.programsDue = true
 	case StopNode:
 		c.endWith(ev.Why, ev.Grace)
 	case LogsShipped:
@@ -238,6 +241,7 @@ func (c *Core) flush() {
 		c.tell(wire.MsgDone, wire.Done{Seq: c.s.seq, Items: items})
 		c.sent = c.s.seq
 	}
+	c.tellPrograms()
 	c.tellGroups(false)
 	c.tellDemand()
 	if !c.leases.told.Equal(c.tasksUse()) {

@@ -67,15 +67,6 @@ func (c *Core) endGroup(id wire.GroupID, why string) {
 	c.do(GroupChanged{ID: id, Over: true, Why: why})
 }
 
-// endGroupsOf ends the groups of a job that is over, but for detached ones.
-func (c *Core) endGroupsOf(job string) {
-	for _, id := range c.s.groupIDs() {
-		if s := &c.s.groups[id].Spec; s.Job == job && !s.Detached {
-			c.endGroup(id, "its job is over")
-		}
-	}
-}
-
 // groupNews takes what the head says of a group.
 func (c *Core) groupNews(m wire.GroupNews) {
 	g := c.s.groups[m.ID]
@@ -135,4 +126,16 @@ func (s *State) groupIDs() []wire.GroupID {
 	}
 	slices.SortFunc(out, func(a, b wire.GroupID) int { return slices.Compare(a[:], b[:]) })
 	return out
+}
+
+// SetPrograms says what programs have on this node.
+func (c *Core) SetPrograms(p wire.Programs) { c.programs = p }
+
+// tellPrograms tells the head that this has changed: before it hears what they have made,
+// which is of jobs that live.
+func (c *Core) tellPrograms() {
+	if c.welcome && c.programsDue {
+		c.programsDue = false
+		c.tell(wire.MsgPrograms, c.programs)
+	}
 }

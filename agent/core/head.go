@@ -25,6 +25,7 @@ func (c *Core) hello() {
 		}
 	}
 	h.Bundles = c.keptBundles()
+	h.Programs, c.programsDue = c.programs, false
 	h.Unacked = wire.Done{Seq: c.s.seq, Items: slices.Clone(c.s.unacked)}
 	c.up, c.welcome = true, false
 	c.sent = c.s.seq
@@ -102,6 +103,8 @@ func (c *Core) fromHead(msg any) {
 		c.bundleOrder(m)
 	case wire.GroupNews:
 		c.groupNews(m)
+	case wire.JobsOver:
+		c.do(JobsOver{m.Jobs})
 	case wire.Forget:
 		c.forget(m.Job)
 	case wire.Shutdown:
@@ -141,6 +144,7 @@ func (c *Core) welcomed(w wire.Welcome) {
 			c.tell(wire.MsgGangGone, wire.GangGone{Gang: f.Gang, Rank: f.Rank, Cause: f.Cause})
 		}
 	}
+	c.tellPrograms()
 	c.tellGroups(true)
 	c.resend()
 	c.leases.demandDue = len(c.leases.demand.Shapes) > 0

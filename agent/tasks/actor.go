@@ -272,6 +272,7 @@ func (c *Core) dies(t *task, data []byte) {
 			h.uses--
 			c.unneeded(h)
 		}
+		t.shape.job.drivers--
 		c.jobLess(t.shape.job)
 	}
 }

@@ -74,23 +74,25 @@ type Core struct {
 	tally   [4]uint64 // attempts of tasks that ended, by status
 	stats   counts
 
-	leases    leases
-	demanded  map[uint32]*shape // by number
-	lastShape uint32
-	demand    []wire.Demanded // as it was last told
-	demandDue bool
-	alone     bool // the head is away
-	demandAt  int64
-	remotes   map[remoteKey]*remote
-	byClient  map[uint32]*remote
-	copied    map[id]*copied
-	spares    map[id]*spare
-	callees   map[id]*callee
-	heldBack  []*task // creations of exclusive actors that may still live elsewhere
-	silent    bool    // what is given up may go on elsewhere
-	hosts     []*task // actors that calls may be given to
-	order     uint64
-	lookAt    int64 // when connections that nothing uses are looked for next
+	leases      leases
+	demanded    map[uint32]*shape // by number
+	lastShape   uint32
+	demand      []wire.Demanded // as it was last told
+	demandDue   bool
+	alone       bool // the head is away
+	demandAt    int64
+	remotes     map[remoteKey]*remote
+	byClient    map[uint32]*remote
+	copied      map[id]*copied
+	spares      map[id]*spare
+	callees     map[id]*callee
+	heldBack    []*task // creations of exclusive actors that may still live elsewhere
+	silent      bool    // what is given up may go on elsewhere
+	hosts       []*task // actors that calls may be given to
+	order       uint64
+	jobsAt      int64 // when jobs that have nothing left are looked for next
+	programsDue bool  // what Programs gives has changed
+	lookAt      int64 // when connections that nothing uses are looked for next
 }
 
 type counts struct{ done, failed, cancelled int64 }
@@ -166,8 +168,13 @@ func (c *Core) Connect(now int64, x Client) error {
 	}
 	c.nextID = max(c.nextID, x.ID)
 	j := c.jobOf(x.Job)
-	j.drivers++
-	j.over = false
+	if j.over = false; x.Kind == sdk.KindPeer {
+		j.peers++
+	} else {
+		j.drivers++
+		j.home = x.Proc == ""
+	}
+	c.programsDue = true
 	c.clients[x.ID] = &client{Client: x, job: j, shapes: map[uint32]*shape{}}
 	c.clients[x.ID].level0.client = c.clients[x.ID]
 	return nil
@@ -297,25 +304,35 @@ func (c *Core) shape(cl *client, b []byte) error {
 	if cl.Kind == sdk.KindPeer { // what waits for a lease is not to be behind what waits for room
 		keyed = "peer " + strconv.FormatUint(uint64(cl.Peer), 10) + "\x00" + keyed
 	}
-	if s := cl.job.shapes[keyed]; s != nil {
-		cl.shapes[n] = s
-		return nil
+	s := cl.job.shapes[keyed]
+	if s == nil {
+		var err error
+		if s, err = c.newShape(savedShape{ID: []byte(keyed), Text: text, Key: key, Peer: cl.Kind == sdk.KindPeer}, cl.job); err != nil {
+			return err
+		}
 	}
+	cl.shapes[n] = s
+	return nil
+}
+
+// newShape reads the options of tasks of a job.
+func (c *Core) newShape(from savedShape, j *job) (*shape, error) {
+	text, key := from.Text, from.Key
 	var o options
 	if err := wire.Unmarshal(text, &o); err != nil {
-		return errs.Wrap(errs.Corrupt, err, "the options of a task")
+		return nil, errs.Wrap(errs.Corrupt, err, "the options of a task")
 	}
-	s := &shape{id: keyed, job: cl.job, text: slices.Clone(text), name: o.Name, retries: 3, prio: o.Priority, time: o.Time, window: o.Window, calls: o.Calls}
+	s := &shape{id: string(from.ID), from: from, job: j, text: slices.Clone(text), name: o.Name, retries: 3, prio: o.Priority, time: o.Time, window: o.Window, calls: o.Calls}
 	s.need = wire.Resources{CPU: wire.Unit, GPU: o.GPU, Memory: o.Memory, Custom: o.Resources}
 	if o.CPU != nil {
 		s.need.CPU = *o.CPU
 	}
 	if s.need.Negative() || o.Window > 1<<30 {
-		return errs.New(errs.Invalid, "task %s asks for less than nothing", o.Name)
+		return nil, errs.New(errs.Invalid, "task %s asks for less than nothing", o.Name)
 	}
 	if s.group, s.actor = o.Group, o.Actor; s.actor != nil {
 		if err := s.actor.check(o.Name); err != nil {
-			return err
+			return nil, err
 		}
 		s.actor.startCPU, s.retries = o.CPU == nil, 0
 	}
@@ -328,12 +345,12 @@ func (c *Core) shape(cl *client, b []byte) error {
 	var err error
 	s.room = "room for " + s.need.String()
 	if s.place, err = strategyOf(o.Strategy); err != nil {
-		return err
+		return nil, err
 	}
 	if s.place.Kind == wire.StrategyGroup {
 		s.room += " in placement group " + s.place.Group.String()
 	}
-	if s.key = key; cl.Kind == sdk.KindPeer { // it has said it all in its hello
+	if s.key = key; from.Peer { // it has said it all in its hello
 		o.Language, o.Program, o.WorkingDir = "", "", ""
 	}
 	if o.Language != "" && o.Language != key.Language {
@@ -353,9 +370,9 @@ func (c *Core) shape(cl *client, b []byte) error {
 	if s.key.Env != withEnv("", o.Env) { // other nodes know of it only by the options
 		s.text = withEnvOption(text, envOf(s.key.Env))
 	}
-	cl.job.shapes[keyed] = s
-	cl.shapes[n] = s
-	return nil
+	s.from.Text = s.text
+	j.shapes[s.id] = s
+	return s, nil
 }
 
 // key is that of the workers for what a client submits, unless options say otherwise: a

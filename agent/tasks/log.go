@@ -28,6 +28,7 @@ const (
 	recHopeless = 16 // a task that no worker can run fails
 	recCopies   = 17 // of an object are to be so many (the client) copies elsewhere: id, u32 node...
 	recSpare    = 18 // of a snapshot: body of a PeerCopy
+	recJobOver  = 19 // nothing of a job, whose key follows, lives any more
 	recAway     = 15 // a creation or a call was given to another node, the client: id, u32 attempt, u64 lease
 )
 
@@ -252,6 +253,10 @@ func (c *Core) repeat(kind uint8, from uint32, typ uint16, body []byte) error {
 		default:
 			_ = c.remoteResult(from, body)
 		}
+	case recJobOver:
+		if j := c.jobs[string(body)]; j != nil {
+			c.endJob(j)
+		}
 	case recAway:
 		return c.restoreAway(from, body)
 	case recFetched:
@@ -356,6 +361,7 @@ func (c *Core) Resume(now int64) {
 			}
 		}
 	}
+	c.programsDue = true
 	c.findRemotes()
 	c.resumeCopies()
 	c.Retake()

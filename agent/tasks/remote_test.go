@@ -450,6 +450,7 @@ func TestNodeDies(t *testing.T) {
 		t.Fatalf("the first task is %+v", q)
 	}
 	b.c.NodeGone(b.now, 7, "its guard says so")
+	b.c.JobsOver(b.now, []string{"d1"})
 	b.take()
 	if n := len(b.stops); n == 0 {
 		t.Error("the worker of a node that is gone is not stopped")

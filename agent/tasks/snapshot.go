@@ -34,8 +34,18 @@ func (o *object) plain() bool {
 }
 
 type savedJob struct {
-	Key   string
-	Funcs [][]byte
+	Key    string
+	Funcs  [][]byte
+	Home   bool
+	Shapes []savedShape // of tasks that are there: those who told them may be gone
+}
+
+// savedShape is what a shape is made of.
+type savedShape struct {
+	ID   []byte
+	Text []byte
+	Key  Key // of who told it
+	Peer bool
 }
 
 type savedClient struct {
@@ -121,9 +131,28 @@ func (c *Core) Snapshot() [][]byte {
 	}
 	state := func(s saved) { add(recState, 0, 0, wire.Marshal(s)) }
 	state(saved{Next: c.nextID, Attempts: c.attempts})
-	jobs := map[string]*job{}
+	jobs := maps.Clone(c.jobs)
 	for _, cl := range c.sortedClients() {
 		jobs[cl.job.key] = cl.job
+	}
+	used := map[*job]map[string]savedShape{}
+	for _, t := range c.tasks {
+		s := t.shape
+		if used[s.job] == nil {
+			used[s.job] = map[string]savedShape{}
+		}
+		used[s.job][s.id] = s.from
+	}
+	for _, key := range slices.Sorted(maps.Keys(jobs)) { // before the clients and workers, which have shapes of theirs
+		s := savedJob{Key: key, Home: jobs[key].home}
+		for _, id := range sortedKeys(used[jobs[key]]) {
+			s.Shapes = append(s.Shapes, used[jobs[key]][id])
+		}
+		for _, f := range jobs[key].funcs {
+			s.Funcs = append(s.Funcs, f.frame)
+		}
+		slices.SortFunc(s.Funcs, slices.Compare[[]byte])
+		state(saved{Job: &s})
 	}
 	clients := c.sortedClients()
 	for _, cl := range clients { // before the workers, which have shapes of theirs
@@ -149,14 +178,6 @@ func (c *Core) Snapshot() [][]byte {
 			add(recEnding, cl.ID, 0, nil)
 		}
 		state(saved{Client: cl.saved()})
-	}
-	for _, key := range slices.Sorted(maps.Keys(jobs)) {
-		s := savedJob{Key: key}
-		for _, f := range jobs[key].funcs {
-			s.Funcs = append(s.Funcs, f.frame)
-		}
-		slices.SortFunc(s.Funcs, slices.Compare[[]byte])
-		state(saved{Job: &s})
 	}
 	var objs []*object
 	plain := map[uint32][]byte{}
@@ -251,6 +272,12 @@ func (c *Core) restoreState(b []byte) error {
 				return errs.New(errs.Corrupt, "a function in the log of tasks is damaged")
 			}
 			j.funcs[x.id] = x
+		}
+		j.home = s.Job.Home
+		for _, sh := range s.Job.Shapes {
+			if _, err := c.newShape(sh, j); err != nil {
+				return err
+			}
 		}
 	case s.Client != nil:
 		return c.restoreClient(s.Client)

@@ -28,6 +28,7 @@ type shape struct {
 	id      string // its key in its job
 	job     *job
 	text    []byte // the options as they came, told to workers
+	from    savedShape
 	name    string
 	need    wire.Resources
 	key     Key // without GPUs
@@ -105,7 +106,9 @@ func (f *fifo) advance(t *task) {
 type job struct {
 	key     string
 	shapes  map[string]*shape
-	drivers int
+	drivers int  // and detached actors
+	peers   int  // agents that are clients for it
+	home    bool // its driver was started here by hand: there is none elsewhere
 	funcs   map[funcID]*function
 	over    bool
 }

@@ -162,36 +162,12 @@ func (c *Core) driverGone(cl *client) {
 			c.endActor(t, "the node of its owner is gone", true)
 		}
 	}
+	if cl.Kind == sdk.KindPeer {
+		j.peers--
+	} else {
+		j.drivers--
+	}
 	c.jobLess(j)
-}
-
-// jobLess: one thing less that a job lives for.
-func (c *Core) jobLess(j *job) {
-	if j.drivers--; j.drivers > 0 {
-		return
-	}
-	j.over = true
-	delete(c.jobs, j.key)
-	for _, t := range c.sortedTasks() {
-		if t.shape.job == j && t.state != done {
-			if t.actor != nil {
-				c.endActor(t, "its job is over", true)
-				continue
-			}
-			t.cancel = true
-			if t.state != running {
-				c.fails(t, c.cancelled(t))
-			}
-		}
-	}
-	for _, w := range c.sortedClients() {
-		if w.pool == nil || w.job != j {
-			continue
-		}
-		c.ends(w)
-		c.do(StopWorker{ID: w.ID, Force: true})
-	}
-	c.do(JobOver{Job: j.key})
 }
 
 // called counts a call of a function that a worker runs only so often.
@@ -251,6 +227,7 @@ func (c *Core) Tick(now int64) {
 	c.tickRemotes()
 	c.tickCopies()
 	c.tickBound()
+	c.tickJobs()
 	if len(c.heldBack) > 0 {
 		c.letLive(0)
 	}

@@ -43,6 +43,10 @@ func (d *Durable) apply(r Record, live bool) error {
 		s.Down = &r
 	case RecRecovered:
 		s.Unnamed = false
+	case RecGroup:
+		s.Groups[r.Spec.ID] = &r
+	case RecGroupOver:
+		delete(s.Groups, r.ID)
 	case RecSubmission, RecAllocs, RecUnsubmit, RecAllocEnded, RecNodeUp, RecNodeGone, RecDrain:
 		return d.applyNode(r)
 	case RecJob:

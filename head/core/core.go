@@ -47,6 +47,9 @@ type Core struct {
 
 	groups groups
 
+	living  map[string]int // on how many nodes a job of programs lives
+	jobsDue bool           // that has changed
+
 	leaseID  uint64 // counts the leases of this life
 	leasing  int64  // when demand is to be matched with room; 0 = nothing has changed
 	matched  int64  // when it last was
@@ -64,7 +67,7 @@ func New(cfg Config, d *Durable) *Core {
 	def(&cfg.Suspect, 5*second)
 	def(&cfg.Lost, 15*second)
 	def(&cfg.Grace, 600*second)
-	return &Core{cfg: cfg, d: d, names: map[actorKey]wire.ActorName{}, groups: newGroups(), nodes: map[wire.NodeID]*node{}, jobs: map[wire.JobID]*job{}, pools: map[string]*pool{},
+	return &Core{cfg: cfg, d: d, names: map[actorKey]wire.ActorName{}, groups: newGroups(), living: map[string]int{}, nodes: map[wire.NodeID]*node{}, jobs: map[wire.JobID]*job{}, pools: map[string]*pool{},
 		wait: map[uint64]*watcher{}, dirty: map[*node]bool{}, final: map[wire.JobID]last{}}
 }
 
@@ -127,6 +130,7 @@ func (c *Core) concernsPools(ev Event) bool {
 // settle draws the consequences of an event: who runs next, who is to be told.
 func (c *Core) settle(pools bool) {
 	c.endRecovery()
+	c.endPrograms()
 	c.schedule()
 	c.stepDown()
 	if pools {
@@ -182,6 +186,7 @@ func (c *Core) start() {
 			c.wantLogs(d)
 		}
 	}
+	c.loadGroups()
 	c.loadPools()
 	for _, p := range c.sortedPools() {
 		var tokens []string
@@ -233,7 +238,8 @@ func (c *Core) endRecovery() {
 			return
 		}
 	}
-	c.recovering, c.full = false, true
+	c.recovering, c.full, c.jobsDue = false, true, true
+	c.groupsRecovered()
 	if c.d.st.Unnamed {
 		// A node that did not come back may run anything that nobody claims; those
 		// attempts are fenced, whether they were given out or not.

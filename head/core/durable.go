@@ -44,6 +44,7 @@ type state struct {
 	Down     *RecDown
 	Unnamed  bool   // a node went away in recovery: what nobody claims may have run there
 	Numbers  uint32 // the highest number that a life of a node ever got
+	Groups   map[wire.GroupID]*RecGroup
 }
 
 // subD is a submission that may still have something at the backend.
@@ -193,6 +194,9 @@ func (s *state) make() {
 	if s.Jobs == nil {
 		s.Jobs = map[wire.JobID]*jobD{}
 	}
+	if s.Groups == nil {
+		s.Groups = map[wire.GroupID]*RecGroup{}
+	}
 	if s.Tokens == nil {
 		s.Tokens = map[string]wire.JobID{}
 	}
@@ -218,6 +222,11 @@ func (s *state) empty() bool {
 			if hasNil(g.Ends) || len(g.Nodes) != len(g.Epochs) {
 				return true
 			}
+		}
+	}
+	for _, g := range s.Groups {
+		if g == nil || len(g.Spec.Bundles) == 0 {
+			return true
 		}
 	}
 	for _, id := range s.Ended {

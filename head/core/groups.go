@@ -27,8 +27,8 @@ const (
 	maxGroupsOver = 10_000
 )
 
-// group is a placement group (wire/group.go). Groups are not in the journal: their owners
-// tell a new head of them.
+// group is a placement group (wire/group.go). The owners of groups tell a new head of them; in
+// the journal are those that outlive their owner (RecGroup).
 type group struct {
 	spec  wire.GroupSpec
 	owner wire.NodeID
@@ -85,10 +85,16 @@ func (c *Core) groupMade(n *node, x wire.GroupTold) {
 	g := c.groups.all[id]
 	switch had, named := c.groups.names[x.Spec.Name]; {
 	case g != nil: // once more
-		c.tellGroup(g)
+		if !c.recovering {
+			c.tellGroup(g)
+		}
 		return
 	case c.groups.over[id]:
 		c.send(n, wire.MsgGroupNews, wire.GroupNews{ID: id, State: wire.GroupRemoved, Why: "it was removed"})
+		return
+	case !x.Spec.Detached && !c.lives(x.Spec.Job) && !c.recovering:
+		c.groupOver(id)
+		c.send(n, wire.MsgGroupNews, wire.GroupNews{ID: id, State: wire.GroupRemoved, Why: "its job is over"})
 		return
 	case x.Spec.Name != "" && named && had != id:
 		c.send(n, wire.MsgGroupNews, wire.GroupNews{ID: id, State: wire.GroupConflict, Why: fmt.Sprintf("there is a placement group %q already", x.Spec.Name)})
@@ -97,10 +103,9 @@ func (c *Core) groupMade(n *node, x wire.GroupTold) {
 		c.send(n, wire.MsgGroupNews, wire.GroupNews{ID: id, State: wire.GroupRemoved, Why: fmt.Sprintf("a group has 1 to %d bundles", wire.MaxBundles)})
 		return
 	}
-	g = &group{spec: x.Spec, owner: n.id, at: make([]wire.NodeID, len(x.Spec.Bundles)), cool: map[wire.NodeID]int64{}}
-	c.groups.all[id] = g
-	if x.Spec.Name != "" {
-		c.groups.names[x.Spec.Name] = id
+	g = c.newGroup(x.Spec, n.id)
+	if x.Spec.Detached {
+		c.keepGroup(g)
 	}
 	if len(x.Nodes) == len(g.at) {
 		copy(g.at, x.Nodes)
@@ -120,6 +125,50 @@ func (c *Core) groupMade(n *node, x wire.GroupTold) {
 		c.groupWaits(g)
 	}
 	if len(x.Nodes) == 0 || g.state != wire.GroupCreated {
+		c.tellGroup(g)
+	}
+}
+
+func (c *Core) newGroup(spec wire.GroupSpec, owner wire.NodeID) *group {
+	g := &group{spec: spec, owner: owner, at: make([]wire.NodeID, len(spec.Bundles)), cool: map[wire.NodeID]int64{}}
+	c.groups.all[spec.ID] = g
+	if spec.Name != "" {
+		c.groups.names[spec.Name] = spec.ID
+	}
+	return g
+}
+
+// keepGroup has a group outlive its owner's node.
+func (c *Core) keepGroup(g *group) {
+	if c.d.st.Groups[g.spec.ID] == nil {
+		c.record(RecGroup{Spec: g.spec, At: c.now})
+	}
+}
+
+// loadGroups takes up the groups of the journal; nodes that greet say where they are.
+func (c *Core) loadGroups() {
+	for _, r := range slices.SortedFunc(maps.Values(c.d.st.Groups), func(a, b *RecGroup) int { return cmp.Compare(a.At, b.At) }) {
+		var owner wire.NodeID
+		for _, d := range c.d.st.Nodes {
+			if d.Number == r.Spec.Owner {
+				owner = d.ID
+			}
+		}
+		g := c.newGroup(r.Spec, owner)
+		g.state = wire.GroupMoving
+	}
+}
+
+// groupsRecovered has what the nodes do not keep any more of the journal's groups placed
+// again.
+func (c *Core) groupsRecovered() {
+	for _, r := range slices.SortedFunc(maps.Values(c.d.st.Groups), func(a, b *RecGroup) int { return cmp.Compare(a.At, b.At) }) {
+		g := c.groups.all[r.Spec.ID]
+		if g.placed() {
+			g.state = wire.GroupCreated
+		} else {
+			c.groupWaits(g)
+		}
 		c.tellGroup(g)
 	}
 }
@@ -160,6 +209,9 @@ func (c *Core) removeGroup(g *group, why string) {
 	}
 	c.groups.wait = slices.DeleteFunc(c.groups.wait, func(x *group) bool { return x == g })
 	c.groupOver(g.spec.ID)
+	if c.d.st.Groups[g.spec.ID] != nil {
+		c.record(RecGroupOver{ID: g.spec.ID})
+	}
 	c.groupDemand(g.spec.ID)
 }
 
@@ -310,6 +362,13 @@ func (c *Core) bundlesKept(n *node, kept []wire.BundleID) {
 	for _, b := range kept {
 		has[b] = true
 	}
+	if c.recovering {
+		for _, b := range kept {
+			if r := c.d.st.Groups[b.Group]; r != nil && int(b.Index) < len(r.Spec.Bundles) {
+				c.groups.all[b.Group].at[b.Index] = n.id
+			}
+		}
+	}
 	c.bundlesLost(n, func(b wire.BundleID) bool { return !has[b] })
 	if len(kept) > 0 {
 		c.groups.orphan[n.id] = orphans{kept: kept, due: c.now + orphanFor}
@@ -353,8 +412,8 @@ func (c *Core) groupsUnanswered(n *node) {
 func (c *Core) groupsGone(n *node, number uint32) {
 	delete(c.groups.orphan, n.id)
 	for _, g := range c.sortedGroups() {
-		if g.spec.Owner == number && !g.spec.Detached {
-			c.removeGroup(g, "the node that made it is gone")
+		if g.spec.Owner == number {
+			c.keepGroup(g)
 		}
 	}
 	c.bundlesLost(n, func(wire.BundleID) bool { return true })

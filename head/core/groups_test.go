@@ -1,7 +1,9 @@
 package core
 
 import (
+	"cmp"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -20,6 +22,8 @@ type yard struct {
 	news  map[wire.GroupID]wire.GroupNews // the newest
 	never []wire.Infeasible
 	offer []wire.LeaseOffer
+	over  map[wire.NodeID][]string // jobs that a node was told are over
+	log   []Record
 }
 
 type keeper struct {
@@ -38,7 +42,7 @@ type kept struct {
 func cpus(n float64) wire.Resources { return wire.Resources{CPU: int64(n * wire.Unit)} }
 
 func newYard(t *testing.T, cpu ...float64) *yard {
-	y := &yard{t: t, now: 1_000_000 * second, nodes: map[wire.NodeID]*keeper{}, news: map[wire.GroupID]wire.GroupNews{}}
+	y := &yard{t: t, now: 1_000_000 * second, nodes: map[wire.NodeID]*keeper{}, news: map[wire.GroupID]wire.GroupNews{}, over: map[wire.NodeID][]string{}}
 	y.c = New(Config{Cluster: "yard", Nonce: "n", Machines: testMachines, Pools: []wire.Pool{{Name: "p", Min: len(cpu), Max: len(cpu)}}}, NewDurable(testMachines))
 	y.step(Start{})
 	for i, n := range cpu {
@@ -50,10 +54,28 @@ func newYard(t *testing.T, cpu ...float64) *yard {
 func nodeOf(i int) wire.NodeID { return wire.NodeID(fmt.Sprintf("p-%d", i)) }
 
 func (y *yard) up(i int, epoch wire.Epoch, n float64, labels map[string]string) {
-	k := &keeper{epoch: epoch, total: cpus(n), kept: map[wire.BundleID]kept{}}
-	y.nodes[nodeOf(i)] = k
-	y.step(AgentUp{Node: nodeOf(i), Epoch: epoch, Hello: wire.Hello{Node: nodeOf(i), Epoch: epoch, Total: k.total, Labels: labels}})
+	k := y.nodes[nodeOf(i)]
+	if k == nil {
+		k = &keeper{}
+		y.nodes[nodeOf(i)] = k
+	}
+	if k.epoch != epoch || k.kept == nil {
+		*k = keeper{epoch: epoch, total: cpus(n), kept: map[wire.BundleID]kept{}}
+	}
+	y.step(AgentUp{Node: nodeOf(i), Epoch: epoch, Hello: wire.Hello{Node: nodeOf(i), Epoch: epoch, Total: k.total, Labels: labels, Bundles: k.list(), Programs: programsOf(i)}})
 	y.beat(i)
+}
+
+// programsOf: the driver of all groups' job is on the first node.
+func programsOf(i int) (p wire.Programs) {
+	if i == 0 {
+		p.Jobs = []string{"d1"}
+	}
+	return p
+}
+
+func (k *keeper) list() []wire.BundleID {
+	return slices.SortedFunc(maps.Keys(k.kept), func(a, b wire.BundleID) int { return cmp.Compare(a.Index, b.Index) })
 }
 
 func (k *keeper) free() wire.Resources {
@@ -74,7 +96,9 @@ func (y *yard) say(i int, m any) {
 }
 
 func (y *yard) step(ev Event) {
-	for _, e := range y.c.Step(y.now, ev).Effects {
+	out := y.c.Step(y.now, ev)
+	y.log = append(y.log, out.Records...)
+	for _, e := range out.Effects {
 		s, ok := e.(SendAgent)
 		if !ok || y.nodes[s.Node] == nil {
 			continue
@@ -88,6 +112,8 @@ func (y *yard) step(ev Event) {
 			y.never = append(y.never, m)
 		case wire.LeaseOffer:
 			y.offer = append(y.offer, m)
+		case wire.JobsOver:
+			y.over[s.Node] = append(y.over[s.Node], m.Jobs...)
 		}
 	}
 	if err := y.c.Check(); err != nil {
@@ -136,7 +162,7 @@ func (y *yard) rest() {
 	for range 40 {
 		y.now += 60 * millisecond
 		y.step(Tick{})
-		for i := range len(y.nodes) {
+		for i := range 4 {
 			for y.nodes[nodeOf(i)] != nil && y.look(i) {
 				y.beat(i)
 			}
@@ -242,7 +268,7 @@ func TestGroupLabels(t *testing.T) {
 	zone := func(z string) map[string]wire.LabelTest {
 		return map[string]wire.LabelTest{"zone": {Op: "in", Values: []string{z}}}
 	}
-	s := wire.GroupSpec{ID: gid(y.number(0), 1), Bundles: []wire.Resources{cpus(1), cpus(1), cpus(1)}, Labels: []map[string]wire.LabelTest{zone("1"), zone("0"), nil}, Owner: y.number(0)}
+	s := wire.GroupSpec{ID: gid(y.number(0), 1), Bundles: []wire.Resources{cpus(1), cpus(1), cpus(1)}, Labels: []map[string]wire.LabelTest{zone("1"), zone("0"), nil}, Job: "d1", Owner: y.number(0)}
 	y.say(0, wire.GroupTell{Made: []wire.GroupTold{{Spec: s}}})
 	y.rest()
 	if on := y.on(s.ID); on[:2] != "10" {
@@ -379,16 +405,16 @@ func TestGroupTold(t *testing.T) {
 	a, b := gid(y.number(0), 1), gid(y.number(0), 2)
 	keep := func(i int, id wire.GroupID) {
 		y.nodes[nodeOf(i)].kept[wire.BundleID{Group: id}] = kept{cpus(1), true}
-		y.step(AgentUp{Node: nodeOf(i), Epoch: 1, Hello: wire.Hello{Node: nodeOf(i), Epoch: 1, Total: cpus(4), Bundles: []wire.BundleID{{Group: id}}}})
+		y.step(AgentUp{Node: nodeOf(i), Epoch: 1, Hello: wire.Hello{Node: nodeOf(i), Epoch: 1, Total: cpus(4), Bundles: []wire.BundleID{{Group: id}}, Programs: programsOf(i)}})
 	}
 	keep(0, a)
 	keep(1, b)
-	y.say(0, wire.GroupTell{Made: []wire.GroupTold{{Spec: wire.GroupSpec{ID: a, Name: "a", Bundles: []wire.Resources{cpus(1)}, Owner: y.number(0)}, Nodes: []wire.NodeID{"p-0"}}}})
+	y.say(0, wire.GroupTell{Made: []wire.GroupTold{{Spec: wire.GroupSpec{ID: a, Name: "a", Bundles: []wire.Resources{cpus(1)}, Job: "d1", Owner: y.number(0)}, Nodes: []wire.NodeID{"p-0"}}}})
 	y.rest()
 	if g := y.c.groups.all[a]; g == nil || g.state != wire.GroupCreated {
 		t.Fatalf("%+v", g)
 	}
-	c := wire.GroupSpec{ID: gid(y.number(0), 3), Name: "a", Bundles: []wire.Resources{cpus(1)}, Owner: y.number(0)}
+	c := wire.GroupSpec{ID: gid(y.number(0), 3), Name: "a", Bundles: []wire.Resources{cpus(1)}, Job: "d1", Owner: y.number(0)}
 	y.say(0, wire.GroupTell{Made: []wire.GroupTold{{Spec: c}}})
 	if y.news[c.ID].State != wire.GroupConflict {
 		t.Fatal("two groups have one name")
@@ -434,5 +460,110 @@ func TestGroupDemand(t *testing.T) {
 	y.say(0, wire.GroupTell{Over: []wire.GroupID{id}})
 	if n := len(y.never); n != 3 || y.never[2].Code != "group_removed" || y.never[2].Shape != 4 {
 		t.Fatalf("%+v", y.never)
+	}
+}
+
+// again is a new head, which has the journal of the one before.
+func (y *yard) again() {
+	d := NewDurable(testMachines)
+	for _, r := range y.log {
+		b, err := DecodeRecord(EncodeRecord(r))
+		if err == nil {
+			err = d.Apply(b)
+		}
+		if err != nil {
+			y.t.Fatal(err)
+		}
+	}
+	for _, k := range y.nodes {
+		k.post = nil
+	}
+	y.c = New(y.c.cfg, d)
+	y.step(Start{})
+}
+
+func (y *yard) dies(i int) {
+	delete(y.nodes, nodeOf(i))
+	y.step(AgentDown{Node: nodeOf(i), Epoch: 1, Proof: true, Cause: "its power is gone"})
+}
+
+// made is a group that a worker on another node than the driver's makes.
+func (y *yard) made(by int, n uint64, detached bool, cpu ...float64) wire.GroupID {
+	s := wire.GroupSpec{ID: gid(y.number(by), n), Job: "d1", Owner: y.number(by), Detached: detached}
+	for _, c := range cpu {
+		s.Bundles = append(s.Bundles, cpus(c))
+	}
+	y.say(by, wire.GroupTell{Made: []wire.GroupTold{{Spec: s}}})
+	y.rest()
+	return s.ID
+}
+
+// TestGroupEndsWithItsJob: not with the node of the worker that made it, also when the head
+// is another by then; and not before.
+func TestGroupEndsWithItsJob(t *testing.T) {
+	y := newYard(t, 4, 4, 4)
+	id := y.made(1, 1, false, 3, 3)
+	if y.news[id].State != wire.GroupCreated {
+		t.Fatalf("%+v", y.news[id])
+	}
+	y.say(1, wire.Programs{Left: []string{"d1"}})
+	if len(y.over[nodeOf(1)]) != 0 {
+		t.Fatal("a job is said to be over whose driver is there")
+	}
+	y.dies(1)
+	y.rest()
+	if g := y.c.groups.all[id]; g == nil || g.state != wire.GroupCreated {
+		t.Fatalf("its maker's node is gone: %+v", g)
+	}
+	y.again()
+	y.up(2, 1, 4, nil)
+	y.say(2, wire.Programs{Left: []string{"d1"}})
+	if y.c.groups.all[id] == nil {
+		t.Fatal("it went before the driver's node could say that it is there")
+	}
+	y.up(0, 1, 4, nil)
+	y.rest()
+	if g := y.c.groups.all[id]; g == nil || g.state != wire.GroupCreated {
+		t.Fatalf("a new head has %+v", g)
+	}
+	y.say(0, wire.Programs{})
+	if y.rest(); y.c.groups.all[id] != nil || len(y.nodes[nodeOf(0)].kept)+len(y.nodes[nodeOf(2)].kept) != 0 {
+		t.Fatal("its job is over")
+	}
+	if !slices.Equal(y.over[nodeOf(2)], []string{"d1"}) {
+		t.Fatalf("told to be over: %v", y.over)
+	}
+	if id = y.made(2, 2, false, 1); y.news[id].State != wire.GroupRemoved {
+		t.Fatalf("made after its job: %+v", y.news[id])
+	}
+	if y.again(); len(y.c.groups.all) != 0 {
+		t.Fatal("a new head has it")
+	}
+}
+
+// TestDetachedGroup: it outlives its job, its owner's node and the head, with the bundles that
+// are kept.
+func TestDetachedGroup(t *testing.T) {
+	y := newYard(t, 4, 4, 4)
+	id := y.made(1, 1, true, 3, 3)
+	was := slices.Clone(y.c.groups.all[id].at)
+	y.say(0, wire.Programs{})
+	y.dies(1)
+	y.again()
+	y.up(0, 1, 4, nil)
+	y.up(2, 1, 4, nil)
+	y.rest()
+	g := y.c.groups.all[id]
+	if g == nil || g.state != wire.GroupCreated || g.at[0] == g.at[1] {
+		t.Fatalf("%+v", g)
+	}
+	for i, at := range was {
+		if at != nodeOf(1) && g.at[i] != at {
+			t.Fatalf("bundle %d was moved from %s to %s", i, at, g.at[i])
+		}
+	}
+	y.c.groupRequest(9, wire.GroupRequest{What: wire.GroupRemove, ID: id})
+	if y.rest(); y.c.groups.all[id] != nil || len(y.c.d.st.Groups) != 0 {
+		t.Fatal("it was removed")
 	}
 }

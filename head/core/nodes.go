@@ -49,6 +49,7 @@ type node struct {
 	heldTold  int64                   // when it was last told of that
 	heldStart int64                   // and from when on
 	watches   map[uint32]bool         // numbers whose lives it follows
+	programs  wire.Programs
 }
 
 // share is what a node has of a job with single-rank tasks: queued and running.
@@ -144,6 +145,7 @@ func (c *Core) agentUp(ev AgentUp) {
 		Msg: wire.Welcome{Cluster: c.cfg.Cluster, HeadEpoch: c.Epoch(), Grace: c.cfg.Grace, Acked: c.durable(n).Acked, Drop: drop, Number: d.Number}}))
 	c.afterWelcome(n)
 	c.tellPeers(n)
+	c.programs(n, h.Programs)
 	c.bundlesKept(n, h.Bundles)
 	c.full = true
 }
@@ -294,6 +296,8 @@ func (c *Core) agentMsg(ev AgentMsg) {
 		c.leaseGranted(n, m)
 	case wire.LeaseBack:
 		c.leaseBack(n, m)
+	case wire.Programs:
+		c.programs(n, m)
 	case wire.GroupTell:
 		c.groupTold(n, m)
 	case wire.BundleNews:
@@ -373,6 +377,7 @@ func (c *Core) nodeGone(n *node, proof bool, cause string) {
 	}
 	c.dropReservations(n)
 	c.endLeases(n, "node "+string(n.id)+" is gone: "+cause)
+	c.programs(n, wire.Programs{})
 	c.groupsGone(n, number)
 	c.tellPeers(n)
 	for _, t := range sortedTasks(n.parts) {

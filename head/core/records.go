@@ -36,6 +36,8 @@ const (
 	kindDown
 	kindGangFault
 	kindRecovered
+	kindGroup
+	kindGroupOver
 )
 
 // Record is one durable fact. Fields of records are append-only.
@@ -272,6 +274,16 @@ type RecDown struct {
 	At    int64
 }
 
+// RecGroup is a placement group that is to outlive its owner's node: a detached one, or one
+// whose owner is gone while its job lives. Where its bundles are, their nodes say.
+type RecGroup struct {
+	Spec wire.GroupSpec
+	At   int64
+}
+
+// RecGroupOver: it was removed.
+type RecGroupOver struct{ ID wire.GroupID }
+
 func (RecHead) recordKind() RecordKind       { return kindHead }
 func (RecPools) recordKind() RecordKind      { return kindPools }
 func (RecSubmission) recordKind() RecordKind { return kindSubmission }
@@ -296,6 +308,8 @@ func (RecDrain) recordKind() RecordKind      { return kindDrain }
 func (RecDown) recordKind() RecordKind       { return kindDown }
 func (RecGangFault) recordKind() RecordKind  { return kindGangFault }
 func (RecRecovered) recordKind() RecordKind  { return kindRecovered }
+func (RecGroup) recordKind() RecordKind      { return kindGroup }
+func (RecGroupOver) recordKind() RecordKind  { return kindGroupOver }
 
 // EncodeRecord gives the journal's form: the kind, two bytes little-endian, then the
 // record in msgpack.
@@ -358,6 +372,10 @@ func DecodeRecord(b []byte) (Record, error) {
 		return decode[RecGangFault](body)
 	case kindRecovered:
 		return decode[RecRecovered](body)
+	case kindGroup:
+		return decode[RecGroup](body)
+	case kindGroupOver:
+		return decode[RecGroupOver](body)
 	}
 	return nil, errs.New(errs.Version, "the journal has a record of kind %d, which this version does not know", k).
 		Hint("it was written by a newer launcher; use that one")
