@@ -344,6 +344,8 @@ func (r room) Lend(proc string, lend bool) {
 		r.s.wanted = r.s.a.core.LendRoom(p, lend) || r.s.wanted
 	}
 }
+func (r room) Yields(now, time int64) bool    { return r.s.a.core.Yields(now, time) }
+func (r room) KeptFor(now int64) string       { return r.s.a.core.KeptFor(now) }
 func (r room) Could(need wire.Resources) bool { return r.s.a.core.CouldRoom(need) }
 func (r room) Total() wire.Resources          { return r.s.a.core.Total() }
 

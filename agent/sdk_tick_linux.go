@@ -24,6 +24,7 @@ func (s *sdkServer) run(ctx context.Context) error {
 				s.oom.look(time.Now())
 				s.keepBusy(now)
 				s.core.Tick(now)
+				s.a.core.SetLasting(s.core.Lasting())
 				s.demand()
 				s.tellNames()
 				for _, cl := range s.clients {

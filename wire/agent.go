@@ -319,6 +319,7 @@ type Beat struct {
 	Held    []HeldOutput // by job
 	Why     string       // what is wrong with the node although it is up
 	Tasks   Resources    // what SDK tasks have of it, leases that are not used included, less the cores that waiting processes lend
+	Lasting Resources    // what actors and bundles of placement groups have of it
 }
 
 // HeldOutput says that the output of a job cannot be written on a node: its processes

@@ -169,13 +169,14 @@ type Infeasible struct {
 	Code  string // of the error; "" = unschedulable
 }
 
-// Hold keeps room on a node for a gang that is to start there: tasks are left it, but
+// Hold keeps room on a node for a gang or a placement group that is to start there: tasks are left it, but
 // for those that are over by Start. It is repeated while it stands; Need of nothing
 // ends it.
 type Hold struct {
 	Job   JobID
 	Need  Resources
-	Start int64 // by the agent's clock; 0 = not known
+	Start int64   // by the agent's clock; 0 = not known
+	Group GroupID // with Job 0: of this placement group, which may have it
 }
 
 // Messages by which an agent learns of others.

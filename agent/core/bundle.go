@@ -166,12 +166,12 @@ func (c *Core) takeBundles(g wire.GroupID, bundles []wire.Bundle, until int64) (
 			}
 			continue
 		}
-		slots, ok := []Slot(nil), c.roomBeside(c.now, 0).Fits(x.Need) && !c.queueStarves(c.now)
+		slots, ok := []Slot(nil), c.roomForGroup(g).Fits(x.Need) && !c.queueStarves(c.now)
 		if ok {
 			slots, ok = c.pool.take(x.Need, 1)
 		}
 		if !ok {
-			why = "free are " + c.roomBeside(c.now, 0).String()
+			why = "free are " + c.roomForGroup(g).String()
 			break
 		}
 		got = append(got, RecBundle{ID: id, Need: x.Need, Slot: slots[0], Until: until})

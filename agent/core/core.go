@@ -78,7 +78,8 @@ type Core struct {
 	leases      leases
 	grouped     wire.GroupTell // what the head is to be told of groups
 	programs    wire.Programs
-	programsDue bool // they have changed since the head was told
+	actors      wire.Resources // what they have
+	programsDue bool           // they have changed since the head was told
 }
 
 // New makes a reactor of a state; an empty one is NewState(). A state that was rebuilt
@@ -264,7 +265,7 @@ func (c *Core) beat() {
 		}
 	}
 	c.leases.told = c.tasksUse()
-	b := wire.Beat{Free: c.pool.available().Add(c.unusedLeases(), -1), Tasks: c.leases.told, Queued: c.s.queued(), Running: running, Load1: c.load, MemFree: c.memFree, GPUs: c.pool.gpuList(), Python: c.cfg.Hello.Python, Why: c.cfg.Hello.Why}
+	b := wire.Beat{Free: c.pool.available().Add(c.unusedLeases(), -1), Tasks: c.leases.told, Lasting: c.lasting(), Queued: c.s.queued(), Running: running, Load1: c.load, MemFree: c.memFree, GPUs: c.pool.gpuList(), Python: c.cfg.Hello.Python, Why: c.cfg.Hello.Why}
 	for job, why := range c.held {
 		b.Held = append(b.Held, wire.HeldOutput{Job: job, Why: why})
 	}

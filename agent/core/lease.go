@@ -62,6 +62,45 @@ func (c *Core) roomBeside(now, time int64) wire.Resources {
 	return r
 }
 
+// roomForGroup is roomBeside for bundles of a group: what is kept for it is its own.
+func (c *Core) roomForGroup(g wire.GroupID) wire.Resources {
+	if c.leases.hold.Job == 0 && c.leases.hold.Group == g {
+		return c.pool.available().Add(c.unusedLeases(), -1)
+	}
+	return c.roomBeside(c.now, 0)
+}
+
+// Yields reports whether tasks of which each takes the given time at most (0 = nobody knows)
+// are to leave the room that they have when they end: some is kept for others that is not
+// free yet.
+func (c *Core) Yields(now, time int64) bool {
+	return now < c.leases.holdUntil && c.roomBeside(now, time).Negative()
+}
+
+// KeptFor names what room of this node is kept for; "" = nothing.
+func (c *Core) KeptFor(now int64) string {
+	switch l := &c.leases; {
+	case now >= l.holdUntil:
+		return ""
+	case l.hold.Job != 0:
+		return "job " + utoa(int64(l.hold.Job))
+	default:
+		return "placement group " + l.hold.Group.String()
+	}
+}
+
+// SetLasting says what actors have of this node's room, bundles aside.
+func (c *Core) SetLasting(r wire.Resources) { c.actors = r }
+
+// lasting is what does not come free by itself.
+func (c *Core) lasting() wire.Resources {
+	r := c.actors
+	for _, b := range c.pool.bundles {
+		r = r.Add(b.Need, 1)
+	}
+	return r
+}
+
 // takeForJob takes room for ranks of a job, if need be out of slots of leases of no higher
 // priority that nothing runs in: those are given back.
 func (c *Core) takeForJob(j *job, n int) ([]Slot, bool) {

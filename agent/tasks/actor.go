@@ -524,6 +524,22 @@ func (c *Core) restoreActor(t *task, s *savedActor, st state) {
 	}
 }
 
+// Lasting is what actors that are up have of the node's room, bundles aside: it does not come
+// free by itself.
+func (c *Core) Lasting() (r wire.Resources) {
+	for _, w := range c.clients {
+		if w.actor == nil || !w.actor.actor.up {
+			continue
+		}
+		for _, l := range w.levels {
+			if l.has && l.slot.Bundle == (wire.BundleID{}) {
+				r = r.Add(l.need, 1)
+			}
+		}
+	}
+	return r
+}
+
 func sortedKeys[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }
 
 // HasActor reports whether this node owns an actor that is not dead.

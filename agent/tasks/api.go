@@ -43,6 +43,10 @@ type Room interface {
 	// LendLeased lets another task have the slot of one that waits, or takes it back, which
 	// may make more of them than there are.
 	LendLeased(lease wire.LeaseID, lend bool)
+	// Yields: tasks of at most that time (0 = unknown) give back what they have when they end,
+	// for others that room is kept for; KeptFor names those.
+	Yields(now, time int64) bool
+	KeptFor(now int64) string
 	Could(need wire.Resources) bool
 	Total() wire.Resources
 }

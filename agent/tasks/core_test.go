@@ -31,6 +31,7 @@ type desk struct {
 	borrow   uint32               // its client for references to the other node's objects
 	borrowAt uint32
 	group    wire.GroupID
+	kept     string   // what all of its room is kept for
 	pulled   []uint32 // from which nodes
 	owned    []id
 	other    uint32 // the node that keeps copies
@@ -50,7 +51,7 @@ func newDesk(t testing.TB, cores int) *desk {
 }
 
 func (w *desk) Take(_ int64, need wire.Resources, _ int64) (core.Slot, bool) {
-	if !w.free.Fits(need) {
+	if !w.free.Fits(need) || w.kept != "" {
 		return core.Slot{}, false
 	}
 	w.free = w.free.Add(need, -1)
@@ -73,6 +74,8 @@ func (w *desk) TakeGroup(s *wire.Strategy, need wire.Resources) (core.Slot, bool
 }
 func (w *desk) HasGroup(s *wire.Strategy) bool { return w.group == s.Group }
 func (w *desk) Lend(string, bool)              {}
+func (w *desk) Yields(int64, int64) bool       { return w.kept != "" && w.free.CPU < w.total.CPU }
+func (w *desk) KeptFor(int64) string           { return w.kept }
 func (w *desk) Could(need wire.Resources) bool { return w.total.Fits(need) }
 func (w *desk) Total() wire.Resources          { return w.total }
 func (w *desk) Own(x id)                       { w.owned = append(w.owned, x) }

@@ -82,3 +82,30 @@ func TestGroupRemoved(t *testing.T) {
 		t.Fatalf("got %q", o)
 	}
 }
+
+// TestTasksYield: a worker whose room is kept for others, who wait until it is free, gets no
+// further task of its kind; why names them.
+func TestTasksYield(t *testing.T) {
+	w := newDesk(t, 1)
+	w.driver(1)
+	for n := range uint64(3) {
+		w.frame(1, sdk.MsgSubmit, submit(taskOf(1, n+1), 1, 1))
+	}
+	w.take()
+	worker := w.starts[0].ID
+	w.startAll()
+	w.kept = "placement group g"
+	w.frame(worker, sdk.MsgResult, result(taskOf(1, 1), 1, 0, inline("v")))
+	w.take()
+	if w.free.CPU != w.total.CPU || w.c.tasks[taskOf(1, 2)].state != queued {
+		t.Fatalf("the room is not given back: free %s", w.free)
+	}
+	if why := w.c.why(w.c.tasks[taskOf(1, 2)]); !strings.Contains(why, "kept here for placement group g") {
+		t.Fatalf("why: %s", why)
+	}
+	w.kept = ""
+	w.take()
+	if w.c.tasks[taskOf(1, 2)].state != running {
+		t.Fatal("it does not go on")
+	}
+}

@@ -165,7 +165,7 @@ func (c *Core) serve(s *shape, refill bool) {
 		c.spread(s)
 		return
 	}
-	if refill {
+	if refill = refill && (s.place.Kind == wire.StrategyGroup || !c.room.Yields(c.now, s.time)); refill {
 		for _, l := range c.active[s] {
 			if t := c.nextHere(s); t != nil && len(l.tasks) == 0 && l.free() {
 				c.give(l, t)

@@ -125,6 +125,9 @@ func (c *Core) why(t *task) string {
 			ahead += s.queue.n
 		}
 		lacks := t.shape.lacks
+		if kept := c.room.KeptFor(c.now); kept != "" && lacks == t.shape.room {
+			lacks += " beside what is kept here for " + kept
+		}
 		if f := t.shape.queue.first(); f != nil && f != t {
 			s := fmt.Sprintf("waits for its turn among %d of %s", t.shape.queue.n, t.shape.name)
 			if lacks != "" {

@@ -79,6 +79,8 @@ func (r *simRoom) Lend(_ string, lend bool) {
 		r.lent += 2
 	}
 }
+func (r *simRoom) Yields(int64, int64) bool       { return false }
+func (r *simRoom) KeptFor(int64) string           { return "" }
 func (r *simRoom) Could(need wire.Resources) bool { return r.total.Fits(need) }
 func (r *simRoom) Total() wire.Resources          { return r.total }
 func (s *sim) Own(id)                             {}

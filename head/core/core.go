@@ -39,7 +39,7 @@ type Core struct {
 	dirty  map[*node]bool      // nodes whose room changed
 	full   bool                // everything is to be looked at
 	final  map[wire.JobID]last // what the newest reports of jobs that are over said
-	hold   *job                // the gang job that room is held for
+	hold   *hold               // the gang that room is held for
 	ticked int64
 	looked int64 // when a Tick last had everything looked at
 
@@ -283,7 +283,7 @@ func (c *Core) Durable() *Durable { return c.d }
 // Wake is when the core wants its next Tick, in unix nanoseconds; 0 = no need of one.
 func (c *Core) Wake() int64 {
 	step := second
-	if c.recovering || c.down != nil || c.hold != nil {
+	if c.recovering || c.down != nil || c.hold != nil || c.groups.hold != nil {
 		step = 50 * millisecond
 	}
 	for _, w := range c.wait {

@@ -62,7 +62,7 @@ func (c *Core) placeGangs(full bool, on []*node) {
 				break
 			}
 			plan := c.choose(j, func(n *node) wire.Resources {
-				if n.held != nil && n.held != j && precedence(n.held, j) < 0 {
+				if n.held != nil && n.held.before(j) {
 					return wire.Resources{CPU: -1}
 				}
 				return c.room(n, j, true)
@@ -76,8 +76,8 @@ func (c *Core) placeGangs(full bool, on []*node) {
 			first = j
 		}
 	}
-	if c.hold != first {
-		c.dropHold()
+	if c.hold != nil && c.hold.job != first {
+		c.dropHold(c.hold)
 	}
 	if first != nil {
 		c.keepRoom(first)

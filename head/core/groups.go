@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 
 	"launcher/internal/errs"
 	"launcher/wire"
@@ -19,6 +20,8 @@ const (
 	groupLastPause = second
 	// groupRefused is how long a node is not asked again for slots in a bundle that had none.
 	groupRefused = 50 * millisecond
+	// groupStarves is after how long room is held for the oldest group that waits.
+	groupStarves = second
 	// orphanFor is how long a node may keep bundles of a group that nobody has told of.
 	orphanFor = 30 * second
 	// unknownFor is how long tasks may wait for a group that nobody has told of.
@@ -42,6 +45,7 @@ type group struct {
 	until int64                 // when it is given up
 	next  int64                 // when it is tried again
 	pause int64
+	since int64                 // when it began to wait
 	cool  map[wire.NodeID]int64 // nodes that have no room in their bundles now
 }
 
@@ -50,6 +54,7 @@ type groups struct {
 	all    map[wire.GroupID]*group
 	names  map[string]wire.GroupID
 	wait   []*group // that want room, oldest first
+	hold   *hold    // of one of them
 	over   map[wire.GroupID]bool
 	past   []wire.GroupID // of over, oldest first
 	round  uint64
@@ -173,12 +178,30 @@ func (c *Core) groupsRecovered() {
 	}
 }
 
+func (g *group) name() string { return cmp.Or(g.spec.Name, g.spec.ID.String()) }
+
+// whyNot says what a group waits for.
+func (c *Core) whyNot(g *group) string {
+	why := g.why
+	if h := c.groups.hold; h != nil && h.group == g {
+		var on []string
+		for _, n := range c.order {
+			if n.held == h {
+				on = append(on, string(n.id))
+			}
+		}
+		why += "; room is held for it on " + strings.Join(on, ", ")
+	}
+	return why
+}
+
 func (g *group) placed() bool { return !slices.Contains(g.at, "") }
 
 // groupWaits has room looked for.
 func (c *Core) groupWaits(g *group) {
 	if !slices.Contains(c.groups.wait, g) {
 		c.groups.wait = append(c.groups.wait, g)
+		g.since = c.now
 	}
 	g.next, g.pause = 0, groupPause
 	c.wanting()
@@ -208,6 +231,7 @@ func (c *Core) removeGroup(g *group, why string) {
 		delete(c.groups.names, g.spec.Name)
 	}
 	c.groups.wait = slices.DeleteFunc(c.groups.wait, func(x *group) bool { return x == g })
+	c.keepGroupRoom()
 	c.groupOver(g.spec.ID)
 	if c.d.st.Groups[g.spec.ID] != nil {
 		c.record(RecGroupOver{ID: g.spec.ID})
@@ -258,17 +282,15 @@ func (g *group) sum(of []int) (r wire.Resources) {
 
 // placeGroups finds room for groups that wait, in the order in which they were made.
 func (c *Core) placeGroups() {
-	if len(c.groups.wait) == 0 {
-		return
-	}
 	for _, g := range slices.Clone(c.groups.wait) {
 		switch {
 		case g.round != 0 && c.now >= g.until:
 			c.groupFails(g, "a node did not answer in time")
-		case g.round == 0 && c.now >= g.next:
+		case g.round == 0 && (c.now >= g.next || c.groups.hold != nil && c.groups.hold.group == g):
 			c.tryGroup(g)
 		}
 	}
+	c.keepGroupRoom()
 }
 
 // tryGroup reserves the room of a group, if there is some.
@@ -276,7 +298,7 @@ func (c *Core) tryGroup(g *group) {
 	var sites []*groupSite
 	asks := &wire.Shape{}
 	for _, n := range c.order {
-		if c.usable(n) && c.mayLease(n, asks) {
+		if c.usable(n) && (c.mayLease(n, asks) || n.held.group == g) {
 			sites = append(sites, &groupSite{n: n, room: c.leaseRoom(n)})
 		}
 	}
@@ -338,6 +360,7 @@ func (c *Core) bundleNews(n *node, m wire.BundleNews) {
 		return
 	}
 	n.tasks, n.free = n.tasks.Add(need, 1), n.free.Add(need, -1) // as its later Beats say
+	n.beat.Lasting = n.beat.Lasting.Add(need, 1)
 	if len(g.kept) < len(g.plan) {
 		return
 	}
@@ -352,6 +375,7 @@ func (c *Core) bundleNews(n *node, m wire.BundleNews) {
 	g.round, g.plan, g.kept = 0, nil, nil
 	g.state, g.why = wire.GroupCreated, ""
 	c.groups.wait = slices.DeleteFunc(c.groups.wait, func(x *group) bool { return x == g })
+	c.keepGroupRoom()
 	c.tellGroup(g)
 	c.wanting()
 }
@@ -558,7 +582,7 @@ func (c *Core) whyGroups(job string) (out []string) {
 					open++
 				}
 			}
-			out = append(out, fmt.Sprintf("placement group %s (%s) waits for room for %d of its %d bundles: %s", cmp.Or(g.spec.Name, g.spec.ID.String()), g.state, open, len(g.at), cmp.Or(g.why, "it is being placed")))
+			out = append(out, fmt.Sprintf("placement group %s (%s) waits for room for %d of its %d bundles: %s", cmp.Or(g.spec.Name, g.spec.ID.String()), g.state, open, len(g.at), cmp.Or(c.whyNot(g), "it is being placed")))
 		}
 	}
 	return out
@@ -569,7 +593,7 @@ func (c *Core) groupRequest(id uint64, r wire.GroupRequest) {
 	out := []wire.GroupInfo{}
 	tell := func(g *group) {
 		if g != nil {
-			out = append(out, wire.GroupInfo{Spec: g.spec, State: g.state, Nodes: slices.Clone(g.at), Why: g.why})
+			out = append(out, wire.GroupInfo{Spec: g.spec, State: g.state, Nodes: slices.Clone(g.at), Why: c.whyNot(g)})
 		}
 	}
 	switch r.What {

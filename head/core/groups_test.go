@@ -32,6 +32,8 @@ type keeper struct {
 	used  wire.Resources // besides bundles
 	kept  map[wire.BundleID]kept
 	post  []wire.BundleOrder
+	hold  wire.Hold
+	last  wire.Resources // of used: never comes free
 }
 
 type kept struct {
@@ -88,7 +90,11 @@ func (k *keeper) free() wire.Resources {
 
 func (y *yard) beat(i int) {
 	k := y.nodes[nodeOf(i)]
-	y.say(i, wire.Beat{Free: k.free(), Tasks: k.total.Add(k.free(), -1)})
+	lasting := k.last
+	for _, b := range k.kept {
+		lasting = lasting.Add(b.need, 1)
+	}
+	y.say(i, wire.Beat{Free: k.free(), Tasks: k.total.Add(k.free(), -1), Lasting: lasting})
 }
 
 func (y *yard) say(i int, m any) {
@@ -112,6 +118,8 @@ func (y *yard) step(ev Event) {
 			y.never = append(y.never, m)
 		case wire.LeaseOffer:
 			y.offer = append(y.offer, m)
+		case wire.Hold:
+			y.nodes[s.Node].hold = m
 		case wire.JobsOver:
 			y.over[s.Node] = append(y.over[s.Node], m.Jobs...)
 		}
@@ -566,4 +574,81 @@ func TestDetachedGroup(t *testing.T) {
 	if y.rest(); y.c.groups.all[id] != nil || len(y.c.d.st.Groups) != 0 {
 		t.Fatal("it was removed")
 	}
+}
+
+// busy has tasks of one CPU, of which there is no end, end and begin on all nodes.
+func (y *yard) busy() {
+	for i := range 4 {
+		k := y.nodes[nodeOf(i)]
+		if k == nil {
+			continue
+		}
+		if k.used.Add(k.last, -1).Fits(cpus(1)) {
+			k.used = k.used.Add(cpus(1), -1)
+		}
+		for k.free().Add(k.hold.Need, -1).Fits(cpus(1)) {
+			k.used = k.used.Add(cpus(1), 1)
+		}
+		y.beat(i)
+	}
+	y.now += 50 * millisecond
+	y.step(Tick{})
+	for i := range 4 {
+		for y.nodes[nodeOf(i)] != nil && y.look(i) {
+			y.beat(i)
+		}
+	}
+}
+
+// TestGroupHold: a large group becomes ready on nodes that are never empty by themselves: its
+// room is held, all of it, and given back when it is there. What will never come free is not
+// held, and a younger group does not take what is.
+func TestGroupHold(t *testing.T) {
+	y := newYard(t, 3, 3)
+	y.busy()
+	large := y.made(0, 1, false, 4)
+	y.group(2, wire.GroupStrictSpread, 3, 3)
+	second := gid(y.number(0), 2)
+	third := y.group(3, wire.GroupPack, 1)
+	for range 60 {
+		if y.busy(); y.c.groups.hold != nil {
+			break
+		}
+	}
+	if !strings.Contains(strings.Join(y.c.whyGroups("d1"), "\n"), "room is held for it on p-0, p-1") {
+		t.Fatalf("why: %q", y.c.whyGroups("d1"))
+	}
+	if h := y.c.groups.hold; h == nil || h.group.spec.ID != second {
+		t.Fatalf("what cannot be anywhere is in the way: %v", h)
+	}
+	for range 20 {
+		y.busy()
+	}
+	if y.news[second].State != wire.GroupCreated || y.news[third].State == wire.GroupCreated || y.news[large].State == wire.GroupCreated {
+		t.Fatalf("%+v", y.news)
+	}
+	y.allOrNothing()
+	if h := y.nodes[nodeOf(0)].hold; !h.Need.Nothing() || y.c.groups.hold != nil {
+		t.Fatalf("still held: %+v, %v", h, y.c.groups.hold)
+	}
+	y.say(0, wire.GroupTell{Over: []wire.GroupID{second}})
+	for range 60 {
+		y.busy()
+	}
+	if y.news[third].State != wire.GroupCreated {
+		t.Fatalf("%+v", y.news[third])
+	}
+	y.say(0, wire.GroupTell{Over: []wire.GroupID{third}})
+	for i := range 2 { // an actor is everywhere
+		k := y.nodes[nodeOf(i)]
+		k.last, k.used = cpus(1), k.used.Add(cpus(1), 1)
+	}
+	fourth := y.group(4, wire.GroupStrictSpread, 3, 3)
+	for range 60 {
+		y.busy()
+		if y.c.groups.hold != nil {
+			t.Fatal("room is held that never comes free")
+		}
+	}
+	y.say(0, wire.GroupTell{Over: []wire.GroupID{fourth}})
 }

@@ -3,29 +3,57 @@ package core
 import (
 	"cmp"
 	"fmt"
+	"maps"
+	"slices"
 
 	"launcher/wire"
 )
 
+// hold is room that is kept on nodes for a gang, or for a placement group, that waits for
+// it: all of what it needs, on nodes where that will come free.
+type hold struct {
+	job   *job // of the gang
+	group *group
+	nodes int
+}
+
+func (h *hold) priority() int {
+	if h.job != nil {
+		return h.job.d.Spec.Priority
+	}
+	return 0
+}
+
+func (h *hold) String() string {
+	if h.job != nil {
+		return fmt.Sprintf("job %d", h.job.id)
+	}
+	return "placement group " + h.group.name()
+}
+
+// before reports whether what is held is not a gang's to take.
+func (h *hold) before(j *job) bool {
+	if h.job != nil {
+		return h.job != j && precedence(h.job, j) < 0
+	}
+	return j.d.Spec.Priority <= 0
+}
+
 // keepRoom holds the nodes that a waiting gang will start on: those where, with the
 // tasks of its own or a lower priority ended, it fits.
 func (c *Core) keepRoom(j *job) {
-	if c.hold == j {
-		ok := false
-		for _, n := range c.order {
-			ok = ok || n.held == j
-			if n.held == j && !c.usable(n) {
-				ok = false
-				break
-			}
-		}
-		if ok {
-			c.timeHold(j)
-			c.keepFree(j)
-			return
-		}
+	if c.hold != nil && c.stands(c.hold) {
+		c.timeHold(c.hold)
+		c.keepFree(c.hold)
+		return
 	}
-	c.dropHold()
+	c.dropHold(c.hold)
+	mine := func(n *node, r wire.Resources) wire.Resources {
+		if n.held != nil && n.held.before(j) {
+			return wire.Resources{CPU: -1}
+		}
+		return r
+	}
 	plan := c.choose(j, func(n *node) wire.Resources {
 		r := n.total
 		for _, p := range n.parts {
@@ -36,48 +64,125 @@ func (c *Core) keepRoom(j *job) {
 				r = r.Add(s.job.need, -int64(s.uses(n)))
 			}
 		}
-		return r
+		return mine(n, r)
 	})
 	if plan == nil { // other gangs are in the way too
-		plan = c.choose(j, func(n *node) wire.Resources { return n.total })
+		plan = c.choose(j, func(n *node) wire.Resources { return mine(n, n.total) })
 	}
 	if plan == nil {
 		return // there are not enough nodes yet
 	}
-	c.hold = j
+	c.hold = &hold{job: j}
+	need := map[*node]wire.Resources{}
 	for _, p := range plan {
-		n := c.nodes[p.Node]
-		n.held, n.heldNeed, n.heldTold = j, wire.Resources{}.Add(j.need, int64(p.Count)), 0
+		need[c.nodes[p.Node]] = wire.Resources{}.Add(j.need, int64(p.Count))
+	}
+	c.beginHold(c.hold, need)
+}
+
+// stands reports whether all nodes of a hold are there still.
+func (c *Core) stands(h *hold) bool {
+	k := 0
+	for _, n := range c.order {
+		if n.held == h && c.usable(n) {
+			k++
+		}
+	}
+	return k == h.nodes
+}
+
+// beginHold has nodes keep room. What is queued there comes back.
+func (c *Core) beginHold(h *hold, need map[*node]wire.Resources) {
+	for _, n := range slices.SortedFunc(maps.Keys(need), byName) {
+		n.held, n.heldNeed, n.heldTold = h, need[n], 0
 		for _, id := range sortedKeys(n.shares) {
 			s := n.shares[id]
-			if q := s.tries.len(); !s.asked && n.conn && s.job.d.Spec.Priority <= j.d.Spec.Priority {
+			if q := s.tries.len(); !s.asked && n.conn && s.job.d.Spec.Priority <= h.priority() {
 				s.asked = true
 				c.send(n, wire.MsgWithdraw, wire.Withdraw{Job: id, Max: uint32(q)})
 			}
 		}
 	}
-	c.timeHold(j)
-	c.keepFree(j)
+	h.nodes = len(need)
+	c.timeHold(h)
+	c.keepFree(h)
+}
+
+// passing is what of a node is free or comes free by itself.
+func (n *node) passing() wire.Resources {
+	r := n.total.Add(n.beat.Lasting, -1)
+	for _, p := range n.parts {
+		r = r.Add(p.job.need, -p.count)
+	}
+	return r
+}
+
+// keepGroupRoom holds the nodes that the oldest group which waits for room will lie on, as
+// keepRoom does for a gang: else short tasks, of which there is always one, would have what
+// comes free. What never comes free, because other bundles or actors have it, is not held.
+func (c *Core) keepGroupRoom() {
+	h := c.groups.hold
+	if h != nil && (!slices.Contains(c.groups.wait, h.group) || !c.stands(h) || slices.ContainsFunc(c.order, func(n *node) bool { return n.held == h && !n.passing().Fits(n.heldNeed) })) {
+		c.dropHold(h)
+		h = nil
+	}
+	for _, g := range c.groups.wait {
+		if h != nil {
+			break
+		}
+		if c.now-g.since < groupStarves {
+			continue
+		}
+		var sites []*groupSite
+		for _, n := range c.order {
+			if c.usable(n) && n.held == nil {
+				sites = append(sites, &groupSite{n: n, room: n.passing()})
+			}
+		}
+		if plan, _ := placeBundles(g, sites); plan != nil {
+			need := map[*node]wire.Resources{}
+			for i, n := range plan {
+				need[n] = need[n].Add(g.spec.Bundles[i], 1)
+			}
+			h = &hold{group: g}
+			c.groups.hold = h
+			c.beginHold(h, need)
+		}
+	}
+	if h != nil {
+		c.timeHold(h)
+		c.keepFree(h)
+	}
 }
 
 // holdAgain is after how long a node is told of a hold once more.
 const holdAgain = wire.HoldFor / 4
 
+func (h *hold) message() (m wire.Hold) {
+	if h.job != nil {
+		m.Job = h.job.id
+	} else {
+		m.Group = h.group.spec.ID
+	}
+	return m
+}
+
 // keepFree has the nodes that are held leave their room to the gang: tasks that are not
 // over in time get none of it.
-func (c *Core) keepFree(j *job) {
+func (c *Core) keepFree(h *hold) {
 	for _, n := range c.order {
-		if n.held != j {
+		if n.held != h {
 			continue
 		}
-		c.takeBack(n, fmt.Sprintf("its room is held for job %d", j.id), func(l *lease) bool { return !c.mayLease(n, &l.spec) })
+		c.takeBack(n, "its room is held for "+h.String(), func(l *lease) bool { return !c.mayLease(n, &l.spec) })
 		if n.heldTold == 0 || n.heldStart != n.until || c.now-n.heldTold >= holdAgain {
 			n.heldTold, n.heldStart = c.now, n.until
-			h := wire.Hold{Job: j.id, Need: n.heldNeed}
+			m := h.message()
+			m.Need = n.heldNeed
 			if n.until != 0 {
-				h.Start = n.until + n.offset
+				m.Start = n.until + n.offset
 			}
-			c.send(n, wire.MsgHold, h)
+			c.send(n, wire.MsgHold, m)
 		}
 	}
 }
@@ -85,15 +190,15 @@ func (c *Core) keepFree(j *job) {
 // timeHold names the time at which the held gang is expected to start: when everything
 // that runs in its way has used up its time. Once named it only comes nearer, so that
 // what uses the room meanwhile cannot put it off.
-func (c *Core) timeHold(j *job) {
+func (c *Core) timeHold(h *hold) {
 	until := c.now
 	for _, n := range c.order {
-		if n.held == j && until != 0 {
+		if n.held == h && until != 0 {
 			until = n.freeAt(until, c.now)
 		}
 	}
 	for _, n := range c.order {
-		if n.held == j && (n.until == 0 || until < n.until) {
+		if n.held == h && (n.until == 0 || until < n.until) {
 			n.until = until
 		}
 	}
@@ -127,14 +232,23 @@ func (n *node) freeAt(until, now int64) int64 {
 	return until
 }
 
-func (c *Core) dropHold() {
+// dropHold ends a hold, if there is one.
+func (c *Core) dropHold(h *hold) {
+	if h == nil {
+		return
+	}
 	for _, n := range c.order {
-		if n.held != nil {
-			c.send(n, wire.MsgHold, wire.Hold{Job: n.held.id})
+		if n.held == h {
+			c.send(n, wire.MsgHold, h.message())
 			n.held, n.until = nil, 0
 			c.touchNode(n)
 			c.wanting()
 		}
 	}
-	c.hold = nil
+	switch h {
+	case c.hold:
+		c.hold = nil
+	case c.groups.hold:
+		c.groups.hold = nil
+	}
 }

@@ -275,8 +275,8 @@ func (c *Core) jobEnded(j *job) {
 	}
 	delete(c.jobs, j.id)
 	c.queue = slices.DeleteFunc(c.queue, func(x *job) bool { return x == j })
-	if c.hold == j {
-		c.dropHold()
+	if c.hold != nil && c.hold.job == j {
+		c.dropHold(c.hold)
 	}
 	c.lastWords(j)
 	c.effect(JobChanged{Job: j.id, Ended: true})

@@ -66,7 +66,7 @@ func (c *Core) suits(n *node, to *node, s *wire.Shape) bool {
 // mayLease reports whether a hold leaves a node to a demand, as mayUse does for jobs.
 func (c *Core) mayLease(n *node, s *wire.Shape) bool {
 	h := n.held
-	if h == nil || s.Priority > h.d.Spec.Priority {
+	if h == nil || s.Priority > h.priority() {
 		return true
 	}
 	return s.Time > 0 && n.until > 0 && c.now+s.Time <= n.until

@@ -29,8 +29,8 @@ type node struct {
 	parts   map[wire.Task]*part
 	known   map[wire.JobID]bool // jobs it was told of on this connection
 	rounds  map[wire.Try]int    // Reserves it has not answered yet
-	held    *job                // the gang job that its room is kept for
-	until   int64               // when that gang is expected to start; 0 = unknown
+	held    *hold               // what its room is kept for
+	until   int64               // when that is expected to start; 0 = unknown
 	suspect bool
 	leaving bool // told to shut down
 	asked   int64
@@ -45,7 +45,7 @@ type node struct {
 	takes     map[wire.LeaseID]*lease // others' room, for it
 	leasedSeq uint64                  // of the newest Leased
 	leaseSeen uint64                  // of the newest that its demand counts in
-	heldNeed  wire.Resources          // what the gang that its room is kept for needs here
+	heldNeed  wire.Resources          // what that needs here
 	heldTold  int64                   // when it was last told of that
 	heldStart int64                   // and from when on
 	watches   map[uint32]bool         // numbers whose lives it follows
@@ -385,9 +385,7 @@ func (c *Core) nodeGone(n *node, proof bool, cause string) {
 			c.gangChanged(j, t.Index)
 		}
 	}
-	if c.hold != nil && n.held != nil {
-		c.dropHold()
-	}
+	c.dropHold(n.held)
 	c.full = true
 }
 

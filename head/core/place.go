@@ -153,7 +153,7 @@ func (c *Core) eligible(n *node, j *job) string {
 // it, to those of higher priority, and to work that is over before the gang starts.
 func (c *Core) mayUse(n *node, j *job) bool {
 	h := n.held
-	if h == nil || h == j || j.d.Spec.Priority > h.d.Spec.Priority {
+	if h == nil || h.job == j || j.d.Spec.Priority > h.priority() {
 		return true
 	}
 	t := cmp.Or(j.d.Spec.TimeRequest, j.d.Spec.TimeLimit)
@@ -167,7 +167,7 @@ func (c *Core) window(n *node, j *job) (window, slots int) {
 	if slots <= 0 {
 		return 0, 0
 	}
-	if n.held != nil && n.held != j {
+	if n.held != nil && n.held.job != j {
 		return min(slots, c.room(n, j, true).Times(j.need, maxWindow)+c.has(n, j)), slots
 	}
 	w := 2 * slots

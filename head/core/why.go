@@ -259,7 +259,7 @@ func (c *Core) waiting(j *job) []string {
 		case !c.usable(n):
 			note(n, "it is silent")
 		case !c.mayUse(n, j):
-			note(n, fmt.Sprintf("its room is held for job %d", n.held.id))
+			note(n, "its room is held for "+n.held.String())
 		default:
 			up++
 			free := c.room(n, j, true)
