@@ -178,6 +178,11 @@ func (a *app) whySDK(ctx context.Context, id string) error {
 		lines = append(lines, w.Lines...)
 	}
 	if len(lines) == 0 {
+		if lines, err = a.whyGroup(ctx, id); err != nil {
+			return err
+		}
+	}
+	if len(lines) == 0 {
 		e := errs.New(errs.NotFound, "no node knows a task or object %s", id).Hint("`launcher tasks` and `launcher objects` list them; what has ended and is referred to by nobody is forgotten")
 		for _, u := range lost {
 			e = e.Hint("node %s did not answer: %s", u.Node, u.Message)
@@ -186,4 +191,21 @@ func (a *app) whySDK(ctx context.Context, id string) error {
 	}
 	a.printWhy(id, lines)
 	return nil
+}
+
+// whyGroup says what a placement group waits for; nothing = there is none with that id.
+func (a *app) whyGroup(ctx context.Context, id string) ([]string, error) {
+	x, err := wire.ParseObjectID(id)
+	if err != nil {
+		return nil, err
+	}
+	got, err := request[[]wire.GroupInfo](ctx, a, wire.MsgGroup, wire.GroupRequest{What: wire.GroupLook, ID: x})
+	if err != nil || len(got) != 1 {
+		return nil, err
+	}
+	line := "placement group " + cmp.Or(got[0].Spec.Name, id) + " is " + got[0].State.String()
+	if got[0].Why != "" {
+		line += ": " + got[0].Why
+	}
+	return []string{line}, nil
 }
