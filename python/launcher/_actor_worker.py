@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextvars
 import inspect
 import os
@@ -21,6 +20,7 @@ from ._process import finish
 current: "contextvars.ContextVar[Any]" = contextvars.ContextVar("launcher_call", default=None)
 
 _CLEANUP = "__ray_shutdown__"
+_LOOK_AFTER = 1_000_000  # ns
 
 
 class Leave(SystemExit):
@@ -63,20 +63,23 @@ class Actor:
         options = order.describe()["actor"]
         self.concurrency = max(1, int(options.get("concurrency") or 1))
         self.groups: Dict[str, Group] = {str(k): Group(int(v)) for k, v in (options.get("groups") or {}).items()}
+        self.single = self.concurrency == 1 and not self.groups
         self.instance: Any = None
         self.is_async = False
         self.methods: Dict[bytes, Method] = {}
         self.held: Set[Tuple[bytes, int]] = {(order.task, order.attempt)}  # taken from the queue and not ended
-        self.live: Dict[bytes, Any] = {}  # calls that run
+        self.live: Dict[bytes, Any] = {}  # calls that run, or wait for a thread
         self.tasks: Dict[bytes, Any] = {}  # those that are async: their tasks
         self.loop: Any = None
+        self.asyncio: Any = None  # the module, for those that are async
         self.thread = threading.get_ident()
         self.due = self.flush_due = False
+        self.now = 0  # when the last call ended
 
     @property
     def blocks(self) -> bool:
         """Whether the actor does nothing else while a call of it waits."""
-        return self.concurrency == 1 and not self.groups and not self.is_async
+        return self.single and not self.is_async
 
     def construct(self, function: Any) -> Optional[Tuple[int, int, bytes, Any]]:
         """Make the instance; the end of the creation if that fails."""
@@ -91,6 +94,9 @@ class Actor:
             self.is_async = is_async(made)
             self.groups[""] = Group(self.concurrency)
             if self.is_async:
+                import asyncio
+
+                self.asyncio = asyncio
                 self.loop = asyncio.new_event_loop()
                 asyncio.set_event_loop(self.loop)
                 if sys.version_info >= (3, 12):
@@ -144,9 +150,22 @@ class Actor:
 
     def _serve_plain(self) -> None:
         client, worker, todo = self.client, self.worker, self.worker.queue
+        looked = 0
+
+        def come() -> bool:
+            return bool(todo) or worker.ending
+
         while True:
             if todo:
                 with client.lock:
+                    if self.now - looked > _LOOK_AFTER:  # what waits may have been cancelled
+                        looked = self.now
+                        try:
+                            client.poll()
+                        except Error:
+                            break
+                        if not todo:
+                            continue
                     o = todo.popleft()
                     self.held.add((o.task, o.attempt))
                 worker.stack.append(o)
@@ -161,9 +180,10 @@ class Actor:
                 if worker.ending or client.closed:
                     break
                 try:
-                    client.wait_for(lambda: bool(todo) or worker.ending, None)
+                    client.wait_for(come, None)
                 except Error:
                     break
+                looked = self.now = time.time_ns()
         self._cleanup()
 
     def _run(self, o: Any, m: Method) -> None:
@@ -188,7 +208,7 @@ class Actor:
 
     def _ended(self, o: Any, start: int, status: int, count: int, values: bytes, keep: Any) -> None:
         client = self.client
-        now = time.time_ns()
+        self.now = now = time.time_ns()
         with client.lock:
             client.found()
             out = self.worker.put_result(o, status, count, values, start, now)
@@ -230,6 +250,7 @@ class Actor:
                     g.running += 1
                     start = g.running > g.threads and g.threads < g.limit
                     g.threads += start
+                    self.live[o.task] = o  # until it has run, it may be cancelled
                 g.todo.put((o, m))
                 if start:
                     threading.Thread(target=self._thread, args=(g,), name=f"call-{m.group or 'default'}-{g.threads}", daemon=True).start()
@@ -326,7 +347,7 @@ class Actor:
             if e.code:
                 finish(e.code if isinstance(e.code, int) else 1)
             self.leave()
-        except asyncio.CancelledError as e:
+        except self.asyncio.CancelledError as e:
             if o.cancelled:
                 end = f.CANCELLED, 1, _cancelled(self.client, m), None
             else:
@@ -349,7 +370,7 @@ class Actor:
                 self.worker.put_item(o, index, value)
             index += 1
             while pressure and index - o.taken >= pressure and not o.cancelled:
-                o.wake = asyncio.Event()
+                o.wake = self.asyncio.Event()
                 if index - o.taken >= pressure:
                     await o.wake.wait()
 

@@ -233,7 +233,7 @@ class Client(Connection):
                 self.store.unpin(word)
                 raise
         view = self.store.view(word, segment, offset, size)
-        if size <= _COPIED and 8 * len(self.store.free_words) < len(self.store.words):
+        if size <= _COPIED and 8 * self.store.free() < len(self.store.words):
             return form, memoryview(bytes(view))
         return form, view
 

@@ -27,6 +27,7 @@ FLUSH_AT = 32 << 10
 PROOF_EVERY = 256 << 10
 UNPROVEN_MAX = 8 << 20
 IDS_AT_ONCE = 50_000
+_LEAST, _MOST = 16 << 10, 256 << 10  # of what is read at a time: a worker that gets little touches little memory
 
 READ, VALUE = 0, 1  # levels of what the agent was asked for
 
@@ -56,9 +57,10 @@ class Connection:
         self.ring: Deque[Tuple[int, bytes]] = deque()  # written, not proven; with the position of the end
         self.end = self.proven = self.asked_proof = 0
 
-        self.buf = bytearray(256 << 10)
+        self.buf = bytearray(_LEAST)
         self.window = memoryview(self.buf)
         self.r = self.w = 0
+        self.filled = False  # the last read took all room that there was
         self.fds: Deque[int] = deque()
         self.reading = False
         self.sleepers = 0
@@ -315,6 +317,9 @@ class Connection:
     def _receive(self, flags: int) -> bool:
         """Read what is there, or wait for something. False: nothing was there."""
         if self.r == self.w:
+            if self.filled and len(self.buf) < _MOST:
+                self.buf = bytearray(4 * len(self.buf))
+                self.window = memoryview(self.buf)
             self.r = self.w = 0
         elif self.r > len(self.buf) // 2 or len(self.buf) - self.w < 4096:
             have = self.w - self.r
@@ -336,6 +341,7 @@ class Connection:
         if n == 0:
             raise ConnectionResetError(errno.ECONNRESET, "the agent closed the connection")
         self.w += n
+        self.filled = self.w == len(self.buf)
         return True
 
     def _next(self) -> Optional[Tuple[int, bytes]]:

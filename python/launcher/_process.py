@@ -14,7 +14,7 @@ def hello(kind: int, token: str = "", name: str = "") -> List[Any]:
     """What this process says first."""
     return [
         f.VERSION, kind, "python", os.getpid(), os.environ.get("LAUNCHER_PROC", ""), os.environ.get("LAUNCHER_JOB_ID", ""),
-        name, 0, b"", token, sys.executable, os.getcwd(), _path(),
+        name, 0, b"", token, sys.executable, os.getcwd(), [] if token else _path(),
     ]  # fmt: skip
 
 

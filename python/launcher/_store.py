@@ -9,6 +9,7 @@ import os
 import struct
 import threading
 from collections import deque
+from operator import length_hint
 from typing import Any, Deque, Dict, List, Optional, Tuple
 
 from ._http import Error
@@ -157,7 +158,8 @@ class Store:
         self.own: List[Segment] = []
         self.unused: Deque[Tuple[Segment, int, int]] = deque()  # taken, and never made an object
         self.words: Any = memoryview(bytearray(0)).cast("Q")
-        self.free_words: Deque[int] = deque()
+        self.free_words: Deque[int] = deque()  # that were used
+        self.fresh = iter(range(0))  # and were not yet
         self.capacity = 0
         self.pins_of = (0, 0)
 
@@ -177,7 +179,7 @@ class Store:
                 for i, w in enumerate(self.words):
                     if w and i < len(words):
                         words[i] = w
-                self.free_words.extend(range(len(self.words), len(words)))
+                self.fresh = iter(range(len(self.words) - length_hint(self.fresh), len(words)))
                 self.words = words
                 self.pins_of = (st.st_dev, st.st_ino)
         finally:
@@ -216,14 +218,7 @@ class Store:
         if at is None:
             return None
         slot, e = at
-        try:
-            word = self.free_words.popleft()
-        except IndexError:
-            raise Error(
-                "exhausted",
-                f"this process has {len(self.words)} objects in use at the same time, that is the limit",
-                ["drop arrays that are not needed any more, or copy what is needed of them"],
-            ) from None
+        word = self._word()
         self.words[word] = e[4] << 32 | slot + 1
         again = self.find(id)
         if again is None or again[0] != slot or again[1][4] != e[4]:
@@ -232,6 +227,24 @@ class Store:
             return None
         e = again[1]
         return word, e[3], e[5], e[6], e[7]
+
+    def _word(self) -> int:
+        """A word that is free; several threads ask."""
+        try:
+            return self.free_words.pop()
+        except IndexError:
+            pass
+        for word in self.fresh:
+            return word
+        raise Error(
+            "exhausted",
+            f"this process has {len(self.words)} objects in use at the same time, that is the limit",
+            ["drop arrays that are not needed any more, or copy what is needed of them"],
+        )
+
+    def free(self) -> int:
+        """How many words are free."""
+        return len(self.free_words) + length_hint(self.fresh)
 
     def unpin(self, word: int) -> None:
         """Take a pin back that no view was made with."""

@@ -12,18 +12,23 @@ import json
 import os
 import signal
 import socket
+import struct
 import sys
 from typing import Any, Dict, List, Optional, Tuple
 
+from . import _process, _serial, _store, _worker  # what every worker needs
+
 _PACKET = 1 << 20
+_AT_ONCE = 16  # orders that one child forks the workers of
 
 
 def main() -> None:
     """Serve orders until the socket ends; returns in each worker."""
     sock = socket.socket(fileno=3)
     os.set_inheritable(3, False)
-    from . import _process, _serial, _worker  # noqa: F401  what every worker needs
-
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # as they are to be in a worker
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     _serial._cloudpickle()
     _process.clean_path()
     gc.collect()
@@ -31,50 +36,89 @@ def main() -> None:
     _send(sock, {"ready": True})
     served = 0
     while True:
-        data, fds, _, _ = socket.recv_fds(sock, _PACKET, 8)
-        if not data:
+        orders = _orders(sock, _AT_ONCE if served else 1)
+        if not orders:
             os._exit(0)
-        try:
-            order = json.loads(data)
-            unsafe = _unsafe()
-            if len(fds) != 3:
-                raise ValueError(f"an order with {len(fds)} descriptors")
-            if unsafe:
-                _send(sock, {"id": order["id"], "error": unsafe, "unsafe": True})
-            elif _fork(sock, order):
-                break
-        except (ValueError, OSError, KeyError) as e:
-            number = order.get("id", 0) if isinstance(order, dict) else 0
-            _send(sock, {"id": number, "error": f"{type(e).__name__}: {e}"})
-        for fd in fds:
-            os.close(fd)
+        mine = _fork(sock, orders)
+        if mine is not None:
+            break
+        for _, fds in orders:
+            _close(fds)
         served += 1
         if served == 1:
             _import_more()
     sock.close()
-    _become(order, fds)
+    order, fds = mine
+    _become(order, fds, max(fd for _, each in orders for fd in each))
     _worker.main()
+
+
+_Order = Tuple[Dict[str, Any], List[int]]
+
+
+def _orders(sock: socket.socket, most: int) -> List[_Order]:
+    """Wait for an order, and take what else is there. None: the agent dropped this template."""
+    orders: List[_Order] = []
+    try:
+        while len(orders) < most:
+            data, passed, _, _ = sock.recvmsg(_PACKET, socket.CMSG_SPACE(8 * 4), socket.MSG_DONTWAIT if orders else 0)  # recv_fds leaves the flags out
+            if not data:
+                break  # the next look finds the same
+            fds = [fd for _, _, each in passed for (fd,) in struct.iter_unpack("i", each[: len(each) // 4 * 4])]
+            order = json.loads(data)
+            if len(fds) == 3:
+                orders.append((order, fds))
+            else:
+                _refuse(sock, order, f"an order with {len(fds)} descriptors")
+                _close(fds)
+    except BlockingIOError:
+        pass
+    return orders
+
+
+def _close(fds: List[int]) -> None:
+    for fd in fds:
+        os.close(fd)
+
+
+def _refuse(sock: socket.socket, order: Dict[str, Any], why: Any) -> None:
+    _send(sock, {"id": order["id"], "error": str(why)})
 
 
 def _send(sock: socket.socket, packet: Dict[str, Any]) -> None:
     sock.send(json.dumps(packet).encode())
 
 
-def _fork(sock: socket.socket, order: Dict[str, Any]) -> bool:
-    """Fork twice, so that the worker is the supervisor's; true in the worker."""
-    child = os.fork()
+def _fork(sock: socket.socket, orders: List[_Order]) -> Optional[_Order]:
+    """Fork the workers from a child that ends then, so that they are the supervisor's;
+    gives in each worker its order."""
+    unsafe = _unsafe()
+    if unsafe:
+        for order, _ in orders:
+            _send(sock, {"id": order["id"], "error": unsafe, "unsafe": True})
+        return None
+    try:
+        child = os.fork()
+    except OSError as e:
+        for order, _ in orders:
+            _refuse(sock, order, e)
+        return None
     if child:
         _, status = os.waitpid(child, 0)
         if status:
-            raise OSError("the second fork failed")
-        return False
-    try:
-        if os.fork():
-            os._exit(0)
-    except OSError:
-        os._exit(1)
-    _send(sock, {"id": order["id"], "pid": os.getpid()})
-    return True
+            for order, _ in orders:  # those that were answered already are not waited for
+                _refuse(sock, order, f"the process between ended with status {status}")
+        return None
+    for order, fds in orders:
+        try:
+            pid = os.fork()
+        except OSError as e:
+            _refuse(sock, order, e)
+            continue
+        if not pid:
+            return order, fds
+        _send(sock, {"id": order["id"], "pid": pid})
+    os._exit(0)
 
 
 def _unsafe() -> str:
@@ -96,6 +140,10 @@ def _import_more() -> None:
     try:
         import random  # noqa: F401
 
+        import asyncio  # noqa: F401  for actors; it takes 20 ms
+
+        from . import _actor_worker  # noqa: F401
+
         import numpy  # noqa: F401
     except Exception:
         return
@@ -109,15 +157,13 @@ def _import_more() -> None:
     gc.freeze()
 
 
-def _become(order: Dict[str, Any], fds: List[int]) -> None:
+def _become(order: Dict[str, Any], fds: List[int], highest: int) -> None:
     """Make this child the worker of an order."""
     os.setsid()
-    for number, name in ((signal.SIGINT, "SIGINT"), (signal.SIGTERM, "SIGTERM"), (signal.SIGPIPE, "SIGPIPE")):
-        signal.signal(number, signal.default_int_handler if name == "SIGINT" else signal.SIG_IGN if name == "SIGPIPE" else signal.SIG_DFL)
     high = [os.dup(fd) if fd < 4 else fd for fd in fds]
     for fd, to in zip(high, (3, 1, 2)):
         os.dup2(fd, to, inheritable=to != 3)
-    os.closerange(4, max(high) + 1)
+    os.closerange(4, max(high + [highest]) + 1)
     for name, value in (order.get("env") or {}).items():
         if value is None:
             os.environ.pop(name, None)
@@ -177,8 +223,8 @@ def _threads() -> None:
 def _title(name: str) -> None:
     """Name the process for ps and top."""
     try:
-        ctypes.CDLL(None).prctl(15, name.encode()[:15], 0, 0, 0)
-    except (OSError, AttributeError):
+        _store._libc.prctl(15, name.encode()[:15], 0, 0, 0)
+    except AttributeError:
         pass
 
 

@@ -201,8 +201,8 @@ class Worker:
         self.check_cancelled()
 
     def check_cancelled(self) -> None:
-        """Raise if the task that runs here was cancelled."""
-        if self.stack:
+        """Raise if the task that runs here was cancelled; calls of actors run on."""
+        if self.stack and self.actor is None:
             o = self.stack[-1]
             if o.cancelled and o.inside and o.thread == threading.get_ident():
                 o.inside = False

@@ -427,6 +427,37 @@ class ActorTest(Cluster):
             while os.path.exists(f"/proc/{pid}"):
                 self.assertLess(time.monotonic(), end)
 
+    def test_calls_run_in_the_main_thread(self):
+        actor = launcher.remote(Held).remote(1)
+        main = actor.__ray_call__.remote(lambda self: threading.current_thread() is threading.main_thread())
+        self.assertTrue(launcher.get(main, timeout=30))
+
+    def test_cancel_of_calls(self):
+        for threads in 1, 2:
+            actor = launcher.remote(Held).options(max_concurrency=threads).remote(1)
+            pid = launcher.get(actor.__ray_call__.remote(lambda self: os.getpid()), timeout=30)
+            with tempfile.TemporaryDirectory() as at:
+                fifos = [(os.path.join(at, f"begun-{i}"), os.path.join(at, f"go-{i}")) for i in range(threads)]
+                for fifo in sum(fifos, ()):
+                    os.mkfifo(fifo)
+                run = [actor.pause.remote(*two) for two in fifos]
+                later = [actor.add.remote(n) for n in (1, 10, 1)]
+                for begun, _ in fifos:
+                    with open(begun) as f:
+                        f.read()
+                for ref in [*run, later[1]]:
+                    launcher.cancel(ref)
+                for _ in range(2):  # the second is answered after the worker was told
+                    launcher.cluster_resources()
+                os.kill(pid, signal.SIGINT)  # it reads that calls are cancelled; those that run do so on
+                for _, go in fifos:
+                    with open(go, "w") as f:
+                        f.write("went")
+                self.assertEqual(launcher.get(run, timeout=30), ["went"] * threads)
+            with self.assertRaises(exceptions.TaskCancelledError):
+                launcher.get(later[1], timeout=30)
+            self.assertEqual(sorted(launcher.get([later[0], later[2]], timeout=30)), [2, 3])
+
     def test_options_that_make_no_sense(self):
         made = launcher.remote(Held)
         for name, value in (
@@ -443,6 +474,16 @@ class Held:
 
     def get(self):
         return self.value
+
+    def add(self, n):
+        self.value += n
+        return self.value
+
+    def pause(self, begun, go):
+        with open(begun, "w"):
+            pass
+        with open(go) as f:
+            return f.read()
 
 
 class AloneTest(unittest.TestCase):
