@@ -4,6 +4,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"launcher/wire"
 	"launcher/wire/sdk"
@@ -479,5 +480,41 @@ func TestExclusiveActorIsNotInTwoPlaces(t *testing.T) {
 		if a.c.tasks[x].state == waiting {
 			t.Fatalf("it never lives again: %s", a.c.why(a.c.tasks[x]))
 		}
+	}
+}
+
+// TestActorStreamElsewhere: a method that yields, on another node, ends like any call: what
+// it takes to account for it does not grow with the items that a stream might have.
+func TestActorStreamElsewhere(t *testing.T) {
+	p := newPair(t, 0, 1)
+	a, b := p.nodes[0], p.nodes[1]
+	a.driver(1)
+	a.shape(1, 5, map[string]any{"name": "A.m", "method": "m"})
+	x := a.makeActor(1, 1, nil, map[string]any{})
+	p.pump()
+	p.leaseAll(1)
+	worker := b.born(x, 1)
+	y := a.idOf(1, 2)
+	body := submit(y, 5, sdk.Stream)
+	copy(body[16:], x[:])
+	body[40] = byte(sdk.SubmitCall)
+	a.frame(1, sdk.MsgSubmit, body)
+	p.pump()
+	if got, _ := b.execs(worker); !slices.Equal(got, []id{y}) {
+		t.Fatalf("the other node got %v", got)
+	}
+	n := b.c.tasks[y].attempt
+	b.frame(worker, sdk.MsgYield, append(append(append(bytesOf(y), le32(n)...), le32(0)...), inline("item")...))
+	begin := time.Now()
+	b.frame(worker, sdk.MsgResult, result(y, n, sdk.ResultOK))
+	p.pump()
+	if d := time.Since(begin); d > 5*time.Second {
+		t.Fatalf("its end took %v", d)
+	}
+	if b.c.tasks[y] != nil {
+		t.Fatal("the host still has a call that is accounted for")
+	}
+	if n := a.c.tasks[y]; n == nil || n.state != done || n.stream.made != 1 {
+		t.Fatalf("its owner has %+v", n)
 	}
 }

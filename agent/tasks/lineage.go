@@ -24,10 +24,7 @@ func (c *Core) keep(t *task) {
 
 // mayLose reports whether an output of a task that has ended is in shared memory.
 func (c *Core) mayLose(t *task) bool {
-	if t.returns() == sdk.Stream {
-		return false
-	}
-	for i := range t.returns() {
+	for i := range t.outputs() {
 		if o := c.objects[t.id.With(i+1)]; o != nil && o.kind == sdk.Shared {
 			return true
 		}

@@ -181,7 +181,7 @@ func (c *Core) report(cl *client, t *task) {
 	}
 	at := c.reportHead(cl, t, status, t.returns())
 	var over []*object
-	for i := range t.returns() {
+	for i := range t.outputs() {
 		o := c.objects[t.id.With(i+1)]
 		if o == nil || o.state != here {
 			data := c.lostError(t.id.With(i + 1))
@@ -224,7 +224,7 @@ func (c *Core) reportFailure(cl *client, t *task, status uint32, data []byte) {
 	if c.stays(t) {
 		return
 	}
-	for i := range c.outputs(t) {
+	for i := range t.outputs() {
 		if o := c.objects[t.id.With(i+1)]; o != nil {
 			c.drop(o, cl.ID)
 			c.unneeded(o)
@@ -237,7 +237,7 @@ func (c *Core) failure(t *task) (data []byte) {
 	if t.stream != nil {
 		return t.stream.last
 	}
-	for i := range c.outputs(t) {
+	for i := range t.outputs() {
 		o := c.objects[t.id.With(i+1)]
 		if o == nil || o.kind != sdk.Failure || i > 0 && !bytes.Equal(o.data, data) {
 			return nil
@@ -245,14 +245,6 @@ func (c *Core) failure(t *task) (data []byte) {
 		data = o.data
 	}
 	return data
-}
-
-// outputs is how many objects a task makes, unless it is a stream.
-func (c *Core) outputs(t *task) uint32 {
-	if t.returns() == sdk.Stream {
-		return 0
-	}
-	return t.returns()
 }
 
 // appendGiven adds an object's value to a frame for another agent.
@@ -286,10 +278,7 @@ func (c *Core) reportItem(cl *client, t *task, o *object) {
 // bounce gives a task back to its agent: the lease that it was to run under is over.
 func (c *Core) bounce(t *task) {
 	t.bounced = true
-	for i := range t.returns() {
-		if t.stream != nil {
-			break
-		}
+	for i := range t.outputs() {
 		if o := c.objects[t.id.With(i+1)]; o != nil {
 			c.drop(o, t.client)
 			o.task = nil
@@ -331,8 +320,8 @@ func (c *Core) accounted(t *task) {
 		t.bounced = true
 		c.ended(t)
 	}
-	for i := range t.returns() {
-		if o := c.objects[t.id.With(i+1)]; o != nil && t.returns() != sdk.Stream && o.kind != sdk.Shared && len(o.refs()) == 0 {
+	for i := range t.outputs() {
+		if o := c.objects[t.id.With(i+1)]; o != nil && o.kind != sdk.Shared && len(o.refs()) == 0 {
 			c.drop(o, t.client)
 			c.unneeded(o)
 		}

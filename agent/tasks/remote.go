@@ -284,7 +284,7 @@ func (c *Core) remoteResult(number uint32, b []byte) error {
 		c.fails(t, slices.Clone(v.Bytes))
 		return nil
 	default:
-		for i := range t.returns() {
+		for i := range t.outputs() {
 			v, nodes, more, err := sdk.CutGiven(rest)
 			if err != nil {
 				c.fails(t, c.errorOf("internal", "node "+string(c.cfg.Node)+" got a damaged value: "+err.Error(), t))

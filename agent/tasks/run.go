@@ -249,7 +249,7 @@ func (c *Core) fails(t *task, data []byte) {
 	case t.stream != nil:
 		c.endStream(t, data)
 	default:
-		for i := range t.returns() {
+		for i := range t.outputs() {
 			if o := c.objects[t.id.With(i+1)]; o != nil {
 				c.fail(o, data)
 			}
@@ -303,13 +303,11 @@ func (c *Core) ended(t *task) {
 // forget drops a task that has ended: what it made cannot be made again.
 func (c *Core) forget(t *task) {
 	delete(c.tasks, t.id)
-	if t.returns() != sdk.Stream {
-		for i := range t.returns() {
-			if o := c.objects[t.id.With(i+1)]; o != nil {
-				o.task = nil
-				if o.state == freed {
-					delete(c.objects, o.id)
-				}
+	for i := range t.outputs() {
+		if o := c.objects[t.id.With(i+1)]; o != nil {
+			o.task = nil
+			if o.state == freed {
+				delete(c.objects, o.id)
 			}
 		}
 	}
@@ -384,7 +382,7 @@ func (c *Core) result(cl *client, b []byte) error {
 		return nil
 	}
 	var v sdk.Value
-	for i := range t.returns() {
+	for i := range t.outputs() {
 		if v, rest, err = sdk.CutValue(rest); err != nil {
 			c.fails(t, c.errorOf("internal", "the worker gave a damaged value: "+err.Error(), t))
 			return err

@@ -387,8 +387,8 @@ func (c *Core) restoreTask(s *savedTask) error {
 		for _, i := range s.Ahead {
 			t.stream.ahead[i] = true
 		}
-	} else if t.returns() != sdk.Stream {
-		for i := range t.returns() {
+	} else {
+		for i := range t.outputs() {
 			if o := c.objects[t.id.With(i+1)]; o != nil {
 				o.task = t
 				t.alive++

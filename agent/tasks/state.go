@@ -172,6 +172,14 @@ func (t *task) deps() ids       { return ids(t.body[atIDs:][:16*u32(t.body[atDep
 func (t *task) held() ids       { return ids(t.body[atIDs+len(t.deps()):][:16*u32(t.body[atHeld:])]) }
 func (t *task) payload() []byte { return t.body[atIDs+len(t.deps())+len(t.held()):] }
 
+// outputs is how many objects a task has from its start: a stream's come as it makes them.
+func (t *task) outputs() uint32 {
+	if n := t.returns(); n != sdk.Stream {
+		return n
+	}
+	return 0
+}
+
 // worker is who has a task that runs; nil = nobody, or nobody knows.
 func (t *task) worker() *client {
 	if t.level == nil {

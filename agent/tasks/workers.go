@@ -86,7 +86,7 @@ func (c *Core) referred(t *task) bool {
 	if t.stream != nil {
 		return !t.stream.left
 	}
-	for i := range t.returns() {
+	for i := range t.outputs() {
 		if o := c.objects[t.id.With(i+1)]; o != nil && (o.holder != 0 || o.uses > 0) {
 			return true
 		}
