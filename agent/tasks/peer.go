@@ -278,6 +278,24 @@ func (c *Core) reportItem(cl *client, t *task, o *object) {
 // bounce gives a task back to its agent: the lease that it was to run under is over.
 func (c *Core) bounce(t *task) {
 	t.bounced = true
+	c.reportEnd(t)
+	c.giveBack(t)
+}
+
+// handOver gives a task that failed here back to its agent, which counts how often it runs:
+// it may run the next time anywhere, and nobody here is told of an end that may be none.
+func (c *Core) handOver(t *task, status uint32, data []byte) {
+	t.bounced = true
+	if cl := c.peerOf(t); cl.away == 0 { // else it submits it again
+		at := c.reportHead(cl, t, status, 1)
+		cl.out = sdk.AppendValue(cl.out, sdk.Failure, 1, nil, int64(len(data)), data)
+		cl.finish(at)
+	}
+	c.giveBack(t)
+}
+
+// giveBack forgets a task that its agent has again.
+func (c *Core) giveBack(t *task) {
 	for i := range t.outputs() {
 		if o := c.objects[t.id.With(i+1)]; o != nil {
 			c.drop(o, t.client)
@@ -295,7 +313,7 @@ func (c *Core) bounce(t *task) {
 			}
 		}
 	}
-	c.ended(t)
+	c.settled(t)
 	if t.stream != nil && !c.stays(t) {
 		c.forget(t)
 	}

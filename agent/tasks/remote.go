@@ -265,6 +265,8 @@ func (c *Core) remoteResult(number uint32, b []byte) error {
 		}
 		c.requeue(t)
 		return nil
+	case res.Status == sdk.ResultGone || res.Status == sdk.ResultRetry:
+		return c.handedOver(t, res, rest)
 	case t.stream != nil:
 		var data []byte
 		if res.Status != sdk.ResultOK && res.Values > 0 {
@@ -306,6 +308,24 @@ func (c *Core) endRemote(res sdk.Result) {
 	} else {
 		c.stats.failed++
 	}
+}
+
+// handedOver takes a task back that failed on another node and may run once more.
+func (c *Core) handedOver(t *task, res sdk.Result, rest []byte) error {
+	v, _, err := sdk.CutValue(rest)
+	if err != nil {
+		return err
+	}
+	if res.Status == sdk.ResultRetry {
+		c.mayRetry(t, slices.Clone(v.Bytes))
+		return nil
+	}
+	var e sdk.Error
+	if err := wire.Unmarshal(v.Bytes, &e); err != nil {
+		return err
+	}
+	c.interrupted(t, e.Code, e.Message)
+	return nil
 }
 
 // remoteYield takes an item of a stream that is made on another node.

@@ -258,12 +258,21 @@ func (c *Core) fails(t *task, data []byte) {
 	c.ended(t)
 }
 
-// ended lets go of what a task needed. It stays, for its outputs to be made again, while
-// one of them is in shared memory, which can be lost.
+// ended tells the agent whose task it was, and lets go of what it needed.
 func (c *Core) ended(t *task) {
-	if cl := c.clients[t.client]; cl != nil && cl.Kind == sdk.KindPeer {
+	c.reportEnd(t)
+	c.settled(t)
+}
+
+func (c *Core) reportEnd(t *task) {
+	if cl := c.peerOf(t); cl != nil {
 		c.report(cl, t)
 	}
+}
+
+// settled lets go of what a task needed. It stays, for its outputs to be made again, while
+// one of them is in shared memory, which can be lost.
+func (c *Core) settled(t *task) {
 	if t.state == waiting || t.state == queued {
 		c.queued -= int64(len(t.body))
 	}
@@ -353,8 +362,13 @@ func (c *Core) result(cl *client, b []byte) error {
 	case t.actor != nil:
 		c.actorResult(t, r, rest)
 		return nil
-	case r.Status == sdk.ResultRetry && t.retries != 0 && !t.cancel:
-		c.retry(t)
+	case r.Status == sdk.ResultRetry:
+		v, _, err := sdk.CutValue(rest)
+		if err != nil || v.Kind != sdk.Failure {
+			c.fails(t, c.errorOf("internal", "the worker gave no error for a task that failed", t))
+			return errs.New(errs.Corrupt, "a Result of a task that failed without its error")
+		}
+		c.mayRetry(t, slices.Clone(v.Bytes))
 		return nil
 	case t.stream != nil:
 		var data []byte
@@ -396,6 +410,19 @@ func (c *Core) result(cl *client, b []byte) error {
 	return nil
 }
 
+// mayRetry: a task failed with an error after which it is to run again.
+func (c *Core) mayRetry(t *task, data []byte) {
+	switch {
+	case c.peerOf(t) != nil && !t.isCall():
+		c.handOver(t, sdk.ResultRetry, data)
+	case t.retries != 0 && !t.cancel:
+		c.retry(t)
+	default:
+		c.stats.failed++
+		c.fails(t, data)
+	}
+}
+
 // retry runs a task once more.
 func (c *Core) retry(t *task) {
 	if t.retries > 0 {
@@ -414,6 +441,8 @@ func (c *Core) interrupted(t *task, code, msg string) {
 		c.callLost(t, msg)
 	case t.cancel:
 		c.fails(t, c.cancelled(t))
+	case c.peerOf(t) != nil:
+		c.handOver(t, sdk.ResultGone, c.errorOf(code, msg, t))
 	case t.retries != 0:
 		c.retry(t)
 	default:

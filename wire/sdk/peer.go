@@ -31,8 +31,8 @@ const KindPeer = 3
 // ResultBounced is the status of a Result of a task that was not begun: its lease is over.
 const ResultBounced uint32 = 4
 
-// ResultGone is the status of a Result of an actor whose process died, or of a call that it
-// may have begun.
+// ResultGone is the status of a Result of an actor or task whose process died, or of a call
+// that it may have begun.
 const ResultGone uint32 = 5
 
 // idsMax is how many bytes of ids one frame gets.
