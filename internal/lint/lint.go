@@ -48,6 +48,8 @@ var arrows = []arrow{
 	{"configs", "configs", "its own parts"},
 	{"backends/all", "backends", "it is the list"},
 	{"backends", "backends", "the contract"},
+	{"backends/ssh", "internal/hostlist", "lists of hosts are written as in specs"},
+	{"configs", "internal/hostlist", "a spec's list of hosts is checked as the backend reads it"},
 	{"backends/local", "shm/cgroup", "it divides what this process may use"},
 	{"broker", "configs", "pools come from specs"},
 	{"broker", "backends", "the contract only"},
@@ -76,6 +78,7 @@ var notFrom = []arrow{
 	{"head", "agent", "agent and head never import each other"},
 	{"agent", "head", "agent and head never import each other"},
 	{"broker", "backends/all", "only the command knows all backends"},
+	{"backends/ssh/dial", "backends", "it reaches hosts and knows nothing of clusters"},
 	{"broker", "backends/local", "the broker gets a registry"},
 }
 

@@ -1,0 +1,167 @@
+package dial
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"strings"
+	"testing"
+	"time"
+
+	"launcher/internal/testkit"
+)
+
+// bounded is the context of one test step.
+func bounded(t *testing.T) context.Context {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), testkit.Bound)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+// newDialer makes a Dialer that is closed when the test ends.
+func newDialer(t *testing.T, o Options) *Dialer {
+	t.Helper()
+	d := New(o)
+	t.Cleanup(func() { _ = d.Close() })
+	return d
+}
+
+// to is a server of the Lab as a Target without ssh_config.
+func to(l *testkit.Lab, s *testkit.Server) Target {
+	return Target{Host: s.IP, Port: s.Port, Identity: l.Key, KnownHosts: l.KnownHosts, Config: "none"}
+}
+
+func dialOK(t *testing.T, d *Dialer, at Target) *Conn {
+	t.Helper()
+	c, err := d.Dial(bounded(t), at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// output runs a command that must succeed.
+func output(t *testing.T, c *Conn, command string) string {
+	t.Helper()
+	var out, errb bytes.Buffer
+	exit, err := c.Run(bounded(t), command, nil, &out, &errb)
+	if err != nil || exit.Code != 0 {
+		t.Fatalf("%s: %v %+v\n%s", command, err, exit, errb.String())
+	}
+	return out.String()
+}
+
+func TestPlain(t *testing.T) {
+	t.Parallel()
+	l := testkit.SSHD(t)
+	s := l.Start("a", testkit.ServerOptions{Keys: []string{"rsa", "ed25519"}})
+	d := newDialer(t, Options{})
+	c := dialOK(t, d, to(l, s))
+	if got := output(t, c, "echo $HOME"); got != s.Home+"\n" {
+		t.Errorf("home is %q, not %q", got, s.Home)
+	}
+	var out, errb bytes.Buffer
+	exit, err := c.Run(bounded(t), "cat; echo no >&2; exit 7", strings.NewReader("in\n"), &out, &errb)
+	if err != nil || exit != (Exit{Code: 7}) || out.String() != "in\n" || errb.String() != "no\n" {
+		t.Errorf("%v %+v %q %q", err, exit, out.String(), errb.String())
+	}
+	exit, err = c.Run(bounded(t), "kill -KILL $$", nil, nil, nil)
+	if err != nil || exit != (Exit{137, "KILL"}) {
+		t.Errorf("%v %+v", err, exit)
+	}
+	st, err := c.Open(bounded(t), "cat; echo bye >&2; exit 3")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, _ = io.WriteString(st, "hello")
+	_ = st.CloseWrite()
+	if b, err := io.ReadAll(st); err != nil || string(b) != "hello" {
+		t.Errorf("%q %v", b, err)
+	}
+	if exit, err := st.Wait(); err != nil || exit.Code != 3 || st.Stderr() != "bye\n" {
+		t.Errorf("%+v %v %q", exit, err, st.Stderr())
+	}
+	f, err := c.SFTP(bounded(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = f.Close() }()
+	if st, err := f.Stat(s.Home); err != nil || !st.IsDir() {
+		t.Error(err)
+	}
+}
+
+func TestWhatEndsARun(t *testing.T) {
+	t.Parallel()
+	l := testkit.SSHD(t)
+	s := l.Start("a", testkit.ServerOptions{})
+	d := newDialer(t, Options{})
+	c := dialOK(t, d, to(l, s))
+	ctx, cancel := context.WithCancel(bounded(t))
+	r, w := io.Pipe()
+	go func() {
+		_, _ = r.Read(make([]byte, 2))
+		cancel()
+	}()
+	if _, err := c.Run(ctx, "echo up; exec sleep 1000", nil, w, nil); err == nil || ctx.Err() == nil {
+		t.Fatalf("the command ended by itself: %v", err)
+	}
+	testkit.Eventually(t, 10*time.Second, func() string {
+		if len(s.Sessions()) > 0 {
+			return "it was not told to end"
+		}
+		return ""
+	})
+	done := make(chan error, 1)
+	go func() {
+		_, err := c.Run(bounded(t), "cat; sleep 100", nil, nil, nil)
+		done <- err
+	}()
+	testkit.Eventually(t, 10*time.Second, func() string {
+		if len(s.Sessions()) == 0 {
+			return "no session"
+		}
+		return ""
+	})
+	s.Stop()
+	if err := <-done; ReasonOf(err) != LinkDead {
+		t.Errorf("a host that goes down: %v", err)
+	}
+	<-c.Done()
+	if ReasonOf(c.Err()) != LinkDead {
+		t.Error(c.Err())
+	}
+}
+
+func TestShared(t *testing.T) {
+	t.Parallel()
+	l := testkit.SSHD(t)
+	s := l.Start("a", testkit.ServerOptions{})
+	d := newDialer(t, Options{})
+	conns := make(chan *Conn, 8)
+	for range cap(conns) {
+		go func() {
+			c, err := d.Dial(bounded(t), to(l, s))
+			if err != nil {
+				t.Error(err)
+			}
+			conns <- c
+		}()
+	}
+	var all []*Conn
+	for range cap(conns) {
+		all = append(all, <-conns)
+	}
+	if n := strings.Count(s.Log.String(), "Accepted publickey"); n != 1 {
+		t.Errorf("%d logins for one host", n)
+	}
+	for _, c := range all[1:] {
+		_ = c.Close()
+		_ = c.Close()
+	}
+	output(t, all[0], "true")
+	_ = all[0].Close()
+	<-all[0].Done()
+	dialOK(t, d, to(l, s))
+}
