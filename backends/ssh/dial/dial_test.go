@@ -103,6 +103,7 @@ func TestWhatEndsARun(t *testing.T) {
 	go func() {
 		_, _ = r.Read(make([]byte, 2))
 		cancel()
+		_, _ = io.Copy(io.Discard, r)
 	}()
 	if _, err := c.Run(ctx, "echo up; exec sleep 1000", nil, w, nil); err == nil || ctx.Err() == nil {
 		t.Fatalf("the command ended by itself: %v", err)
