@@ -13,7 +13,7 @@ from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 from . import _api, _client, _serial
 from . import channel as c
 from .dag import ClassMethodNode, DAGNode, Input, InputAttributeNode, InputNode, MultiOutputNode, OutputNode, replace
-from .exceptions import RayActorError, RayCgraphCapacityExceeded, RayChannelError, RayChannelTimeoutError, RayError, from_wire
+from .exceptions import ActorDiedError, ActorUnavailableError, RayActorError, RayCgraphCapacityExceeded, RayChannelError, RayChannelTimeoutError, RayError, from_wire
 
 _END = 5.0  # seconds that loops have to end in
 
@@ -64,8 +64,8 @@ def place(instance: Any) -> str:
     return c.machine() if c.usable() else ""
 
 
-def start(instance: Any, plan: Plan) -> None:
-    """Begin with a graph."""
+def start(instance: Any, plan: Plan) -> int:
+    """Begin with a graph; gives the process that does."""
     try:
         loop: Optional[asyncio.AbstractEventLoop] = asyncio.get_running_loop()
     except RuntimeError:
@@ -73,6 +73,7 @@ def start(instance: Any, plan: Plan) -> None:
     made = _Loop(instance, plan, loop)
     _loops[plan.graph] = made
     made.thread.start()
+    return os.getpid()
 
 
 async def _result(of: Any) -> Any:
@@ -185,22 +186,41 @@ class CompiledDAG:
         self._results: Dict[int, List[Any]] = {}
         self._unwanted: Dict[int, int] = {}
         self._over = False
-        self._id = os.urandom(8)
+        self._broken: Optional[RayError] = None  # why its channels are closed
+        self._lost: Tuple[int, Optional[RayError]] = (0, None)  # executions before are, if they were not read
+        self._processes: List[Tuple[int, int]] = []  # of the actors, and when they began
         self._channels: List[c.Channel] = []
         self._pool: Optional[concurrent.futures.ThreadPoolExecutor] = None
-        outputs = list(root._args) if isinstance(root, MultiOutputNode) else [root]
-        self._order = _sorted(outputs)
+        self._outputs = outputs = list(root._args) if isinstance(root, MultiOutputNode) else [root]
+        self._order, self._size = _sorted(outputs), size
         self._actors = _check(self._order, outputs)
         self._count = len(outputs)
         self._parts = [n._key for n in self._order if isinstance(n, InputAttributeNode)]
+        self._begin_loops()
+
+    def _begin_loops(self) -> None:
+        """Where the actors are decides how they are called; channels are made, and loops begun."""
+        self._id = os.urandom(8)
         places = _api.get([a.__ray_call__.remote(place) for a in self._actors])
         self._shared = c.usable() and all(p == c.machine() for p in places)
         if self._shared:
             try:
-                self._connect(outputs, size)
+                self._connect(self._outputs, self._size)
             except BaseException:
-                self._close()
+                for channel in self._channels:
+                    channel.close()
                 raise
+
+    def _again(self) -> None:
+        """After the death of an actor that lives again: what was under way is lost."""
+        if isinstance(self._broken, ActorDiedError):
+            raise self._broken
+        with self._reading:
+            self._stop()
+            self._begin_loops()
+            with self._lock:
+                self._lost, self._broken = (self._next, self._broken), None
+                self._read, self._partial = self._next, []
 
     def _connect(self, outputs: List[DAGNode], size: int) -> None:
         """Make the channels, and have the actors begin."""
@@ -238,7 +258,7 @@ class CompiledDAG:
                         steps.append(Step(i, str(n), n._name, args, kwargs, made.get(i)))
             inputs = {of: (made[of], who.index(a)) for of, who in readers.items() if a in who}
             begun.append(a.__ray_call__.remote(start, Plan(self._id, steps, inputs)))
-        _api.get(begun)
+        self._processes = [(pid, c._began(pid)) for pid in _api.get(begun)]
         self._input = made[0].writer()
         place_of = [number[o] for o in outputs]
         ends = {i: made[i].reader(readers[i].index(None)) for i in set(place_of)}
@@ -260,6 +280,8 @@ class CompiledDAG:
             if self._over:
                 raise RayChannelError("the compiled graph was torn down")
             self._fits(args, kwargs)
+            if self._broken is not None:
+                self._again()
             if self._next - self._read >= self._most:
                 raise RayCgraphCapacityExceeded(f"{self._most} executions are under way: get the results of some, or give experimental_compile _max_inflight_executions")
             if len(self._results) >= self._buffered:
@@ -300,6 +322,8 @@ class CompiledDAG:
             while self._read <= index:
                 self._read_next(end)
         with self._lock:
+            if index not in self._results and index < self._lost[0]:
+                raise self._lost[1] or RayChannelError("the channel is closed")
             kind, form, data = self._results[index][output]
             self._drop(index)
         value = _serial.decode(form, data)
@@ -311,6 +335,8 @@ class CompiledDAG:
         try:
             if self._over:
                 raise RayChannelError("the compiled graph was torn down")
+            if self._broken is not None:
+                raise self._broken
             while len(self._partial) < len(self._ends):
                 r = self._ends[len(self._partial)]
                 kind, form, data = r.take(None if end is None else max(end - time.monotonic(), 0))
@@ -337,18 +363,28 @@ class CompiledDAG:
                 self._results.pop(index, None)
                 del self._unwanted[index]
 
-    def _why(self, e: RayChannelError) -> RayError:
+    def _why(self, e: RayError) -> RayError:
         """What a broken channel comes from: an actor's death, if there is one."""
-        if self._over:
-            return e
-        self._close()
-        for a in self._actors:
+        if self._over or self._broken is not None:
+            return self._broken or e
+        for channel in self._channels:
+            channel.close()
+        for a, (pid, began) in zip(self._actors, self._processes):
+            if c._began(pid) == began:
+                continue
+            now = "is not there again yet"
             try:
-                _api.get(a.__ray_ready__.remote(), timeout=2)
+                _api.get(a.__ray_ready__.remote(), timeout=_END)
+                now = "lives again"
             except RayActorError as died:
-                return died
-            except Exception:
+                e = died
+            except RayError:  # it takes its time
                 pass
+            if not isinstance(e, RayActorError):
+                e = ActorUnavailableError(f"{a} died in an execution of a compiled graph: its process {pid} is gone; it {now}. What was under way is lost; the next execute begins anew")
+                e.actor_id = str(a._actor_id)
+            break
+        self._broken = e
         return e
 
     def _close(self) -> None:
@@ -356,15 +392,19 @@ class CompiledDAG:
         for channel in self._channels:
             channel.close()
 
+    def _stop(self) -> None:
+        """Wait until the loops of actors have ended; their channels are closed."""
+        if self._shared and _api.is_initialized():
+            try:
+                _api.get([a.__ray_call__.remote(stop, self._id) for a in self._actors], timeout=_END)
+            except RayError:  # it died, or runs on for too long
+                pass
+
     def teardown(self, kill_actors: bool = False) -> None:
         """End it; its actors are free again. Results that were not got are lost."""
         if not self._over:
             self._close()
-            if self._shared and _api.is_initialized():
-                try:
-                    _api.get([a.__ray_call__.remote(stop, self._id) for a in self._actors], timeout=_END)
-                except RayError:  # it died, or runs on for too long
-                    pass
+            self._stop()
         if kill_actors:
             from ._actors import kill
 
@@ -385,7 +425,7 @@ class CompiledDAG:
 
     @property
     def is_teardown(self) -> bool:
-        """Whether it was torn down, or is broken."""
+        """Whether it was torn down."""
         return self._over
 
     def __del__(self) -> None:

@@ -148,6 +148,34 @@ class Graphs(test_tasks.Cluster):
         self.assertEqual(launcher.get(b.add.remote(1)), 11)
 
 
+    def test_restart(self):
+        @launcher.remote(num_cpus=0, max_restarts=-1)
+        class Falls:
+            def add(self, x):
+                if x < 0:
+                    os._exit(1)
+                return x + 1
+
+        a = Falls.remote()
+        (b,) = stages(10)
+        with InputNode() as x:
+            compiled = b.add.bind(a.add.bind(x)).experimental_compile()
+        for i in range(2):
+            good = compiled.execute(i)
+            self.assertEqual(launcher.get(good), i + 11)
+            lost, after = compiled.execute(-1), compiled.execute(5)
+            with self.assertRaisesRegex(exceptions.ActorUnavailableError, "Falls"):
+                launcher.get(lost, timeout=60)
+            again = compiled.execute(7)
+            self.assertEqual(launcher.get(again, timeout=60), 18)
+            try:
+                self.assertEqual(launcher.get(after, timeout=60), 16)  # by ordinary calls
+            except exceptions.ActorUnavailableError:
+                pass
+        compiled.teardown()
+        self.assertRaises(exceptions.RayChannelError, compiled.execute, 1)
+
+
 class OverChannels(Graphs):
     def test_shared(self):
         a, b = stages(1, 10)

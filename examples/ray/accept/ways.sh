@@ -177,8 +177,8 @@ if "$PY" -c 'import ipykernel' 2>/dev/null; then
 else
 	fail import.notebook "ipykernel is not installed"
 fi
-if [ -x "$ROOT/.build/ray-venv/bin/python" ]; then
-	PY=$ROOT/.build/ray-venv/bin/python way installed "with the real Ray installed beside" <<'P'
+if [ -x "$ROOT/.build/from-ray-ray-venv/bin/python" ]; then
+	PY=$ROOT/.build/from-ray-ray-venv/bin/python way installed "with the real Ray installed beside" <<'P'
 import ray
 from ray.util.queue import Queue
 
