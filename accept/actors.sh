@@ -27,7 +27,7 @@ if wants actors; then
 fi
 
 if wants faults; then
-	for kinds in actor agent actor,agent,supervise; do
+	for kinds in actor agent actor,agent actor,supervise; do
 		spec deaths 2 2
 		L up "$WORK/deaths.toml" >/dev/null 2>&1
 		out=$(t1 env LAUNCHER_CLUSTER=deaths "${OWN[@]}" timeout 280 "$PY" accept/actors/soak.py 20000 "$WORK/tmp/ledger-$kinds" "$kinds" 2>"$WORK/err"); rc=$?
