@@ -74,7 +74,8 @@ type agent struct {
 	checked chan check // the first outcome of checkPool, when the greeting waited for it
 	trouble string     // what the node lacks, when it greets
 	total   wire.Resources
-	gpus    []wire.GPU
+	gpus    []wire.GPU // as they were found first, whatever others' clusters have
+	claims  *claims
 	cores   int
 
 	questions questions // what the head may ask
@@ -184,6 +185,9 @@ func (a *agent) open(ctx context.Context, d detected) (err error) {
 	}
 	a.groups = newGroups(a)
 	a.starts = newStarter(a)
+	a.fdMu.Lock()
+	a.claims = newClaims(a.log, a.super, a.clock, a.cfg.Share == "ignore", a.fds)
+	a.fdMu.Unlock()
 	a.core = core.New(a.coreConfig(d), a.state.state)
 	a.anyone = anyoneOf(a.cfg)
 	a.sdk = newSDKServer(a)
@@ -225,9 +229,9 @@ func (a *agent) coreConfig(d detected) core.Config {
 	return core.Config{
 		Hello: wire.Hello{
 			Node: c.Node, Epoch: c.Epoch, Restarts: a.super.Restarts(), Pool: c.Pool, Token: c.Token, Version: a.o.Version,
-			Host: d.Host, Addr: a.peers.addr(), Total: d.Total, GPUs: d.GPUs, Labels: c.Labels, Deadline: c.Deadline, PID: os.Getpid(), Python: d.Python, Why: a.trouble,
+			Host: d.Host, Addr: a.peers.addr(), Total: d.Total, GPUs: a.markClaimed(d.GPUs), Topology: d.Lie, Labels: c.Labels, Deadline: c.Deadline, PID: os.Getpid(), Python: d.Python, Why: a.trouble,
 		},
-		CPUs: d.CPUs, Grace: c.Grace, Binary: a.o.Binary, Socket: a.local.path, Cluster: c.Cluster, Dir: c.Dir,
+		CPUs: d.CPUs, Claims: a.claims, Grace: c.Grace, Binary: a.o.Binary, Socket: a.local.path, Cluster: c.Cluster, Dir: c.Dir,
 	}
 }
 
@@ -262,6 +266,7 @@ func (a *agent) serve(ctx context.Context, d detected) error {
 	g.Go(func() error { return a.sdk.run(in) })
 	g.Go(func() error { a.renew(in); return nil })
 	g.Go(func() error { a.watchGPUs(in); return nil })
+	g.Go(func() error { a.claims.run(in); return nil })
 	g.Go(func() error { a.findPython(in, d); return nil })
 	g.Go(func() error {
 		select {
@@ -280,6 +285,7 @@ func (a *agent) serve(ctx context.Context, d detected) error {
 	a.sdk.shut(err)
 	a.wg.Wait()
 	a.spool.Close()
+	a.claims.close()
 	if err == errLeft {
 		return a.farewell(context.WithoutCancel(ctx))
 	}

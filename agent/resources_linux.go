@@ -18,6 +18,7 @@ type detected struct {
 	Total  wire.Resources
 	CPUs   []int
 	GPUs   []wire.GPU
+	Lie    wire.Topology // how GPUs and cores lie to each other
 	Host   string
 	Python string
 }
@@ -70,9 +71,11 @@ func (a *agent) look(ctx context.Context) (d detected, err error) {
 	d.Total.GPU = int64(len(d.GPUs)) * wire.Unit
 	if r := a.cfg.Resources; r != nil {
 		d.Total = override(d.Total, *r)
-		if r.GPU < 0 {
-			d.GPUs = nil
-		}
+	}
+	bound, cancel := context.WithTimeout(ctx, gpuBound)
+	defer cancel()
+	if d.Lie, err = detect.Topology(bound, "/", os.Environ(), d.GPUs); err != nil {
+		a.log.Warn("how GPUs are linked cannot be told; they are chosen by number", "err", err)
 	}
 	return d, nil
 }
@@ -209,16 +212,32 @@ func override(found, spec wire.Resources) wire.Resources {
 }
 
 // findGPUs lists the GPUs of this node: its part of the machine's when several nodes
-// divide it. Others' processes count only where the pool shares by yielding.
+// divide it, those that the pool declares beyond what is found, and none where it wants
+// none. What others use is busy only where the pool shares by yielding.
 func (a *agent) findGPUs(ctx context.Context) []wire.GPU {
 	ctx, cancel := context.WithTimeout(ctx, gpuBound)
 	defer cancel()
-	all, err := detect.GPUs(ctx, "/", os.Environ())
-	if err != nil {
-		a.log.Warn("GPUs cannot be told; this node offers none", "err", err)
+	declared := int64(0)
+	if a.cfg.Resources != nil {
+		declared = a.cfg.Resources.GPU
+	}
+	if declared == wire.NoGPUs {
 		return nil
 	}
-	return shareGPUs(all, a.cfg)
+	all, err := detect.GPUs(ctx, "/", os.Environ())
+	if err != nil {
+		a.log.Warn("GPUs cannot be told; this node offers none but those that its pool declares", "err", err)
+	}
+	return declareGPUs(shareGPUs(all, a.cfg), a.cfg, int(declared/wire.Unit))
+}
+
+// markClaimed is GPUs with those that other clusters have locked marked as busy.
+func (a *agent) markClaimed(found []wire.GPU) []wire.GPU {
+	gpus := slices.Clone(found)
+	for i := range gpus {
+		gpus[i].Busy = gpus[i].Busy || a.claims.others(gpus[i].UUID)
+	}
+	return gpus
 }
 
 func shareGPUs(all []wire.GPU, cfg wire.NodeConfig) []wire.GPU {
@@ -235,27 +254,48 @@ func shareGPUs(all []wire.GPU, cfg wire.NodeConfig) []wire.GPU {
 	return out
 }
 
-// gpuEvery is how often GPUs are looked at for others' processes.
-const gpuEvery = 30 * time.Second
+// declareGPUs adds those that a pool says its node has and that were not found. Nodes that
+// divide a machine number them as they divide those that are found.
+func declareGPUs(found []wire.GPU, cfg wire.NodeConfig, n int) []wire.GPU {
+	for i := len(found); i < n; i++ {
+		found = append(found, detect.DeclaredGPU("/", i*max(1, cfg.Slots)+cfg.Slot))
+	}
+	return found
+}
+
+const (
+	// gpuEvery is how often GPUs are looked at for others' processes, claimEvery for others'
+	// locks, which costs nothing.
+	gpuEvery   = 30 * time.Second
+	claimEvery = time.Second
+)
 
 // watchGPUs tells the core when others take GPUs or give them back, on nodes with GPUs.
 func (a *agent) watchGPUs(ctx context.Context) {
-	now := a.gpus
-	if len(now) == 0 || a.cfg.Share == "ignore" {
+	found := a.gpus
+	if len(found) == 0 || a.cfg.Share == "ignore" {
 		return
 	}
-	tick := time.NewTicker(gpuEvery)
+	var told []wire.GPU // the greeting may be out of date
+	tick := time.NewTicker(claimEvery)
 	defer tick.Stop()
+	looked := a.clock.Now()
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
 		}
-		found := a.findGPUs(ctx)
-		if ctx.Err() == nil && len(found) > 0 && !slices.Equal(found, now) {
-			now = found
-			a.events.push(core.ResourcesChanged{Total: a.total, GPUs: found})
+		if now := a.clock.Now(); now-looked >= int64(gpuEvery) {
+			looked = now
+			if got := a.findGPUs(ctx); ctx.Err() == nil && len(got) > 0 {
+				found = got
+			}
+		}
+		gpus := a.markClaimed(found)
+		if a.claims.sawMiss() || !slices.Equal(gpus, told) {
+			told = gpus
+			a.events.push(core.ResourcesChanged{Total: a.total, GPUs: gpus})
 		}
 	}
 }

@@ -175,7 +175,7 @@ func (t *tableKeeper) writeNodes(ctx context.Context) error {
 	lasting := make([]wire.NodeInfo, len(nodes))
 	for i, n := range nodes {
 		lasting[i] = wire.NodeInfo{ID: n.ID, Epoch: n.Epoch, Pool: n.Pool, Host: n.Host, Addr: n.Addr, State: n.State, Total: n.Total,
-			GPUs: n.GPUs, Restarts: n.Restarts, Since: n.Since, Deadline: n.Deadline, Python: n.Python, Route: n.Route, Why: n.Why}
+			GPUs: n.GPUs, Restarts: n.Restarts, Since: n.Since, Deadline: n.Deadline, Python: n.Python, Route: n.Route, Why: n.Why, Topology: n.Topology}
 	}
 	if reflect.DeepEqual(lasting, t.nodes) {
 		return nil

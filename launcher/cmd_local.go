@@ -192,6 +192,9 @@ func (o localOptions) spec(name string) (string, error) {
 	if o.python != "" {
 		fmt.Fprintf(&b, "python = %q\n", o.python)
 	}
+	if o.gpus > 0 { // said to be there and to be this program's, whoever else is on the machine
+		b.WriteString("share = \"ignore\"\n")
+	}
 	var res []string
 	if o.cpus < 0 {
 		return "", errs.New(errs.Invalid, "--cpus %g: give more than 0", o.cpus)

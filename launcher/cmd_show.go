@@ -153,18 +153,28 @@ func (a *app) cmdNodes() *cobra.Command {
 				a.printJSON(doc{"nodes": mapAll(nodes, toJSONNode)})
 				return nil
 			}
-			rows := [][]string{{"NODE", "STATE", "HOST", "CORES", "GPUS", "MEMORY", "RUNNING", "QUEUED", "LOAD", "CLOCK", "ROUTE", "UP", "WHY"}}
-			for _, n := range nodes {
-				rows = append(rows, []string{string(n.ID), n.State, n.Host, share(n.Free.CPU, n.Total.CPU), share(n.Free.GPU, n.Total.GPU),
-					wire.Bytes(n.Total.Memory-n.Free.Memory) + "/" + wire.Bytes(n.Total.Memory), fmt.Sprint(n.Running), fmt.Sprint(n.Queued),
-					fmt.Sprintf("%.2f", n.Load1), clockText(n.Clock), n.Route, since(n.Since), n.Why})
-			}
-			a.table(rows)
+			a.table(nodeRows(nodes))
 			return nil
 		},
 	}
 	c.Flags().BoolVar(&all, "all", false, "nodes that are gone, too")
 	return c
+}
+
+func nodeRows(nodes []wire.NodeInfo) [][]string {
+	rows := [][]string{{"NODE", "STATE", "HOST", "CORES", "GPUS", "MEMORY", "RUNNING", "QUEUED", "LOAD", "CLOCK", "ROUTE", "UP", "WHY"}}
+	for _, n := range nodes {
+		rows = append(rows, []string{string(n.ID), n.State, n.Host, share(n.Free.CPU, n.Total.CPU), share(n.Free.GPU, n.Total.GPU),
+			wire.Bytes(n.Total.Memory-n.Free.Memory) + "/" + wire.Bytes(n.Total.Memory), fmt.Sprint(n.Running), fmt.Sprint(n.Queued),
+			fmt.Sprintf("%.2f", n.Load1), clockText(n.Clock), n.Route, since(n.Since), n.Why})
+	}
+	if slices.ContainsFunc(nodes, func(n wire.NodeInfo) bool { return n.Topology.Known() }) {
+		rows[0] = slices.Insert(rows[0], 5, "TOPOLOGY")
+		for i, n := range nodes {
+			rows[i+1] = slices.Insert(rows[i+1], 5, n.Topology.String())
+		}
+	}
+	return rows
 }
 
 // clockText shows how far a node's clock is off, when it is worth showing.

@@ -226,6 +226,50 @@ type jsonGPU struct {
 	Name   string `json:"name"`
 	Memory int64  `json:"memory"`
 	Busy   bool   `json:"busy"`
+	Index  int32  `json:"index"`
+	// Declared: the pool says that it is there, the driver does not show it.
+	Declared bool `json:"declared,omitempty"`
+}
+
+// jsonTopology is how a node's GPUs and cores lie to each other. Links are nvidia-smi's
+// names, for each GPU of gpus a row.
+type jsonTopology struct {
+	Text  string     `json:"text"`
+	Links [][]string `json:"links,omitempty"`
+	NUMA  []jsonNUMA `json:"numa,omitempty"`
+}
+
+type jsonNUMA struct {
+	Node int32    `json:"node"`
+	CPUs []int    `json:"cpus"`
+	GPUs []string `json:"gpus"`
+}
+
+func toJSONTopology(t wire.Topology) *jsonTopology {
+	if !t.Known() {
+		return nil
+	}
+	o := &jsonTopology{Text: t.String()}
+	for i, g := range t.GPUs {
+		if len(g.Links) == 0 {
+			continue
+		}
+		row := mapAll(g.Links, wire.Link.String)
+		if i < len(row) {
+			row[i] = "X"
+		}
+		o.Links = append(o.Links, row)
+	}
+	for _, n := range t.NUMA {
+		x := jsonNUMA{Node: n.ID, CPUs: n.CPUs, GPUs: []string{}}
+		for _, g := range t.GPUs {
+			if g.NUMA == n.ID {
+				x.GPUs = append(x.GPUs, g.UUID)
+			}
+		}
+		o.NUMA = append(o.NUMA, x)
+	}
+	return o
 }
 
 type jsonNode struct {
@@ -250,15 +294,16 @@ type jsonNode struct {
 	Python   string        `json:"python"`
 	Route    string        `json:"route"`
 	Why      string        `json:"why,omitempty"`
+	Topology *jsonTopology `json:"topology,omitempty"`
 }
 
 func toJSONNode(n wire.NodeInfo) jsonNode {
 	o := jsonNode{ID: string(n.ID), Pool: n.Pool, Host: n.Host, Addr: n.Addr, State: n.State, Total: toJSONResources(n.Total),
 		Free: toJSONResources(n.Free), GPUs: []jsonGPU{}, Running: n.Running, Queued: n.Queued, Load: n.Load1, MemFree: n.MemFree,
 		Restarts: n.Restarts, Since: stamp(n.Since), Seen: stamp(n.Seen), Deadline: n.Deadline, Clock: n.Clock, PID: n.PID,
-		Python: n.Python, Route: n.Route, Why: n.Why}
+		Python: n.Python, Route: n.Route, Why: n.Why, Topology: toJSONTopology(n.Topology)}
 	for _, g := range n.GPUs {
-		o.GPUs = append(o.GPUs, jsonGPU{g.UUID, g.Name, g.Memory, g.Busy})
+		o.GPUs = append(o.GPUs, jsonGPU{UUID: g.UUID, Name: g.Name, Memory: g.Memory, Busy: g.Busy, Index: g.Index, Declared: g.Declared})
 	}
 	return o
 }

@@ -5,6 +5,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -177,5 +178,28 @@ func TestScriptThatIsNotThere(t *testing.T) {
 	s.Command = []string{"python", "-m", "pkg"}
 	if err := checkScript(s); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestTopologyIsShown: in a column of its own where any node knows it, and whole as JSON.
+func TestTopologyIsShown(t *testing.T) {
+	knows := wire.NodeInfo{ID: "a", Topology: wire.Topology{
+		NUMA: []wire.NUMANode{{ID: 0, CPUs: []int{0, 1}}, {ID: 1, CPUs: []int{2}}},
+		GPUs: []wire.GPUPlace{{UUID: "GPU-a", NUMA: 1, Links: []wire.Link{0, 2 * wire.LinkNV}}, {UUID: "GPU-b", NUMA: -1, Links: []wire.Link{2 * wire.LinkNV, 0}}},
+	}}
+	rows := nodeRows([]wire.NodeInfo{{ID: "b"}, knows})
+	if rows[0][5] != "TOPOLOGY" || rows[1][5] != "" || rows[2][5] != "NV2, 2 NUMA nodes" || len(rows[1]) != len(rows[0]) {
+		t.Errorf("%q", rows)
+	}
+	if rows := nodeRows([]wire.NodeInfo{{ID: "b"}}); slices.Contains(rows[0], "TOPOLOGY") {
+		t.Errorf("%q", rows)
+	}
+	b, err := json.Marshal(toJSONNode(knows))
+	want := `"topology":{"text":"NV2, 2 NUMA nodes","links":[["X","NV2"],["NV2","X"]],"numa":[{"node":0,"cpus":[0,1],"gpus":[]},{"node":1,"cpus":[2],"gpus":["GPU-a"]}]}`
+	if err != nil || !strings.Contains(string(b), want) {
+		t.Errorf("%s, %v", b, err)
+	}
+	if b, _ := json.Marshal(toJSONNode(wire.NodeInfo{})); strings.Contains(string(b), "topology") {
+		t.Errorf("%s", b)
 	}
 }

@@ -1,6 +1,10 @@
 package wire
 
-import "launcher/internal/errs"
+import (
+	"strconv"
+
+	"launcher/internal/errs"
+)
 
 // Messages between head and agent travel on the control stream of their session, one
 // frame each. Delivery is in order and at most once per connection; a new connection
@@ -65,14 +69,26 @@ type Hello struct {
 	Why       string // as in Beat
 	Bundles   []BundleID
 	Programs  Programs
+	Topology  Topology
 }
 
 // GPU is one device of a node.
 type GPU struct {
-	UUID   string
-	Name   string
-	Memory int64
-	Busy   bool // another user's processes are on it; not offered
+	UUID     string
+	Name     string
+	Memory   int64
+	Busy     bool   // others use it: not offered
+	Index    int32  // the driver's number; slices have their GPU's
+	Bus      string // PCI address, 0000:07:00.0; "" = unknown
+	Declared bool   // the pool says that it is there, detection does not: programs know it by number
+}
+
+// Visible is what CUDA_VISIBLE_DEVICES calls the device.
+func (g GPU) Visible() string {
+	if g.Declared {
+		return strconv.Itoa(int(g.Index))
+	}
+	return g.UUID
 }
 
 // TryState is a try that an agent holds: queued (not started) or running.

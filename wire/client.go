@@ -199,6 +199,7 @@ type NodeInfo struct {
 	Route    string // direct | unix | relay
 	Why      string
 	Number   uint32 // of this life of it (Welcome.Number); 0 before it joined
+	Topology Topology
 }
 
 type PoolsRequest struct{}

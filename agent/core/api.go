@@ -13,11 +13,22 @@ type Config struct {
 	Hello wire.Hello
 	// CPUs are the cores that the node may use; processes are bound to some of them.
 	CPUs []int
+	// Claims keeps GPUs from others on the machine; nil = there are none.
+	Claims Claims
 	// Grace is how long the agent lives without a head until a Welcome says otherwise.
 	Grace int64
 	// Binary, Socket, Cluster and Dir go into the environment of processes: the launcher
 	// binary, the agent's socket, the cluster's name, the node's directory.
 	Binary, Socket, Cluster, Dir string
+}
+
+// Claims are this node's locks on the GPUs of its machine, on which others' clusters may
+// be, too. Its methods are called from within those of Core and must not wait.
+type Claims interface {
+	// Claim takes a GPU, or has it; false = another has it, who gives it back some time.
+	Claim(uuid string) bool
+	// Drop: nothing uses it any more.
+	Drop(uuid string)
 }
 
 // Event is something that happened.

@@ -36,7 +36,7 @@ func (p *pool) keepBundle(r RecBundle) *bundle {
 		}
 		gpus = append(gpus, g)
 	}
-	b := &bundle{RecBundle: r, room: newPool(r.Need, gpus, r.Slot.CPUs)}
+	b := &bundle{RecBundle: r, room: newPool(r.Need, gpus, r.Slot.CPUs, p.topo)}
 	for i, s := range r.Slot.GPUs {
 		b.room.gpus[i].used = wire.Unit - s.Units // the rest is not the bundle's
 	}

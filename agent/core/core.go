@@ -86,17 +86,18 @@ type Core struct {
 // needs Recovered as its first event.
 func New(cfg Config, s *State) *Core {
 	c := &Core{cfg: cfg, s: s, waiting: map[uint64]*report{}, leases: newLeases(), overtaken: map[wire.Proc]bool{}, held: map[wire.JobID]string{}}
-	c.pool = newPool(cfg.Hello.Total, cfg.Hello.GPUs, cfg.CPUs)
+	c.pool = newPool(cfg.Hello.Total, cfg.Hello.GPUs, cfg.CPUs, newTopology(cfg.Hello.Topology))
+	c.pool.claims = cfg.Claims
 	for _, t := range s.tries {
 		for i := range t.Ranks {
 			if !t.Ranks[i].Ended {
-				c.pool.use(t.need(), t.Ranks[i].Slot, 1)
+				c.pool.had(t.need(), t.Ranks[i].Slot)
 			}
 		}
 	}
 	for _, id := range slices.SortedFunc(maps.Keys(s.bundles), order) {
 		r := s.bundles[id]
-		c.pool.use(r.Need, r.Slot, 1)
+		c.pool.had(r.Need, r.Slot)
 		c.pool.keepBundle(r)
 		c.leases.tasks = c.leases.tasks.Add(r.Need, 1)
 	}

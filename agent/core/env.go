@@ -15,7 +15,7 @@ func (c *Core) order(t *Try, i int) Spawn {
 		Params: t.Item.Params, Checkpoint: t.Item.Checkpoint, CPUs: t.Ranks[i].Slot.CPUs, Memory: spec.Resources.Memory,
 	}
 	for _, g := range t.Ranks[i].Slot.GPUs {
-		s.GPUs = append(s.GPUs, g.UUID)
+		s.GPUs = append(s.GPUs, g.Device())
 	}
 	id := t.ID
 	s.Env = []string{

@@ -1,6 +1,8 @@
 package core
 
 import (
+	"cmp"
+
 	"launcher/internal/errs"
 	"launcher/wire"
 )
@@ -153,9 +155,13 @@ type Slot struct {
 
 // Share is a part of a GPU, in wire.Unit-ths.
 type Share struct {
-	UUID  string
-	Units int64
+	UUID    string
+	Units   int64
+	Visible string // what CUDA_VISIBLE_DEVICES calls it, where that is not the UUID
 }
+
+// Device is what CUDA_VISIBLE_DEVICES calls it.
+func (s Share) Device() string { return cmp.Or(s.Visible, s.UUID) }
 
 // kinds gives each record its number: the index.
 var kinds = []func() recordPtr{

@@ -54,7 +54,7 @@ func (c *Core) KeepRoom(need wire.Resources, s Slot) {
 	if c.pool.of(s) == c.pool {
 		c.leases.tasks = c.leases.tasks.Add(need, 1)
 	}
-	c.pool.use(need, s, 1)
+	c.pool.had(need, s)
 }
 
 // GiveRoom gives room back. The result says that the core waits for some: it is to have

@@ -20,6 +20,7 @@ type device struct {
 	name   string
 	memory int64 // bytes, 0 = unknown
 	index  int   // of the GPU; slices have their parent's
+	bus    string
 	pids   []int // compute processes on it
 }
 
@@ -48,7 +49,7 @@ func GPUs(ctx context.Context, root string, env []string) ([]wire.GPU, error) {
 func judge(ds []device, root string, uid int) []wire.GPU {
 	out := make([]wire.GPU, 0, len(ds))
 	for _, d := range ds {
-		g := wire.GPU{UUID: d.uuid, Name: d.name, Memory: d.memory}
+		g := wire.GPU{UUID: d.uuid, Name: d.name, Memory: d.memory, Index: int32(d.index), Bus: d.bus}
 		for _, pid := range d.pids {
 			if foreign(root, pid, uid) {
 				g.Busy = true
@@ -102,7 +103,7 @@ func visible(ds []device, env []string) []device {
 
 // parseQuery reads the output of
 //
-//	nvidia-smi --query-gpu=index,uuid,name,memory.total,mig.mode.current --format=csv,noheader,nounits
+//	nvidia-smi --query-gpu=index,uuid,name,memory.total,mig.mode.current,pci.bus_id --format=csv,noheader,nounits
 //
 // The values of a field that a device does not have are [N/A], [Not Supported] or the like.
 func parseQuery(out string) (ds []device, mig map[string]bool, err error) {
@@ -116,7 +117,7 @@ func parseQuery(out string) (ds []device, mig map[string]bool, err error) {
 		for i := range f {
 			f[i] = strings.TrimSpace(f[i])
 		}
-		if len(f) != 5 || !strings.HasPrefix(f[1], "GPU-") {
+		if len(f) != 6 || !strings.HasPrefix(f[1], "GPU-") {
 			return nil, nil, errs.New(errs.Corrupt, "nvidia-smi answers %.100q", line)
 		}
 		index, err := strconv.Atoi(f[0])
@@ -124,7 +125,7 @@ func parseQuery(out string) (ds []device, mig map[string]bool, err error) {
 			return nil, nil, errs.New(errs.Corrupt, "nvidia-smi answers %.100q", line)
 		}
 		mib, _ := strconv.ParseInt(f[3], 10, 64) // [N/A] is 0: unknown
-		ds = append(ds, device{uuid: f[1], name: f[2], memory: mib << 20, index: index})
+		ds = append(ds, device{uuid: f[1], name: f[2], memory: mib << 20, index: index, bus: busID(f[5])})
 		mig[f[1]] = f[4] == "Enabled"
 	}
 	return ds, mig, nil
@@ -149,7 +150,7 @@ func parseList(out string, ds []device, mig map[string]bool) []device {
 		case strings.HasPrefix(line, "MIG ") && gpu.uuid != "":
 			profile := strings.Fields(line)[1]
 			parts[gpu.uuid] = append(parts[gpu.uuid], device{uuid: uuid, parent: gpu.uuid, name: gpu.name + " MIG " + profile,
-				memory: profileMemory(profile), index: gpu.index})
+				memory: profileMemory(profile), index: gpu.index, bus: gpu.bus})
 		}
 	}
 	var all []device

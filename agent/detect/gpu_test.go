@@ -37,7 +37,7 @@ const (
 )
 
 func TestSMI(t *testing.T) {
-	two := "0, " + uuidA + ", NVIDIA H100 80GB HBM3, 81559, Disabled\n1, " + uuidB + ", NVIDIA H100 80GB HBM3, 81559, [N/A]\n"
+	two := "0, " + uuidA + ", NVIDIA H100 80GB HBM3, 81559, Disabled, 00000000:04:00.0\n1, " + uuidB + ", NVIDIA H100 80GB HBM3, 81559, [N/A], 00000000:23:00.0\n"
 	cases := []struct {
 		name              string
 		query, list, apps string
@@ -46,21 +46,21 @@ func TestSMI(t *testing.T) {
 		{"none", "", "", "", nil},
 		{"none, said in words", "No devices were found\n", "", "", nil},
 		{"two, one used", two, "", uuidB + ", 4711\n" + uuidB + ", 4712\n", []device{
-			{uuid: uuidA, name: "NVIDIA H100 80GB HBM3", memory: 81559 << 20},
-			{uuid: uuidB, name: "NVIDIA H100 80GB HBM3", memory: 81559 << 20, index: 1, pids: []int{4711, 4712}}}},
-		{"memory and processes are not told", "0, " + uuidA + ", NVIDIA GB10, [N/A], [N/A]\n", "", "No running processes found\n" + uuidA + ", [N/A]\n", []device{
-			{uuid: uuidA, name: "NVIDIA GB10"}}},
-		{"not supported", "0, " + uuidA + ", Tesla K40m, 11441, [Not Supported]\n", "", "", []device{{uuid: uuidA, name: "Tesla K40m", memory: 11441 << 20}}},
-		{"slices", "0, " + uuidA + ", NVIDIA A100-SXM4-40GB, 40960, Enabled\n1, " + uuidB + ", NVIDIA A100-SXM4-40GB, 40960, Disabled\n",
+			{uuid: uuidA, name: "NVIDIA H100 80GB HBM3", memory: 81559 << 20, bus: "0000:04:00.0"},
+			{uuid: uuidB, name: "NVIDIA H100 80GB HBM3", memory: 81559 << 20, index: 1, bus: "0000:23:00.0", pids: []int{4711, 4712}}}},
+		{"memory and processes are not told", "0, " + uuidA + ", NVIDIA GB10, [N/A], [N/A], 0000000F:01:00.0\n", "", "No running processes found\n" + uuidA + ", [N/A]\n", []device{
+			{uuid: uuidA, name: "NVIDIA GB10", bus: "000f:01:00.0"}}},
+		{"not supported", "0, " + uuidA + ", Tesla K40m, 11441, [Not Supported], [N/A]\n", "", "", []device{{uuid: uuidA, name: "Tesla K40m", memory: 11441 << 20}}},
+		{"slices", "0, " + uuidA + ", NVIDIA A100-SXM4-40GB, 40960, Enabled, 00000000:07:00.0\n1, " + uuidB + ", NVIDIA A100-SXM4-40GB, 40960, Disabled, 00000000:0F:00.0\n",
 			"GPU 0: NVIDIA A100-SXM4-40GB (UUID: " + uuidA + ")\n" +
 				"  MIG 3g.20gb     Device  0: (UUID: " + slice + ")\n" +
 				"  MIG 1g.5gb+me   Device  1: (UUID: " + other + ")\n" +
 				"GPU 1: NVIDIA A100-SXM4-40GB (UUID: " + uuidB + ")\n",
 			slice + ", 99\n", []device{
-				{uuid: slice, parent: uuidA, name: "NVIDIA A100-SXM4-40GB MIG 3g.20gb", memory: 20 << 30, pids: []int{99}},
-				{uuid: other, parent: uuidA, name: "NVIDIA A100-SXM4-40GB MIG 1g.5gb+me", memory: 5 << 30},
-				{uuid: uuidB, name: "NVIDIA A100-SXM4-40GB", memory: 40960 << 20, index: 1}}},
-		{"MIG mode without slices", "0, " + uuidA + ", NVIDIA A100-SXM4-40GB, 40960, Enabled\n", "GPU 0: NVIDIA A100-SXM4-40GB (UUID: " + uuidA + ")\n", "", nil},
+				{uuid: slice, parent: uuidA, name: "NVIDIA A100-SXM4-40GB MIG 3g.20gb", memory: 20 << 30, bus: "0000:07:00.0", pids: []int{99}},
+				{uuid: other, parent: uuidA, name: "NVIDIA A100-SXM4-40GB MIG 1g.5gb+me", memory: 5 << 30, bus: "0000:07:00.0"},
+				{uuid: uuidB, name: "NVIDIA A100-SXM4-40GB", memory: 40960 << 20, index: 1, bus: "0000:0f:00.0"}}},
+		{"MIG mode without slices", "0, " + uuidA + ", NVIDIA A100-SXM4-40GB, 40960, Enabled, 00000000:07:00.0\n", "GPU 0: NVIDIA A100-SXM4-40GB (UUID: " + uuidA + ")\n", "", nil},
 	}
 	for _, tc := range cases {
 		t.Run(tc.name, func(t *testing.T) {
@@ -69,7 +69,7 @@ func TestSMI(t *testing.T) {
 				t.Fatal(err)
 			}
 			if !slices.EqualFunc(got, tc.want, func(a, b device) bool {
-				return a.uuid == b.uuid && a.parent == b.parent && a.name == b.name && a.memory == b.memory && a.index == b.index && slices.Equal(a.pids, b.pids)
+				return a.uuid == b.uuid && a.parent == b.parent && a.name == b.name && a.memory == b.memory && a.bus == b.bus && a.index == b.index && slices.Equal(a.pids, b.pids)
 			}) {
 				t.Errorf("got  %+v\nwant %+v", got, tc.want)
 			}
@@ -170,7 +170,7 @@ func TestGPUsHere(t *testing.T) {
 }
 
 func FuzzSMI(f *testing.F) {
-	f.Add("0, "+uuidA+", A100, 40960, Enabled\n", "GPU 0: A (UUID: "+uuidA+")\n  MIG 3g.20gb Device 0: (UUID: MIG-x)\n", uuidA+", 5\n")
+	f.Add("0, "+uuidA+", A100, 40960, Enabled, 00000000:07:00.0\n", "GPU 0: A (UUID: "+uuidA+")\n  MIG 3g.20gb Device 0: (UUID: MIG-x)\n", uuidA+", 5\n")
 	f.Fuzz(func(t *testing.T, query, list, apps string) {
 		ds, mig, err := parseQuery(query)
 		if err != nil {

@@ -31,7 +31,7 @@ func smi(root string, env []string) source {
 
 // askSMI puts what three calls say together.
 func askSMI(ctx context.Context, call func(ctx context.Context, args ...string) (string, error)) ([]device, error) {
-	out, err := call(ctx, "--query-gpu=index,uuid,name,memory.total,mig.mode.current", "--format=csv,noheader,nounits")
+	out, err := call(ctx, "--query-gpu=index,uuid,name,memory.total,mig.mode.current,pci.bus_id", "--format=csv,noheader,nounits")
 	if err != nil {
 		return nil, err
 	}

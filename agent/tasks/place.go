@@ -352,7 +352,7 @@ func (c *Core) settleIn(l *level, s *shape, slot core.Slot, lease wire.LeaseID) 
 func gpus(s core.Slot) string {
 	var out []string
 	for _, g := range s.GPUs {
-		out = append(out, g.UUID)
+		out = append(out, g.Device())
 	}
 	return strings.Join(out, ",")
 }

@@ -260,6 +260,7 @@ func (c *Core) nodeInfos() []wire.NodeInfo {
 		if n := c.nodes[id]; n != nil {
 			h := &n.hello
 			x.Addr, x.Restarts, x.PID, x.Python, x.Clock, x.Deadline = h.Addr, h.Restarts, h.PID, h.Python, n.offset, h.Deadline
+			x.Topology = h.Topology
 			x.Free, x.Running, x.Queued, x.Load1, x.MemFree, x.GPUs, x.Seen = n.beat.Free, n.beat.Running, n.beat.Queued, n.beat.Load1, n.beat.MemFree, n.beat.GPUs, n.seen
 			if n.greeted {
 				x.Total = n.total

@@ -159,9 +159,11 @@ func (n *node) count() {
 	}
 	for _, g := range gpus {
 		if g.Busy {
-			n.total.GPU = max(0, n.total.GPU-wire.Unit)
 			n.foreign++
 		}
+	}
+	if n.foreign > 0 { // a spec may offer fewer than there are
+		n.total.GPU = min(n.total.GPU, int64(len(gpus)-n.foreign)*wire.Unit)
 	}
 }
 
