@@ -24,11 +24,17 @@ box other "cpu = 16"
 BOX up "$WORK/other.toml" >>"$WORK/err" 2>&1
 t1 launcher run -c mesh --gpus 6 --detach -- sleep 300 >/dev/null 2>&1
 eventually 30 holding mesh
+agent() { t1 launcher nodes --json -c mesh 2>/dev/null | grep -o '"pid":[0-9]*' | cut -d: -f2; }
+restarted() { local now; now=$(agent); [ -n "$now" ] && [ "$now" != "$killed" ]; }
+killed=$(agent) # the lock must outlive the agent
+[ -n "$killed" ] && kill -9 "$killed"
+again=no
+eventually 30 restarted && again=yes
 beside=$(own other --gpus 2)
 with=$(timeout 8 "$ROOT/scripts/as-user" env LAUNCHER_HOME="$LAUNCHER_HOME" PATH="$ROOT/.build:$PATH" launcher run -c other --gpus 4 -- echo got 2>&1)
 t1 launcher cancel -c mesh 4 >/dev/null 2>&1
 after=$(own other --gpus 8)
-check gpu.locks "beside six of another cluster's: $beside; four: $(grep -v got <<<"$with" | tail -1); when they are free: $after" test "$beside" = 6,7 -a -z "$(grep -x got <<<"$with")" -a "$after" = 0,1,2,3,4,5,6,7
+check gpu.locks "beside six of another cluster's, whose agent was killed: $beside; four: $(grep -v got <<<"$with" | tail -1); when they are free: $after" test "$again" = yes -a "$beside" = 6,7 -a -z "$(grep -x got <<<"$with")" -a "$after" = 0,1,2,3,4,5,6,7
 L down mesh >/dev/null 2>&1
 L down other >/dev/null 2>&1
 box said "cpu = 4, gpu = 2"
