@@ -5,6 +5,7 @@ import (
 	"strings"
 	"time"
 
+	"launcher/internal/hostlist"
 	"launcher/wire"
 )
 
@@ -182,7 +183,7 @@ func sshKeys(t *table, _ string) (limit, defMin, defMax int) {
 	hosts := map[string]bool{}
 	for i, h := range t.strings("hosts", 1) {
 		line := t.obj.m["hosts"].val.([]*node)[min(i, len(t.obj.m["hosts"].val.([]*node))-1)].line
-		names, err := ExpandHosts(h)
+		names, err := hostlist.Expand(h)
 		if err != nil {
 			t.faultAt(line, "hosts", "%s", err)
 		}
@@ -199,7 +200,7 @@ func sshKeys(t *table, _ string) (limit, defMin, defMax int) {
 	t.integer("port", 22, 1, 65535)
 	t.str("identity", "")
 	for _, hop := range strings.Split(t.str("jump", ""), ",") {
-		if hop != "" && !hostRE.MatchString(strings.TrimSpace(hop)) {
+		if hop != "" && !hostlist.Is(strings.TrimSpace(hop)) {
 			t.fault("jump", "%q is not a host; give [user@]host[:port], several with commas between", hop)
 		}
 	}
@@ -277,7 +278,7 @@ func yarnKeys(t *table, _ string) (limit, defMin, defMax int) {
 	if rm != "" && conf != "" {
 		t.fault("resourcemanager", "hadoop_conf names it already; give one of the two")
 	}
-	if rm != "" && !hostRE.MatchString(rm) {
+	if rm != "" && !hostlist.Is(rm) {
 		t.fault("resourcemanager", `%q is not an address; give host:port, such as "rm1:8032"`, rm)
 	}
 	t.str("queue", "")

@@ -63,19 +63,6 @@ func TestParsePorts(t *testing.T) {
 	}
 }
 
-func TestExpandHosts(t *testing.T) {
-	for s, want := range map[string]string{
-		"gpu[01-04,7]": "gpu01 gpu02 gpu03 gpu04 gpu7", "a": "a", "r[1-2]n[8-9]": "r1n8 r1n9 r2n8 r2n9", "alice@10.0.0.9:2222": "alice@10.0.0.9:2222",
-		"u@gpu[1-2].lab.org:22": "u@gpu1.lab.org:22 u@gpu2.lab.org:22", "[::1]:22": "[::1]:22", "n[098-101]": "n098 n099 n100 n101",
-		"a[": "", "a[]": "", "a[3-1]": "", "a[x]": "", "a b": "", "": "", "a:99999": "", "-o": "", "a[1-9999999]": "", "a]": "", "a;b": "", "$(x)": "",
-	} {
-		got, err := ExpandHosts(s)
-		if (err != nil) != (want == "") || strings.Join(got, " ") != want {
-			t.Errorf("%q: got %v, %v; want %q", s, got, err, want)
-		}
-	}
-}
-
 func TestAmount(t *testing.T) {
 	for v, want := range map[float64]int64{1: 10000, 0.5: 5000, 0: 0, 0.0001: 1, 0.3: 3000, 64: 640000, -1: -1, 0.00001: -1, 1e12: -1} {
 		if got, err := Amount(v); (err != nil) != (want < 0) || err == nil && got != want {

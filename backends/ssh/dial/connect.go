@@ -35,49 +35,46 @@ func (d *Dialer) connect(ctx context.Context, s *settings) (link, error) {
 }
 
 func (d *Dialer) attempt(ctx context.Context, s *settings) (link, error) {
+	if s.t.Transport == "system" {
+		select {
+		case d.slots <- struct{}{}:
+			defer func() { <-d.slots }()
+		case <-ctx.Done():
+			return nil, errs.Wrap(errs.Unknown, context.Cause(ctx), "connecting to %s", s.alias)
+		}
+		return d.system(ctx, s)
+	}
+	jump, err := d.via(ctx, s)
+	if err != nil {
+		return nil, err
+	}
+	n, err := d.through(ctx, s, jump)
+	if jump != nil {
+		if err != nil {
+			_ = jump.Close()
+		} else {
+			go func() {
+				<-n.done()
+				_ = jump.Close()
+			}()
+		}
+	}
+	return n, err
+}
+
+// through connects, once the jump host is there and there is a place among those who do.
+func (d *Dialer) through(ctx context.Context, s *settings, jump *Conn) (link, error) {
 	select {
 	case d.slots <- struct{}{}:
 		defer func() { <-d.slots }()
 	case <-ctx.Done():
 		return nil, errs.Wrap(errs.Unknown, context.Cause(ctx), "connecting to %s", s.alias)
 	}
-	raw, err := d.wire(ctx, s)
+	raw, err := d.wire(ctx, s, jump)
 	if err != nil {
 		return nil, err
 	}
 	return d.handshake(ctx, s, raw)
-}
-
-// wire connects to the port of the host.
-func (d *Dialer) wire(ctx context.Context, s *settings) (net.Conn, error) {
-	ctx, cancel := context.WithTimeout(ctx, s.timeout)
-	defer cancel()
-	var n net.Dialer
-	addr := net.JoinHostPort(s.host, strconv.Itoa(s.port))
-	c, err := n.DialContext(ctx, "tcp", addr)
-	if err != nil {
-		return nil, wireError(s, addr, err)
-	}
-	return c, nil
-}
-
-func wireError(s *settings, addr string, err error) error {
-	if dns, ok := errors.AsType[*net.DNSError](err); ok {
-		f := fail(Unresolved, s.alias, nil, "%s: the name %s is not known", s.alias, s.host)
-		if dns.Temporary() || dns.IsTimeout { // whoever knows names is away: a later try may do
-			f.Err.Kind = errs.Unavailable
-		}
-		return f.Hint("check the name, or give HostName in ssh_config")
-	}
-	switch {
-	case errors.Is(err, syscall.ECONNREFUSED):
-		return fail(Refused, s.alias, nil, "%s: nothing listens on %s", s.alias, addr).Hint("is sshd running there, and is the port right?")
-	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, syscall.ETIMEDOUT):
-		return fail(Silent, s.alias, nil, "%s: %s does not answer", s.alias, addr).Hint("is the host up, and may this machine reach it, perhaps through a jump host?")
-	case errors.Is(err, context.Canceled):
-		return errs.Wrap(errs.Cancelled, err, "connecting to %s", s.alias)
-	}
-	return fail(Unreachable, s.alias, err, "%s: %s cannot be reached", s.alias, addr)
 }
 
 // clock bounds the steps of a handshake: what the host says or a person answers starts it
@@ -124,7 +121,7 @@ func (d *Dialer) handshake(ctx context.Context, s *settings, raw net.Conn) (link
 	defer a.close()
 	judged := error(nil)
 	cfg := &ssh.ClientConfig{
-		User: s.user, Auth: a.methods(), HostKeyAlgorithms: known.algorithms(),
+		User: s.user, Auth: a.methods(), AuthCallback: a.note, HostKeyAlgorithms: known.algorithms(),
 		HostKeyCallback: func(_ string, _ net.Addr, key ssh.PublicKey) error {
 			bound.stop()
 			defer bound.restart()
@@ -139,6 +136,11 @@ func (d *Dialer) handshake(ctx context.Context, s *settings, raw net.Conn) (link
 		return newGoLink(s, ssh.NewClient(cc, chans, reqs), conn, d.o.KeepAlive, d.o.KeepAliveCount), nil
 	}
 	_ = raw.Close()
+	if p, ok := raw.(*piped); ok && !a.met && ctx.Err() == nil {
+		if why := oneLine(p.errs.String()); why != "" {
+			return nil, fail(Unreachable, s.alias, nil, "%s: its ProxyCommand failed: %s", s.alias, printable(why))
+		}
+	}
 	switch {
 	case ctx.Err() != nil:
 		return nil, errs.Wrap(errs.Unknown, context.Cause(ctx), "connecting to %s", s.alias)

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
+	"os"
 	"strings"
 	"sync"
 	"time"
@@ -21,6 +23,10 @@ type Dialer struct {
 
 	mu    sync.Mutex
 	hosts map[string]*entry
+	read  map[string]values   // of ssh_config, by what was asked
+	keys  map[string]*keyFile // private keys, by path
+	dir   string              // of control sockets, "" until it is needed
+	asks  net.Listener        // where ssh's questions come in
 }
 
 // entry is a host that is reached or being reached.
@@ -42,7 +48,7 @@ func New(o Options) *Dialer {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Dialer{o: o, slots: make(chan struct{}, o.Parallel), hosts: map[string]*entry{}}
+	return &Dialer{o: o, slots: make(chan struct{}, o.Parallel), hosts: map[string]*entry{}, read: map[string]values{}, keys: map[string]*keyFile{}}
 }
 
 func def[T comparable](v *T, d T) {
@@ -62,9 +68,17 @@ func (d *Dialer) Close() error {
 			all = append(all, e.h)
 		}
 	}
+	dir, asks := d.dir, d.asks
+	d.dir, d.asks = "", nil
 	d.mu.Unlock()
 	for _, h := range all {
 		h.end(errClosed(h.s.alias))
+	}
+	if asks != nil {
+		_ = asks.Close()
+	}
+	if dir != "" {
+		return os.RemoveAll(dir)
 	}
 	return nil
 }
@@ -84,7 +98,7 @@ func (d *Dialer) reach(ctx context.Context, s *settings) (*Conn, error) {
 	key := s.key()
 	d.mu.Lock()
 	e := d.hosts[key]
-	if e == nil {
+	if e == nil || e.h != nil && e.h.over() {
 		e = &entry{ready: make(chan struct{})}
 		var dialling context.Context
 		dialling, e.cancel = context.WithCancel(context.Background())

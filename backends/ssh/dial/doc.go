@@ -25,6 +25,7 @@ type Target struct {
 	KnownHosts string // file in place of the user's and the system's
 	Config     string // ssh_config in place of the user's and the system's
 	Transport  string // "go" (default) or "system"
+	depth      int    // of a jump host, how many are on the way to it
 }
 
 // Asker asks the person at the terminal.

@@ -60,6 +60,23 @@ func (h *host) end(err error) {
 	})
 }
 
+// first is the connection that was made first and lives as long as the host.
+func (h *host) first() link {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.legs[0].link
+}
+
+// over says whether it has ended.
+func (h *host) over() bool {
+	select {
+	case <-h.done:
+		return true
+	default:
+		return false
+	}
+}
+
 // release is one Conn less.
 func (h *host) release() {
 	if h.d.release(h) {
@@ -162,7 +179,6 @@ func (h *host) room(ctx context.Context) (*leg, error) {
 func (h *host) widen() {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
-	defer context.AfterFunc(ctx, cancel)()
 	stop := make(chan struct{})
 	defer close(stop)
 	go func() {

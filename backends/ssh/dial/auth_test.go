@@ -1,0 +1,156 @@
+package dial
+
+import (
+	"crypto/ecdsa"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/pem"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/crypto/ssh"
+
+	"launcher/internal/testkit"
+)
+
+func write(t *testing.T, path string, b []byte) string {
+	t.Helper()
+	if err := os.WriteFile(path, b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func TestKeys(t *testing.T) {
+	t.Parallel()
+	l := testkit.SSHD(t)
+	a := l.Start("a", testkit.ServerOptions{})
+	b := l.Start("b", testkit.ServerOptions{})
+	wrong := filepath.Join(l.Dir, "wrong")
+	testkit.WriteKey(t, wrong, testkit.NewKey(t, "ed25519"))
+	at := named(l, "a")
+	only := func(s *testkit.Server, key string) Target {
+		t := to(l, s)
+		t.Config = write2(l, key)
+		t.Identity = ""
+		return t
+	}
+	fails(t, newDialer(t, Options{}), only(a, wrong), Denied, wrong, "it takes publickey")
+	fails(t, newDialer(t, Options{}), only(a, filepath.Join(l.Dir, "none")), Denied, "no key")
+	at.Transport = "system"
+	at.Config = write2(l, wrong)
+	at.Host, at.Port, at.KnownHosts = a.IP, a.Port, l.KnownHosts
+	fails(t, newDialer(t, Options{}), at, Denied)
+
+	// An OpenSSH file, the old format with its public half beside it, and without.
+	k := testkit.NewKey(t, "ed25519")
+	block, err := ssh.MarshalPrivateKeyWithPassphrase(k, "", []byte("open"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	signer, _ := ssh.NewSignerFromKey(k)
+	ec := testkit.NewKey(t, "ecdsa").(*ecdsa.PrivateKey)
+	der, _ := x509.MarshalECPrivateKey(ec)
+	old, err := x509.EncryptPEMBlock(rand.Reader, "EC PRIVATE KEY", der, []byte("open"), x509.PEMCipherAES128) //nolint:staticcheck // the old format is what is tested
+	if err != nil {
+		t.Fatal(err)
+	}
+	ecSigner, _ := ssh.NewSignerFromKey(ec)
+	for _, s := range []*testkit.Server{a, b} {
+		s.Authorize(string(ssh.MarshalAuthorizedKey(signer.PublicKey())))
+		s.Authorize(string(ssh.MarshalAuthorizedKey(ecSigner.PublicKey())))
+	}
+	write(t, filepath.Join(l.Dir, "old1.pub"), ssh.MarshalAuthorizedKey(ecSigner.PublicKey()))
+	for name, file := range map[string][]byte{"new": pem.EncodeToMemory(block), "old1": pem.EncodeToMemory(old), "old2": pem.EncodeToMemory(old)} {
+		path := write(t, filepath.Join(l.Dir, name), file)
+		fails(t, newDialer(t, Options{}), only(a, path), NoTerminal, "ssh-add "+path)
+		p := says("open")
+		d := newDialer(t, Options{Asker: p})
+		dialOK(t, d, only(a, path))
+		dialOK(t, d, only(b, path))
+		if len(p.asked) != 1 {
+			t.Errorf("%s: asked %d times", name, len(p.asked))
+		}
+		fails(t, newDialer(t, Options{Asker: says("wrong")}), only(a, path), Denied, "three times")
+		p = says("open")
+		sys := only(a, path)
+		sys.Transport = "system"
+		dialOK(t, newDialer(t, Options{Asker: p}), sys)
+		if len(p.asked) != 1 {
+			t.Errorf("%s: ssh asked %q", name, p.asked)
+		}
+	}
+}
+
+// write2 makes an ssh_config with one key and no agent.
+func write2(l *testkit.Lab, key string) string {
+	path := key + ".config"
+	_ = os.WriteFile(path, []byte("IdentityFile "+key+"\nIdentitiesOnly yes\nIdentityAgent none\n"), 0o600)
+	return path
+}
+
+func TestAgent(t *testing.T) {
+	t.Parallel()
+	l := testkit.SSHD(t)
+	s := l.Start("a", testkit.ServerOptions{})
+	sock := filepath.Join(l.Dir, "agent")
+	agent := exec.CommandContext(bounded(t), "ssh-agent", "-D", "-a", sock)
+	if err := agent.Start(); err != nil {
+		t.Skipf("SKIP: %v", err)
+	}
+	t.Cleanup(func() { _ = agent.Process.Kill(); _ = agent.Wait() })
+	testkit.Eventually(t, testkit.Bound, func() string {
+		if _, err := os.Stat(sock); err != nil {
+			return err.Error()
+		}
+		return ""
+	})
+	for _, kind := range []string{"ecdsa", "rsa"} { // of which the server takes the second
+		path := filepath.Join(l.Dir, kind)
+		signer := testkit.WriteKey(t, path, testkit.NewKey(t, kind))
+		if kind == "rsa" {
+			s.Authorize(string(ssh.MarshalAuthorizedKey(signer.PublicKey())))
+		}
+		c := exec.CommandContext(bounded(t), "ssh-add", path)
+		c.Env = append(os.Environ(), "SSH_AUTH_SOCK="+sock)
+		if out, err := c.CombinedOutput(); err != nil {
+			t.Fatalf("%v %s", err, out)
+		}
+	}
+	at := to(l, s)
+	at.Identity = ""
+	at.Config = write(t, filepath.Join(l.Dir, "c1"), []byte("IdentityAgent "+sock+"\nIdentityFile /nowhere\n"))
+	dialOK(t, newDialer(t, Options{}), at)
+	at.Config = write(t, filepath.Join(l.Dir, "c2"), []byte("IdentityAgent "+sock+"\nIdentityFile /nowhere\nIdentitiesOnly yes\n"))
+	fails(t, newDialer(t, Options{}), at, Denied)
+	// Only the public half is here: the agent signs.
+	at.Config = write(t, filepath.Join(l.Dir, "c3"), []byte("IdentityAgent "+sock+"\nIdentityFile "+filepath.Join(l.Dir, "rsa.pub")+"\nIdentitiesOnly yes\n"))
+	dialOK(t, newDialer(t, Options{}), at)
+	at.Config = write(t, filepath.Join(l.Dir, "c4"), []byte("IdentityAgent "+sock+".gone\nIdentityFile /nowhere\n"))
+	fails(t, newDialer(t, Options{}), at, Denied, "is not there")
+}
+
+func TestCertificate(t *testing.T) {
+	t.Parallel()
+	l := testkit.SSHD(t)
+	ca := testkit.WriteKey(t, filepath.Join(l.Dir, "ca"), testkit.NewKey(t, "ed25519"))
+	s := l.Start("a", testkit.ServerOptions{Lines: []string{"TrustedUserCAKeys " + filepath.Join(l.Dir, "ca.pub")}})
+	for _, kind := range []string{"ed25519", "rsa"} {
+		path := filepath.Join(l.Dir, kind)
+		signer := testkit.WriteKey(t, path, testkit.NewKey(t, kind))
+		at := to(l, s)
+		at.Identity, at.Config = "", write2(l, path)
+		fails(t, newDialer(t, Options{}), at, Denied)
+		cert := ssh.MarshalAuthorizedKey(testkit.Certify(t, ca, signer.PublicKey(), ssh.UserCert, l.User))
+		far := write(t, filepath.Join(l.Dir, "far."+kind), cert)
+		at.Config = write(t, filepath.Join(l.Dir, "cc."+kind), []byte(strings.ReplaceAll("IdentityFile KEY\nIdentitiesOnly yes\nCertificateFile FAR\n", "KEY", path)))
+		write(t, at.Config, []byte(strings.ReplaceAll(string(read(t, at.Config)), "FAR", far)))
+		dialOK(t, newDialer(t, Options{}), at)
+		write(t, path+"-cert.pub", cert)
+		at.Config = write2(l, path)
+		dialOK(t, newDialer(t, Options{}), at)
+	}
+}
