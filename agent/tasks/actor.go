@@ -390,7 +390,9 @@ func (l *lane) first() *task {
 // turn lists a lane whose first call has its arguments.
 func (c *Core) turn(host *task, g *group, l *lane) {
 	if t := l.first(); t == nil {
-		delete(host.actor.lanes, l.key)
+		if host.actor.lanes[l.key] == l { // a later call may have begun another
+			delete(host.actor.lanes, l.key)
+		}
 		return
 	} else if l.turn || t.missing > 0 {
 		return

@@ -241,6 +241,7 @@ func (c *Core) get(cl *client, b []byte) error {
 		c.want(o)
 		if o.state == here && (o.kind != sdk.Shared || flags&sdk.GetValue == 0 || cl.Kind == sdk.KindPeer || c.store.Resident(x)) {
 			c.tellObject(cl, o, flags)
+			c.unneeded(o) // the end of a stream may be there for this question only
 			return
 		}
 		if o.state == here { // on disk

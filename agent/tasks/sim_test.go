@@ -28,7 +28,8 @@ type sim struct {
 	later  []func() // answers to effects
 	log    [][]byte // records that are safe
 	faults faults
-	over   bool // the drivers are gone
+	over   bool    // the drivers are gone
+	ledger *ledger // of what acts do
 
 	peer  *sim // the other node, if there is one
 	links map[uint32]*simLink
@@ -103,7 +104,7 @@ func (s *sim) driver(job string) *proc {
 }
 
 func (s *sim) proc(client uint32, worker bool) *proc {
-	p := &proc{s: s, id: client, worker: worker, here: true, seen: map[attempt]bool{}}
+	p := &proc{s: s, id: client, worker: worker, here: true, seen: map[attempt]bool{}, refs: map[id]int{}}
 	if !worker {
 		p.stack = []*run{{has: map[id]value{}}} // its main program
 	}
@@ -216,8 +217,23 @@ func (s *sim) kill(p *proc, cause string) {
 	if p.here {
 		p.deliver(s.rng.IntN(len(p.out) - p.next + 1))
 	}
-	delete(s.procs, p.id)
+	s.died(p)
 	s.c.Gone(s.now, p.id, cause)
+}
+
+// died: a process is no more. Its agent hears of it later, if at all.
+func (s *sim) died(p *proc) {
+	delete(s.procs, p.id)
+	if s.ledger == nil || !p.worker {
+		return
+	}
+	s.ledger.orphaned = true
+	if p.life != nil {
+		s.ledger.died(p.life)
+	}
+	if cl := s.c.clients[p.id]; cl != nil && cl.actor != nil {
+		s.ledger.actors[cl.actor.id].downs++
+	}
 }
 
 // restart kills the agent: the next one has its log, and the processes that live on.
@@ -256,7 +272,7 @@ func (s *sim) restart() {
 	}
 	for _, p := range s.each() {
 		if s.c.clients[p.id] == nil {
-			delete(s.procs, p.id) // is refused when it comes back, and ends
+			s.died(p) // is refused when it comes back, and ends
 		}
 	}
 	s.starts = slices.DeleteFunc(s.starts, func(x uint32) bool { return s.c.clients[x] == nil })
@@ -266,6 +282,9 @@ func (s *sim) restart() {
 // step lets one thing happen; false = nothing can.
 func (s *sim) step() bool {
 	s.now += int64(s.rng.IntN(300_000))
+	if s.ledger != nil {
+		s.ledger.now = s.now
+	}
 	switch f := s.faults; {
 	case s.chance(f.crash):
 		if p := s.pick(func(p *proc) bool { return p.worker }); p != nil {
@@ -293,6 +312,9 @@ func (s *sim) step() bool {
 				s.disk[x] = true
 			} else if !x.Put() {
 				delete(s.sealed, x)
+				if s.ledger != nil && s.ledger.tasks[x.Task()] != nil {
+					s.ledger.tasks[x.Task()].lost++
+				}
 				s.c.Lost(s.now, x, "a test lost it")
 				s.take()
 			}
@@ -311,7 +333,7 @@ func (s *sim) step() bool {
 		if len(p.in) > 0 {
 			can = append(can, p.read)
 		}
-		if p.worker && p.canRun() {
+		if p.canRun() {
 			can = append(can, p.run)
 		}
 	}

@@ -46,11 +46,19 @@ type proc struct {
 	seen   map[attempt]bool
 	exit   bool
 	wary   bool // it came back: what is given may be what it would have handed back
+
+	shapes   map[string]uint32 // options that the agent was told, of acts
+	refs     map[id]int        // references, of acts
+	life     *simLife          // it is an actor's
+	creation *run              // which was made by this
 }
 
 type value struct {
-	n   uint64
-	bad bool
+	n      uint64
+	bad    bool
+	code   string // of an error of an agent
+	end    bool   // of a stream
+	judged bool
 }
 
 // run is a program in work.
@@ -64,6 +72,7 @@ type run struct {
 	at   int
 	gone bool // cancelled
 	has  map[id]value
+	act  *act // it is none of the programs below
 }
 
 // program is what a task does.
@@ -114,7 +123,7 @@ func (p program) plan() plan {
 // combine is a program's result from those of its arguments and children.
 func (x plan) combine(p program, in, kids []value) value {
 	if x.fails {
-		return value{p.seed, true}
+		return value{n: p.seed, bad: true}
 	}
 	out := value{n: x.add}
 	for _, v := range in {
@@ -209,7 +218,7 @@ func (p *proc) wait(r *run, ids ...id) {
 	if len(r.open) == 0 {
 		return
 	}
-	if p.worker && !others {
+	if p.worker && !others && p.life == nil {
 		p.handBack(p.begun + 1)
 	}
 	p.send(sdk.MsgGet, le32(sdk.GetValue|sdk.GetBlocks), le32(0), flat(r.open))
@@ -248,7 +257,7 @@ func (p *proc) deliver(n int) {
 // comeBack connects again after the connection broke or the agent was killed.
 func (p *proc) comeBack() {
 	if p.s.c.clients[p.id] == nil {
-		delete(p.s.procs, p.id)
+		p.s.died(p)
 		return
 	}
 	p.s.c.Back(p.s.now, p.id)
@@ -290,26 +299,41 @@ func (p *proc) read() {
 func (p *proc) object(x id, b []byte) {
 	kind, refs := b[0], int(u32(b[4:]))
 	v := value{bad: kind == sdk.Failure}
-	if kind == sdk.Shared {
+	switch {
+	case kind == sdk.End:
+		v.end = true
+	case kind == sdk.Shared:
 		n, ok := p.s.sealed[x]
 		if !ok || p.s.disk[x] { // gone before it was read
 			p.send(sdk.MsgGet, le32(sdk.GetValue|sdk.GetBlocks), le32(0), x[:])
 			return
 		}
 		v.n = n
-	} else if len(b) < 16+16*refs+8 {
+	case len(b) < 16+16*refs+8:
 		p.s.t.Fatalf("client %d got %s: %q", p.id, x, b)
-	} else if v.bad && len(b) > 16+8 && (p.s.over || slices.ContainsFunc(p.stack, func(r *run) bool { return r.gone && slices.Contains(r.open, x) })) {
+	case v.bad && len(b) > 16+8 && p.s.ledger != nil:
+		var e sdk.Error
+		if err := wire.Unmarshal(b[16:], &e); err != nil {
+			p.s.t.Fatal(err)
+		}
+		v.code = e.Code
+	case v.bad && len(b) > 16+8 && (p.s.over || slices.ContainsFunc(p.stack, func(r *run) bool { return r.gone && slices.Contains(r.open, x) })):
 		v.n = 0 // cancelled
-	} else if v.bad && len(b) > 16+8 {
+	case v.bad && len(b) > 16+8:
 		p.s.t.Fatalf("client %d got an error of the agent for %s: %q", p.id, x, b[16:])
-	} else {
+	default:
 		v.n = binary.LittleEndian.Uint64(b[16+16*refs:])
 	}
 	for _, r := range p.stack {
 		if i := slices.Index(r.open, x); i >= 0 {
 			r.open = slices.Delete(r.open, i, i+1)
 			r.has[x] = v
+			if r.act != nil {
+				for h := range ids(b[16:][:16*refs]).all() {
+					p.keep(h, false)
+					r.act.handles = append(r.act.handles, h)
+				}
+			}
 		}
 	}
 }
@@ -318,13 +342,14 @@ func (p *proc) exec(b []byte) {
 	if p.drop > 0 {
 		return
 	}
-	if x := (attempt{id(b[:16]), u32(b[32:])}); p.wary && !p.seen[x] && p.waits() {
+	if x := (attempt{id(b[:16]), u32(b[32:])}); p.wary && p.life == nil && !p.seen[x] && p.waits() {
 		p.handBack(u32(b[36:])) // what was behind the task that waits
 		return
 	}
 	r := &run{attempt: attempt{id(b[:16]), u32(b[32:])}, seq: u32(b[36:]), has: map[id]value{}}
 	deps, about := int(u32(b[48:])), u32(b[52:])
 	b = b[56+about:]
+	var found []id
 	for range deps {
 		x := id(b[:16])
 		r.deps = append(r.deps, x)
@@ -339,11 +364,15 @@ func (p *proc) exec(b []byte) {
 		if v.Kind == sdk.Shared {
 			b = b[16+16+len(v.Refs):]
 		} else {
-			r.has[x] = value{binary.LittleEndian.Uint64(v.Bytes), v.Kind == sdk.Failure}
+			found = append(found, idsOf(v.Refs)...)
+			r.has[x] = value{n: binary.LittleEndian.Uint64(v.Bytes), bad: v.Kind == sdk.Failure}
 			b = b2[:len(b2)-16]
 		}
 	}
-	r.p = program{binary.LittleEndian.Uint64(b), b[8]}
+	if r.p = (program{binary.LittleEndian.Uint64(b), b[8]}); r.p.depth&0x80 != 0 {
+		r.act = actOf(b, r.n)
+		r.act.handles = append(r.act.handles, found...)
+	}
 	if !p.seen[r.attempt] {
 		p.queue = append(p.queue, r)
 	}
@@ -351,16 +380,56 @@ func (p *proc) exec(b []byte) {
 
 // canRun reports whether a worker has something to do.
 func (p *proc) canRun() bool {
+	switch {
+	case !p.worker:
+		r := p.stack[0]
+		return r.act != nil && !r.gone && len(r.open) == 0
+	case p.life != nil && p.life.up:
+		return p.life.ends || p.exit && len(p.stack)+len(p.queue) == 0 || len(p.moves()) > 0
+	}
 	return len(p.queue) > 0 && (len(p.stack) == 0 || len(p.stack[len(p.stack)-1].open) > 0) ||
 		len(p.stack) > 0 && len(p.stack[len(p.stack)-1].open) == 0 || p.exit && len(p.stack) == 0
 }
 
+// start begins a task, unless that attempt of it has been begun.
+func (p *proc) start(r *run) {
+	if p.seen[r.attempt] {
+		return
+	}
+	p.seen[r.attempt] = true
+	p.stack = append(p.stack, r)
+	if p.life == nil || !p.life.up {
+		p.s.deepest = max(p.s.deepest, len(p.stack))
+	}
+	p.s.runs++
+	if r.act != nil {
+		p.takes(r)
+	}
+	var need []id
+	for _, d := range r.deps {
+		if _, ok := r.has[d]; !ok {
+			if n, ok := p.s.sealed[d]; ok && !p.s.disk[d] {
+				r.has[d] = value{n: n}
+			} else {
+				need = append(need, d)
+			}
+		}
+	}
+	p.wait(r, need...)
+}
+
 // run does one step of the task on top, or begins the next.
 func (p *proc) run() {
-	if len(p.stack) == 0 && p.exit {
+	actor := p.life != nil && p.life.up
+	if len(p.stack) == 0 && p.exit && (!actor || len(p.queue) == 0) || actor && p.life.ends {
 		p.deliver(len(p.out) - p.next)
-		delete(p.s.procs, p.id)
+		p.s.died(p)
 		p.s.c.Gone(p.s.now, p.id, "exited")
+		return
+	}
+	if actor {
+		can := p.moves()
+		can[p.s.rng.IntN(len(can))]()
 		return
 	}
 	if len(p.stack) == 0 || len(p.stack[len(p.stack)-1].open) > 0 {
@@ -371,27 +440,14 @@ func (p *proc) run() {
 			return
 		}
 		p.ran = r.seq
-		if p.seen[r.attempt] {
-			return
-		}
-		p.seen[r.attempt] = true
-		p.stack = append(p.stack, r)
-		p.s.deepest = max(p.s.deepest, len(p.stack))
-		p.s.runs++
-		var need []id
-		for _, d := range r.deps {
-			if _, ok := r.has[d]; !ok {
-				if n, ok := p.s.sealed[d]; ok && !p.s.disk[d] {
-					r.has[d] = value{n: n}
-				} else {
-					need = append(need, d)
-				}
-			}
-		}
-		p.wait(r, need...)
+		p.start(r)
 		return
 	}
 	r := p.stack[len(p.stack)-1]
+	if r.act != nil {
+		p.does(r)
+		return
+	}
 	x := r.p.plan()
 	if r.at == 0 && len(x.kids) > 0 && !r.gone {
 		r.at = 1
@@ -426,7 +482,7 @@ func (p *proc) run() {
 	status := sdk.ResultOK
 	switch {
 	case r.gone:
-		status, v = sdk.ResultCancelled, value{0, true}
+		status, v = sdk.ResultCancelled, value{bad: true}
 	case v.bad:
 		status = sdk.ResultFailed
 	}

@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"launcher/wire"
+	"launcher/wire/sdk"
 )
 
 // program runs a driver to its end: some programs, whose results must be right.
@@ -36,12 +37,18 @@ func (s *sim) program(p *proc, n int, depth uint8) (over func() bool) {
 	}
 }
 
+// faultyFor is for how many steps acts have faults.
+const faultyFor = 20_000
+
 // finish runs until all programs are over.
 func (s *sim) finish(over ...func() bool) {
 	s.t.Helper()
 	for n := 0; len(over) > 0; n++ {
-		if n > 3_000_000 {
+		if n > 3_000_000 || s.ledger != nil && n > 300_000 {
 			s.t.Fatalf("no end: %s", s.state())
+		}
+		if s.ledger != nil && n == faultyFor {
+			s.faults = faults{} // all must come to its end now
 		}
 		if !s.step() && !s.wakes() {
 			s.t.Fatalf("nothing happens any more: %s", s.state())
@@ -62,7 +69,7 @@ func (s *sim) wakes() bool {
 		s.c.Tick(s.now)
 		s.take()
 		for _, p := range s.each() {
-			if !p.here || len(p.in) > 0 || p.worker && p.canRun() {
+			if !p.here || len(p.in) > 0 || p.canRun() {
 				return true
 			}
 		}
@@ -86,20 +93,28 @@ func (s *sim) end() {
 			s.take()
 		}
 	}
-	for s.step() {
-	}
+	s.quiet()
 	for range 100 {
 		s.now += second
 		s.c.Tick(s.now)
 		s.take()
-		for s.step() {
-		}
+		s.quiet()
 	}
 	c := s.c
 	if len(c.clients) != 0 || len(c.tasks) != 0 || len(c.objects) != 0 || len(c.jobs) != 0 || len(c.pools) != 0 || len(c.active) != 0 ||
-		c.workers != 0 || c.queued != 0 || c.running != 0 || c.lineage != 0 || len(c.kept) != 0 || len(s.sealed) != 0 || len(s.procs) != 0 ||
+		c.workers != 0 || c.queued != 0 || c.running != 0 || c.lineage != 0 || len(c.kept) != 0 || len(c.callees) != 0 || len(c.children) != 0 || len(c.hosts) != 0 || len(c.heldBack) != 0 || len(c.byClient) != 0 || len(s.sealed) != 0 || len(s.procs) != 0 ||
 		s.room.used.CPU != 0 || s.room.lent != 0 {
 		s.t.Fatalf("left: %s", s.state())
+	}
+}
+
+// quiet runs until nothing happens any more.
+func (s *sim) quiet() {
+	s.t.Helper()
+	for n := 0; s.step(); n++ {
+		if n > 300_000 {
+			s.t.Fatalf("no rest: %s", s.state())
+		}
 	}
 }
 
@@ -151,9 +166,16 @@ func (s *sim) same(a, b *Core) {
 			}
 		}
 		for x, o := range c.objects {
+			if o.state == pending && o.task == nil && o.holder == 0 && o.uses == 0 {
+				continue // it was only asked for, and is asked for again
+			}
+			size := o.size
+			if o.kind == sdk.Failure {
+				size = 0 // the text may be another
+			}
 			h := append([]uint32{o.holder}, o.holders()...)
 			slices.Sort(h)
-			out[x] = fmt.Sprintf("state %d kind %d size %d uses %d lineage %d holders %v task %v", o.state, o.kind, o.size, o.uses, o.lineage, h, o.task != nil)
+			out[x] = fmt.Sprintf("state %d kind %d size %d uses %d lineage %d holders %v task %v", o.state, o.kind, size, o.uses, o.lineage, h, o.task != nil)
 		}
 		return out
 	}
@@ -182,7 +204,7 @@ func (s *sim) check() {
 		if t.state == waiting || t.state == queued {
 			queuedBytes += int64(len(t.body))
 		}
-		if t.state == running {
+		if t.state == running && t.actor == nil {
 			runs++
 			if t.worker().remote != nil {
 				away++
@@ -203,6 +225,19 @@ func (s *sim) check() {
 			if t.state != done {
 				uses[d]++
 			}
+		}
+	}
+	for _, g := range c.callees {
+		if len(g.calls) > 0 && c.objects[handle(g.id)] != nil {
+			uses[handle(g.id)]++
+		}
+		if g.wants != nil {
+			uses[g.wants.id]++
+		}
+	}
+	for _, t := range c.tasks {
+		if t.actor != nil && t.shape.actor.Detached && t.state != done && t.id.Node() == c.cfg.Number {
+			uses[handle(t.id)]++
 		}
 	}
 	waits := map[*level]int{}
@@ -235,7 +270,7 @@ func (s *sim) check() {
 			s.t.Fatalf("object %s has %d uses, counted %d; lineage %d, counted %d", x, o.uses, uses[x], o.lineage, lineage[x])
 		}
 		if !o.needed() && o.lineage == 0 && o.state == here {
-			s.t.Fatalf("object %s is needed by nothing", x)
+			s.t.Fatalf("object %s is needed by nothing: kind %d, of %v", x, o.kind, c.tasks[x.Task()])
 		}
 	}
 	for _, t := range c.tasks {
@@ -256,14 +291,18 @@ func (s *sim) check() {
 			if l.waits != waits[l] {
 				s.t.Fatalf("client %d waits for %d objects, counted %d", cl.ID, l.waits, waits[l])
 			}
-			tasks += len(l.tasks)
+			for _, t := range l.tasks {
+				if t.actor == nil {
+					tasks++
+				}
+			}
 			if need := l.need; l.has {
 				if l.blocked {
 					need.CPU = 0
 				}
 				used = used.Add(need, 1)
 			}
-			if len(l.tasks) > 0 && !l.has {
+			if len(l.tasks) > 0 && !l.has && cl.actor == nil {
 				s.t.Fatalf("client %d has tasks and no room", cl.ID)
 			}
 		}

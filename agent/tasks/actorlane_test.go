@@ -1,0 +1,73 @@
+package tasks
+
+import (
+	"slices"
+	"testing"
+
+	"launcher/wire/sdk"
+)
+
+// TestActorOrderAfterACancelledCall: a lane that is empty, for its call was cancelled, is not
+// taken for the one that later calls have begun.
+func TestActorOrderAfterACancelledCall(t *testing.T) {
+	w := newDesk(t, 1)
+	w.driver(1)
+	w.shape(1, 5, map[string]any{"name": "A.m", "method": "m"})
+	a := w.makeActor(1, 1, nil, map[string]any{})
+	worker := w.born(a, 1)
+	late := taskOf(1, 60)
+	w.frame(1, sdk.MsgSubmit, submit(late, 1, 1))
+	w.take()
+	w.startAll()
+	helper := w.c.tasks[late].worker().ID
+	c1 := w.call(1, 61, a, 5)
+	w.frame(1, sdk.MsgCancel, append(append(le32(0), le32(0)...), c1[:]...))
+	c2 := w.call(1, 62, a, 5, late.With(1))
+	w.take()
+	c3 := w.call(1, 63, a, 5)
+	w.take()
+	if got, _ := w.execs(worker); len(got) != 0 {
+		t.Fatalf("overtaken: %v", got)
+	}
+	w.ok(helper, late, 1, "v")
+	if got, _ := w.execs(worker); !slices.Equal(got, []id{c2, c3}) {
+		t.Fatalf("then %v", got)
+	}
+}
+
+// TestActorGeneratorAbroad: the end of a generator on another node is accounted for, which
+// has no outputs to be looked at one by one.
+func TestActorGeneratorAbroad(t *testing.T) {
+	p, x, worker := abroad(t, nil, map[string]any{})
+	a, b := p.nodes[0], p.nodes[1]
+	c1 := a.idOf(1, 2)
+	body := submit(c1, 5, sdk.Stream)
+	copy(body[16:], x[:])
+	body[40] = byte(sdk.SubmitCall)
+	a.frame(1, sdk.MsgSubmit, body)
+	p.pump()
+	b.execs(worker)
+	attempt := b.c.tasks[c1].attempt
+	b.frame(worker, sdk.MsgYield, append(append(append(bytesOf(c1), le32(attempt)...), le32(0)...), inline("i")...))
+	b.frame(worker, sdk.MsgResult, result(c1, attempt, 0))
+	p.pump()
+	if n := b.c.tasks[c1]; n != nil {
+		t.Fatalf("the host has %+v", n)
+	}
+}
+
+// TestStreamEndIsNotKept: the object that says that a stream is over is there for who asks.
+func TestStreamEndIsNotKept(t *testing.T) {
+	w := newDesk(t, 1)
+	w.driver(1)
+	x := w.stream(1, 1)
+	w.take()
+	w.startAll()
+	worker := w.c.tasks[x].worker().ID
+	w.frame(worker, sdk.MsgResult, result(x, 1, 0))
+	w.frame(1, sdk.MsgGet, get(sdk.GetValue, x.With(1)))
+	w.take()
+	if o := w.c.objects[x.With(1)]; o != nil {
+		t.Fatalf("left: %+v", o)
+	}
+}
