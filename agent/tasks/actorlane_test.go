@@ -56,6 +56,45 @@ func TestActorGeneratorAbroad(t *testing.T) {
 	}
 }
 
+// TestActorRetriesOfTheLog: what a call has used of its retries is known to the next agent.
+func TestActorRetriesOfTheLog(t *testing.T) {
+	w := newDesk(t, 1)
+	w.driver(1)
+	w.shape(1, 5, map[string]any{"name": "A.m", "method": "m", "max_retries": 1})
+	a := w.makeActor(1, 1, map[string]any{"max_retries": -1}, map[string]any{})
+	worker := w.born(a, 1)
+	c1 := w.call(1, 2, a, 5)
+	w.take()
+	w.c.Gone(w.now, worker, "killed by signal 9")
+	w.born(a, 2)
+	c := w.restored()
+	c.Resume(w.now)
+	if n := c.tasks[c1]; n.state != running || n.attempt != 2 || n.retries != 0 {
+		t.Fatalf("attempt %d of the call has %d retries left", n.attempt, n.retries)
+	}
+}
+
+// TestActorAwaitedOverARestart: a call that waits for an actor to be up still does when the
+// log of the agent that was killed had been begun anew.
+func TestActorAwaitedOverARestart(t *testing.T) {
+	w := newDesk(t, 1)
+	w.driver(1)
+	w.shape(1, 5, map[string]any{"name": "A.m", "method": "m"})
+	a := w.makeActor(1, 1, nil, map[string]any{})
+	w.call(1, 2, a, 5)
+	w.take()
+	n := newDesk(t, 1)
+	for _, b := range w.c.Snapshot() {
+		if err := n.c.Restore(b); err != nil {
+			t.Fatal(err)
+		}
+	}
+	n.c.Resume(n.now)
+	if o := n.c.callees[a].wants; o == nil || !slices.Contains(n.c.tasks[a].actor.asked, o) {
+		t.Fatalf("nobody tells the call of the life that is %+v", o)
+	}
+}
+
 // TestStreamEndIsNotKept: the object that says that a stream is over is there for who asks.
 func TestStreamEndIsNotKept(t *testing.T) {
 	w := newDesk(t, 1)

@@ -157,6 +157,15 @@ func (c *Core) found(g *callee) {
 	c.unuse(o.id)
 }
 
+// standsForLife reports whether an object only says where an actor lives.
+func (c *Core) standsForLife(o *object) bool {
+	if o.links != nil && o.links.callee != nil {
+		return true
+	}
+	t := c.tasks[o.id.Task()]
+	return t != nil && t.actor != nil && o.id.Index() > 1
+}
+
 // flush sends what waits for a life of an actor, once all calls to the one before are
 // accounted for.
 func (c *Core) flush(g *callee) {

@@ -89,6 +89,17 @@ func (t *task) awayRecord() []byte {
 	return binary.LittleEndian.AppendUint64(append32(slices.Clone(t.id[:]), t.attempt), uint64(t.lease))
 }
 
+// isGiven: the log says that a call was given out. One that was before has used a retry.
+func (l *call) isGiven(t *task) {
+	if l == nil {
+		return
+	}
+	if l.at == callLimbo && t.retries > 0 {
+		t.retries--
+	}
+	l.at = callHere
+}
+
 func (c *Core) restoreAway(number uint32, b []byte) error {
 	if len(b) != 28 {
 		return errs.New(errs.Corrupt, "a record of tasks is damaged")
@@ -99,9 +110,7 @@ func (c *Core) restoreAway(number uint32, b []byte) error {
 		if a := t.away(); a != nil {
 			a.sentTo = number
 		}
-		if t.call != nil {
-			t.call.at = callHere
-		}
+		t.call.isGiven(t)
 	}
 	return nil
 }
@@ -318,9 +327,7 @@ func (c *Core) restoreGive(w *client, short uint16, body []byte) error {
 	if t.state == queued {
 		t.shape.queue.n--
 	}
-	if t.call != nil {
-		t.call.at = callHere
-	}
+	t.call.isGiven(t)
 	c.queued -= int64(len(t.body))
 	t.state, t.level, t.attempt, t.seq, t.started = running, l, g.Attempt, g.Seq, c.now
 	l.tasks, l.logged = append(l.tasks, t), true

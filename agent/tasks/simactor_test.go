@@ -20,7 +20,6 @@ type act struct {
 	items   int // of a generator, still to give
 	made    uint32
 	handles []id // of actors, that it has references to
-	own     []id // of them, those that nobody else has
 	results []id // of what it submitted
 	streams []id // items that it reads next
 	closing bool
@@ -200,7 +199,7 @@ func (p *proc) does(r *run) {
 	case a.left > 0:
 		a.left--
 		p.acts(r)
-	case !a.closing && p.worker && a.kind != actLeave:
+	case !a.closing && p.worker:
 		a.closing = true
 		if a.mayWait() && a.rng.IntN(2) == 0 {
 			p.wait(r, append(slices.Clone(a.results), a.streams...)...)
@@ -324,7 +323,7 @@ func (p *proc) finishes(r *run, status uint32, bad bool) {
 		if !bad && a.life == nil {
 			refs = a.some(a.handles, 1)
 		}
-		values = append(values, v.with(refs, a.kind == actTask && !bad && a.rng.IntN(4) == 0))
+		values = append(values, v.with(refs, a.kind == actTask && a.depth == 0 && !bad && a.rng.IntN(4) == 0))
 	}
 	p.lets(r)
 	p.pop(r)
@@ -371,7 +370,7 @@ func (p *proc) acts(r *run) {
 		k := a.rng.IntN(len(actorKinds))
 		kind := &actorKinds[k]
 		var deps []id
-		if a.mayWait() {
+		if a.mayWait() && !kind.detached { // what it waits for could find it by its name, and wait for it
 			deps = a.some(a.results, 1)
 		}
 		t := p.order(simFunc, p.shapeOf(fmt.Sprint("A", k), kind.options()), 0, 0, actMake, r, a.depth-1, deps, a.some(a.handles, 1))
@@ -478,8 +477,8 @@ func (p *proc) finds(r *run) {
 	}
 }
 
-// begin takes the next of what an actor was given whose group has a place, or a step of what
-// runs; false = there is nothing.
+// moves are what an actor can do: begin the next call of a group that has a place, or go on
+// with one.
 func (p *proc) moves() (out []func()) {
 	if p.life == nil || !p.life.up || p.life.ends {
 		return nil
@@ -504,6 +503,19 @@ func (p *proc) moves() (out []func()) {
 		}
 	}
 	return out
+}
+
+// closes is a driver that ends the actors which live on by themselves.
+func (s *sim) closes() {
+	p := s.driver("closing")
+	for _, a := range s.ledger.actors {
+		if a.kind.detached && a.id.Node() == s.cfg.Number {
+			a.ends("it was killed")
+			p.send(sdk.MsgKill, a.id[:], le32(sdk.KillForGood))
+		}
+	}
+	p.deliver(len(p.out) - p.next)
+	s.take()
 }
 
 // main is a driver whose program makes actors.

@@ -2,6 +2,8 @@ package tasks
 
 import (
 	"fmt"
+	"os"
+	"strconv"
 	"testing"
 )
 
@@ -13,16 +15,16 @@ func TestActorPrograms(t *testing.T) {
 		faults
 		workers, seeds int
 	}{
-		{name: "peace", seeds: 20},
-		{name: "workers die", faults: faults{crash: 2}, seeds: 40},
+		{name: "peace", seeds: 10},
+		{name: "workers die", faults: faults{crash: 2}, seeds: 20},
 		{name: "the agent dies", faults: faults{restart: 3}, seeds: 20},
-		{name: "connections break", faults: faults{away: 3}, seeds: 20},
-		{name: "objects are lost", faults: faults{lose: 5}, seeds: 20},
-		{name: "all", workers: 6, faults: faults{crash: 2, restart: 2, away: 2, lose: 2, spill: 2}, seeds: 40},
+		{name: "connections break", faults: faults{away: 3}, seeds: 10},
+		{name: "objects are lost", faults: faults{lose: 5}, seeds: 10},
+		{name: "all", workers: 6, faults: faults{crash: 2, restart: 2, away: 2, lose: 2, spill: 2}, seeds: 20},
 	} {
 		t.Run(k.name, func(t *testing.T) {
 			sum := newLedger(t)
-			for seed := range uint64(k.seeds) {
+			for seed := range uint64(seeds(k.seeds)) {
 				t.Run(fmt.Sprint(seed), func(t *testing.T) {
 					s := newSim(t, seed, 2)
 					if k.workers > 0 {
@@ -40,6 +42,12 @@ func TestActorPrograms(t *testing.T) {
 			t.Log(sum)
 		})
 	}
+}
+
+// seeds is how many schedules are run: more with SIM_SEEDS, so many times as many.
+func seeds(n int) int {
+	more, _ := strconv.Atoi(os.Getenv("SIM_SEEDS"))
+	return n * max(1, more)
 }
 
 func (l *ledger) add(o *ledger) {

@@ -182,6 +182,9 @@ func (c *Core) Snapshot() [][]byte {
 	var objs []*object
 	plain := map[uint32][]byte{}
 	for _, o := range c.objects {
+		if c.standsForLife(o) {
+			continue // whoever waits for it asks again
+		}
 		if o.plain() {
 			plain[o.holder] = append(plain[o.holder], o.id[:]...)
 		} else {
