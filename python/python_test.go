@@ -38,7 +38,7 @@ func TestSDK(t *testing.T) {
 
 // TestTasks runs the tests of tasks and objects against a small agent in Python.
 func TestTasks(t *testing.T) {
-	unittests(t, nil, []string{"test_tasks_parts", "test_tasks_unit", "test_tasks_frames", "test_channel"}, "fake_agent.py", "task_cases.py")
+	unittests(t, nil, []string{"test_tasks_parts", "test_tasks_unit", "test_tasks_frames", "test_template", "test_channel"}, "fake_agent.py", "task_cases.py")
 }
 
 // TestCluster runs them, and more, on a cluster of the command that was built.

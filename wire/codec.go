@@ -2,6 +2,7 @@ package wire
 
 import (
 	"reflect"
+	"sync"
 
 	"github.com/ugorji/go/codec"
 
@@ -24,12 +25,23 @@ var handle = func() *codec.MsgpackHandle {
 // Marshal encodes a message.
 func Marshal(v any) []byte {
 	var b []byte
-	if err := codec.NewEncoderBytes(&b, handle).Encode(v); err != nil {
+	e := encoders.Get().(*codec.Encoder)
+	e.ResetBytes(&b)
+	if err := e.Encode(v); err != nil {
 		// Only types that msgpack cannot hold (channels, functions) get here.
 		panic("wire: cannot encode " + reflect.TypeOf(v).String() + ": " + err.Error())
 	}
+	e.ResetBytes(new([]byte)) // it keeps nothing of what it wrote
+	encoders.Put(e)
 	return b
 }
+
+// To make an encoder or a decoder takes longer than to use it on a small message. One that
+// met an error is not used again.
+var (
+	encoders = sync.Pool{New: func() any { return codec.NewEncoderBytes(new([]byte), handle) }}
+	decoders = sync.Pool{New: func() any { return codec.NewDecoderBytes(nil, handle) }}
+)
 
 // Unmarshal decodes into v, a pointer. Fields that the sender did not know stay zero;
 // fields that we do not know are skipped. Bytes left over are an error.
@@ -40,11 +52,15 @@ func Unmarshal(b []byte, v any) (err error) {
 			err = errs.New(errs.Corrupt, "malformed message for %T: %v", v, r)
 		}
 	}()
-	d := codec.NewDecoderBytes(b, handle)
+	d := decoders.Get().(*codec.Decoder)
+	d.ResetBytes(b)
 	if err := d.Decode(v); err != nil {
 		return errs.Wrap(errs.Corrupt, err, "malformed message for %T", v)
 	}
-	if n := d.NumBytesRead(); n != len(b) {
+	n := d.NumBytesRead()
+	d.ResetBytes(nil)
+	decoders.Put(d)
+	if n != len(b) {
 		return errs.New(errs.Corrupt, "%d bytes after the message for %T", len(b)-n, v)
 	}
 	return nil

@@ -16,9 +16,10 @@ import struct
 import sys
 from typing import Any, Dict, List, Optional, Tuple
 
-from . import _process, _serial, _store, _worker  # what every worker needs
+from . import _process, _serial, _worker  # what every worker needs
 
 _PACKET = 1 << 20
+_prctl = getattr(ctypes.CDLL(None), "prctl", None)
 _AT_ONCE = 16  # orders that one child forks the workers of
 
 
@@ -222,10 +223,8 @@ def _threads() -> None:
 
 def _title(name: str) -> None:
     """Name the process for ps and top."""
-    try:
-        _store._libc.prctl(15, name.encode()[:15], 0, 0, 0)
-    except AttributeError:
-        pass
+    if _prctl is not None:
+        _prctl(15, name.encode()[:15], 0, 0, 0)
 
 
 if __name__ == "__main__":
