@@ -22,6 +22,8 @@ type Capabilities struct {
 	Cancellable bool                                // Cancel ends what runs
 	DefaultMin  func(o Options) int                 // min of a pool that names none
 	Limit       func(o Options) (n int, why string) // most nodes there can ever be; 0 = unknown
+	Parallel    int                                 // changes that may be under way at a time; 0 = 1
+	Tries       int                                 // of a call that may succeed later, before the caller hears of it; 0 = the broker's own number
 	Every       time.Duration                       // least time between two calls, for those who must not be asked often; 0 = any
 }
 
@@ -50,6 +52,7 @@ type Request struct {
 	Options   Options
 	Nodes     []wire.NodeID // names for the nodes asked for; len = how many
 	Epochs    []wire.Epoch  // their epochs
+	Places    []string      // where each is to be, of pools whose nodes are particular machines
 	Join      Join
 	Home      string // LAUNCHER_HOME on this machine
 	Binary    string // the launcher binary on this machine

@@ -1,6 +1,7 @@
 package broker
 
 import (
+	"cmp"
 	"context"
 	"io"
 	"log/slog"
@@ -23,8 +24,8 @@ type Broker struct {
 	log      *slog.Logger
 }
 
-// New wraps every backend of the registry: one change at a time, not too often, with
-// more tries where trying again helps.
+// New wraps every backend of the registry: as many changes at a time as it takes, not too
+// often, with more tries where trying again helps.
 func New(r Registry, log *slog.Logger) *Broker {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
@@ -40,11 +41,12 @@ func New(r Registry, log *slog.Logger) *Broker {
 // backend: each try of a retry waits its turn anew, so that a call that backs off keeps
 // nobody waiting.
 func wrap(be backends.Backend, log *slog.Logger) backends.Backend {
-	be = &serial{Backend: be, turn: make(chan struct{}, 1)}
-	if every := be.Capabilities().Every; every > 0 {
-		be = &limited{Backend: be, every: every}
+	c := be.Capabilities()
+	be = &gate{Backend: be, turns: make(chan struct{}, max(1, c.Parallel))}
+	if c.Every > 0 {
+		be = &limited{Backend: be, every: c.Every}
 	}
-	return &retrying{Backend: be, log: log, first: firstPause, tries: maxTries}
+	return &retrying{Backend: be, log: log, first: firstPause, tries: cmp.Or(c.Tries, maxTries)}
 }
 
 // Close closes every backend; what runs runs on.
@@ -172,8 +174,11 @@ func (b *Broker) Submit(ctx context.Context, p wire.Pool, r backends.Request) ([
 		return nil, errs.New(errs.Invalid, "pool %s: %d nodes in one request, backend %s takes %d", p.Name, len(r.Nodes), p.Backend, n)
 	}
 	allocs, err := be.Submit(ctx, r)
+	if err != nil && len(r.Places) == 0 { // a machine names itself
+		err = errs.Wrap(errs.Unknown, err, "pool %s", p.Name)
+	}
 	if err != nil {
-		return nil, errs.Wrap(errs.Unknown, err, "pool %s", p.Name)
+		return nil, err
 	}
 	return allocs, nil
 }

@@ -16,37 +16,37 @@ const (
 	maxTries   = 6 // 100 ms doubling: about six seconds until the caller hears of it
 )
 
-// serial lets one change at a time into a backend. Questions (Status, Find) pass beside
-// it: a slow submission must not hide a node's death.
-type serial struct {
+// gate lets so many changes at a time into a backend as it takes (Capabilities.Parallel).
+// Questions (Status, Find) pass beside it: a slow submission must not hide a node's death.
+type gate struct {
 	backends.Backend
-	turn chan struct{} // cap 1: full = taken
+	turns chan struct{} // one for each change that is under way
 }
 
-func (s *serial) Unwrap() backends.Backend { return s.Backend }
+func (s *gate) Unwrap() backends.Backend { return s.Backend }
 
-func (s *serial) enter(ctx context.Context) error {
+func (s *gate) enter(ctx context.Context) error {
 	select {
-	case s.turn <- struct{}{}:
+	case s.turns <- struct{}{}:
 		return nil
 	case <-ctx.Done():
 		return errs.Wrap(errs.Unknown, context.Cause(ctx), "waiting for an earlier call to the backend")
 	}
 }
 
-func (s *serial) Submit(ctx context.Context, r backends.Request) ([]backends.Alloc, error) {
+func (s *gate) Submit(ctx context.Context, r backends.Request) ([]backends.Alloc, error) {
 	if err := s.enter(ctx); err != nil {
 		return nil, err
 	}
-	defer func() { <-s.turn }()
+	defer func() { <-s.turns }()
 	return s.Backend.Submit(ctx, r)
 }
 
-func (s *serial) Cancel(ctx context.Context, handles [][]byte) error {
+func (s *gate) Cancel(ctx context.Context, handles [][]byte) error {
 	if err := s.enter(ctx); err != nil {
 		return err
 	}
-	defer func() { <-s.turn }()
+	defer func() { <-s.turns }()
 	return s.Backend.Cancel(ctx, handles)
 }
 
@@ -117,6 +117,9 @@ func retry[T any](ctx context.Context, r *retrying, what string, f func() (T, er
 	for n := 1; ; n++ {
 		v, err := f()
 		if err == nil || !errs.Retryable(err) || ctx.Err() != nil {
+			return v, err
+		}
+		if n >= r.tries && n == 1 {
 			return v, err
 		}
 		if n >= r.tries {

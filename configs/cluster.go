@@ -50,6 +50,7 @@ type Pool struct {
 	Labels    map[string]string
 	Share     string         // yield | ignore
 	Options   map[string]any // the backend's own keys as they stand in the file
+	Hosts     []string       // the machines that they list, of an ssh pool
 
 	Line int // of its [[pool]] header, for messages of the backend's own checks
 }
@@ -193,6 +194,7 @@ func (c *Cluster) WirePools() []wire.Pool {
 			Name: p.Name, Backend: p.Backend, Min: p.Min, Max: p.Max, Idle: int64(p.Idle), Hold: p.Hold,
 			Setup: p.Setup, Env: p.Env, Python: p.Python, Container: p.Container,
 			Resources: p.Resources, Labels: p.Labels, Share: p.Share, Options: wire.Marshal(p.Options),
+			Places: p.Hosts,
 		}
 	}
 	return out

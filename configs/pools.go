@@ -70,6 +70,9 @@ func readPool(t *table, dir string) Pool {
 	if keys != nil {
 		limit, defMin, defMax = keys(t, dir)
 	}
+	if p.Backend == "ssh" {
+		p.Hosts = hostsOf(t)
+	}
 	p.Min = int(t.integer("min", int64(defMin), 0, 100_000))
 	if !t.has("min") && t.has("max") {
 		if m := t.obj.m["max"]; m != nil {
@@ -147,6 +150,11 @@ func readPool(t *table, dir string) Pool {
 			p.Options[k] = t.obj.m[k].plain()
 		}
 	}
+	for _, k := range []string{"identity", "known_hosts", "ssh_config"} {
+		if s, ok := p.Options[k].(string); ok && s != "" && p.Backend == "ssh" {
+			p.Options[k] = resolve(dir, s)
+		}
+	}
 	return p
 }
 
@@ -175,6 +183,22 @@ func localKeys(t *table, _ string) (limit, defMin, defMax int) {
 }
 
 var userRE = regexp.MustCompile(`^[A-Za-z0-9._][A-Za-z0-9._-]*$`)
+
+// hostsOf lists the machines that `hosts` names; what is wrong with it, sshKeys says.
+func hostsOf(t *table) (out []string) {
+	n := t.obj.m["hosts"]
+	if n == nil {
+		return nil
+	}
+	list, _ := n.val.([]*node)
+	for _, e := range list {
+		if s, ok := e.val.(string); ok {
+			names, _ := hostlist.Expand(s)
+			out = append(out, names...)
+		}
+	}
+	return out
+}
 
 func sshKeys(t *table, _ string) (limit, defMin, defMax int) {
 	if !t.has("hosts") {

@@ -10,7 +10,7 @@ var notBuiltYet = map[string]func(*node) bool{
 	"head.where":       func(n *node) bool { s, _ := n.val.(string); return strings.HasPrefix(s, "pool:") },
 	"head.replicas":    is(int64(3)),
 	"security.encrypt": is("control"),
-	"pool.backend":     is("ssh", "slurm", "yarn"),
+	"pool.backend":     is("slurm", "yarn"),
 	"pool.total":       set,
 	"pool.until":       set,
 	"pool.max_jobs":    set,

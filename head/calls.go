@@ -19,7 +19,11 @@ const (
 	statusBound = time.Minute
 	cancelBound = 5 * time.Minute
 	maxCalls    = 32 // at once
+	maxSubmits  = 64 // likewise; apart, since a question about nodes must not wait for slow hosts
 	watchRest   = 100 * time.Millisecond
+
+	cancelRest     = 2 * time.Second // doubled after each failure
+	lastCancelRest = time.Minute
 )
 
 // nodeWatch keeps the broker watching the allocations there are, and at most one
@@ -27,6 +31,7 @@ const (
 type nodeWatch struct {
 	h     *head
 	calls chan struct{} // a place in it is a call
+	asks  chan struct{} // likewise, of submissions
 
 	mu    sync.Mutex
 	pools map[string]*poolWatch // guarded by mu
@@ -40,18 +45,18 @@ type poolWatch struct {
 }
 
 func newNodeWatch(h *head) *nodeWatch {
-	return &nodeWatch{h: h, calls: make(chan struct{}, maxCalls), pools: map[string]*poolWatch{}}
+	return &nodeWatch{h: h, calls: make(chan struct{}, maxCalls), asks: make(chan struct{}, maxSubmits), pools: map[string]*poolWatch{}}
 }
 
-// call makes a bounded call to the broker in a goroutine of its own.
-func (h *head) call(bound time.Duration, fn func(ctx context.Context)) {
+// call makes a bounded call to the broker in a goroutine of its own, when there is a place.
+func (h *head) call(places chan struct{}, bound time.Duration, fn func(ctx context.Context)) {
 	h.wg.Go(func() {
 		select {
-		case h.nodes.calls <- struct{}{}:
+		case places <- struct{}{}:
 		case <-h.ctx.Done():
 			return
 		}
-		defer func() { <-h.nodes.calls }()
+		defer func() { <-places }()
 		ctx, cancel := context.WithTimeout(h.ctx, bound)
 		defer cancel()
 		fn(ctx)
@@ -61,7 +66,7 @@ func (h *head) call(bound time.Duration, fn func(ctx context.Context)) {
 // submitNodes asks the broker for nodes. The submission is in the journal: a head that
 // dies here asks what became of it.
 func (h *head) submitNodes(e core.SubmitNodes) {
-	h.call(submitBound, func(ctx context.Context) {
+	h.call(h.nodes.asks, submitBound, func(ctx context.Context) {
 		p, err := h.pool(e.Pool)
 		var allocs []backends.Alloc
 		if err == nil {
@@ -79,6 +84,10 @@ func (h *head) submitNodes(e core.SubmitNodes) {
 				Grace:   c.Grace,
 				Memory:  c.ObjectMemory,
 				Spill:   c.Spill,
+				Places:  e.Places,
+				// Nodes on this machine are on its loopback address, whatever others need.
+				Ports:     elsewhere(p, c.Ports),
+				Interface: elsewhere(p, c.Interface),
 			})
 		}
 		if h.ctx.Err() != nil {
@@ -92,8 +101,24 @@ func (h *head) submitNodes(e core.SubmitNodes) {
 	})
 }
 
+// elsewhere is a value for nodes that are not on this machine.
+func elsewhere(p wire.Pool, v string) string {
+	if slices.Contains(nearby, p.Backend) {
+		return ""
+	}
+	return v
+}
+
+// findAllocs asks about each token by itself: that one machine of many cannot be asked
+// says nothing of the others.
 func (h *head) findAllocs(e core.FindAllocs) {
-	h.call(findBound, func(ctx context.Context) {
+	for _, t := range e.Tokens {
+		h.findAlloc(core.FindAllocs{Pool: e.Pool, Tokens: []string{t}})
+	}
+}
+
+func (h *head) findAlloc(e core.FindAllocs) {
+	h.call(h.nodes.calls, findBound, func(ctx context.Context) {
 		p, err := h.pool(e.Pool)
 		var found map[string][]backends.Alloc
 		if err == nil {
@@ -110,17 +135,50 @@ func (h *head) findAllocs(e core.FindAllocs) {
 	})
 }
 
+// cancelAllocs gives each allocation back by itself where they are of particular machines:
+// one that cannot be reached keeps none of the others.
 func (h *head) cancelAllocs(e core.CancelAllocs) {
-	h.call(cancelBound, func(ctx context.Context) {
+	if p, err := h.pool(e.Pool); err != nil || len(p.Places) == 0 {
+		h.cancel(e, 0)
+		return
+	}
+	for _, b := range e.Handles {
+		h.cancel(core.CancelAllocs{Pool: e.Pool, Handles: [][]byte{b}}, 0)
+	}
+}
+
+func (h *head) cancel(e core.CancelAllocs, tries int) {
+	h.call(h.nodes.calls, cancelBound, func(ctx context.Context) {
 		p, err := h.pool(e.Pool)
 		if err == nil {
 			err = h.o.Broker.Cancel(ctx, p, e.Handles)
 		}
 		if err != nil && h.ctx.Err() == nil {
 			h.log.Warn("nodes are not given back yet", "pool", e.Pool, "err", err)
+			h.wg.Go(func() { h.cancelLater(e, tries) })
 		}
 		h.queryAllocs(e.Pool, e.Handles)
 	})
+}
+
+// cancelLater gives back what could not be given back, until it is or has ended.
+func (h *head) cancelLater(e core.CancelAllocs, tries int) {
+	select {
+	case <-time.After(min(cancelRest<<min(tries, 10), lastCancelRest)):
+	case <-h.ctx.Done():
+		return
+	}
+	left := e.Handles[:0:0]
+	h.nodes.mu.Lock()
+	for _, b := range e.Handles {
+		if h.nodes.pool(e.Pool).handles[string(b)] {
+			left = append(left, b)
+		}
+	}
+	h.nodes.mu.Unlock()
+	if len(left) > 0 {
+		h.cancel(core.CancelAllocs{Pool: e.Pool, Handles: left}, tries+1)
+	}
 }
 
 // queryAllocs asks for the state of allocations. What is asked while an earlier question
@@ -142,7 +200,7 @@ func (h *head) queryAllocs(pool string, handles [][]byte) {
 }
 
 func (h *head) status(pool string, handles [][]byte) {
-	h.call(statusBound, func(ctx context.Context) {
+	h.call(h.nodes.calls, statusBound, func(ctx context.Context) {
 		p, err := h.pool(pool)
 		var states []backends.Status
 		if err == nil {

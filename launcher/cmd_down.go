@@ -313,8 +313,10 @@ func removeRemains(t target) error {
 	for _, e := range ents {
 		_ = sockpath.Remove(filepath.Join(nodes, e.Name(), "agent.sock"))
 	}
-	if err := os.RemoveAll(nodes); err != nil {
-		return errs.Wrap(errs.Permission, err, "cannot remove the nodes' files")
+	for _, dir := range []string{nodes, filepath.Join(t.dir, "ssh")} {
+		if err := os.RemoveAll(dir); err != nil {
+			return errs.Wrap(errs.Permission, err, "cannot remove the nodes' files")
+		}
 	}
 	return nil
 }

@@ -13,6 +13,7 @@ import (
 	"launcher/agent"
 	"launcher/agent/supervisor"
 	"launcher/backends/all"
+	"launcher/backends/ssh/host"
 	"launcher/broker"
 	"launcher/head"
 	"launcher/head/core"
@@ -36,7 +37,34 @@ func (a *app) nodeCommands() []*cobra.Command {
 	h := a.process("head", "a cluster's head", func(ctx context.Context) error { return a.headMain(ctx, dir) })
 	h.Flags().StringVar(&dir, "dir", "", "state directory of the cluster")
 	_ = h.MarkFlagRequired("dir")
-	return []*cobra.Command{h, a.process("agent", "a node's agent", a.agentMain)}
+	return []*cobra.Command{h, a.process("agent", "a node's agent", a.agentMain), cmdHost()}
+}
+
+// cmdHost is what the broker runs on a host of an ssh pool, over its connection.
+func cmdHost() *cobra.Command {
+	var root string
+	var sum bool
+	c := &cobra.Command{Use: "host", Short: "the broker's hand on a host", Hidden: true, Args: cobra.NoArgs, RunE: func(c *cobra.Command, _ []string) error {
+		if sum {
+			return host.Sum(os.Stdout)
+		}
+		exe, err := os.Executable()
+		if err != nil {
+			return errs.Wrap(errs.Internal, err, "the own binary")
+		}
+		s, err := host.NewServer(root, exe)
+		if err != nil {
+			return err
+		}
+		conn, err := host.Stdio()
+		if err != nil {
+			return err
+		}
+		return s.Serve(c.Context(), conn)
+	}}
+	c.Flags().StringVar(&root, "root", "", "the directory of everything of launcher's on this host")
+	c.Flags().BoolVar(&sum, "sum", false, "print the checksum of the own binary and end")
+	return c
 }
 
 // headMain runs the head of the cluster in dir, below its supervisor.

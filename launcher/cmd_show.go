@@ -83,6 +83,9 @@ func (a *app) printStatus(i wire.ClusterInfo, up bool) {
 			label = ""
 		}
 		fmt.Fprintf(w, "%-9s %s\n", label, poolText(p))
+		for _, f := range p.Failures {
+			fmt.Fprintf(w, "          %s\n", failureText(f))
+		}
 	}
 	fmt.Fprintf(w, "in use    %s\n", useText(i.Free, i.Total))
 	fmt.Fprintf(w, "jobs      %s\n", countsText(i.Jobs))
@@ -94,6 +97,16 @@ func (a *app) printStatus(i wire.ClusterInfo, up bool) {
 			fmt.Fprintf(w, "trouble   %s: %s\n", n.ID, n.Why)
 		}
 	}
+}
+
+// failureText says why a machine of a pool is not there.
+func failureText(f wire.NodeFailure) string {
+	host := f.Place[strings.LastIndexByte(f.Place, '@')+1:]
+	why := strings.TrimPrefix(f.Why, f.Place+": ")
+	if k := strings.Index(why, ": "); k > 0 && strings.HasPrefix(host, why[:k]) { // it names itself
+		why = why[k+2:]
+	}
+	return fmt.Sprintf("%s (%s): %s", f.Place, f.Node, why)
 }
 
 func poolText(p wire.PoolInfo) string {

@@ -243,7 +243,13 @@ func (a *app) awaitPools(ctx context.Context, t target, began time.Time, wait ti
 						a.note("%s", line)
 					}
 				}
-				done = done && poolSettled(p)
+				for _, f := range p.Failures {
+					if line := failureText(f); told[string(f.Node)] != line {
+						told[string(f.Node)] = line
+						a.note("%s", line)
+					}
+				}
+				done = done && (poolSettled(p) || poolHopeless(p))
 			}
 			if done {
 				return poolsFailed(i)
@@ -273,6 +279,18 @@ func (a *app) awaitPools(ctx context.Context, t target, began time.Time, wait ti
 // poolSettled reports that a pool has its minimum and every node that was asked for has
 // answered or failed.
 func poolSettled(p wire.PoolInfo) bool { return p.Up >= p.Min && p.Pending == 0 }
+
+// poolHopeless reports that so many machines of a pool cannot come, whatever is tried
+// again, that its minimum will not be met.
+func poolHopeless(p wire.PoolInfo) bool {
+	final := 0
+	for _, f := range p.Failures {
+		if f.Final {
+			final++
+		}
+	}
+	return final > 0 && p.Pending == 0 && p.Wanted-final < p.Min
+}
 
 // poolsFailed names what failed although the minimum is in.
 func poolsFailed(i wire.ClusterInfo) error {

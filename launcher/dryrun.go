@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"io"
 	"slices"
 	"strings"
 
@@ -36,6 +37,29 @@ func checkBackends(cl *configs.Cluster, h string) error {
 	return &errs.Error{Kind: errs.Invalid, Err: faults}
 }
 
+// asked is how many nodes of a pool `up` asks for: its minimum, or all of its machines.
+func asked(p wire.Pool) int {
+	if len(p.Places) > 0 && p.Idle == 0 {
+		return min(len(p.Places), p.Max)
+	}
+	return p.Min
+}
+
+// dryRunPool asks for particular machines one by one, as the head does.
+func dryRunPool(b *broker.Broker, p wire.Pool, r backends.Request, w io.Writer) error {
+	if len(p.Places) == 0 {
+		return b.DryRun(p, r, w)
+	}
+	for i, id := range r.Nodes {
+		one := r
+		one.Nodes, one.Epochs, one.Places = []wire.NodeID{id}, r.Epochs[i:i+1], p.Places[i:i+1]
+		if err := b.DryRun(p, one, w); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // dryRun prints what up would send to each backend.
 func (a *app) dryRun(spec string) error {
 	cl, err := configs.LoadCluster(spec)
@@ -58,21 +82,21 @@ func (a *app) dryRun(spec string) error {
 	var pools []doc
 	for _, p := range cl.WirePools() {
 		var text strings.Builder
-		if p.Min > 0 {
+		if n := asked(p); n > 0 {
 			r := backends.Request{Cluster: cl.Name, Home: h, Binary: bin, Grace: int64(cl.Grace), Memory: cl.ObjectMemory, Spill: cl.Spill,
 				Join: backends.Join{Addrs: []string{"HEAD:PORT"}, CA: []byte("(the cluster's certificate)"), Key: []byte("(a key for this submission)")}}
-			for n := range p.Min {
+			for n := range n {
 				r.Nodes = append(r.Nodes, wire.NodeID(fmt.Sprintf("%s-%d", p.Name, n)))
 				r.Epochs = append(r.Epochs, 1)
 			}
-			if err := b.DryRun(p, r, &text); err != nil {
+			if err := dryRunPool(b, p, r, &text); err != nil {
 				return err
 			}
 		}
-		pools = append(pools, doc{"name": p.Name, "backend": p.Backend, "nodes": p.Min, "sends": text.String()})
+		pools = append(pools, doc{"name": p.Name, "backend": p.Backend, "nodes": asked(p), "sends": text.String()})
 		if !a.json {
-			fmt.Fprintf(a.out, "# pool %s, backend %s: %s\n%s", p.Name, p.Backend, plural(p.Min, "node"), text.String())
-			if p.Min == 0 {
+			fmt.Fprintf(a.out, "# pool %s, backend %s: %s\n%s", p.Name, p.Backend, plural(asked(p), "node"), text.String())
+			if asked(p) == 0 {
 				fmt.Fprintln(a.out, "# nothing until work needs it")
 			}
 		}

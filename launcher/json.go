@@ -318,10 +318,24 @@ type jsonPool struct {
 	Failed  int    `json:"failed"`
 	Wanted  int    `json:"wanted"`
 	Why     string `json:"why,omitempty"`
+
+	Failures []jsonFailure `json:"failures,omitempty"`
+}
+
+type jsonFailure struct {
+	Node  wire.NodeID `json:"node"`
+	Host  string      `json:"host"`
+	Why   string      `json:"why"`
+	Tries int         `json:"tries"`
+	Final bool        `json:"final"`
 }
 
 func toJSONPool(p wire.PoolInfo) jsonPool {
-	return jsonPool{p.Name, p.Backend, p.Min, p.Max, p.Up, p.Pending, p.Failed, p.Wanted, p.Why}
+	j := jsonPool{p.Name, p.Backend, p.Min, p.Max, p.Up, p.Pending, p.Failed, p.Wanted, p.Why, nil}
+	for _, f := range p.Failures {
+		j.Failures = append(j.Failures, jsonFailure{f.Node, f.Place, f.Why, f.Tries, f.Final})
+	}
+	return j
 }
 
 // mapAll converts a slice, never to null.

@@ -214,6 +214,17 @@ type PoolInfo struct {
 	Failed   int
 	Wanted   int
 	Why      string
+	Failures []NodeFailure // of pools that are lists of machines
+}
+
+// NodeFailure is a machine of a pool that does not come at the moment.
+type NodeFailure struct {
+	Node  NodeID
+	Place string
+	Why   string
+	Tries int
+	Next  int64 // it is asked for again then, unix nanoseconds
+	Final bool  // trying again will help only after a change
 }
 
 type Why struct {
@@ -309,7 +320,8 @@ type Pool struct {
 	Resources *Resources // instead of what detection finds
 	Labels    map[string]string
 	Share     string
-	Options   []byte // msgpack of the backend's own table, decoded by the backend
+	Options   []byte   // msgpack of the backend's own table, decoded by the backend
+	Places    []string // particular machines, for backends that have such: node NAME-i is the i-th; "" = none any more
 }
 
 // ErrorFrame is the body of MsgError.

@@ -109,3 +109,11 @@ type ClusterFile struct {
 	Epoch       Epoch    `json:"epoch"`
 	Started     int64    `json:"started"` // of the head, unix nanoseconds
 }
+
+// RouteSocket is the socket in a node's directory on which its agent asks for a way to
+// others, where its backend has one: a line with the name of whom it wants (RouteHead),
+// then the connection.
+const (
+	RouteSocket = "route.sock"
+	RouteHead   = "head"
+)

@@ -4,6 +4,8 @@ package all
 import (
 	"launcher/backends"
 	"launcher/backends/local"
+	"launcher/backends/ssh"
+	"launcher/backends/ssh/dial"
 )
 
 // Backends makes every backend, by the name that specs use, for the state directory home
@@ -11,5 +13,6 @@ import (
 func Backends(home string) map[string]backends.Backend {
 	return map[string]backends.Backend{
 		local.Name: local.New(home),
+		ssh.Name:   ssh.New(home, dial.Options{}),
 	}
 }

@@ -21,7 +21,7 @@ import (
 type Harness struct {
 	// Open gives a backend as another process would see it: same world, own connection.
 	Open func(t *testing.T) backends.Backend
-	// Request asks for n nodes with a token; the suite sets nothing else. Successive
+	// Request asks for n nodes (never more than MaxPerCall) with a token; the suite sets nothing else. Successive
 	// requests must not compete for anything.
 	Request func(t *testing.T, token string, n int) backends.Request
 	// Nodes is how many nodes really run now, by other means than the backend's.
@@ -81,7 +81,11 @@ func Run(t *testing.T, h Harness) {
 	}
 }
 
+// request asks for n nodes, or as many as the backend takes in one request.
 func (s *suite) request(token string, n int) backends.Request {
+	if most := s.b.Capabilities().MaxPerCall; most > 0 {
+		n = min(n, most)
+	}
 	r := s.h.Request(s.T, token, n)
 	r.Token, r.Join.Key = token, secret
 	if len(r.Nodes) != n || len(r.Epochs) != n {
@@ -215,9 +219,10 @@ func (s *suite) check() {
 }
 
 func (s *suite) lifecycle() {
-	allocs := s.submit(s.request(s.token(), 2))
+	r := s.request(s.token(), 2)
+	allocs := s.submit(r)
 	s.await(s.b, allocs, "running", running)
-	s.nodes(2)
+	s.nodes(len(r.Nodes))
 	if err := s.b.Cancel(s.ctx, handles(allocs)); err != nil {
 		s.Fatalf("cancel: %v", err)
 	}
@@ -239,7 +244,7 @@ func (s *suite) tokens() {
 	}
 	s.same(first, second)
 	s.await(s.b, first, "running", running)
-	s.nodes(2)
+	s.nodes(len(r.Nodes))
 }
 
 func (s *suite) same(a, b []backends.Alloc) {
@@ -274,7 +279,7 @@ func (s *suite) concurrentTokens() {
 		}
 		s.same(made, got[i])
 	}
-	s.nodes(2)
+	s.nodes(len(r.Nodes))
 }
 
 func (s *suite) otherProcess() {
@@ -296,7 +301,7 @@ func (s *suite) otherProcess() {
 	}
 	s.same(made, again)
 	s.await(other, made, "running", running)
-	s.nodes(2)
+	s.nodes(len(r.Nodes))
 	if err := other.Cancel(s.ctx, handles(made)); err != nil {
 		s.Fatalf("cancel from another process: %v", err)
 	}

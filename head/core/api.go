@@ -189,6 +189,7 @@ type SubmitNodes struct {
 	Token  string
 	Nodes  []wire.NodeID
 	Epochs []wire.Epoch
+	Places []string // where, of pools that are lists of machines
 }
 
 // FindAllocs looks up submissions whose answer a dead head never wrote down; the answer

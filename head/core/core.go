@@ -166,7 +166,13 @@ func (c *Core) start() {
 	first := c.d.st.Created == 0
 	c.record(RecHead{Epoch: c.d.st.Head.Epoch + 1, Cluster: c.cfg.Cluster, Nonce: c.cfg.Nonce, Version: c.cfg.Version, At: c.now, Again: c.cfg.Again})
 	if first || c.d.st.SpecText != c.cfg.SpecText || len(c.d.st.Pools) == 0 {
-		c.record(RecPools{Pools: c.cfg.Pools, SpecText: c.cfg.SpecText, SpecPath: c.cfg.SpecPath})
+		pools, moved := c.mergePools(c.cfg.Pools)
+		for _, id := range sortedKeys(moved) {
+			if d := c.d.st.Nodes[id]; d != nil && d.State == nodeUp && d.Drain == nil {
+				c.record(RecDrain{Node: id, Epoch: d.Epoch, Deadline: c.now + defaultGrace, Keep: true})
+			}
+		}
+		c.record(RecPools{Pools: pools, SpecText: c.cfg.SpecText, SpecPath: c.cfg.SpecPath})
 	}
 	for _, id := range sortedKeys(c.d.st.Nodes) {
 		if d := c.d.st.Nodes[id]; d.State == nodeUp {
@@ -294,6 +300,11 @@ func (c *Core) Wake() int64 {
 	for _, p := range c.pools {
 		if p.next > c.ticked {
 			step = min(step, max(50*millisecond, p.next-c.ticked))
+		}
+		for _, t := range p.troubles {
+			if t.next > c.ticked {
+				step = min(step, max(50*millisecond, t.next-c.ticked))
+			}
 		}
 	}
 	for _, j := range c.queue {

@@ -164,6 +164,8 @@ func (c *Core) downText() string {
 // update compares a changed spec with the running cluster and, with Apply, takes it.
 func (c *Core) update(id uint64, r wire.Update) {
 	var a wire.UpdateAnswer
+	var moved map[wire.NodeID]bool
+	r.Pools, moved = c.mergePools(r.Pools)
 	next := map[string]wire.Pool{}
 	for _, p := range r.Pools {
 		next[p.Name] = p
@@ -173,8 +175,12 @@ func (c *Core) update(id uint64, r wire.Update) {
 			a.Changes = append(a.Changes, fmt.Sprintf("pool %s is new: %s, min %d, max %d", p.Name, p.Backend, p.Min, p.Max))
 		case old.spec.Min != p.Min || old.spec.Max != p.Max:
 			a.Changes = append(a.Changes, fmt.Sprintf("pool %s: min %d, max %d become min %d, max %d", p.Name, old.spec.Min, old.spec.Max, p.Min, p.Max))
+		case !slices.Equal(old.spec.Places, p.Places):
 		case string(wire.Marshal(old.spec)) != string(wire.Marshal(p)):
 			a.Changes = append(a.Changes, fmt.Sprintf("pool %s: its settings change, for nodes that join from now on", p.Name))
+		}
+		if old != nil {
+			a.Changes = append(a.Changes, placesChange(p.Name, old.spec.Places, p.Places)...)
 		}
 	}
 	for _, p := range c.sortedPools() {
@@ -184,7 +190,7 @@ func (c *Core) update(id uint64, r wire.Update) {
 	}
 	kept := map[string]int{}
 	for _, n := range c.order {
-		if p, ok := next[n.pool]; ok && kept[n.pool] < p.Max && c.durable(n).Drain == nil {
+		if p, ok := next[n.pool]; ok && kept[n.pool] < p.Max && c.durable(n).Drain == nil && !moved[n.id] {
 			kept[n.pool]++
 			continue
 		}
@@ -205,6 +211,11 @@ func (c *Core) update(id uint64, r wire.Update) {
 		}
 	}
 	c.loadPools()
+	for _, p := range c.pools {
+		for id := range moved {
+			delete(p.troubles, id)
+		}
+	}
 	c.full = true
 	c.effect(ConfigChanged{Pools: r.Pools, SpecText: r.SpecText, SpecPath: r.SpecPath})
 	c.answer(id, a)

@@ -250,7 +250,7 @@ func (c *Core) nodeInfos() []wire.NodeInfo {
 		case nodeAsked:
 			x.State = "joining"
 			if p := c.pools[d.Pool]; p != nil {
-				x.Why = p.why
+				x.Why = p.whyNot(id)
 			}
 		case nodeLost:
 			x.State = "lost"
@@ -289,6 +289,10 @@ func (c *Core) poolInfos() []wire.PoolInfo {
 	for _, p := range c.sortedPools() {
 		x := wire.PoolInfo{Name: p.spec.Name, Backend: p.spec.Backend, Min: p.spec.Min, Max: p.spec.Max, Failed: p.failures, Wanted: p.wanted, Why: p.why}
 		x.Up, x.Pending, _, _ = c.standing(p)
+		if p.named() {
+			x.Failures = c.failing(p)
+			x.Failed, x.Pending = len(x.Failures), c.coming(p, x.Pending, x.Failures)
+		}
 		for _, n := range c.order {
 			if n.pool == p.spec.Name && n.greeted {
 				x.Why = cmp.Or(x.Why, n.beat.Why)

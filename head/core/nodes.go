@@ -120,6 +120,7 @@ func (c *Core) agentUp(ev AgentUp) {
 		c.record(RecNodeUp{Node: ev.Node, Epoch: ev.Epoch, Pool: d.Pool, Token: d.Token, Host: h.Host, Total: h.Total, At: c.now, Number: number})
 		if p := c.pools[d.Pool]; p != nil {
 			p.failures, p.why, p.shape = 0, "", &h.Total
+			delete(p.troubles, ev.Node)
 		}
 	}
 	n := c.nodes[ev.Node]

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 
+	"launcher/internal/errs"
 	"launcher/wire"
 )
 
@@ -29,17 +30,22 @@ const (
 // pool is the soft state of a pool.
 type pool struct {
 	spec     wire.Pool
-	asking   int             // submissions without an answer in this life
-	failures int             // in a row
-	next     int64           // no submission before
-	query    int64           // when to query next; 0 = not before something happens
-	flying   bool            // a query is under way
-	flyingAt int64           // since when
-	why      string          // of the newest failure
-	shape    *wire.Resources // what a node of the pool has, as far as known
+	asking   int                      // submissions without an answer in this life
+	failures int                      // in a row
+	next     int64                    // no submission before
+	query    int64                    // when to query next; 0 = not before something happens
+	flying   bool                     // a query is under way
+	flyingAt int64                    // since when
+	why      string                   // of the newest failure
+	troubles map[wire.NodeID]*trouble // of pools that are lists of machines
+	shape    *wire.Resources          // what a node of the pool has, as far as known
 	wanted   int
 	cancel   map[string]bool  // handles that were cancelled
 	runs     map[string]int64 // when an allocation whose nodes have not joined was first seen to run
+}
+
+func newPool() *pool {
+	return &pool{cancel: map[string]bool{}, runs: map[string]int64{}, troubles: map[wire.NodeID]*trouble{}}
 }
 
 // loadPools makes the pools that the journal names.
@@ -49,7 +55,7 @@ func (c *Core) loadPools() {
 	for _, s := range c.d.st.Pools {
 		p := old[s.Name]
 		if p == nil {
-			p = &pool{cancel: map[string]bool{}, runs: map[string]int64{}}
+			p = newPool()
 		}
 		p.spec = s
 		if s.Resources != nil {
@@ -64,7 +70,7 @@ func (c *Core) loadPools() {
 		if s := c.d.st.Subs[t]; c.pools[s.Pool] == nil {
 			p := old[s.Pool]
 			if p == nil {
-				p = &pool{cancel: map[string]bool{}, runs: map[string]int64{}}
+				p = newPool()
 			}
 			p.spec.Name, p.spec.Min, p.spec.Max = s.Pool, 0, 0
 			c.pools[s.Pool] = p
@@ -123,7 +129,11 @@ func (c *Core) keepPools() {
 		up, pending, retired, busy := c.standing(p)
 		p.wanted = c.want(p, up, busy)
 		p.wanted = max(0, min(p.wanted, p.spec.Max-retired))
-		if missing := p.wanted - up - pending; missing > 0 && p.asking == 0 && c.now >= p.next {
+		switch missing := p.wanted - up - pending; {
+		case missing <= 0:
+		case p.named():
+			c.submitPlaces(p, missing)
+		case p.asking == 0 && c.now >= p.next:
 			c.submit(p, missing)
 		}
 		c.releaseIdle(p, up)
@@ -133,6 +143,9 @@ func (c *Core) keepPools() {
 // want is how many nodes a pool should have now.
 func (c *Core) want(p *pool, up, busy int) int {
 	floor := p.spec.Min
+	if p.named() && p.spec.Idle == 0 {
+		floor = max(floor, p.machines()) // min is only what makes the cluster complete
+	}
 	need := c.demand(p)
 	if p.spec.Idle > 0 && !p.spec.Hold && need == 0 && up > 0 {
 		// With an idle time, even the first nodes go when nothing is left to do; while
@@ -199,23 +212,30 @@ func (c *Core) demand(p *pool) int {
 	return min(need, p.spec.Max)
 }
 
-// submit journals a submission and asks the broker for it.
+// submit asks for k nodes that are not there.
 func (c *Core) submit(p *pool, k int) {
-	c.byTok++
-	r := RecSubmission{Token: fmt.Sprintf("%s-%d-%d", c.d.st.Head.Nonce, c.Epoch(), c.byTok), Pool: p.spec.Name, At: c.now}
-	for i := 0; len(r.Nodes) < k && i < 1<<20; i++ {
+	var ids []wire.NodeID
+	var epochs []wire.Epoch
+	for i := 0; len(ids) < k && i < 1<<20; i++ {
 		id := wire.NodeID(fmt.Sprintf("%s-%d", p.spec.Name, i))
 		d := c.d.st.Nodes[id]
 		switch {
 		case d == nil:
-			r.Nodes, r.Epochs = append(r.Nodes, id), append(r.Epochs, 1)
+			ids, epochs = append(ids, id), append(epochs, 1)
 		case d.State == nodeGone && (d.Drain == nil || d.Drain.Keep) && !c.allocated(d):
-			r.Nodes, r.Epochs = append(r.Nodes, id), append(r.Epochs, d.Epoch+1)
+			ids, epochs = append(ids, id), append(epochs, d.Epoch+1)
 		}
 	}
+	c.ask(p, ids, epochs, nil)
+}
+
+// ask journals a submission and hands it to the broker.
+func (c *Core) ask(p *pool, ids []wire.NodeID, epochs []wire.Epoch, places []string) {
+	c.byTok++
+	r := RecSubmission{Token: fmt.Sprintf("%s-%d-%d", c.d.st.Head.Nonce, c.Epoch(), c.byTok), Pool: p.spec.Name, At: c.now, Nodes: ids, Epochs: epochs}
 	c.record(r)
 	p.asking++
-	c.effect(SubmitNodes{Pool: p.spec.Name, Token: r.Token, Nodes: r.Nodes, Epochs: r.Epochs})
+	c.effect(SubmitNodes{Pool: p.spec.Name, Token: r.Token, Nodes: ids, Epochs: epochs, Places: places})
 }
 
 // allocated reports whether the backend may still have something of a node that is gone.
@@ -244,9 +264,7 @@ func (c *Core) submitted(ev Submitted) {
 	}
 	if ev.Err != nil {
 		// What it left behind, if anything, is found by its token.
-		if p != nil {
-			p.why = ev.Err.Error()
-		}
+		p.says(s.Nodes, ev.Err.Error(), !errs.Retryable(ev.Err))
 		c.effect(FindAllocs{Pool: s.Pool, Tokens: []string{ev.Token}})
 		return
 	}
@@ -276,8 +294,15 @@ func (c *Core) found(ev Found) {
 	p := c.pools[ev.Pool]
 	if ev.Err != nil {
 		if p != nil {
-			p.why = ev.Err.Error()
 			p.query = c.now + queryBusy
+			for _, t := range ev.Tokens {
+				if s := c.d.st.Subs[t]; s != nil && p.named() {
+					c.blame(p, s.Nodes, ev.Err.Error(), false)
+				}
+			}
+			if !p.named() {
+				p.why = ev.Err.Error()
+			}
 		}
 		return // asked again by queryPool
 	}
@@ -293,10 +318,10 @@ func (c *Core) found(ev Found) {
 			}
 			continue
 		}
-		c.failed(p, "")
+		c.blame(p, s.Nodes, "", false)
 		why := "it was never started"
-		if p != nil && p.why != "" {
-			why = p.why
+		if p != nil && len(s.Nodes) > 0 {
+			why = cmp.Or(p.whyNot(s.Nodes[0]), why)
 		}
 		for i, id := range s.Nodes {
 			c.proof(id, s.Epochs[i], why)
@@ -419,8 +444,8 @@ func (c *Core) allocStatus(ev AllocStatus) {
 			}
 		}
 		if it.State < AllocDone {
-			if it.State == AllocPending && p != nil && it.Why != "" {
-				p.why = it.Why
+			if it.State == AllocPending && it.Why != "" {
+				p.says(a.Nodes, it.Why, false)
 			}
 			if it.State == AllocRunning && p != nil {
 				c.watchJoin(p, s, a)
@@ -443,7 +468,7 @@ func (c *Core) allocStatus(ev AllocStatus) {
 			delete(p.runs, string(it.Handle))
 		}
 		if young || it.State == AllocFailed { // it never worked: wait before the next
-			c.failed(p, cmp.Or(it.Why, "a node ended before it joined"))
+			c.blame(p, a.Nodes, cmp.Or(it.Why, "a node ended before it joined"), false)
 		}
 	}
 }
@@ -460,7 +485,7 @@ func (c *Core) watchJoin(p *pool, s *subD, a *allocD) {
 			p.runs[h] = c.now
 		case c.now-first >= joinWithin && !p.cancel[h]:
 			p.cancel[h] = true
-			c.failed(p, fmt.Sprintf("%s was started %d s ago and has not joined; the log of the node says why", id, (c.now-first)/second))
+			c.blame(p, a.Nodes, fmt.Sprintf("%s was started %d s ago and has not joined; the log of the node says why", id, (c.now-first)/second), false)
 			c.effect(CancelAllocs{Pool: p.spec.Name, Handles: [][]byte{a.Handle}})
 		}
 		return

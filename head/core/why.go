@@ -152,8 +152,15 @@ func (c *Core) whyPool(p *pool) []string {
 	if p.next > c.now && up+pending < p.wanted {
 		out = append(out, fmt.Sprintf("asked for again in %d s", (p.next-c.now+second-1)/second))
 	}
+	for _, f := range c.failing(p) {
+		again := ""
+		if f.Next > c.now {
+			again = fmt.Sprintf(", asked for again in %d s", (f.Next-c.now+second-1)/second)
+		}
+		out = append(out, fmt.Sprintf("%s (%s): %s%s", f.Node, f.Place, f.Why, again))
+	}
 	for _, nid := range sortedKeys(c.d.st.Nodes) {
-		if d := c.d.st.Nodes[nid]; d.Pool == p.spec.Name && d.State != nodeUp && d.Cause != "" {
+		if d := c.d.st.Nodes[nid]; d.Pool == p.spec.Name && d.State != nodeUp && d.Cause != "" && p.troubles[nid] == nil {
 			out = append(out, fmt.Sprintf("%s: %s", nid, d.Cause))
 		}
 	}

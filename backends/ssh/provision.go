@@ -1,0 +1,292 @@
+package ssh
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/rand"
+	_ "embed"
+	"fmt"
+	"io"
+	"net"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"launcher/internal/errs"
+	"launcher/wire/session"
+)
+
+//go:embed provision.sh
+var script string
+
+// shell is what every login shell can be told to become.
+const shell = "exec /bin/sh -s"
+
+const (
+	// quiet is how long a host may take between two things that it says, and maxNoise how
+	// much its rc files may print before ours.
+	quiet    = time.Minute
+	maxNoise = 1 << 20
+)
+
+// channel is a command's standard streams on a host.
+type channel interface {
+	io.ReadWriteCloser
+	Stderr() string
+}
+
+// provision is one host being made ready: the script runs there, the binary is copied if
+// it is not there, and the script becomes the binary.
+type provision struct {
+	host   string // for people
+	dir    string // the pool's option, or ""
+	who    string // whose copy it is; letters and digits
+	shelf  *shelf
+	copied func(done, total int64) // progress; may be nil
+}
+
+// place is where the host was told to put things.
+type place struct {
+	Name string // the host's own
+	Root string
+}
+
+// header is what the script is told.
+func (p *provision) header(marker string) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "M=%s D=%s U=%s\n", marker, quote(p.dir), p.who)
+	for _, a := range arches {
+		if bin, err := p.shelf.get(a); err == nil {
+			fmt.Fprintf(&b, "H_%s=%s N_%s=%d\n", a, bin.sum, a, bin.size)
+		} else {
+			fmt.Fprintf(&b, "H_%s= N_%s=\n", a, a)
+		}
+	}
+	return b.String()
+}
+
+func quote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
+
+// run makes the host ready over ch and gives the connection to the process there. On an
+// error ch is closed.
+func (p *provision) run(ctx context.Context, ch channel) (net.Conn, place, error) {
+	t := &talk{p: p, ch: ch, marker: "launcher-" + rand.Text()[:16], in: bufio.NewReaderSize(ch, 64<<10)}
+	stop := context.AfterFunc(ctx, func() { ch.Close() })
+	t.late = newWatchdog(quiet, func() { ch.Close() })
+	err := t.run()
+	free := stop()
+	inTime := t.late.stop()
+	if err == nil && free && inTime {
+		return session.Piped(piece{t.in, ch}, ch), t.place, nil
+	}
+	ch.Close()
+	switch {
+	case ctx.Err() != nil:
+		err = errs.Wrap(errs.Unknown, context.Cause(ctx), "%s", p.host)
+	case !inTime:
+		err = errs.New(errs.Timeout, "%s: the host says nothing for %s", p.host, quiet).Hint("a rc file that waits for input may be why: try `ssh %s true`", p.host)
+	}
+	return nil, place{}, err
+}
+
+// watchdog bites once when it has not been fed for a while.
+type watchdog struct {
+	d time.Duration
+
+	mu   sync.Mutex
+	t    *time.Timer
+	over bool
+	bit  bool
+}
+
+func newWatchdog(d time.Duration, bite func()) *watchdog {
+	w := &watchdog{d: d}
+	w.t = time.AfterFunc(d, func() {
+		w.mu.Lock()
+		w.bit = !w.over
+		w.mu.Unlock()
+		if w.bit {
+			bite()
+		}
+	})
+	return w
+}
+
+func (w *watchdog) feed() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if !w.over && !w.bit {
+		w.t.Reset(w.d)
+	}
+}
+
+// stop ends it and reports whether it has not bitten.
+func (w *watchdog) stop() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.over = true
+	w.t.Stop()
+	return !w.bit
+}
+
+// piece is what is left of a buffered reader.
+type piece struct {
+	io.Reader
+	io.Closer
+}
+
+// talk is the conversation with the script.
+type talk struct {
+	p      *provision
+	ch     channel
+	marker string
+	in     *bufio.Reader
+	late   *watchdog
+	place  place
+	not    []string // directories that would not do
+	noise  bytes.Buffer
+}
+
+// next reads what the host says next, whatever else it prints.
+func (t *talk) next() (verb, rest string, err error) {
+	seen := 0
+	for {
+		line, err := t.in.ReadString('\n')
+		if seen += len(line); seen > maxNoise {
+			return "", "", errs.New(errs.Invalid, "%s: the login prints without end: %s", t.p.host, t.said())
+		}
+		if words, ok := strings.CutPrefix(line, t.marker+" "); ok && err == nil {
+			t.late.feed()
+			verb, rest, _ := strings.Cut(strings.TrimRight(words, "\n"), " ")
+			return verb, rest, nil
+		}
+		t.noise.WriteString(line)
+		if t.noise.Len() > 4096 {
+			t.noise.Next(t.noise.Len() - 4096)
+		}
+		if err != nil {
+			return "", "", err
+		}
+	}
+}
+
+// said is the last of what the host printed that was not ours, for an error.
+func (t *talk) said() string {
+	s := strings.TrimSpace(t.noise.String() + "\n" + t.ch.Stderr())
+	lines := strings.FieldsFunc(s, func(r rune) bool { return r == '\n' || r == '\r' })
+	if len(lines) > 3 {
+		lines = lines[len(lines)-3:]
+	}
+	if len(lines) == 0 {
+		return "it printed nothing"
+	}
+	return "it printed " + strconv.Quote(strings.Join(lines, "; "))
+}
+
+func (t *talk) run() error {
+	// Written beside: a host that reads nothing must not hold us.
+	go func() { _, _ = io.WriteString(t.ch, t.p.header(t.marker)+script) }()
+	greeted := false
+	arch := ""
+	for {
+		verb, rest, err := t.next()
+		if err != nil {
+			if !greeted {
+				return errs.New(errs.Invalid, "%s: its login shell runs no commands: %s", t.p.host, t.said()).
+					Hint("`ssh %s /bin/sh -c true` must work without a terminal; an account whose shell is nologin cannot be used", t.p.host)
+			}
+			return errs.New(errs.Unavailable, "%s: the host's script ended: %s", t.p.host, t.said())
+		}
+		switch verb {
+		case "hello":
+			greeted = true
+		case "host":
+			t.place.Name = rest
+		case "arch":
+			arch = rest
+		case "not":
+			t.not = append(t.not, rest)
+		case "root":
+			t.place.Root = rest
+		case "want":
+			if err := t.send(arch, rest); err != nil {
+				return err
+			}
+		case "run":
+			return nil
+		case "fail":
+			return t.failed(rest)
+		}
+	}
+}
+
+// failed makes an error of what the script says.
+func (t *talk) failed(text string) error {
+	what, rest, _ := strings.Cut(text, " ")
+	h := t.p.host
+	switch what {
+	case "system":
+		return errs.New(errs.Invalid, "%s: nodes run on Linux, and the host runs %s", h, rest)
+	case "machine":
+		return errs.New(errs.Invalid, "%s: there is no launcher for machines of architecture %s", h, rest)
+	case "binary":
+		arch := map[string]string{"x86_64": "amd64", "aarch64": "arm64"}[rest]
+		_, err := t.p.shelf.get(arch)
+		if err == nil {
+			err = errs.New(errs.NotFound, "there is no binary for it")
+		}
+		return errs.Wrap(errs.NotFound, err, "%s: the host is of architecture %s", h, rest)
+	case "directory":
+		e := errs.New(errs.Exhausted, "%s: no directory there will do: %s", h, strings.Join(t.not, "; "))
+		if rest == "" {
+			return e.Hint("name one with `directory` in the pool")
+		}
+		return e
+	case "space":
+		return errs.New(errs.Exhausted, "%s: the binary could not be written: %s", h, rest).Hint("make room there, or name another place with `directory` in the pool")
+	case "sum":
+		return errs.New(errs.Corrupt, "%s: %s", h, rest)
+	case "run":
+		return errs.New(errs.Invalid, "%s: the binary does not run there: %s", h, rest)
+	}
+	return errs.New(errs.Unavailable, "%s: %s", h, text)
+}
+
+// step is how much is written at once: each step that gets through is a sign of life.
+const step = 256 << 10
+
+// send copies the binary, from where an earlier copy was cut.
+func (t *talk) send(arch, want string) error {
+	have, how, _ := strings.Cut(want, " ")
+	b, err := t.p.shelf.get(arch)
+	from, nerr := strconv.ParseInt(have, 10, 64)
+	if err != nil || nerr != nil || from < 0 || from > b.size {
+		return errs.New(errs.Corrupt, "%s: the host's script asks for %q of %q", t.p.host, want, arch)
+	}
+	if how != "zstd" && how != "gzip" {
+		how = "none"
+	}
+	data, done, err := t.p.shelf.pack(b, how, from)
+	if err != nil {
+		return err
+	}
+	// Written beside: the script may end in the middle, with a reason to read.
+	go func() {
+		defer done()
+		if _, err := fmt.Fprintf(t.ch, "%s %d\n", how, len(data)); err != nil {
+			return
+		}
+		for at := 0; at < len(data); at += step {
+			if _, err := t.ch.Write(data[at:min(at+step, len(data))]); err != nil {
+				return
+			}
+			t.late.feed()
+			if t.p.copied != nil {
+				t.p.copied(int64(min(at+step, len(data))), int64(len(data)))
+			}
+		}
+	}()
+	return nil
+}

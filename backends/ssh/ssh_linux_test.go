@@ -1,0 +1,230 @@
+package ssh
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"launcher/backends"
+	"launcher/backends/backendtest"
+	"launcher/backends/ssh/host"
+	"launcher/wire"
+)
+
+// The test binary is what is copied to hosts: it is `launcher host` and `launcher node`.
+func TestMain(m *testing.M) {
+	if len(os.Args) > 1 {
+		switch os.Args[1] {
+		case "version":
+			return
+		case "node":
+			os.Exit(node())
+		case "host":
+			if err := hostMain(os.Args[2:]); err != nil {
+				fmt.Fprintln(os.Stderr, err)
+				os.Exit(1)
+			}
+			return
+		}
+	}
+	os.Exit(m.Run())
+}
+
+func hostMain(args []string) error {
+	if args[0] == "--sum" {
+		return host.Sum(os.Stdout)
+	}
+	exe, _ := os.Executable()
+	s, err := host.NewServer(args[1], exe)
+	if err != nil {
+		return err
+	}
+	conn, err := host.Stdio()
+	if err != nil {
+		return err
+	}
+	return s.Serve(context.Background(), conn)
+}
+
+// node does what the label "do" says.
+func node() int {
+	var c wire.NodeConfig
+	b, err := io.ReadAll(os.Stdin)
+	if err != nil || len(b) == 0 || wire.Unmarshal(b, &c) != nil {
+		return 3
+	}
+	sigs := make(chan os.Signal, 1)
+	signal.Notify(sigs, syscall.SIGTERM)
+	if c.Labels["do"] == "exit" {
+		fmt.Fprintln(os.Stderr, "something\nas told")
+		return 7
+	}
+	<-sigs
+	return 0
+}
+
+// world is a place of hosts; every host is this machine, in another way.
+type world struct {
+	t    *testing.T
+	home string // of the launcher here
+	root string // the pool's `directory`
+	dial func() dialer
+	host string
+	next int
+}
+
+// shells reaches "hosts" by running a shell here.
+type shells struct {
+	login []string // the login shell, which gets the command as its last argument
+	mu    sync.Mutex
+	all   []*process
+	cut   func(io.WriteCloser) io.WriteCloser // wraps the next command's input
+}
+
+type process struct {
+	cmd *exec.Cmd
+	in  io.WriteCloser
+	out io.ReadCloser
+	err bytes.Buffer
+	end sync.Once
+}
+
+func (p *process) Read(b []byte) (int, error)  { return p.out.Read(b) }
+func (p *process) Write(b []byte) (int, error) { return p.in.Write(b) }
+func (p *process) Stderr() string              { return p.err.String() }
+func (p *process) Close() error {
+	p.end.Do(func() {
+		p.in.Close()
+		p.out.Close()
+		go p.cmd.Wait()
+	})
+	return nil
+}
+
+func (s *shells) Split(text string) (string, string, int, error) { return text, "", 0, nil }
+func (s *shells) Close() error                                   { return nil }
+
+func (s *shells) Open(ctx context.Context, _ site, command string) (channel, error) {
+	login := s.login
+	if login == nil {
+		login = []string{"/bin/sh", "-c"}
+	}
+	p := &process{cmd: exec.Command(login[0], append(login[1:len(login):len(login)], command)...)}
+	var err error
+	if p.in, err = p.cmd.StdinPipe(); err != nil {
+		return nil, err
+	}
+	if p.out, err = p.cmd.StdoutPipe(); err != nil {
+		return nil, err
+	}
+	p.cmd.Stderr = &p.err
+	s.mu.Lock()
+	if s.cut != nil {
+		p.in, s.cut = s.cut(p.in), nil
+	}
+	s.all = append(s.all, p)
+	s.mu.Unlock()
+	return p, p.cmd.Start()
+}
+
+func newWorld(t *testing.T) *world {
+	dir := t.TempDir()
+	w := &world{t: t, home: filepath.Join(dir, "home"), root: filepath.Join(dir, "host with a space"), host: "here"}
+	w.dial = func() dialer { return &shells{} }
+	t.Cleanup(func() {
+		for _, p := range w.processes("node") {
+			t.Errorf("process %d is left", p)
+			syscall.Kill(p, syscall.SIGKILL)
+		}
+	})
+	return w
+}
+
+func (w *world) open() *Backend { return newBackend(w.home, w.dial()) }
+
+// processes finds those that run a binary below the host's directory.
+func (w *world) processes(kind string) (out []int) {
+	dirs, _ := filepath.Glob("/proc/[0-9]*")
+	for _, d := range dirs {
+		exe, err := os.Readlink(d + "/exe")
+		if err != nil || !strings.HasPrefix(exe, w.root+"/") {
+			continue
+		}
+		args, _ := os.ReadFile(d + "/cmdline")
+		if parts := strings.Split(string(args), "\x00"); len(parts) > 1 && parts[1] == kind {
+			pid, _ := strconv.Atoi(filepath.Base(d))
+			out = append(out, pid)
+		}
+	}
+	return out
+}
+
+func (w *world) request(token string, n int) backends.Request {
+	exe, err := os.Executable()
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	r := backends.Request{Token: token, Cluster: "lab", Pool: "boxes", Home: w.home, Binary: exe,
+		Options: backends.Options{"hosts": []any{w.host}, "directory": w.root},
+		Join:    backends.Join{Addrs: []string{"127.0.0.1:1"}, CA: []byte("PEM"), Key: []byte("key")}}
+	for range n {
+		r.Nodes = append(r.Nodes, wire.NodeID("boxes-"+strconv.Itoa(w.next)))
+		r.Epochs = append(r.Epochs, 1)
+		r.Places = append(r.Places, w.host)
+		w.next++
+	}
+	return r
+}
+
+func (w *world) laws() {
+	backendtest.Run(w.t, backendtest.Harness{
+		Open:    func(*testing.T) backends.Backend { return w.open() },
+		Request: func(_ *testing.T, token string, n int) backends.Request { return w.request(token, n) },
+		Nodes:   func(*testing.T) int { return len(w.processes("node")) },
+		Kill: func(t *testing.T, a backends.Alloc) {
+			r, _ := parseHandle(a.Handle)
+			var own struct{ PID int }
+			if err := json.Unmarshal(r.Handle, &own); err != nil || own.PID <= 1 {
+				t.Fatalf("no process in %q", r.Handle)
+			}
+			syscall.Kill(own.PID, syscall.SIGKILL)
+		},
+		Good: []backends.Options{{"hosts": []any{"a"}}, {"hosts": []any{"a", "b"}, "port": int64(22), "jump": "x"}},
+		Bad: []backends.Options{{"hosts": "a"}, {"hosts": []any{}}, {"port": int64(0)}, {"port": "22"}, {"transport": "carrier pigeon"},
+			{"nodes": int64(1)}, {"directory": int64(4), "user": true}},
+		BadSubmit: func(t *testing.T, token string) backends.Request {
+			r := w.request(token, 1)
+			r.Options["directory"] = "/proc/no"
+			return r
+		},
+		Bound: 20 * time.Second,
+	})
+	// What is left on the host is the binary.
+	var left []string
+	filepath.WalkDir(w.root, func(p string, d os.DirEntry, err error) error {
+		if err == nil && !d.IsDir() {
+			left = append(left, strings.TrimPrefix(p, w.root+"/"))
+		}
+		return nil
+	})
+	if len(left) != 1 || !strings.HasPrefix(left[0], "bin/") || !strings.HasSuffix(left[0], "/launcher") {
+		w.t.Errorf("left on the host: %q, wanted the binary", left)
+	}
+	if _, err := os.Stat(filepath.Join(w.root, "hosts")); err == nil {
+		w.t.Errorf("the directory of hosts is left")
+	}
+}
+
+func TestLaws(t *testing.T) { newWorld(t).laws() }
