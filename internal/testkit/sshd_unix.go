@@ -13,6 +13,7 @@ import (
 	"crypto/rsa"
 	"encoding/pem"
 	"fmt"
+	"io"
 	"math/big"
 	"net"
 	"os"
@@ -30,6 +31,10 @@ import (
 
 // sshdPath is where Debian and most others have it; it wants to be called by its full path.
 const sshdPath = "/usr/sbin/sshd"
+
+// sshdLeash ends the server when its standard input is at its end, as it is when the test
+// has been killed.
+const sshdLeash = `exec 3<&0; "$@" 3<&- </dev/null & p=$!; { cat; kill -9 $p; } <&3 >/dev/null 2>&1 & wait $p`
 
 // Lab is a set of real OpenSSH servers on loopback addresses that run as the test's own
 // user, with the client's side of it: a key, known_hosts and an ssh_config that names them.
@@ -66,6 +71,7 @@ type Server struct {
 	Log      *Buffer
 	opts     ServerOptions
 	cmd      *exec.Cmd
+	leash    io.Closer
 	done     chan struct{}
 }
 
@@ -177,8 +183,11 @@ func (s *Server) start() {
 	}
 	s.lab.write(s.authorized(), string(pub))
 	s.Log, s.done = &Buffer{}, make(chan struct{})
-	s.cmd = exec.CommandContext(context.Background(), sshdPath, "-D", "-e", "-f", conf)
+	s.cmd = exec.CommandContext(context.Background(), "/bin/sh", "-c", sshdLeash, "sh", sshdPath, "-D", "-e", "-f", conf)
 	s.cmd.Stderr = s.Log
+	if s.leash, err = s.cmd.StdinPipe(); err != nil {
+		t.Fatal(err)
+	}
 	s.cmd.WaitDelay = 5 * time.Second // sessions hold the pipe of the log too
 	s.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := s.cmd.Start(); err != nil {
@@ -203,7 +212,8 @@ func (s *Server) authorized() string { return filepath.Join(s.Dir, "authorized_k
 // Authorize lets another key in.
 func (s *Server) Authorize(line string) { s.lab.append(s.authorized(), line+"\n") }
 
-// processes are the server and its connections, which are sessions of their own.
+// processes are the shell that holds the server, the server, and its connections, which
+// are sessions of their own.
 func (s *Server) processes() []int {
 	dirs, _ := filepath.Glob("/proc/[0-9]*")
 	parent := map[int]int{}
@@ -236,12 +246,13 @@ func (s *Server) Stop() {
 	for _, p := range s.processes() {
 		_ = syscall.Kill(p, syscall.SIGKILL)
 	}
+	_ = s.leash.Close()
 	<-s.done
 }
 
 // Cut ends all connections, and the server takes new ones.
 func (s *Server) Cut() {
-	for _, p := range s.processes()[1:] {
+	for _, p := range s.processes()[2:] {
 		_ = syscall.Kill(p, syscall.SIGKILL)
 	}
 }

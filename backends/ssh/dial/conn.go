@@ -118,6 +118,7 @@ func (c *Conn) broken(err error) error {
 type Stream struct {
 	c     *Conn
 	p     *process
+	read  sync.Mutex // the library wakes one reader only when a channel ends
 	tail  tail
 	drain chan struct{} // closed when stderr is at its end
 	once  sync.Once
@@ -144,7 +145,12 @@ func (c *Conn) open(ctx context.Context, what string, subsystem bool) (*Stream, 
 	return s, nil
 }
 
-func (s *Stream) Read(b []byte) (int, error)  { return s.p.out.Read(b) }
+func (s *Stream) Read(b []byte) (int, error) {
+	s.read.Lock()
+	defer s.read.Unlock()
+	return s.p.out.Read(b)
+}
+
 func (s *Stream) Write(b []byte) (int, error) { return s.p.in.Write(b) }
 
 // CloseWrite ends the command's standard input.
@@ -156,7 +162,7 @@ func (s *Stream) Stderr() string { return s.tail.String() }
 // Wait drops what is left of the output and says how the command ended.
 func (s *Stream) Wait() (Exit, error) {
 	s.once.Do(func() {
-		_, _ = io.Copy(io.Discard, s.p.out)
+		_, _ = io.Copy(io.Discard, s)
 		<-s.drain
 		if s.exit, s.err = s.p.wait(); s.err != nil {
 			s.err = s.c.broken(s.err)

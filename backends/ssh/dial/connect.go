@@ -23,7 +23,7 @@ func (d *Dialer) connect(ctx context.Context, s *settings) (link, error) {
 	pause := 100 * time.Millisecond
 	for try := 1; ; try++ {
 		n, err := d.attempt(ctx, s)
-		if err == nil || ReasonOf(err) != Dropped || try > d.o.Retries {
+		if f, ok := errors.AsType[*Failure](err); !ok || f.Reason != Dropped || f.Host != s.alias || try > d.o.Retries {
 			return n, err
 		}
 		d.o.Log.Debug("dropped during the handshake", "host", s.alias, "try", try, "error", err)

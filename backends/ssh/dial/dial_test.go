@@ -106,6 +106,7 @@ func TestWhatEndsARun(t *testing.T) {
 	c := dialOK(t, d, to(l, s))
 	ctx, cancel := context.WithCancel(bounded(t))
 	r, w := io.Pipe()
+	defer func() { _ = w.Close() }()
 	go func() {
 		_, _ = r.Read(make([]byte, 2))
 		cancel()

@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -21,7 +22,33 @@ import (
 // TestMain is also the program that a system ssh starts to ask something.
 func TestMain(m *testing.M) {
 	Askpass()
-	os.Exit(m.Run())
+	code := m.Run()
+	if code == 0 {
+		code = leaks()
+	}
+	os.Exit(code)
+}
+
+// leaks looks for goroutines of ours that are left when all Dialers are closed.
+func leaks() int {
+	b := make([]byte, 1<<20)
+	for end := time.Now().Add(10 * time.Second); ; {
+		n := runtime.Stack(b, true)
+		left := 0
+		for _, g := range strings.Split(string(b[:n]), "\n\n") {
+			if strings.Contains(g, "launcher/backends/ssh/dial.") && !strings.Contains(g, "dial.TestMain") {
+				left++
+			}
+		}
+		if left == 0 {
+			return 0
+		}
+		if time.Now().After(end) {
+			fmt.Printf("%d goroutines are left:\n%s\n", left, b[:n])
+			return 1
+		}
+		time.Sleep(10 * time.Millisecond) // sleep: goroutines cannot be waited for
+	}
 }
 
 // person answers what is asked.
@@ -171,6 +198,59 @@ func listener(t *testing.T, f func(net.Conn)) string {
 		}
 	}()
 	return l.Addr().String()
+}
+
+// TestOneGivesUp: who waits for a connection that another asked for has it, though that
+// one has gone; and when all have gone it is not made.
+func TestOneGivesUp(t *testing.T) {
+	t.Parallel()
+	l := testkit.SSHD(t)
+	s := l.Start("a", testkit.ServerOptions{})
+	d := newDialer(t, Options{Timeout: 30 * time.Second})
+	s.Freeze()
+	ctx, cancel := context.WithCancel(bounded(t))
+	first, second := make(chan error, 1), make(chan error, 1)
+	waiting := func(n int) {
+		testkit.Eventually(t, testkit.Bound, func() string {
+			d.mu.Lock()
+			defer d.mu.Unlock()
+			for _, e := range d.hosts {
+				if e.waiting == n {
+					return ""
+				}
+			}
+			return "nobody waits"
+		})
+	}
+	go func() { _, err := d.Dial(ctx, to(l, s)); first <- err }()
+	waiting(1)
+	go func() { _, err := d.Dial(bounded(t), to(l, s)); second <- err }()
+	waiting(2)
+	cancel()
+	if err := <-first; errs.KindOf(err) != errs.Cancelled {
+		t.Error(err)
+	}
+	s.Thaw()
+	if err := <-second; err != nil {
+		t.Error(err)
+	}
+	if n := strings.Count(s.Log.String(), "Accepted publickey"); n != 1 {
+		t.Errorf("%d logins", n)
+	}
+	s.Freeze()
+	ctx, cancel = context.WithCancel(bounded(t))
+	lonely := newDialer(t, Options{Timeout: 30 * time.Second})
+	d = lonely
+	go func() { _, err := lonely.Dial(ctx, to(l, s)); first <- err }()
+	waiting(1)
+	cancel()
+	<-first
+	s.Thaw()
+	lonely.mu.Lock()
+	defer lonely.mu.Unlock()
+	if len(lonely.hosts) != 0 {
+		t.Error("a connection that nobody waits for is still being made")
+	}
 }
 
 func TestFewStartups(t *testing.T) {
