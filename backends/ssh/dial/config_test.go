@@ -1,11 +1,13 @@
 package dial
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"reflect"
 	"strings"
+	"sync"
 	"testing"
 
 	"launcher/internal/testkit"
@@ -143,13 +145,15 @@ func TestSystem(t *testing.T) {
 	t.Parallel()
 	l := testkit.SSHD(t)
 	s := l.Start("a", testkit.ServerOptions{})
-	l.Start("b", testkit.ServerOptions{Client: []string{"ProxyJump a"}})
+	b := l.Start("b", testkit.ServerOptions{Client: []string{"ProxyJump a"}})
 	u := l.Start("new", testkit.ServerOptions{Unknown: true})
 	d := newDialer(t, Options{})
 	at := named(l, "b")
 	at.Transport = "system"
 	c := dialOK(t, d, at)
 	both(t, c)
+	at = Target{Host: b.IP, Port: b.Port, User: l.User, Jump: l.User + "@" + s.HostPort(), Identity: l.Key, KnownHosts: l.KnownHosts, Config: "none", Transport: "system"}
+	both(t, dialOK(t, d, at))
 	at = to(l, s)
 	at.Transport = "system"
 	c = dialOK(t, d, at)
@@ -185,5 +189,43 @@ func TestSystem(t *testing.T) {
 	fails(t, d, gone, Unresolved)
 	if err := d.Close(); err != nil {
 		t.Error(err)
+	}
+}
+
+func BenchmarkUp(b *testing.B) {
+	l := testkit.SSHD(b)
+	for i := range 16 {
+		l.Start(fmt.Sprintf("h%d", i), testkit.ServerOptions{})
+	}
+	all := func(b *testing.B, f func(name string) error) {
+		for b.Loop() {
+			var wg sync.WaitGroup
+			for i := range 16 {
+				wg.Go(func() {
+					if err := f(fmt.Sprintf("h%d", i)); err != nil {
+						b.Error(err)
+					}
+				})
+			}
+			wg.Wait()
+		}
+	}
+	b.Run("ssh", func(b *testing.B) {
+		all(b, func(name string) error { return exec.Command("ssh", "-F", l.Config, name, "true").Run() })
+	})
+	for _, transport := range []string{"go", "system"} {
+		b.Run(transport, func(b *testing.B) {
+			all(b, func(name string) error {
+				d := New(Options{})
+				defer func() { _ = d.Close() }()
+				at := named(l, name)
+				at.Transport = transport
+				c, err := d.Dial(b.Context(), at)
+				if err == nil {
+					_, err = c.Run(b.Context(), "true", nil, nil, nil)
+				}
+				return err
+			})
+		})
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"os/exec"
@@ -71,32 +72,49 @@ func random() string {
 	return hex.EncodeToString(b)
 }
 
-// masterArgs are ssh's for the master.
-func (d *Dialer) masterArgs(s *settings, path string) []string {
+// masterConfig is the master's ssh_config: what the Target says, then the files that hold
+// otherwise. It is a file because only that is passed on to the ssh of a jump host.
+func (d *Dialer) masterConfig(s *settings) string {
+	var b strings.Builder
+	say := func(key, value string) { fmt.Fprintln(&b, key, value) }
+	path := func(p string) string { return `"` + strings.ReplaceAll(tilde(p), "%", "%%") + `"` }
 	seconds := func(t time.Duration) string { return strconv.Itoa(max(1, int(t.Round(time.Second)/time.Second))) }
-	a := []string{"-M", "-N", "-T", "-S", path, "-o", "ControlPersist=no", "-o", "ClearAllForwardings=yes", "-o", "ForwardAgent=no", "-o", "ForwardX11=no",
-		"-o", "PermitLocalCommand=yes", "-o", "LocalCommand=echo ready",
-		"-o", "ServerAliveInterval=" + seconds(d.o.KeepAlive), "-o", "ServerAliveCountMax=" + strconv.Itoa(d.o.KeepAliveCount), "-o", "ConnectTimeout=" + seconds(s.timeout)}
+	say("ServerAliveInterval", seconds(d.o.KeepAlive))
+	say("ServerAliveCountMax", strconv.Itoa(d.o.KeepAliveCount))
+	say("ConnectTimeout", seconds(s.timeout))
 	if d.o.Asker == nil {
-		a = append(a, "-o", "BatchMode=yes")
+		say("BatchMode", "yes")
 	}
 	if s.strict == "accept-new" || s.strict == "no" { // with no, ssh would go on where a key has changed
-		a = append(a, "-o", "StrictHostKeyChecking=accept-new")
+		say("StrictHostKeyChecking", "accept-new")
 	}
-	if s.t.Config != "" {
-		a = append(a, "-F", tilde(s.t.Config))
+	if s.t.Identity != "" {
+		say("IdentityFile", path(s.t.Identity))
 	}
+	if s.t.KnownHosts != "" {
+		say("UserKnownHostsFile", path(s.t.KnownHosts))
+		say("GlobalKnownHostsFile", os.DevNull)
+	}
+	switch s.t.Config {
+	case "none":
+	case "":
+		say("Include", path("~/.ssh/config"))
+		say("Include", "/etc/ssh/ssh_config")
+	default:
+		say("Include", strings.ReplaceAll(path(s.t.Config), "%%", "%"))
+	}
+	return b.String()
+}
+
+// masterArgs are ssh's for the master.
+func masterArgs(s *settings, control, config string) []string {
+	a := []string{"-M", "-N", "-T", "-S", control, "-F", config, "-o", "ControlPersist=no", "-o", "ClearAllForwardings=yes", "-o", "ForwardAgent=no", "-o", "ForwardX11=no",
+		"-o", "PermitLocalCommand=yes", "-o", "LocalCommand=echo ready"}
 	if s.t.User != "" {
 		a = append(a, "-l", s.t.User)
 	}
 	if s.t.Port != 0 {
 		a = append(a, "-p", strconv.Itoa(s.t.Port))
-	}
-	if s.t.Identity != "" {
-		a = append(a, "-i", tilde(s.t.Identity))
-	}
-	if s.t.KnownHosts != "" {
-		a = append(a, "-o", `UserKnownHostsFile="`+tilde(s.t.KnownHosts)+`"`, "-o", "GlobalKnownHostsFile=/dev/null")
 	}
 	if s.t.Jump != "" {
 		a = append(a, "-J", s.t.Jump)
@@ -115,7 +133,12 @@ func (d *Dialer) system(ctx context.Context, s *settings) (link, error) {
 		return nil, err
 	}
 	l := &sysLink{s: s, ssh: ssh, path: filepath.Join(dir, random()), ended: make(chan struct{})}
-	l.cmd = exec.Command("/bin/sh", append([]string{"-c", "exec 3<&0; " + leash, "sh", ssh}, d.masterArgs(s, l.path)...)...)
+	config := l.path + ".conf"
+	if err := os.WriteFile(config, []byte(d.masterConfig(s)), 0o600); err != nil {
+		return nil, errs.Wrap(errs.Unavailable, err, "%s: ssh's configuration", s.alias)
+	}
+	defer func() { _ = os.Remove(config) }() // jump hosts have read it too when the master is there
+	l.cmd = exec.Command("/bin/sh", append([]string{"-c", "exec 3<&0; " + leash, "sh", ssh}, masterArgs(s, l.path, config)...)...)
 	l.cmd.SysProcAttr = ownGroup()
 	l.cmd.Stderr = &l.said
 	l.cmd.WaitDelay = time.Second
