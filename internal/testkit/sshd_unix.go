@@ -56,6 +56,7 @@ type ServerOptions struct {
 	NoSFTP  bool
 	Home    string   // $HOME of its sessions; default: a directory of its own
 	Env     []string // more of the sessions' environment, NAME=VALUE
+	Program string   // sshd under another name, which is its PAM service
 	Client  []string // lines of its Host block in ssh_config, before those of the Lab
 }
 
@@ -103,6 +104,9 @@ func SSHD(t testing.TB) *Lab {
 // Start starts a server; it and its sessions are ended when the test ends.
 func (l *Lab) Start(name string, o ServerOptions) *Server {
 	l.t.Helper()
+	if o.Program == "" {
+		o.Program = sshdPath
+	}
 	s := &Server{lab: l, Name: name, Dir: filepath.Join(l.Dir, name), opts: o, Home: o.Home}
 	if s.Home == "" {
 		s.Home = filepath.Join(s.Dir, "home")
@@ -183,7 +187,7 @@ func (s *Server) start() {
 	}
 	s.lab.write(s.authorized(), string(pub))
 	s.Log, s.done = &Buffer{}, make(chan struct{})
-	s.cmd = exec.CommandContext(context.Background(), "/bin/sh", "-c", sshdLeash, "sh", sshdPath, "-D", "-e", "-f", conf)
+	s.cmd = exec.CommandContext(context.Background(), "/bin/sh", "-c", sshdLeash, "sh", s.opts.Program, "-D", "-e", "-f", conf)
 	s.cmd.Stderr = s.Log
 	if s.leash, err = s.cmd.StdinPipe(); err != nil {
 		t.Fatal(err)

@@ -2,9 +2,13 @@ package dial
 
 import (
 	"crypto/ecdsa"
+	"crypto/hmac"
 	"crypto/rand"
+	"crypto/sha1"
 	"crypto/x509"
+	"encoding/binary"
 	"encoding/pem"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -108,10 +112,10 @@ func TestAgent(t *testing.T) {
 		}
 		return ""
 	})
-	for _, kind := range []string{"ecdsa", "rsa"} { // of which the server takes the second
-		path := filepath.Join(l.Dir, kind)
+	add := func(name, kind string) {
+		path := filepath.Join(l.Dir, name)
 		signer := testkit.WriteKey(t, path, testkit.NewKey(t, kind))
-		if kind == "rsa" {
+		if name == "rsa" {
 			s.Authorize(string(ssh.MarshalAuthorizedKey(signer.PublicKey())))
 		}
 		c := exec.CommandContext(bounded(t), "ssh-add", path)
@@ -120,6 +124,8 @@ func TestAgent(t *testing.T) {
 			t.Fatalf("%v %s", err, out)
 		}
 	}
+	add("ecdsa", "ecdsa")
+	add("rsa", "rsa") // which the server takes
 	at := to(l, s)
 	at.Identity = ""
 	at.Config = write(t, filepath.Join(l.Dir, "c1"), []byte("IdentityAgent "+sock+"\nIdentityFile /nowhere\n"))
@@ -131,6 +137,63 @@ func TestAgent(t *testing.T) {
 	dialOK(t, newDialer(t, Options{}), at)
 	at.Config = write(t, filepath.Join(l.Dir, "c4"), []byte("IdentityAgent "+sock+".gone\nIdentityFile /nowhere\n"))
 	fails(t, newDialer(t, Options{}), at, Denied, "is not there")
+	for i := range 8 {
+		add(fmt.Sprint("many", i), "ecdsa")
+	}
+	strict := l.Start("strict", testkit.ServerOptions{Lines: []string{"MaxAuthTries 4"}})
+	many := to(l, strict)
+	many.Identity = ""
+	many.Config = write(t, filepath.Join(l.Dir, "c5"), []byte("IdentityAgent "+sock+"\nIdentityFile /nowhere\n"))
+	fails(t, newDialer(t, Options{}), many, Denied, "IdentitiesOnly")
+}
+
+// TestRootTwoFactors: a jump host that asks for a one-time password asks once, however
+// many hosts lie behind it. Its sshd runs under a name of its own, and so does its PAM
+// service.
+func TestRootTwoFactors(t *testing.T) {
+	if found, _ := filepath.Glob("/lib/*/security/pam_oath.so"); os.Getuid() != 0 || found == nil {
+		t.Skip("SKIP: needs root and pam_oath (libpam-oath)")
+	}
+	l := testkit.SSHD(t)
+	const name = "sshd-launcher-t"
+	secret := []byte("0123456789abcdefghij")
+	users := write(t, filepath.Join(l.Dir, "users.oath"), []byte(fmt.Sprintf("HOTP %s - %x\n", l.User, secret)))
+	service := filepath.Join("/etc/pam.d", name)
+	write(t, service, []byte("auth required pam_oath.so usersfile="+users+" window=20 digits=6\naccount required pam_permit.so\nsession required pam_permit.so\n"))
+	t.Cleanup(func() { _ = os.Remove(service) })
+	if err := os.Symlink("/usr/sbin/sshd", filepath.Join(l.Dir, name)); err != nil {
+		t.Fatal(err)
+	}
+	l.Start("jump", testkit.ServerOptions{Program: filepath.Join(l.Dir, name), Lines: []string{"UsePAM yes", "KbdInteractiveAuthentication yes", "AuthenticationMethods publickey,keyboard-interactive"}})
+	l.Start("a", testkit.ServerOptions{Client: []string{"ProxyJump jump"}})
+	l.Start("b", testkit.ServerOptions{Client: []string{"ProxyJump jump"}})
+	fails(t, newDialer(t, Options{}), named(l, "a"), NoTerminal, "jump", "there is no terminal")
+	fails(t, newDialer(t, Options{Asker: says("000000")}), named(l, "a"), Denied)
+	counter := uint64(5)
+	phone := &person{answer: func(string) string { counter++; return oneTime(secret, counter) }}
+	d := newDialer(t, Options{Asker: phone})
+	for _, name := range []string{"a", "b", "jump"} {
+		output(t, dialOK(t, d, named(l, name)), "true")
+	}
+	if len(phone.asked) != 1 || !strings.Contains(phone.heard(), "@jump") {
+		t.Errorf("asked %q", phone.asked)
+	}
+	at := named(l, "a")
+	at.Transport = "system"
+	phone.asked = nil
+	output(t, dialOK(t, newDialer(t, Options{Asker: phone}), at), "true")
+	if len(phone.asked) != 1 {
+		t.Errorf("asked %q", phone.asked)
+	}
+}
+
+// oneTime is RFC 4226's password.
+func oneTime(secret []byte, counter uint64) string {
+	h := hmac.New(sha1.New, secret)
+	_ = binary.Write(h, binary.BigEndian, counter)
+	sum := h.Sum(nil)
+	at := sum[len(sum)-1] & 15
+	return fmt.Sprintf("%06d", (binary.BigEndian.Uint32(sum[at:])&0x7fffffff)%1000000)
 }
 
 func TestCertificate(t *testing.T) {

@@ -19,6 +19,7 @@ func TestUnknownKey(t *testing.T) {
 	t.Parallel()
 	l := testkit.SSHD(t)
 	s := l.Start("a", testkit.ServerOptions{Unknown: true, Keys: []string{"rsa", "ed25519"}})
+	l.Start("strict", testkit.ServerOptions{Unknown: true, Client: []string{"StrictHostKeyChecking yes"}})
 	at := to(l, s)
 	fresh := func(name string) string {
 		at.KnownHosts = filepath.Join(l.Dir, "new", name)
@@ -30,6 +31,11 @@ func TestUnknownKey(t *testing.T) {
 	fails(t, newDialer(t, Options{Asker: says("no")}), at, UnknownKey, "was not taken")
 	if _, err := os.Stat(at.KnownHosts); err == nil {
 		t.Error("a key that was refused has been written down")
+	}
+	p := says("yes")
+	fails(t, newDialer(t, Options{Asker: p}), named(l, "strict"), UnknownKey, "StrictHostKeyChecking yes")
+	if len(p.asked) > 0 {
+		t.Errorf("asked %q", p.asked)
 	}
 	for _, p := range []*person{says("yes"), says(print)} {
 		path := fresh(p.answer(""))
