@@ -249,6 +249,9 @@ func (a *auth) failure(known *hostKeys, err error) error {
 	if len(a.allowed) > 0 {
 		f = f.Hint("it takes %s", strings.Join(a.allowed, ", "))
 	}
+	if slices.Contains(a.allowed, "gssapi-with-mic") {
+		f = f.Hint(`with a Kerberos ticket, transport = "system" logs in (GSSAPIAuthentication yes in ssh_config)`)
+	}
 	if _, err := os.Stat(a.s.agent); a.s.agent != "" && err != nil {
 		f = f.Hint("the agent's socket %s is not there", a.s.agent)
 	}
