@@ -3,6 +3,7 @@ package dial
 import (
 	"bytes"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -157,6 +158,38 @@ func TestManyNewKeysAtOnce(t *testing.T) {
 	if err != nil || len(all) != 32 {
 		t.Errorf("%d lines of 32, %v", len(all), err)
 	}
+}
+
+// TestManyProcesses: several processes that meet the same new hosts write each key once.
+func TestManyProcesses(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "known_hosts")
+	testkit.WriteKey(t, path+".key", testkit.NewKey(t, "ed25519"))
+	var wg sync.WaitGroup
+	for range 6 {
+		wg.Go(func() {
+			c := exec.CommandContext(bounded(t), os.Args[0])
+			c.Env = append(os.Environ(), "DIAL_TEST_ADD="+path)
+			if out, err := c.CombinedOutput(); err != nil {
+				t.Errorf("%v %s", err, out)
+			}
+		})
+	}
+	wg.Wait()
+	all, err := parseKnown(bytes.NewReader(read(t, path)), path)
+	if err != nil || len(all) != 200 {
+		t.Errorf("%d lines of 200, %v", len(all), err)
+	}
+}
+
+// addMany is one of its processes.
+func addMany(path string) {
+	for i := range 200 {
+		if err := (&hostKeys{name: "h" + strconv.Itoa(i), file: path}).add(readPublic(path + ".key.pub")); err != nil {
+			panic(err)
+		}
+	}
+	os.Exit(0)
 }
 
 func FuzzParseKnown(f *testing.F) {

@@ -22,6 +22,9 @@ import (
 // TestMain is also the program that a system ssh starts to ask something.
 func TestMain(m *testing.M) {
 	Askpass()
+	if path := os.Getenv("DIAL_TEST_ADD"); path != "" {
+		addMany(path)
+	}
 	code := m.Run()
 	if code == 0 {
 		code = leaks()
