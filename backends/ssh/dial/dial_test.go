@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"io"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -116,11 +117,28 @@ func TestWhatEndsARun(t *testing.T) {
 		t.Fatalf("the command ended by itself: %v", err)
 	}
 	testkit.Eventually(t, 10*time.Second, func() string {
-		if len(s.Sessions()) > 0 {
+		// The sshd of a root login signals nobody.
+		if len(s.Sessions()) > 0 && os.Getuid() != 0 {
 			return "it was not told to end"
 		}
 		return ""
 	})
+	// One that does not listen is left alone, and its place is free when it has ended.
+	ctx, cancel = context.WithCancel(bounded(t))
+	st, err := c.Open(ctx, "trap '' TERM; echo up; exec 1>&2; sleep 3")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadFull(st, make([]byte, 3)); err != nil {
+		t.Fatal(err)
+	}
+	go func() { _ = st.Close() }()
+	begin := time.Now()
+	_, _ = io.Copy(io.Discard, st)
+	if _, err := st.Wait(); err == nil || time.Since(begin) > 2500*time.Millisecond {
+		t.Errorf("it was waited for: %s %v", time.Since(begin), err)
+	}
+	cancel()
 	done := make(chan error, 1)
 	go func() {
 		_, err := c.Run(bounded(t), "cat; sleep 100", nil, nil, nil)

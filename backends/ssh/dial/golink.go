@@ -3,6 +3,7 @@ package dial
 import (
 	"context"
 	"errors"
+	"io"
 	"net"
 	"sync"
 	"sync/atomic"
@@ -154,16 +155,62 @@ func (l *goLink) session(what string, subsystem bool) (*process, error) {
 		}
 		return nil, l.lost(err)
 	}
-	return &process{in: in, out: out, err: errOut,
+	// Nothing in the library ends a reading from here: the host has to confirm, which it does
+	// not while the command lives. So all waiting is done by goroutines that we can leave.
+	killed := make(chan struct{})
+	outEnd, outDone := pump(out)
+	errEnd, _ := pump(errOut)
+	ended := make(chan error, 1)
+	go func() {
+		if subsystem { // has no exit status
+			<-outDone
+			ended <- nil
+		} else {
+			ended <- s.Wait()
+		}
+		_ = s.Close()
+	}()
+	return &process{in: in, out: outEnd, err: errEnd,
 		wait: func() (Exit, error) {
-			err := s.Wait()
-			_ = s.Close()
-			return exitOf(err)
+			select {
+			case err := <-ended:
+				return exitOf(err)
+			case <-killed:
+			}
+			select {
+			case err := <-ended:
+				return exitOf(err)
+			case <-time.After(killGrace):
+				return Exit{}, errKilled
+			}
 		},
-		kill: func() {
+		kill: sync.OnceFunc(func() {
 			_ = s.Signal(ssh.SIGTERM)
 			_ = s.Close()
-		}}, nil
+			close(killed)
+			time.AfterFunc(killGrace, func() {
+				_ = outEnd.CloseWithError(errKilled)
+				_ = errEnd.CloseWithError(errKilled)
+			})
+		})}, nil
+}
+
+// killGrace is for the last words of a command that has been told to end.
+const killGrace = 500 * time.Millisecond
+
+var errKilled = errors.New("the session was given up")
+
+// pump reads a channel for a reader that may go away; done is closed at its end.
+func pump(r io.Reader) (out *io.PipeReader, done chan struct{}) {
+	out, in := io.Pipe()
+	done = make(chan struct{})
+	go func() {
+		defer close(done)
+		_, err := io.Copy(in, r)
+		_ = in.CloseWithError(err)
+		_, _ = io.Copy(io.Discard, r) // else the other channels of the connection would wait too
+	}()
+	return out, done
 }
 
 func (l *goLink) isDone() bool {
