@@ -3,6 +3,7 @@ package ssh
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/rand"
 	_ "embed"
@@ -40,11 +41,11 @@ type channel interface {
 // provision is one host being made ready: the script runs there, the binary is copied if
 // it is not there, and the script becomes the binary.
 type provision struct {
-	host   string // for people
-	dir    string // the pool's option, or ""
-	who    string // whose copy it is; letters and digits
-	shelf  *shelf
-	copied func(done, total int64) // progress; may be nil
+	host  string // for people
+	dir   string // the pool's option, or ""
+	who   string // whose copy it is; letters and digits
+	shelf *shelf
+	how   string // in place of the best that the host can unpack
 }
 
 // place is where the host was told to put things.
@@ -265,6 +266,7 @@ func (t *talk) send(arch, want string) error {
 	if err != nil || nerr != nil || from < 0 || from > b.size {
 		return errs.New(errs.Corrupt, "%s: the host's script asks for %q of %q", t.p.host, want, arch)
 	}
+	how = cmp.Or(t.p.how, how)
 	if how != "zstd" && how != "gzip" {
 		how = "none"
 	}
@@ -283,9 +285,6 @@ func (t *talk) send(arch, want string) error {
 				return
 			}
 			t.late.feed()
-			if t.p.copied != nil {
-				t.p.copied(int64(min(at+step, len(data))), int64(len(data)))
-			}
 		}
 	}()
 	return nil

@@ -58,14 +58,17 @@ copy() {
 	part=$R/bin/.$K.$U.$(uname -n)
 	mine=$part.$$
 	best= most=0
-	for f in "$part".*; do # what copies left that were cut
-		[ -f "$f" ] || continue
+	for f in "$part".*; do # what copies left that were cut; those under way are left alone
+		[ -f "$f" ] && ! kill -0 "${f##*.}" 2>/dev/null || continue
 		n=$(size "$f")
-		[ "$n" -gt "$most" ] && [ "$n" -le "$N" ] && best=$f most=$n
+		if [ "${n:-0}" -gt "$most" ] && [ "$n" -le "$N" ]; then
+			[ -z "$best" ] || rm -f "$best"
+			best=$f most=$n
+		else
+			rm -f "$f"
+		fi
 	done
-	# A copy of it: the process of a cut connection may still write to the old one.
-	if [ -z "$best" ] || ! cp "$best" "$mine" 2>/dev/null; then : >"$mine"; fi
-	for f in "$part".*; do [ "$f" = "$mine" ] || rm -f "$f"; done
+	[ -n "$best" ] && mv "$best" "$mine" 2>/dev/null || : >"$mine"
 	packer=none
 	if has zstd; then packer=zstd; elif has gzip; then packer=gzip; fi
 	say want "$(size "$mine")" "$packer"

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -19,7 +20,10 @@ import (
 
 	"launcher/backends"
 	"launcher/backends/backendtest"
+	"launcher/backends/ssh/dial"
 	"launcher/backends/ssh/host"
+	"launcher/internal/errs"
+	"launcher/internal/testkit"
 	"launcher/wire"
 )
 
@@ -83,6 +87,8 @@ type world struct {
 	dial func() dialer
 	host string
 	next int
+
+	options backends.Options // more of the pool's
 }
 
 // shells reaches "hosts" by running a shell here.
@@ -179,6 +185,7 @@ func (w *world) request(token string, n int) backends.Request {
 	r := backends.Request{Token: token, Cluster: "lab", Pool: "boxes", Home: w.home, Binary: exe,
 		Options: backends.Options{"hosts": []any{w.host}, "directory": w.root},
 		Join:    backends.Join{Addrs: []string{"127.0.0.1:1"}, CA: []byte("PEM"), Key: []byte("key")}}
+	maps.Copy(r.Options, w.options)
 	for range n {
 		r.Nodes = append(r.Nodes, wire.NodeID("boxes-"+strconv.Itoa(w.next)))
 		r.Epochs = append(r.Epochs, 1)
@@ -228,3 +235,75 @@ func (w *world) laws() {
 }
 
 func TestLaws(t *testing.T) { newWorld(t).laws() }
+
+// TestLawsOverSSH: the same over a real sshd.
+func TestLawsOverSSH(t *testing.T) {
+	l := testkit.SSHD(t)
+	s := l.Start("box", testkit.ServerOptions{NoSFTP: true, Lines: []string{"MaxSessions 1", "AllowTcpForwarding no"}})
+	w := newWorld(t)
+	w.host = fmt.Sprintf("%s:%d", s.IP, s.Port)
+	w.options = backends.Options{"identity": l.Key, "known_hosts": l.KnownHosts, "ssh_config": l.Config}
+	w.dial = func() dialer { return network{dial.New(dial.Options{})} }
+	w.laws()
+}
+
+// TestHostIsAway: a host that cannot be reached is an error to Submit, of which Find knows
+// that nothing came of it, and no end to Status; when it is back it is asked again.
+func TestHostIsAway(t *testing.T) {
+	l := testkit.SSHD(t)
+	s := l.Start("box", testkit.ServerOptions{})
+	w := newWorld(t)
+	w.host = fmt.Sprintf("%s:%d", s.IP, s.Port)
+	w.options = backends.Options{"identity": l.Key, "known_hosts": l.KnownHosts, "ssh_config": l.Config}
+	w.dial = func() dialer { return network{dial.New(dial.Options{})} }
+	b := w.open()
+	defer b.Close()
+	a, err := b.Submit(t.Context(), w.request("first", 1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Stop()
+	s.Cut()
+	if _, err := b.Submit(t.Context(), w.request("second", 1)); !errs.Retryable(err) {
+		t.Errorf("submit to a host that is away: %v", err)
+	}
+	if found, err := b.Find(t.Context(), "lab", []string{"second"}); err != nil || len(found) > 0 {
+		t.Errorf("find of what was never sent: %v, %v", found, err)
+	}
+	if st, err := b.Status(t.Context(), [][]byte{a[0].Handle}); err != nil || st[0].State != backends.Running || !strings.Contains(st[0].Why, "cannot be asked") {
+		t.Errorf("a node whose host is away: %+v, %v", st, err)
+	}
+	if n := len(w.processes("node")); n != 1 {
+		t.Errorf("%d nodes run when the connection is gone, wanted 1", n)
+	}
+	if err := b.Cancel(t.Context(), [][]byte{a[0].Handle}); err == nil {
+		t.Error("the node of a host that is away was ended")
+	}
+	s.Restart()
+	if err := b.Cancel(t.Context(), [][]byte{a[0].Handle}); err != nil {
+		t.Errorf("cancel when the host is back: %v", err)
+	}
+	if st, err := b.Status(t.Context(), [][]byte{a[0].Handle}); err != nil || st[0].State != backends.Done {
+		t.Errorf("after that: %+v, %v", st, err)
+	}
+}
+
+// TestFailedNode: why a node ended comes from its log.
+func TestFailedNode(t *testing.T) {
+	w := newWorld(t)
+	b := w.open()
+	defer b.Close()
+	r := w.request("failing", 1)
+	r.Labels = map[string]string{"do": "exit"}
+	a, err := b.Submit(t.Context(), r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	testkit.Eventually(t, testkit.Bound, func() string {
+		st, err := b.Status(t.Context(), [][]byte{a[0].Handle})
+		if err != nil || st[0].State != backends.Failed || !strings.Contains(st[0].Why, "its log ends: as told") {
+			return fmt.Sprint(st, err)
+		}
+		return ""
+	})
+}

@@ -13,6 +13,7 @@ import (
 
 	"launcher/internal/errs"
 	"launcher/internal/sockpath"
+	"launcher/wire"
 	"launcher/wire/secure"
 )
 
@@ -154,8 +155,7 @@ func worst(failed []error) error {
 }
 
 func dialTLS(ctx context.Context, addr string, cfg Config, tc *tls.Config, purpose uint8, want secure.Role) (net.Conn, hello, error) {
-	var d net.Dialer
-	conn, err := d.DialContext(ctx, "tcp", addr)
+	conn, err := connect(ctx, addr)
 	if err != nil {
 		return nil, hello{}, dialErr(err, addr)
 	}
@@ -165,6 +165,33 @@ func dialTLS(ctx context.Context, addr string, cfg Config, tc *tls.Config, purpo
 		return nil, h, err
 	}
 	return c, h, nil
+}
+
+// RouteAddr is an address that means: by way of the process that holds the connection to
+// this node's host, over the socket (wire.RouteSocket) at path, to the head.
+func RouteAddr(path string) string { return routePrefix + path }
+
+const routePrefix = "route:"
+
+func connect(ctx context.Context, addr string) (net.Conn, error) {
+	path, ok := strings.CutPrefix(addr, routePrefix)
+	if !ok {
+		var d net.Dialer
+		return d.DialContext(ctx, "tcp", addr)
+	}
+	conn, err := sockpath.Dial(ctx, path)
+	if err != nil {
+		return nil, err
+	}
+	if uid, _, err := PeerCred(conn); err != nil || uid != os.Getuid() {
+		conn.Close()
+		return nil, errs.New(errs.Permission, "the socket %s is served by user %d, not by you (%d)", path, uid, os.Getuid())
+	}
+	if _, err := conn.Write([]byte(wire.RouteHead + "\n")); err != nil {
+		conn.Close()
+		return nil, err
+	}
+	return conn, nil
 }
 
 // clientTLS does the dialler's handshakes on conn, which the caller closes on error.

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -212,6 +213,9 @@ func (s *Server) submit(ctx context.Context, m submit) ([]backends.Alloc, error)
 		return nil, errs.New(errs.Invalid, "a host takes one node a submission, not %d", len(r.Nodes))
 	}
 	r.Home, r.Binary, r.Options = s.dir(m.ID), s.binary, nil // the whole host is one node
+	// Where no direct way leads to the head, its connections go the way of ours.
+	r.Join.Addrs = append(slices.Clone(r.Join.Addrs),
+		session.RouteAddr(filepath.Join(s.dir(m.ID), "clusters", r.Cluster, "nodes", string(r.Nodes[0]), wire.RouteSocket)))
 	return b.Submit(ctx, r)
 }
 
