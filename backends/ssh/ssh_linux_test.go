@@ -263,7 +263,6 @@ func TestHostIsAway(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.Stop()
-	s.Cut()
 	if _, err := b.Submit(t.Context(), w.request("second", 1)); !errs.Retryable(err) {
 		t.Errorf("submit to a host that is away: %v", err)
 	}
