@@ -72,13 +72,16 @@ func (l *link) get(ctx context.Context, now bool) (*host.Client, error) {
 		case l.over:
 			l.mu.Unlock()
 			return nil, errs.New(errs.Cancelled, "the broker is closed")
-		case l.client != nil:
+		case l.client != nil && l.client.Err() == nil:
 			c := l.client
 			l.mu.Unlock()
 			return c, nil
 		case l.making == nil && (tried || !now && time.Now().Before(l.retryAt)):
 			err := l.err
 			l.mu.Unlock()
+			if err == nil {
+				err = errs.New(errs.Unavailable, "the connection to %s broke as soon as it was there", l.s.Name)
+			}
 			return nil, err
 		case l.making == nil:
 			l.making = make(chan struct{})
@@ -124,9 +127,9 @@ func (l *link) make() {
 		ch.Close()
 		l.mu.Lock()
 		defer l.mu.Unlock()
-		l.client = nil
-		l.err = c.Err()
-		l.retryAt = time.Time{}
+		if l.client == c { // else the next is there already
+			l.client = nil
+		}
 	})
 }
 

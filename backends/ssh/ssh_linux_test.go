@@ -263,14 +263,18 @@ func TestHostIsAway(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.Stop()
+	testkit.Eventually(t, testkit.Bound, func() string { // the end of the connection is seen
+		st, err := b.Status(t.Context(), [][]byte{a[0].Handle})
+		if err != nil || st[0].State != backends.Running || !strings.Contains(st[0].Why, "cannot be asked") {
+			return fmt.Sprintf("a node whose host is away: %+v, %v", st, err)
+		}
+		return ""
+	})
 	if _, err := b.Submit(t.Context(), w.request("second", 1)); !errs.Retryable(err) {
 		t.Errorf("submit to a host that is away: %v", err)
 	}
 	if found, err := b.Find(t.Context(), "lab", []string{"second"}); err != nil || len(found) > 0 {
 		t.Errorf("find of what was never sent: %v, %v", found, err)
-	}
-	if st, err := b.Status(t.Context(), [][]byte{a[0].Handle}); err != nil || st[0].State != backends.Running || !strings.Contains(st[0].Why, "cannot be asked") {
-		t.Errorf("a node whose host is away: %+v, %v", st, err)
 	}
 	if n := len(w.processes("node")); n != 1 {
 		t.Errorf("%d nodes run when the connection is gone, wanted 1", n)
