@@ -3,6 +3,7 @@ package ssh
 import (
 	"context"
 	"io"
+	"sync"
 
 	"launcher/backends/ssh/dial"
 )
@@ -29,20 +30,24 @@ func (n network) Open(ctx context.Context, s site, line string) (channel, error)
 		c.Close()
 		return nil, err
 	}
-	return command{st, c}, nil
+	return &command{Stream: st, conn: c}, nil
 }
 
 // command is a command on a host and the share in its connection.
 type command struct {
 	*dial.Stream
 	conn io.Closer
+	once sync.Once
+	err  error
 }
 
-// Close ends both.
-func (s command) Close() error {
-	err := s.Stream.Close()
-	if cerr := s.conn.Close(); err == nil {
-		err = cerr
-	}
-	return err
+// Close ends both; whoever holds an end of it may call it.
+func (s *command) Close() error {
+	s.once.Do(func() {
+		s.err = s.Stream.Close()
+		if err := s.conn.Close(); s.err == nil {
+			s.err = err
+		}
+	})
+	return s.err
 }

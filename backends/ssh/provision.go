@@ -188,7 +188,11 @@ func (t *talk) said() string {
 
 func (t *talk) run() error {
 	// Written beside: a host that reads nothing must not hold us.
-	go func() { _, _ = io.WriteString(t.ch, t.p.header(t.marker)+script) }()
+	written := make(chan struct{})
+	go func() {
+		defer close(written)
+		_, _ = io.WriteString(t.ch, t.p.header(t.marker)+script)
+	}()
 	greeted := false
 	arch := ""
 	for {
@@ -212,6 +216,7 @@ func (t *talk) run() error {
 		case "root":
 			t.place.Root = rest
 		case "want":
+			<-written // else the host could not have asked
 			if err := t.send(arch, rest); err != nil {
 				return err
 			}

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -138,13 +139,13 @@ func TestCutCopy(t *testing.T) {
 				}
 				return ""
 			})
-			sent := 0
+			var sent atomic.Int64
 			d.cut = func(w io.WriteCloser) io.WriteCloser { return counter{w, &sent} }
 			if _, err := ready(t, d, dir, s, packer); err != nil {
 				t.Fatal(err)
 			}
-			if whole, _, _ := s.pack(s.known["amd64"], packer, 0); runtime.GOARCH == "amd64" && sent > len(whole)-1<<20 {
-				t.Errorf("%d bytes were sent again of %d, though 2 MiB had arrived", sent, len(whole))
+			if whole, _, _ := s.pack(s.known["amd64"], packer, 0); runtime.GOARCH == "amd64" && int(sent.Load()) > len(whole)-1<<20 {
+				t.Errorf("%d bytes were sent again of %d, though 2 MiB had arrived", sent.Load(), len(whole))
 			}
 			if left, _ := filepath.Glob(filepath.Join(dir, "bin", ".*")); len(left) > 0 {
 				t.Errorf("parts are left: %q", left)
@@ -156,12 +157,12 @@ func TestCutCopy(t *testing.T) {
 // counter counts what is written.
 type counter struct {
 	io.WriteCloser
-	n *int
+	n *atomic.Int64
 }
 
 func (c counter) Write(b []byte) (int, error) {
 	n, err := c.WriteCloser.Write(b)
-	*c.n += n
+	c.n.Add(int64(n))
 	return n, err
 }
 

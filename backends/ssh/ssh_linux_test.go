@@ -1,7 +1,6 @@
 package ssh
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -103,7 +102,7 @@ type process struct {
 	cmd *exec.Cmd
 	in  io.WriteCloser
 	out io.ReadCloser
-	err bytes.Buffer
+	err testkit.Buffer
 	end sync.Once
 }
 
