@@ -53,6 +53,16 @@ if wants tasks; then
 	gotest workers.pool ./agent/workers .
 fi
 
+# ---------------------------------------------------------------- whose turn it is
+if wants fair; then
+	spec turns 2 4
+	L up "$WORK/turns.toml" >/dev/null 2>&1
+	cluster=turns program fair.py "$WORK/tmp"
+	L down turns >/dev/null 2>&1
+	gotest fair.reactors ./agent/tasks 'Turn|Priority'
+	gotest fair.head ./head/core 'Limit|Claim'
+fi
+
 # ---------------------------------------------------------------- 4 faults
 if wants faults; then
 	spec deaths 2 2

@@ -49,6 +49,7 @@ func (s *sdkServer) groupCall(cl *sdkClient, request uint32, verb string, args [
 			return true
 		}
 		spec.Job, spec.Owner = cl.Job, s.number
+		spec.Limits = s.core.TermsOf(cl.Job).Limits
 		ev = core.MakeGroup{Spec: spec}
 	case id.Node() != s.number:
 		s.farGroup(w, id, args)

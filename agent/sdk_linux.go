@@ -318,15 +318,25 @@ func (s *sdkServer) shut(why error) {
 // it is called.
 type room struct{ s *sdkServer }
 
-func (r room) Take(now int64, need wire.Resources, time int64) (core.Slot, bool) {
-	return r.s.a.core.TakeRoomFor(now, need, time)
+func (r room) Take(now int64, who core.Who, need wire.Resources, time int64) (core.Slot, bool) {
+	s, ok := r.s.a.core.TakeRoomFor(now, who, need, time)
+	r.s.wanted = r.s.a.core.Owed() || r.s.wanted
+	return s, ok
 }
+func (r room) Claim(now int64, all []core.Claim) { r.s.a.core.Claim(now, all) }
+func (r room) Before(a, b core.Who) int          { return r.s.a.core.Before(a, b) }
+func (r room) Why(now int64, w core.Who, need wire.Resources) string {
+	return r.s.a.core.WhyNot(now, w, need)
+}
+func (r room) Contended() bool { return r.s.a.core.Contended() }
 func (r room) TakeGroup(s *wire.Strategy, need wire.Resources) (core.Slot, bool) {
 	return r.s.a.core.TakeGroup(s, need)
 }
 func (r room) HasGroup(s *wire.Strategy) bool { return r.s.a.core.HasGroup(s) }
 func (r room) TakeLeased(now int64, lease wire.LeaseID) (core.Slot, bool) {
-	return r.s.a.core.TakeLeased(now, lease)
+	s, ok := r.s.a.core.TakeLeased(now, lease)
+	r.s.wanted = r.s.a.core.Owed() || r.s.wanted
+	return s, ok
 }
 func (r room) GiveLeased(lease wire.LeaseID, need wire.Resources, slot core.Slot) {
 	r.s.wanted = r.s.a.core.GiveLeased(lease, need, slot) || r.s.wanted

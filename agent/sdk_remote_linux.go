@@ -184,7 +184,7 @@ func (s *sdkServer) openPeer(e tasks.OpenPeer) {
 	ctx, p.cancel = context.WithCancel(s.ctx)
 	s.peers.out[e.ID] = p
 	k := e.Key
-	hello := sdk.PeerHello{Job: k.Job, Language: k.Language, Program: k.Program, Dir: k.Dir, Path: splitPath(k.Path), DirOf: k.DirOf}
+	hello := sdk.PeerHello{Job: k.Job, Language: k.Language, Program: k.Program, Dir: k.Dir, Path: splitPath(k.Path), DirOf: k.DirOf, Terms: e.Terms}
 	s.wg.Go(func() {
 		defer p.cancel()
 		since, pause := time.Now(), reopenPause
@@ -272,7 +272,7 @@ func (s *sdkServer) servePeer(ctx context.Context, st peerStream, m wire.PeerOpe
 	stop := context.AfterFunc(ctx, w.close)
 	defer stop()
 	p := &peerIn{number: m.Number, borrower: hello.Job == "", w: w}
-	who := tasks.Client{Kind: sdk.KindPeer, Peer: m.Number, Job: hello.Job, Language: hello.Language, Program: hello.Program, Dir: hello.Dir, Path: hello.Path, DirOf: hello.DirOf, Name: string(m.From)}
+	who := tasks.Client{Kind: sdk.KindPeer, Peer: m.Number, Job: hello.Job, Language: hello.Language, Program: hello.Program, Dir: hello.Dir, Path: hello.Path, DirOf: hello.DirOf, Name: string(m.From), Terms: hello.Terms}
 	s.a.links.dir.watch(m.Number)
 	if hello.Language != "python" {
 		s.programs.offered(&hello, m.Number)

@@ -27,6 +27,7 @@ type Job struct {
 	RetryFailed int
 	Outputs     []string
 	Priority    int
+	Limits      wire.Limits
 
 	Resources   wire.Resources
 	TimeLimit   time.Duration
@@ -191,6 +192,15 @@ func (j *Job) common(t *table, dir string) {
 	}
 	j.Resources = rt.resources(wire.Resources{CPU: wire.Unit}, "time", "time_request")
 	rt.done()
+
+	if lt := t.table("limits"); lt.present {
+		j.Limits = wire.Limits{}
+		r := lt.resources(wire.Resources{})
+		for _, k := range lt.obj.keys {
+			j.Limits[k] = r.Amount(k)
+		}
+		lt.done()
+	}
 }
 
 func (j *Job) readArray(t *table, dir string) {
@@ -307,7 +317,7 @@ func (j *Job) Spec() (wire.JobSpec, error) {
 	s := wire.JobSpec{
 		Name: j.Name, Kind: j.Kind, Command: j.Command, Dir: j.Dir, Env: j.Env,
 		Resources: j.Resources, TimeLimit: int64(j.TimeLimit), TimeRequest: int64(j.TimeRequest),
-		Grace: int64(DefaultGrace), RetryFailed: j.RetryFailed, Priority: j.Priority,
+		Grace: int64(DefaultGrace), RetryFailed: j.RetryFailed, Priority: j.Priority, Limits: j.Limits,
 		Ranks: 1, RanksPerNode: j.RanksPerNode, Train: j.Train, Sweep: j.Sweep, Outputs: j.Outputs,
 	}
 	if j.Train != nil {

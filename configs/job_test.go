@@ -105,7 +105,8 @@ func TestJobSpec(t *testing.T) {
 	want.Resources = wire.Resources{CPU: 5000, GPU: 2500, Memory: 2 << 30, Custom: map[string]int64{"license": 10000}}
 	want.TimeLimit, want.TimeRequest = int64(time.Hour), int64(time.Minute)
 	want.Array = &wire.ArraySpec{Ranges: []wire.Range{{From: 1, To: 6}, {From: 9, To: 10}}}
-	check(write(head+"retry_failed = 2\npriority = -3\nenv = { A = \"b\" }\n[resources]\ncpu = 0.5\ngpu = 0.25\nmemory = \"2GiB\"\nlicense = 1\ntime = \"1h\"\ntime_request = \"1m\"\n[array]\nrange = \"4-5,1-3,9\"\n"), want)
+	want.Limits = wire.Limits{"cpu": 80000, "memory": 1 << 30, "license": 20000}
+	check(write(head+"retry_failed = 2\npriority = -3\nenv = { A = \"b\" }\n[resources]\ncpu = 0.5\ngpu = 0.25\nmemory = \"2GiB\"\nlicense = 1\ntime = \"1h\"\ntime_request = \"1m\"\n[array]\nrange = \"4-5,1-3,9\"\n[limits]\ncpu = 8\nmemory = \"1GiB\"\nlicense = 2\n"), want)
 
 	want = base
 	want.Kind, want.Ranks, want.RanksPerNode = wire.KindTrain, 4, 2

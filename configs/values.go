@@ -238,3 +238,34 @@ func (t *table) resources(def wire.Resources, extra ...string) wire.Resources {
 	}
 	return r
 }
+
+// ParseLimits reads limits of a job as the command line has them: "cpu=8", "memory=64GiB",
+// "license=2", also several with commas between them.
+func ParseLimits(given []string) (wire.Limits, error) {
+	var l wire.Limits
+	for _, s := range strings.Split(strings.Join(given, ","), ",") {
+		if s = strings.TrimSpace(s); s == "" {
+			continue
+		}
+		name, amount, ok := strings.Cut(s, "=")
+		if !ok || !resourceRE.MatchString(name) {
+			return nil, errs.New(errs.Invalid, "%q is no limit; give such as cpu=8, gpu=1, memory=64GiB, or license=2 for a resource of your own", s)
+		}
+		var v int64
+		f, err := strconv.ParseFloat(amount, 64)
+		switch {
+		case name == "memory":
+			v, err = ParseSize(amount)
+		case err == nil:
+			v, err = Amount(f)
+		}
+		if err != nil {
+			return nil, errs.New(errs.Invalid, "%q is no amount for a limit of %s", amount, name)
+		}
+		if l == nil {
+			l = wire.Limits{}
+		}
+		l[name] = v
+	}
+	return l, nil
+}

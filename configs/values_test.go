@@ -2,6 +2,7 @@ package configs
 
 import (
 	"fmt"
+	"maps"
 	"reflect"
 	"strings"
 	"testing"
@@ -179,6 +180,22 @@ func checkParse(t *testing.T, none bool, err error, text string) {
 	for _, x := range faultsOf(t, err) {
 		if x.Line < 1 || x.Line > lines || x.Msg == "" {
 			t.Fatalf("fault %+v in a text of %d lines", x, lines)
+		}
+	}
+}
+
+func TestParseLimits(t *testing.T) {
+	got, err := ParseLimits([]string{"cpu=8, gpu=0.5", "memory=2GiB", "license=1"})
+	want := wire.Limits{"cpu": 8 * wire.Unit, "gpu": wire.Unit / 2, "memory": 2 << 30, "license": wire.Unit}
+	if err != nil || !maps.Equal(got, want) {
+		t.Errorf("%v, %v", got, err)
+	}
+	if got, err := ParseLimits(nil); err != nil || got != nil {
+		t.Errorf("of nothing %v, %v", got, err)
+	}
+	for _, bad := range []string{"cpu", "cpu=", "=3", "cpu=-1", "memory=x", "a b=1"} {
+		if got, err := ParseLimits([]string{bad}); err == nil {
+			t.Errorf("%q is %v", bad, got)
 		}
 	}
 }

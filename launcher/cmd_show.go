@@ -59,9 +59,12 @@ func statusDoc(i wire.ClusterInfo, up bool) doc {
 		"cluster": doc{"name": i.Name, "spec": i.SpecPath, "state": state, "version": i.Version, "started": stamp(i.Started), "trouble": i.Trouble,
 			"head":  doc{"pid": i.HeadPID, "host": i.HeadHost, "epoch": i.HeadEpoch},
 			"total": toJSONResources(i.Total), "free": toJSONResources(i.Free)},
-		"pools": mapAll(i.Pools, toJSONPool), "nodes": mapAll(i.Nodes, toJSONNode), "jobs": jobs,
+		"pools": mapAll(i.Pools, toJSONPool), "nodes": mapAll(i.Nodes, toJSONNode), "jobs": jobs, "uses": mapAll(i.Uses, toJSONUse),
 	}
 }
+
+// maxUses bounds the jobs whose use status shows.
+const maxUses = 20
 
 func (a *app) printStatus(i wire.ClusterInfo, up bool) {
 	w := a.out
@@ -89,6 +92,16 @@ func (a *app) printStatus(i wire.ClusterInfo, up bool) {
 	}
 	fmt.Fprintf(w, "in use    %s\n", useText(i.Free, i.Total))
 	fmt.Fprintf(w, "jobs      %s\n", countsText(i.Jobs))
+	for _, u := range i.Uses[:min(len(i.Uses), maxUses)] {
+		name := "job " + u.Job
+		if _, err := strconv.Atoi(u.Job); err != nil {
+			name = "program " + u.Job
+		}
+		fmt.Fprintf(w, "          %s uses %s\n", name, u.Tasks.Add(u.Own, 1))
+	}
+	if n := len(i.Uses) - maxUses; n > 0 {
+		fmt.Fprintf(w, "          and %d more\n", n)
+	}
 	if i.Trouble != "" {
 		fmt.Fprintf(w, "trouble   %s\n", i.Trouble)
 	}
@@ -248,9 +261,9 @@ func (a *app) cmdJobs() *cobra.Command {
 				a.printJSON(doc{"jobs": mapAll(jobs, toJSONJob)})
 				return nil
 			}
-			rows := [][]string{{"JOB", "KIND", "STATE", "TASKS", "TIME", "NAME", "COMMAND"}}
+			rows := [][]string{{"JOB", "KIND", "STATE", "TASKS", "USES", "TIME", "NAME", "COMMAND"}}
 			for _, j := range jobs {
-				rows = append(rows, []string{fmt.Sprint(j.ID), string(j.Kind), stateText(j), tasksText(j), took(j.Started, j.Ended), cut(j.Name, 24), cut(shellJoin(j.Command), 60)})
+				rows = append(rows, []string{fmt.Sprint(j.ID), string(j.Kind), stateText(j), tasksText(j), usesText(j.Uses), took(j.Started, j.Ended), cut(j.Name, 24), cut(shellJoin(j.Command), 60)})
 			}
 			a.table(rows)
 			if len(jobs) == 0 && !all && src.up() {
@@ -268,6 +281,14 @@ func stateText(j wire.JobInfo) string {
 		return fmt.Sprintf("failed (%d)", j.ExitCode)
 	}
 	return j.State.String()
+}
+
+// usesText is empty for nothing.
+func usesText(r wire.Resources) string {
+	if r.Nothing() {
+		return "-"
+	}
+	return r.String()
 }
 
 func tasksText(j wire.JobInfo) string {

@@ -74,6 +74,16 @@ type jsonResources struct {
 	Custom map[string]float64 `json:"custom,omitempty"`
 }
 
+// jsonUse is what a job (its number), or a program that no job started, has of a cluster.
+type jsonUse struct {
+	Job  string        `json:"job"`
+	Uses jsonResources `json:"uses"`
+}
+
+func toJSONUse(u wire.JobUse) jsonUse {
+	return jsonUse{Job: u.Job, Uses: toJSONResources(u.Tasks.Add(u.Own, 1))}
+}
+
 func toJSONResources(r wire.Resources) jsonResources {
 	j := jsonResources{CPU: float64(r.CPU) / wire.Unit, GPU: float64(r.GPU) / wire.Unit, Memory: r.Memory}
 	for k, v := range r.Custom {
@@ -105,6 +115,7 @@ type jsonJob struct {
 	Submitted *string             `json:"submitted"`
 	Started   *string             `json:"started"`
 	Ended     *string             `json:"ended"`
+	Uses      jsonResources       `json:"uses"`
 	Step      int64               `json:"step,omitempty"`
 	Metrics   map[string]number64 `json:"metrics,omitempty"`
 	Best      *jsonTrial          `json:"best,omitempty"`
@@ -131,7 +142,7 @@ func toJSONJob(j wire.JobInfo) jsonJob {
 	o := jsonJob{ID: uint32(j.ID), Name: j.Name, Kind: string(j.Kind), State: j.State.String(), Tasks: j.Tasks,
 		Waiting: j.Waiting, Running: j.Running, Done: j.Done, Failed: j.Failed, Cancelled: j.Cancelled, Lost: j.Lost,
 		Restarts: j.Restarts, Cause: j.Cause, Command: j.Command, Dir: j.Dir,
-		Submitted: stamp(j.Submitted), Started: stamp(j.Started), Ended: stamp(j.Ended), Step: j.Step}
+		Submitted: stamp(j.Submitted), Started: stamp(j.Started), Ended: stamp(j.Ended), Step: j.Step, Uses: toJSONResources(j.Uses)}
 	if j.State.Terminal() {
 		o.ExitCode = new(j.ExitCode)
 	}

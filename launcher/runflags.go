@@ -32,6 +32,7 @@ type jobFlags struct {
 	retryFailed     int
 	grace           string
 	priority        int
+	limits          []string
 	pool            string
 	detach          bool
 	exclusive       bool
@@ -54,7 +55,8 @@ func (f *jobFlags) common(fs *pflag.FlagSet) {
 	fs.BoolVar(&f.keepEnv, "keep-env", false, "keep variables of an outer allocation (SLURM_* and the like)")
 	fs.StringVar(&f.name, "name", "", "`NAME` of the job (default: the command's)")
 	fs.StringVar(&f.grace, "grace", "10s", "`DURATION` between SIGTERM and SIGKILL")
-	fs.IntVar(&f.priority, "priority", 0, "higher goes first")
+	fs.IntVar(&f.priority, "priority", 0, "higher goes first, with the tasks of its program; nothing that runs is ended for it")
+	fs.StringArrayVar(&f.limits, "limit", nil, "the most that the job may use at a time in the whole cluster, with the tasks of its program, such as `cpu=8,gpu=1,memory=64GiB` (repeatable)")
 	fs.StringVar(&f.pool, "pool", "", "run on nodes of this `POOL` only")
 	fs.BoolVar(&f.detach, "detach", false, "print the job's number and return at once")
 	fs.StringVar(&f.on, "on", "", "bring this cluster `SPEC` up for the job, and down after it if it was not up")
@@ -80,6 +82,9 @@ func (f *jobFlags) spec(command []string) (wire.JobSpec, error) {
 		if s.Resources.Memory, err = configs.ParseSize(f.memory); err != nil {
 			return s, errs.Wrap(errs.Invalid, err, "--memory")
 		}
+	}
+	if s.Limits, err = configs.ParseLimits(f.limits); err != nil {
+		return s, errs.Wrap(errs.Invalid, err, "--limit")
 	}
 	for _, d := range []struct {
 		flag, val string

@@ -334,8 +334,17 @@ type Beat struct {
 	Python  string       // as in Hello, once it is known
 	Held    []HeldOutput // by job
 	Why     string       // what is wrong with the node although it is up
+	Jobs    []JobUse     // what jobs have of the node, by job
 	Tasks   Resources    // what SDK tasks have of it, leases that are not used included, less the cores that waiting processes lend
 	Lasting Resources    // what actors and bundles of placement groups have of it
+}
+
+// JobUse is what a job has of a node.
+type JobUse struct {
+	Job      string
+	Priority int
+	Tasks    Resources // its tasks and actors, outside of placement groups
+	Own      Resources // its own processes
 }
 
 // HeldOutput says that the output of a job cannot be written on a node: its processes

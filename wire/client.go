@@ -45,7 +45,8 @@ type ClusterInfo struct {
 	Jobs       map[string]int // state -> number
 	Total      Resources
 	Free       Resources
-	Trouble    string // what keeps the head from taking work, such as a full disk; "" = nothing
+	Uses       []JobUse // what each job and program has of the cluster, the most first
+	Trouble    string   // what keeps the head from taking work, such as a full disk; "" = nothing
 }
 
 // State of a job, task or trial. Order matters: everything from StateDone on is terminal.
@@ -105,9 +106,10 @@ type JobInfo struct {
 	Best      *Trial             // sweeps
 	Metrics   map[string]float64 // newest report of rank 0 (train)
 	Step      int64
-	Version   uint64 // grows with each change
-	LogsDone  bool   // all output of ended tasks is in the record
-	Held      string // why its processes wait although they run: a node cannot write their output
+	Version   uint64    // grows with each change
+	LogsDone  bool      // all output of ended tasks is in the record
+	Held      string    // why its processes wait although they run: a node cannot write their output
+	Uses      Resources // what it has of the cluster now, with what its programs run
 }
 
 type Watch struct {

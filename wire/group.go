@@ -46,6 +46,7 @@ type GroupSpec struct {
 	Detached bool                   // it outlives its job
 	Job      string
 	Owner    uint32 // number of the life of the owner's node
+	Limits   Limits // of the job
 }
 
 // GroupState is how far a group is.

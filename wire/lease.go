@@ -44,7 +44,9 @@ type Shape struct {
 	Strategy  Strategy
 	Priority  int
 	Job       JobID
-	Time      int64 // how long such a task takes at most, nanoseconds; 0 = nobody knows
+	Time      int64  // how long such a task takes at most, nanoseconds; 0 = nobody knows
+	Limits    Limits // of that job, all together
+	Owner     string // the job's key: programs that no job started have one, too
 }
 
 // Strategy narrows where tasks may run.
@@ -126,6 +128,7 @@ type LeaseOffer struct {
 	Shape  Shape
 	Slots  uint32
 	Until  int64 // an answer after this comes too late, by the agent's clock
+	Wait   bool  // for room, until then, as whoever else waits for it; one slot is granted
 }
 
 // LeaseGrant answers LeaseOffer: how many tasks at a time may run; 0 = none.
@@ -167,6 +170,7 @@ type Infeasible struct {
 	Shape uint32
 	Why   string
 	Code  string // of the error; "" = unschedulable
+	Held  bool   // not for ever: Why is what such tasks wait for now; "" = it is over
 }
 
 // Hold keeps room on a node for a gang or a placement group that is to start there: tasks are left it, but

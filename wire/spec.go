@@ -43,6 +43,7 @@ type JobSpec struct {
 	Sweep *SweepSpec
 
 	Outputs []string // globs that come back where Dir is not shared
+	Limits  Limits   // what the job may use at a time, its programs' tasks included
 }
 
 // ArraySpec says which elements an array has.

@@ -137,39 +137,60 @@ func (c *Core) giveBack(j *job, n uint32, why *errs.Wire) {
 	c.tell(wire.MsgReturned, r)
 }
 
-// admit starts queued tries while there is room: jobs by priority, then age; within a
-// job in order. A job whose next try does not fit may be overtaken by others for a
-// while, then not any more, so that small tasks cannot starve a large one.
+// admit gives room to queued tries and to offers that wait, while there is some and it is
+// their turn (fair.go). Within a job tries go in order.
 func (c *Core) admit() {
-	if c.s.phase.Phase != Working || c.tasksStarve() {
+	c.owed = false
+	if c.s.phase.Phase != Working || !c.Contended() {
 		return
 	}
-	for _, j := range c.s.jobs {
-		need := j.spec.Spec.Resources
-		for j.queue.n > 0 {
-			slots, ok := c.takeForJob(j, 1)
-			if !ok {
-				break
+	c.countTries()
+	skip := map[any]bool{}
+	for {
+		var best *claimant
+		for _, x := range c.claimants() {
+			if x.waits() != nil && !skip[x.waits()] && (best == nil || c.Before(x.Who, best.Who) < 0) {
+				best = &x
 			}
-			it, _ := j.queue.front()
-			id := tryOf(j.spec.Job, it)
-			c.record(RecAdmit{Try: id, Slot: slots[0], At: c.now})
-			j.blocked = 0
-			c.spawn(c.s.byTry[id], 0)
 		}
-		switch {
-		case j.queue.n == 0:
-			j.blocked = 0
-		case !c.pool.could(need):
-			c.giveBack(j, j.queue.n, c.refuse(j, j.spec.Job)) // the node has shrunk
-		case j.blocked == 0:
-			if j.live == 0 {
-				j.blocked = c.now
-			}
-		case c.now-j.blocked >= blockAfter:
+		if best == nil {
 			return
 		}
+		ok := c.mayTake(best.Who, best.need)
+		if best.job != nil {
+			ok = c.admitTry(best.job, ok)
+		} else if ok {
+			ok = c.takeOffer(*best.offer)
+		}
+		if !ok {
+			skip[best.waits()] = true
+		}
 	}
+}
+
+// admitTry starts the first queued try of a job, if it is its turn and there is room.
+func (c *Core) admitTry(j *job, turn bool) bool {
+	need := j.spec.Spec.Resources
+	if turn {
+		if slot, ok := c.take(j.who(), need); ok {
+			it, _ := j.queue.front()
+			id := tryOf(j.spec.Job, it)
+			c.record(RecAdmit{Try: id, Slot: slot, At: c.now})
+			j.blocked = 0
+			p := c.portion(j.key())
+			p.tries = p.tries.Add(need, 1)
+			c.count(p)
+			c.spawn(c.s.byTry[id], 0)
+			return true
+		}
+	}
+	switch {
+	case !c.pool.could(need):
+		c.giveBack(j, j.queue.n, c.refuse(j, j.spec.Job)) // the node has shrunk
+	case j.blocked == 0 && j.live == 0:
+		j.blocked = c.now
+	}
+	return false
 }
 
 // spawn orders the process of a rank.

@@ -34,8 +34,7 @@ const (
 	// leaseTime: exclusive work ends when no head was heard of for so long. The head does
 	// not run it elsewhere before 30 s.
 	leaseTime = 20 * second
-	// blockAfter: a task that waits for room longer than this is not overtaken any more.
-	blockAfter   = 5 * second
+
 	defaultGrace = 600 * second
 )
 
@@ -66,8 +65,6 @@ type Core struct {
 	load        float64
 	memFree     int64
 	admitting   bool           // something changed that may let queued tries start
-	tasksWait   int64          // since when tasks wait for room; 0 = they do not
-	tasksAsked  int64          // when they last asked
 	roomGiven   bool           // room has come free that tasks may want
 	kept        wire.Resources // of a gang that did not fit: tasks leave it
 	keptUntil   int64
@@ -78,14 +75,19 @@ type Core struct {
 	leases      leases
 	grouped     wire.GroupTell // what the head is to be told of groups
 	programs    wire.Programs
-	actors      wire.Resources // what they have
-	programsDue bool           // they have changed since the head was told
+	actors      wire.Resources      // what they have
+	programsDue bool                // they have changed since the head was told
+	portions    map[string]*portion // by job: what it has of the node
+	offers      []offer             // that wait for their turn
+	givesBack   []wire.LeaseBack    // to be told
+	passed      int64               // when tasks were last told that it is their turn
+	owed        bool                // it is the turn of a try or an offer
 }
 
 // New makes a reactor of a state; an empty one is NewState(). A state that was rebuilt
 // needs Recovered as its first event.
 func New(cfg Config, s *State) *Core {
-	c := &Core{cfg: cfg, s: s, waiting: map[uint64]*report{}, leases: newLeases(), overtaken: map[wire.Proc]bool{}, held: map[wire.JobID]string{}}
+	c := &Core{cfg: cfg, s: s, waiting: map[uint64]*report{}, leases: newLeases(), portions: map[string]*portion{}, overtaken: map[wire.Proc]bool{}, held: map[wire.JobID]string{}}
 	c.pool = newPool(cfg.Hello.Total, cfg.Hello.GPUs, cfg.CPUs, newTopology(cfg.Hello.Topology))
 	c.pool.claims = cfg.Claims
 	for _, t := range s.tries {
@@ -197,7 +199,8 @@ func (c *Core) Step(now int64, ev Event) Output {
 		c.timers()
 		c.holdOver()
 		c.bundlesDue()
-		c.admitting = c.admitting || c.s.queued() > 0 // time lets tries through that tasks have overtaken
+		c.offersDue()
+		c.admitting = c.admitting || c.Contended() // with time it may be the turn of others
 		c.flush()
 		c.beat()
 	case Flush:
@@ -244,6 +247,10 @@ func (c *Core) flush() {
 		c.sent = c.s.seq
 	}
 	c.tellPrograms()
+	for _, b := range c.givesBack {
+		c.tell(wire.MsgLeaseBack, b)
+	}
+	c.givesBack = nil
 	c.tellGroups(false)
 	c.tellDemand()
 	if !c.leases.told.Equal(c.tasksUse()) {
@@ -267,6 +274,7 @@ func (c *Core) beat() {
 	}
 	c.leases.told = c.tasksUse()
 	b := wire.Beat{Free: c.pool.available().Add(c.unusedLeases(), -1), Tasks: c.leases.told, Lasting: c.lasting(), Queued: c.s.queued(), Running: running, Load1: c.load, MemFree: c.memFree, GPUs: c.pool.gpuList(), Python: c.cfg.Hello.Python, Why: c.cfg.Hello.Why}
+	b.Jobs = c.jobsUse()
 	for job, why := range c.held {
 		b.Held = append(b.Held, wire.HeldOutput{Job: job, Why: why})
 	}

@@ -41,7 +41,7 @@ func (c *Core) reserve(m wire.Reserve) {
 		return
 	}
 	need := j.spec.Spec.Resources
-	slots, ok := c.takeForJob(j, int(m.Count))
+	slots, ok := c.takeForGang(j, int(m.Count))
 	if !ok {
 		// Small tasks would take what comes free before there is enough of it.
 		c.kept, c.keptUntil = wire.Resources{}.Add(need, int64(m.Count)), c.now+keepFor

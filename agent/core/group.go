@@ -41,7 +41,7 @@ func (c *Core) makeGroup(spec wire.GroupSpec) {
 
 // fitsHere reports whether a group may lie on this node alone without the head's choice.
 func (c *Core) fitsHere(s *wire.GroupSpec) bool {
-	if s.Name != "" || len(s.Bundles) > 1 && s.Strategy != wire.GroupPack && s.Strategy != wire.GroupStrictPack {
+	if s.Name != "" || len(s.Limits) > 0 || len(s.Bundles) > 1 && s.Strategy != wire.GroupPack && s.Strategy != wire.GroupStrictPack {
 		return false
 	}
 	for _, l := range s.Labels {

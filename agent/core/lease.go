@@ -1,7 +1,6 @@
 package core
 
 import (
-	"maps"
 	"slices"
 
 	"launcher/internal/errs"
@@ -41,9 +40,7 @@ func newLeases() leases { return leases{gives: map[wire.LeaseID]*given{}} }
 // unusedLeases is what leases keep free.
 func (c *Core) unusedLeases() (r wire.Resources) {
 	for _, g := range c.leases.gives {
-		if g.slots > g.used && g.shape.Strategy.Kind != wire.StrategyGroup {
-			r = r.Add(g.shape.Resources, int64(g.slots-g.used))
-		}
+		r = r.Add(g.shape.Resources, int64(g.unused()))
 	}
 	return r
 }
@@ -51,13 +48,24 @@ func (c *Core) unusedLeases() (r wire.Resources) {
 // tasksUse is what the head is to count as the tasks' own.
 func (c *Core) tasksUse() wire.Resources { return c.leases.tasks.Add(c.unusedLeases(), 1) }
 
-// roomBeside is what is free beside the leases of others and what is kept for a gang. A
-// task that is over before the gang is to start may use what is kept.
+// roomBeside is what is free beside the leases of others and what is kept for a gang.
 func (c *Core) roomBeside(now, time int64) wire.Resources {
-	r := c.pool.available().Add(c.unusedLeases(), -1)
-	l := &c.leases
-	if now < l.holdUntil && !(time > 0 && l.hold.Start > 0 && now+time <= l.hold.Start) {
-		r = r.Add(l.hold.Need, -1)
+	return c.heldRoom(now, time).Add(c.unusedLeases(), -1)
+}
+
+// heldRoom is what is free, leases that are not used included, but for what is kept for
+// gangs.
+func (c *Core) heldRoom(now, time int64) wire.Resources {
+	return c.pool.available().Add(c.keptFree(now, time), -1)
+}
+
+// keptFree is what is kept for a gang: what is over before that is to start may use it.
+func (c *Core) keptFree(now, time int64) (r wire.Resources) {
+	if l := &c.leases; now < l.holdUntil && !(time > 0 && l.hold.Start > 0 && now+time <= l.hold.Start) {
+		r = l.hold.Need
+	}
+	if now < c.keptUntil && !r.Fits(c.kept) {
+		r = c.kept
 	}
 	return r
 }
@@ -83,7 +91,11 @@ func (c *Core) KeptFor(now int64) string {
 	case now >= l.holdUntil:
 		return ""
 	case l.hold.Job != 0:
-		return "job " + utoa(int64(l.hold.Job))
+		s := "job " + utoa(int64(l.hold.Job))
+		if l.hold.Start > now {
+			s += ", which starts in " + span(l.hold.Start-now) + " at the latest"
+		}
+		return s
 	default:
 		return "placement group " + l.hold.Group.String()
 	}
@@ -101,33 +113,10 @@ func (c *Core) lasting() wire.Resources {
 	return r
 }
 
-// takeForJob takes room for ranks of a job, if need be out of slots of leases of no higher
-// priority that nothing runs in: those are given back.
-func (c *Core) takeForJob(j *job, n int) ([]Slot, bool) {
-	need, priority := j.spec.Spec.Resources, j.spec.Spec.Priority
-	free := c.pool.available().Add(c.unusedLeases(), -1)
-	if free.Times(need, n) >= n {
-		return c.pool.take(need, n)
-	}
-	back := map[wire.LeaseID]int{}
-	for _, id := range slices.Backward(slices.Sorted(maps.Keys(c.leases.gives))) {
-		g := c.leases.gives[id]
-		for g.shape.Strategy.Kind != wire.StrategyGroup && g.shape.Priority <= priority && g.slots-back[id] > g.used && free.Times(need, n) < n {
-			back[id]++
-			free = free.Add(g.shape.Resources, 1)
-		}
-	}
-	if free.Times(need, n) < n {
-		return nil, false
-	}
-	slots, ok := c.pool.take(need, n)
-	for _, id := range slices.Sorted(maps.Keys(back)) {
-		if ok && back[id] > 0 {
-			c.tell(wire.MsgLeaseBack, wire.LeaseBack{Lease: id, Slots: uint32(back[id]), Given: true})
-			c.lessGiven(id, back[id])
-		}
-	}
-	return slots, ok
+// takeForGang takes room for ranks of a gang, if need be that of unused leases of no
+// higher priority.
+func (c *Core) takeForGang(j *job, n int) ([]Slot, bool) {
+	return c.takeFor(j.spec.Spec.Resources, n, func(g *given) bool { return g.shape.Priority <= j.spec.Spec.Priority })
 }
 
 // unusedOf counts the slots of leases on a group's bundles here that nothing runs in.
@@ -161,31 +150,51 @@ func (c *Core) leaseIdle(ev LeaseIdle) {
 // nodes' are wanted then.
 func (c *Core) Crowded(crowded bool) { c.leases.crowded = crowded }
 
-// leaseOffer grants of an offer what there is room for now.
+// leaseOffer grants of an offer what there is room for now, or, if the offer may wait,
+// what there is once it is its turn.
 func (c *Core) leaseOffer(m wire.LeaseOffer) {
-	if c.leases.gives[m.Lease] != nil {
+	if c.leases.gives[m.Lease] != nil || slices.ContainsFunc(c.offers, func(o offer) bool { return o.Lease == m.Lease }) {
 		return
 	}
-	why := ""
+	why := c.refusesOffer(&m)
 	n := 0
 	switch {
-	case c.s.phase.Phase != Working:
-		why = "the node leaves"
-	case c.now > m.Until:
-		why = "the offer came too late"
-	case c.leases.crowded:
-		why = "it has as many workers as it may have"
+	case why != "":
 	case m.Shape.Strategy.Kind == wire.StrategyGroup:
 		st := &m.Shape.Strategy
 		limit := int(min(m.Slots, 1<<16))
 		n = max(0, c.pool.times(st, m.Shape.Resources, limit+c.unusedOf(st))-c.unusedOf(st))
 		why = "the bundle has no room for it"
-	case c.queueStarves(c.now):
-		why = "tasks of jobs wait for the room"
+	case m.Wait:
+		c.offers = append(c.offers, offer{LeaseOffer: m, at: c.now})
+		c.admitting = true
+		return
 	default:
-		n = c.roomBeside(c.now, m.Shape.Time).Times(m.Shape.Resources, int(min(m.Slots, 1<<16)))
+		if c.mayTake(offerWho(&m), m.Shape.Resources) {
+			n = c.roomBeside(c.now, m.Shape.Time).Times(m.Shape.Resources, int(min(m.Slots, 1<<16)))
+		}
 		why = "free are " + c.pool.available().String()
 	}
+	c.grant(&m, n, why)
+}
+
+// refusesOffer says why an offer is not even looked at; "" = it is.
+func (c *Core) refusesOffer(m *wire.LeaseOffer) string {
+	switch {
+	case c.s.phase.Phase != Working:
+		return "the node leaves"
+	case c.now > m.Until:
+		return "the offer came too late"
+	case c.leases.crowded:
+		return "it has as many workers as it may have"
+	}
+	return ""
+}
+
+func offerWho(m *wire.LeaseOffer) Who { return Who{m.Shape.Owner, m.Shape.Priority} }
+
+// grant answers an offer.
+func (c *Core) grant(m *wire.LeaseOffer, n int, why string) {
 	if n > 0 {
 		why = ""
 		c.leases.gives[m.Lease] = &given{shape: m.Shape, number: m.Number, slots: n}
@@ -193,8 +202,47 @@ func (c *Core) leaseOffer(m wire.LeaseOffer) {
 	c.tell(wire.MsgLeaseGrant, wire.LeaseGrant{Lease: m.Lease, Slots: uint32(n), Why: why})
 }
 
+// offer is one that waits for its turn: room that is given back until then goes to it as
+// to whoever else waits.
+type offer struct {
+	wire.LeaseOffer
+	at int64
+}
+
+// offersDue answers the offers that have waited for as long as they may.
+func (c *Core) offersDue() {
+	c.offers = slices.DeleteFunc(c.offers, func(o offer) bool {
+		why := c.refusesOffer(&o.LeaseOffer)
+		if why != "" {
+			c.grant(&o.LeaseOffer, 0, why)
+		}
+		return why != ""
+	})
+}
+
+// takeOffer grants one slot of an offer whose turn it is, if there is room.
+func (c *Core) takeOffer(o offer) bool {
+	w, need := offerWho(&o.LeaseOffer), o.Shape.Resources
+	if !c.heldRoom(c.now, o.Shape.Time).Fits(need) {
+		return false
+	}
+	// Taken and given back at once: from here on it is the lease that keeps it.
+	slot, ok := c.take(w, need)
+	if !ok {
+		return false
+	}
+	c.pool.give(need, slot)
+	c.grant(&o.LeaseOffer, 1, "")
+	c.offers = slices.DeleteFunc(c.offers, func(x offer) bool { return x.Lease == o.Lease })
+	p := c.portion(w.Job)
+	p.tasks = p.tasks.Add(need, 1)
+	c.count(p)
+	return true
+}
+
 // leaseCut takes slots of a lease away, on either side of it.
 func (c *Core) leaseCut(m wire.LeaseCut) {
+	c.offers = slices.DeleteFunc(c.offers, func(o offer) bool { return o.Lease == m.Lease })
 	if !m.Taken {
 		c.lessGiven(m.Lease, int(m.Slots))
 	}
@@ -207,6 +255,7 @@ func (c *Core) voidLeases() {
 		c.roomGiven, c.admitting = true, true
 	}
 	clear(c.leases.gives)
+	c.offers = nil
 	c.leases.hold, c.leases.holdUntil = wire.Hold{}, 0
 	c.do(LeasesEnd{})
 }
@@ -258,17 +307,20 @@ func (c *Core) TakeLeased(now int64, id wire.LeaseID) (Slot, bool) {
 		}
 		return s, ok
 	}
-	// The room is its own, but for a try of no lower priority that has waited too long.
-	for _, j := range c.s.jobs {
-		if j.queue.n > 0 && j.blocked != 0 && now-j.blocked >= starveAfter && j.spec.Spec.Priority >= g.shape.Priority {
-			return Slot{}, false
-		}
+	w := Who{g.shape.Owner, g.shape.Priority}
+	c.now = max(c.now, now)
+	if !c.mayTake(w, g.shape.Resources) {
+		c.asks(w, g.shape.Resources)
+		return Slot{}, false
 	}
 	slots, ok := c.pool.take(g.shape.Resources, 1)
 	if !ok {
 		return Slot{}, false
 	}
 	g.used++
+	p := c.portion(w.Job)
+	p.tasks = p.tasks.Add(g.shape.Resources, 1)
+	c.count(p)
 	c.leases.tasks = c.leases.tasks.Add(g.shape.Resources, 1)
 	return slots[0], true
 }

@@ -10,42 +10,37 @@ import (
 // hands out itself. They are not the core's: whoever takes room gives it back, and after
 // a restart says again what it still has. These methods are called between two Steps.
 
-// starveAfter is how long one side may overtake the other: queued tries that wait for
-// room that tasks have, or tasks that wait for room that tries have.
+// starveAfter is how long a try that wants much may be overtaken by bundles, and for how
+// long tasks that asked for room and do not ask any more are thought to wait.
 const starveAfter = 2 * second
 
 // keepFor is how long tasks leave the room of a gang that did not fit; the head asks again
 // before.
 const keepFor = 5 * second
 
-// TakeRoom takes room for one worker; false = there is none now, and the caller is to be
-// told when some is given back (RoomGiven).
+// TakeRoom takes room for one worker; false = there is none now, or it is somebody else's
+// turn, and the caller is to be told when some is given back (RoomGiven).
 func (c *Core) TakeRoom(now int64, need wire.Resources) (Slot, bool) {
-	return c.TakeRoomFor(now, need, 0)
+	return c.TakeRoomFor(now, Who{}, need, 0)
 }
 
-// TakeRoomFor is TakeRoom for one whose tasks take no longer than the given time (0 =
-// nobody knows): it may use room that is kept for a gang which starts later.
-func (c *Core) TakeRoomFor(now int64, need wire.Resources, time int64) (Slot, bool) {
-	if c.s.phase.Phase >= Ending || c.queueStarves(now) {
+// TakeRoomFor is TakeRoom for a job, and for tasks that take no longer than the given time
+// (0 = nobody knows): they may use room that is kept for a gang which starts later.
+func (c *Core) TakeRoomFor(now int64, w Who, need wire.Resources, time int64) (Slot, bool) {
+	c.now = max(c.now, now)
+	if c.s.phase.Phase >= Ending {
 		return Slot{}, false
 	}
-	if now < c.keptUntil && !c.pool.available().Add(c.kept, -1).Fits(need) {
-		return Slot{}, false
+	if c.heldRoom(now, time).Fits(need) && c.mayTake(w, need) {
+		if slot, ok := c.take(w, need); ok {
+			p := c.portion(w.Job)
+			p.tasks, p.asked = p.tasks.Add(need, 1), 0
+			c.count(p)
+			c.leases.tasks = c.leases.tasks.Add(need, 1)
+			return slot, true
+		}
 	}
-	if c.pool.available().Fits(need) && !c.roomBeside(now, time).Fits(need) {
-		return Slot{}, false
-	}
-	slots, ok := c.pool.take(need, 1)
-	if ok {
-		c.tasksWait = 0
-		c.leases.tasks = c.leases.tasks.Add(need, 1)
-		return slots[0], true
-	}
-	if c.tasksWait == 0 || now-c.tasksAsked > starveAfter {
-		c.tasksWait = now
-	}
-	c.tasksAsked = now
+	c.asks(w, need)
 	return Slot{}, false
 }
 
@@ -67,7 +62,7 @@ func (c *Core) GiveRoom(need wire.Resources, s Slot) (wanted bool) {
 	}
 	c.pool.give(need, s)
 	c.admitting = true
-	return c.s.queued() > 0
+	return c.Contended() || c.Owed()
 }
 
 // LendRoom lends out the cores of a process that waits for tasks, or takes them back,
@@ -85,7 +80,7 @@ func (c *Core) LendRoom(p wire.Proc, lend bool) (wanted bool) {
 	c.pool.use(wire.Resources{CPU: t.need().CPU}, Slot{CPUs: t.Ranks[i].Slot.CPUs}, k)
 	t.Ranks[i].lent = lend
 	c.admitting = c.admitting || lend
-	return lend && c.s.queued() > 0
+	return lend && c.Contended()
 }
 
 // CouldRoom reports whether the node, were it empty, has room for need.
@@ -93,6 +88,10 @@ func (c *Core) CouldRoom(need wire.Resources) bool { return c.pool.could(need) }
 
 // Total is what the node has.
 func (c *Core) Total() wire.Resources { return c.pool.total }
+
+// Owed reports whether the core is to have an event soon: it is its turn, or it has
+// something to say.
+func (c *Core) Owed() bool { return c.owed || len(c.givesBack) > 0 }
 
 // RoomGiven reports whether room has come free since it was last asked.
 func (c *Core) RoomGiven() bool {
@@ -130,16 +129,11 @@ func (c *Core) give(need wire.Resources, r *Rank) {
 	c.roomGiven = true
 }
 
-// queueStarves reports whether a queued try has waited too long for what tasks have.
+// queueStarves reports whether a queued try has waited too long for what others have.
 func (c *Core) queueStarves(now int64) bool {
 	return slices.ContainsFunc(c.s.jobs, func(j *job) bool {
 		return j.queue.n > 0 && j.blocked != 0 && now-j.blocked >= starveAfter
 	})
-}
-
-// tasksStarve is the other way round; tasks that do not ask any more do not wait.
-func (c *Core) tasksStarve() bool {
-	return c.tasksWait != 0 && c.now-c.tasksWait >= starveAfter && c.now-c.tasksAsked < starveAfter
 }
 
 // Job is what the node knows of a job; nil = nothing.

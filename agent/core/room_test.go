@@ -103,6 +103,7 @@ func TestNeitherStarves(t *testing.T) {
 		t.Fatal("small tasks starve a try that wants the whole node")
 	}
 	step(FromHead{wire.Assign{Job: 1, Ranges: []wire.Range{{From: 1, To: 100}}}})
+	c.Claim(c.now, nil) // they have all ended
 	for i := range uint32(10) {
 		p := wire.Proc{Try: wire.Try{Task: wire.Task{Job: 1, Index: i}, Attempt: 1}}
 		if _, ok := c.TakeRoom(c.now, one); ok {

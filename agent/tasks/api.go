@@ -25,7 +25,15 @@ type Config struct {
 // called from within a method of Core and must not call back.
 type Room interface {
 	// Take takes room for a worker whose tasks take at most time nanoseconds (0 = unknown).
-	Take(now int64, need wire.Resources, time int64) (core.Slot, bool)
+	// It is refused, too, when it is another job's turn.
+	Take(now int64, who core.Who, need wire.Resources, time int64) (core.Slot, bool)
+	// Claim says what the tasks of all jobs use here and want, Before whose turn it is
+	// (below 0: a's), Contended whether anybody but tasks wants room.
+	Claim(now int64, all []core.Claim)
+	Before(a, b core.Who) int
+	// Why says why somebody does not get room, for people.
+	Why(now int64, who core.Who, need wire.Resources) string
+	Contended() bool
 	// TakeGroup takes room out of a bundle of a placement group; HasGroup reports whether
 	// this node keeps one.
 	TakeGroup(s *wire.Strategy, need wire.Resources) (core.Slot, bool)
@@ -74,8 +82,9 @@ type Client struct {
 	Program  string // how workers for it are started
 	Dir      string
 	Path     []string
-	Peer     uint32 // sdk.KindPeer: the life of the node whose agent it is
-	DirOf    uint32 // sdk.KindPeer: as in Key
+	Peer     uint32     // sdk.KindPeer: the life of the node whose agent it is
+	DirOf    uint32     // sdk.KindPeer: as in Key
+	Terms    wire.Terms // of its job
 }
 
 // Key is what a worker is for: tasks of another key never run in it.
@@ -141,6 +150,7 @@ type (
 		ID     uint32
 		Number uint32
 		Key    Key
+		Terms  wire.Terms
 	}
 	ClosePeer struct{ ID uint32 }
 	// Copy has the agent of a node keep a copy of an object; Copied answers. Uncopy ends that.

@@ -175,6 +175,7 @@ func (c *Core) Connect(now int64, x Client) error {
 		j.home = x.Proc == ""
 	}
 	c.programsDue = true
+	j.terms = x.Terms
 	c.clients[x.ID] = &client{Client: x, job: j, shapes: map[uint32]*shape{}}
 	c.clients[x.ID].level0.client = c.clients[x.ID]
 	return nil
@@ -277,7 +278,7 @@ type options struct {
 	Memory     int64             `codec:"memory"`
 	Resources  map[string]int64  `codec:"resources"`
 	Retries    *int32            `codec:"max_retries"`
-	Priority   int               `codec:"priority"`
+	Priority   *int              `codec:"priority"`
 	Strategy   []any             `codec:"strategy"`
 	Env        map[string]string `codec:"env"`
 	WorkingDir string            `codec:"working_dir"`
@@ -322,10 +323,13 @@ func (c *Core) newShape(from savedShape, j *job) (*shape, error) {
 	if err := wire.Unmarshal(text, &o); err != nil {
 		return nil, errs.Wrap(errs.Corrupt, err, "the options of a task")
 	}
-	s := &shape{id: string(from.ID), from: from, job: j, text: slices.Clone(text), name: o.Name, retries: 3, prio: o.Priority, time: o.Time, window: o.Window, calls: o.Calls}
+	s := &shape{id: string(from.ID), from: from, job: j, text: slices.Clone(text), name: o.Name, retries: 3, prio: j.terms.Priority, time: o.Time, window: o.Window, calls: o.Calls}
 	s.need = wire.Resources{CPU: wire.Unit, GPU: o.GPU, Memory: o.Memory, Custom: o.Resources}
 	if o.CPU != nil {
 		s.need.CPU = *o.CPU
+	}
+	if o.Priority != nil {
+		s.prio = *o.Priority
 	}
 	if s.need.Negative() || o.Window > 1<<30 {
 		return nil, errs.New(errs.Invalid, "task %s asks for less than nothing", o.Name)

@@ -14,6 +14,7 @@ import (
 
 // desk is a node for tests: room, memory, and workers that say and do what a test wants.
 type desk struct {
+	oneJob
 	t      testing.TB
 	c      *Core
 	now    int64
@@ -50,7 +51,7 @@ func newDesk(t testing.TB, cores int) *desk {
 	return w
 }
 
-func (w *desk) Take(_ int64, need wire.Resources, _ int64) (core.Slot, bool) {
+func (w *desk) Take(_ int64, _ core.Who, need wire.Resources, _ int64) (core.Slot, bool) {
 	if !w.free.Fits(need) || w.kept != "" {
 		return core.Slot{}, false
 	}
@@ -68,7 +69,7 @@ func (w *desk) TakeGroup(s *wire.Strategy, need wire.Resources) (core.Slot, bool
 	if !w.HasGroup(s) {
 		return core.Slot{}, false
 	}
-	slot, ok := w.Take(0, need, 0)
+	slot, ok := w.Take(0, core.Who{}, need, 0)
 	slot.Bundle = wire.BundleID{Group: s.Group}
 	return slot, ok
 }

@@ -356,7 +356,7 @@ func (c *Core) takeRoom(s *shape, t *task) (core.Slot, bool) {
 	if s.place.Kind == wire.StrategyGroup {
 		return c.room.TakeGroup(&s.place, s.need)
 	}
-	return c.room.Take(c.now, s.need, s.time)
+	return c.room.Take(c.now, s.who(), s.need, s.time)
 }
 
 func (c *Core) giveRoom(lease wire.LeaseID, need wire.Resources, slot core.Slot) {

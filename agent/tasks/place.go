@@ -18,7 +18,12 @@ func (c *Core) settle() {
 	}
 	for range 4 {
 		c.pump()
-		c.dispatch()
+		if c.contended() {
+			c.vacate()
+			c.turns()
+		} else {
+			c.dispatch()
+		}
 		if !c.vacate() && len(c.hosts) == 0 {
 			return
 		}
@@ -161,7 +166,7 @@ func (c *Core) dispatch() {
 // serve places tasks of a shape: one for each worker that has its room and nothing to do,
 // then new workers, then ahead of those that are busy with short ones.
 func (c *Core) serve(s *shape, refill bool) {
-	if t := s.queue.first(); s.place.Kind == wire.StrategySpread && !c.alone && t != nil && t.lease == 0 {
+	if c.spreads(s) {
 		c.spread(s)
 		return
 	}
@@ -172,29 +177,42 @@ func (c *Core) serve(s *shape, refill bool) {
 			}
 		}
 	}
-	for {
-		t := c.nextHere(s)
-		if t == nil {
-			break
-		}
-		starting := 0
-		for _, l := range c.active[s] {
-			if !l.client.up {
-				starting++
-			}
-		}
-		if starting >= s.queue.n || t.lease == 0 && !c.local(s) || !c.another(s, t) {
-			break
+	for c.more(s) {
+	}
+	c.rest(s)
+	if depth := s.depth(); refill && depth > 1 {
+		c.ahead(s, depth)
+	}
+}
+
+// spreads reports whether the head is to say where tasks of a shape run, evenly.
+func (c *Core) spreads(s *shape) bool {
+	t := s.queue.first()
+	return s.place.Kind == wire.StrategySpread && !c.alone && t != nil && t.lease == 0
+}
+
+// more gives a shape one more worker here, or has one started for it.
+func (c *Core) more(s *shape) bool {
+	t := c.nextHere(s)
+	if t == nil {
+		return false
+	}
+	starting := 0
+	for _, l := range c.active[s] {
+		if !l.client.up {
+			starting++
 		}
 	}
+	return starting < s.queue.n && (t.lease != 0 || c.local(s)) && c.another(s, t)
+}
+
+// rest gives what a shape has no room for here to other nodes.
+func (c *Core) rest(s *shape) {
 	if s.number != 0 {
 		c.lend(s)
 	}
 	if s.place.Kind == wire.StrategyGroup && s.queue.first() != nil {
 		s.lacks = s.room // here or where its bundle is
-	}
-	if depth := s.depth(); refill && depth > 1 {
-		c.ahead(s, depth)
 	}
 }
 
@@ -202,15 +220,24 @@ func (c *Core) serve(s *shape, refill bool) {
 func (c *Core) mayLend(s *shape) bool {
 	switch s.place.Kind {
 	case wire.StrategyNode:
-		return s.place.Node != c.cfg.Node
+		return s.place.Node != c.cfg.Node || c.limited(s)
 	case wire.StrategyGroup:
 		return s.place.Bundle < 0 || !c.room.HasGroup(&s.place)
 	}
 	return true
 }
 
+// limited reports whether the head is to see to it that a job has no more than it may:
+// all that it runs, here too, runs under leases, or in bundles, which it has counted.
+func (c *Core) limited(s *shape) bool {
+	return len(s.job.terms.Limits) > 0 && s.place.Kind != wire.StrategyGroup
+}
+
 // local reports whether tasks of a shape run here without the head's choice.
 func (c *Core) local(s *shape) bool {
+	if c.limited(s) {
+		return false
+	}
 	switch s.place.Kind {
 	case wire.StrategyDefault:
 		return true

@@ -58,11 +58,16 @@ func (c *Core) LeasesEnd(now int64) {
 	c.demandDue = true
 }
 
-// NoRoomEver: no node can run tasks of a shape. Those that wait fail at once.
+// NoRoomEver: no node can run tasks of a shape. Those that wait fail at once, unless it is
+// said only what they wait for.
 func (c *Core) NoRoomEver(now int64, m wire.Infeasible) {
 	c.now = now
 	s := c.demanded[m.Shape]
 	if s == nil {
+		return
+	}
+	if m.Held {
+		s.held = m.Why
 		return
 	}
 	for t := s.queue.first(); t != nil; t = s.queue.first() {
@@ -89,7 +94,10 @@ func (c *Core) Demand() (shapes []wire.Demanded, seen uint64, changed bool) {
 		}
 		if n := s.queue.n - c.leases.free(c.numberOf(s)); n > 0 {
 			near, _ := c.near(t)
-			out = append(out, wire.Demanded{ID: s.number, Shape: wire.Shape{Resources: s.need, Strategy: s.place, Priority: s.prio, Job: jobID(s.job.key), Time: s.time}, Waiting: uint32(n), Since: t.ready, Near: near})
+			if near == 0 && c.limited(s) {
+				near = c.cfg.Number
+			}
+			out = append(out, wire.Demanded{ID: s.number, Shape: wire.Shape{Resources: s.need, Strategy: s.place, Priority: s.prio, Job: jobID(s.job.key), Time: s.time, Owner: s.job.key, Limits: s.job.terms.Limits}, Waiting: uint32(n), Since: t.ready, Near: near})
 		}
 	}
 	if len(out) > wire.MaxDemand {
@@ -108,6 +116,14 @@ func (c *Core) Demand() (shapes []wire.Demanded, seen uint64, changed bool) {
 
 // Alone says whether the head is away, who could lease room elsewhere.
 func (c *Core) Alone(alone bool) { c.alone = alone }
+
+// TermsOf gives what the tasks of a job are subject to.
+func (c *Core) TermsOf(job string) wire.Terms {
+	if j := c.jobs[job]; j != nil {
+		return j.terms
+	}
+	return wire.Terms{}
+}
 
 // numberOf is what a shape is called in Demand.
 func (c *Core) numberOf(s *shape) uint32 {
@@ -155,7 +171,7 @@ func (c *Core) remoteOf(number uint32, key Key) *remote {
 		r.cl.level0.client = r.cl
 		c.remotes[remoteKey{number, key}] = r
 		c.byClient[r.cl.ID] = r
-		c.do(OpenPeer{ID: r.cl.ID, Number: number, Key: key})
+		c.do(OpenPeer{ID: r.cl.ID, Number: number, Key: key, Terms: c.TermsOf(key.Job)})
 	}
 	r.idleAt = 0
 	return r

@@ -14,7 +14,7 @@ func (w *desk) TakeLeased(now int64, x wire.LeaseID) (core.Slot, bool) {
 		return core.Slot{}, false
 	}
 	w.slots[x]--
-	return w.Take(now, wire.Resources{CPU: wire.Unit}, 0)
+	return w.Take(now, core.Who{}, wire.Resources{CPU: wire.Unit}, 0)
 }
 func (w *desk) GiveLeased(x wire.LeaseID, need wire.Resources, s core.Slot) {
 	w.slots[x]++

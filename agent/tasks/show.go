@@ -124,10 +124,7 @@ func (c *Core) why(t *task) string {
 			}
 			ahead += s.queue.n
 		}
-		lacks := t.shape.lacks
-		if kept := c.room.KeptFor(c.now); kept != "" && lacks == t.shape.room {
-			lacks += " beside what is kept here for " + kept
-		}
+		lacks := c.lacking(t.shape)
 		if f := t.shape.queue.first(); f != nil && f != t {
 			s := fmt.Sprintf("waits for its turn among %d of %s", t.shape.queue.n, t.shape.name)
 			if lacks != "" {
@@ -152,6 +149,32 @@ func (c *Core) why(t *task) string {
 		return fmt.Sprintf("runs in pid %d", t.worker().PID)
 	}
 	return "has ended"
+}
+
+// lacking says what the first task of a shape waits for, and who is in its way.
+func (c *Core) lacking(s *shape) string {
+	out := s.lacks
+	if out == "" && s.held != "" {
+		out = s.room
+	}
+	if out == "" {
+		return ""
+	}
+	if s.prio != 0 {
+		out += fmt.Sprintf(" at priority %d", s.prio)
+	}
+	if kept := c.room.KeptFor(c.now); kept != "" && s.lacks == s.room {
+		out += " beside what is kept here for " + kept
+	}
+	if s.held != "" {
+		return out + ": " + s.held
+	}
+	if s.place.Kind != wire.StrategyGroup {
+		if why := c.room.Why(c.now, s.who(), s.need); why != "" {
+			return out + ": " + why
+		}
+	}
+	return out
 }
 
 func (c *Core) line(t *task) wire.SDKTask {

@@ -57,12 +57,13 @@ func newSim(t testing.TB, seed uint64, cpus int) *sim {
 
 // simRoom counts.
 type simRoom struct {
+	oneJob
 	total, used wire.Resources
 	lent        int
 	gives       map[wire.LeaseID]*simGiven
 }
 
-func (r *simRoom) Take(_ int64, need wire.Resources, _ int64) (core.Slot, bool) {
+func (r *simRoom) Take(_ int64, _ core.Who, need wire.Resources, _ int64) (core.Slot, bool) {
 	if !r.total.Add(r.used, -1).Fits(need) || !r.beside().Fits(need) {
 		return core.Slot{}, false
 	}

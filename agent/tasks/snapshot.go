@@ -37,6 +37,7 @@ type savedJob struct {
 	Key    string
 	Funcs  [][]byte
 	Home   bool
+	Terms  wire.Terms
 	Shapes []savedShape // of tasks that are there: those who told them may be gone
 }
 
@@ -144,7 +145,7 @@ func (c *Core) Snapshot() [][]byte {
 		used[s.job][s.id] = s.from
 	}
 	for _, key := range slices.Sorted(maps.Keys(jobs)) { // before the clients and workers, which have shapes of theirs
-		s := savedJob{Key: key, Home: jobs[key].home}
+		s := savedJob{Key: key, Home: jobs[key].home, Terms: jobs[key].terms}
 		for _, id := range sortedKeys(used[jobs[key]]) {
 			s.Shapes = append(s.Shapes, used[jobs[key]][id])
 		}
@@ -269,6 +270,7 @@ func (c *Core) restoreState(b []byte) error {
 	switch {
 	case s.Job != nil:
 		j := c.jobOf(s.Job.Key)
+		j.terms = s.Job.Terms
 		for _, f := range s.Job.Funcs {
 			x, ok := functionOf(f, s.Job.Key)
 			if !ok {

@@ -48,6 +48,7 @@ type shape struct {
 	waiting bool    // listed in Core.ready
 	room    string  // need, as a text
 	lacks   string  // what its first task waits for
+	held    string  // and why the head gives it nothing, if there is a reason
 }
 
 // fifo is a queue of tasks; those that left it are skipped.
@@ -111,6 +112,7 @@ type job struct {
 	home    bool // its driver was started here by hand: there is none elsewhere
 	funcs   map[funcID]*function
 	over    bool
+	terms   wire.Terms
 }
 
 type state uint8

@@ -228,6 +228,7 @@ func (c *Core) Tick(now int64) {
 	c.tickCopies()
 	c.tickBound()
 	c.tickJobs()
+	c.claim()
 	if len(c.heldBack) > 0 {
 		c.letLive(0)
 	}

@@ -58,7 +58,7 @@ func (c *Core) placeGangs(full bool, on []*node) {
 		}
 		for {
 			c.spawn(j)
-			if j.pending.len() == 0 || j.backoff > c.now {
+			if j.pending.len() == 0 || j.backoff > c.now || c.gangAtLimit(j) != "" {
 				break
 			}
 			plan := c.choose(j, func(n *node) wire.Resources {
@@ -72,7 +72,7 @@ func (c *Core) placeGangs(full bool, on []*node) {
 			}
 			c.reserve(j, plan)
 		}
-		if j.pending.len() > 0 && first == nil {
+		if j.pending.len() > 0 && first == nil && c.gangAtLimit(j) == "" {
 			first = j
 		}
 	}

@@ -295,6 +295,10 @@ func (c *Core) placeGroups() {
 
 // tryGroup reserves the room of a group, if there is some.
 func (c *Core) tryGroup(g *group) {
+	if why := c.atLimit(g.spec.Job, g.spec.Limits, g.left()); why != "" {
+		c.groupFails(g, why)
+		return
+	}
 	var sites []*groupSite
 	asks := &wire.Shape{}
 	for _, n := range c.order {
@@ -319,6 +323,16 @@ func (c *Core) tryGroup(g *group) {
 		n.idle = 0
 	}
 	c.orderAll(g, g.plan, wire.BundleOrder{What: wire.BundleReserve, Round: g.round, Commit: len(g.plan) == 1})
+}
+
+// left is what the bundles take that are nowhere yet.
+func (g *group) left() (r wire.Resources) {
+	for i, n := range g.at {
+		if n == "" {
+			r = r.Add(g.spec.Bundles[i], 1)
+		}
+	}
+	return r
 }
 
 // groupFails has a group tried again later.
@@ -529,7 +543,7 @@ func (c *Core) matchGroups() {
 				}
 				if k = min(k, d.want()); k > 0 {
 					d.flying += k
-					c.offer(d, on, k)
+					c.offer(d, on, k, false)
 				}
 			}
 		}

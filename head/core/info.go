@@ -27,6 +27,7 @@ func (c *Core) jobInfo(d *jobD) wire.JobInfo {
 	}
 	if j := c.jobs[d.ID]; j != nil {
 		x.Version = j.version()
+		x.Uses = c.jobUses(j)
 		x.Running = j.running
 		for _, g := range j.gangs {
 			if g.phase == gangRunning {
@@ -221,7 +222,7 @@ func (c *Core) taskInfo(d *jobD, i uint32, on map[uint32]place) wire.TaskInfo {
 
 func (c *Core) info() wire.ClusterInfo {
 	x := wire.ClusterInfo{Name: c.cfg.Cluster, SpecPath: c.d.st.SpecPath, SpecText: c.d.st.SpecText, Version: c.cfg.Version, HeadEpoch: c.Epoch(),
-		HeadPID: c.cfg.HeadPID, HeadHost: c.cfg.HeadHost, Started: c.d.st.Created, Recovering: c.recovering, Jobs: map[string]int{}}
+		HeadPID: c.cfg.HeadPID, HeadHost: c.cfg.HeadHost, Started: c.d.st.Created, Recovering: c.recovering, Jobs: map[string]int{}, Uses: c.allUses()}
 	x.Pools, x.Nodes = c.poolInfos(), c.nodeInfos()
 	for _, d := range c.d.st.Jobs {
 		if d.Spec.Hidden {

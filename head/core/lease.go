@@ -1,8 +1,6 @@
 package core
 
 import (
-	"cmp"
-	"fmt"
 	"slices"
 
 	"launcher/wire"
@@ -13,23 +11,21 @@ const (
 	offerFor = 3 * second
 	// matchEvery bounds how often demand is matched with room.
 	matchEvery = 10 * millisecond
-	// starveFor is how long a demand gets nothing before leases of others are cut for it.
-	starveFor = second
 	// leaseEpoch is the lowest bit of the head's epoch in a LeaseID.
 	leaseEpoch = 40
 )
 
 // lease is room on one node for another one's tasks.
 type lease struct {
-	id     wire.LeaseID
-	to     *node // who runs its tasks there
-	on     *node
-	shape  uint32 // of to
-	spec   wire.Shape
-	slots  int
-	seq    uint64 // of Leased; 0 = the offer is not answered
-	at     int64  // of the offer, then of the grant
-	cutFor int64  // when it was last cut for somebody else
+	id    wire.LeaseID
+	to    *node // who runs its tasks there
+	on    *node
+	shape uint32 // of to
+	spec  wire.Shape
+	slots int
+	seq   uint64 // of Leased; 0 = the offer is not answered
+	at    int64  // of the offer, then of the grant
+	wait  bool   // the offer waits for its turn there
 }
 
 // demand is what a node has waiting of one shape.
@@ -40,10 +36,11 @@ type demand struct {
 	waiting int
 	since   int64
 	near    uint32
-	flying  int   // slots under way to it, or told and not counted in
-	has     int   // slots of all its leases
-	at      int64 // since when the head knows of it
-	hungry  int64 // since when it wants more and gets nothing; 0 = it does not
+	flying  int    // slots under way to it, or told and not counted in
+	has     int    // slots of all its leases
+	told    string // why it gets nothing, as its node was told
+	at      int64  // since when the head knows of it
+	hungry  int64  // since when it wants more and gets nothing; 0 = it does not
 }
 
 // room is what a number of its slots takes of the node's room: those in a bundle of a group
@@ -56,7 +53,7 @@ func (l *lease) room(slots int) wire.Resources {
 }
 
 // flying reports whether who asked has not counted it in yet.
-func (l *lease) flying() bool { return l.seq == 0 || l.seq > l.to.leaseSeen }
+func (l *lease) flying() bool { return !l.wait && (l.seq == 0 || l.seq > l.to.leaseSeen) }
 
 func (d *demand) want() int { return max(0, d.waiting-d.flying) }
 
@@ -71,7 +68,7 @@ func (c *Core) demanded(n *node, m wire.Demand) {
 		}
 		d := &demand{n: n, id: x.ID, spec: x.Shape, waiting: int(min(x.Waiting, 1<<30)), since: min(c.now, x.Since-n.offset), near: x.Near}
 		if o := old[x.ID]; o != nil && o.waiting > 0 {
-			d.hungry, d.at = o.hungry, o.at
+			d.hungry, d.at, d.told = o.hungry, o.at, o.told
 		} else if d.at = c.now; x.Shape.Strategy.Kind == wire.StrategyGroup {
 			if never := c.neverGrouped(&x.Shape, false); never.Why != "" && x.Waiting > 0 {
 				never.Shape = x.ID
@@ -103,14 +100,18 @@ func (c *Core) wanting() {
 	}
 }
 
-func (c *Core) offer(d *demand, on *node, slots int) {
+// offer asks for room: for what is there, or, to wait, for what others give back.
+func (c *Core) offer(d *demand, on *node, slots int, wait bool) {
 	c.leaseID++
-	l := &lease{id: wire.LeaseID(uint64(c.Epoch())<<leaseEpoch | c.leaseID), to: d.n, on: on, shape: d.id, spec: d.spec, slots: slots, at: c.now}
+	l := &lease{id: wire.LeaseID(uint64(c.Epoch())<<leaseEpoch | c.leaseID), to: d.n, on: on, shape: d.id, spec: d.spec, slots: slots, at: c.now, wait: wait}
 	d.n.takes[l.id], on.gives[l.id] = l, l
-	on.offered = on.offered.Add(l.room(slots), 1)
+	if !wait {
+		on.offered = on.offered.Add(l.room(slots), 1)
+		d.hungry = 0
+	}
 	on.idle = 0
-	d.hungry, d.has = 0, d.has+slots
-	c.send(on, wire.MsgLeaseOffer, wire.LeaseOffer{Lease: l.id, For: d.n.id, Number: c.durable(d.n).Number, Shape: l.spec, Slots: uint32(slots), Until: c.now + offerFor + on.offset})
+	d.has += slots
+	c.send(on, wire.MsgLeaseOffer, wire.LeaseOffer{Lease: l.id, For: d.n.id, Number: c.durable(d.n).Number, Shape: l.spec, Slots: uint32(slots), Until: c.now + offerFor + on.offset, Wait: wait})
 }
 
 // leaseGranted takes the answer to an offer.
@@ -122,18 +123,26 @@ func (c *Core) leaseGranted(n *node, m wire.LeaseGrant) {
 		}
 		return
 	}
-	n.offered = n.offered.Add(l.room(l.slots), -1)
 	got := min(int(m.Slots), l.slots)
-	d := l.to.demands[l.shape]
+	d, waited := l.to.demands[l.shape], l.wait
+	if l.wait = false; !waited {
+		n.offered = n.offered.Add(l.room(l.slots), -1)
+	}
 	if d != nil {
-		d.flying -= l.slots - got
-		d.has -= l.slots - got
+		if d.has -= l.slots - got; waited {
+			d.flying += got
+		} else {
+			d.flying -= l.slots - got
+		}
 	}
 	l.slots = got
 	if got == 0 {
 		c.dropLease(l)
 		if l.spec.Strategy.Kind == wire.StrategyGroup {
 			c.refusedIn(l)
+			return
+		}
+		if waited {
 			return
 		}
 		// Its next Beat says what it really has; until then it has nothing.
@@ -181,11 +190,14 @@ func (c *Core) cut(l *lease, k int, why string, tell ...*node) {
 			d.flying -= k
 		}
 	}
-	if l.seq == 0 {
+	if l.seq == 0 && !l.wait {
 		l.on.offered = l.on.offered.Add(l.room(k), -1)
 	}
 	for _, n := range slices.Compact(tell) {
 		c.send(n, wire.MsgLeaseCut, wire.LeaseCut{Lease: l.id, Slots: uint32(k), Why: why})
+	}
+	if why != "" && l.seq != 0 {
+		c.remains(l, k)
 	}
 	if l.slots == 0 {
 		c.dropLease(l)
@@ -221,8 +233,7 @@ func (c *Core) takeBack(n *node, why string, which func(*lease) bool) {
 	}
 }
 
-// watchLeases ends offers that nobody answers, and has leases of others cut for demands
-// that get nothing.
+// watchLeases ends offers that nobody answers.
 func (c *Core) watchLeases() {
 	for _, n := range c.order {
 		for _, id := range sortedKeys(n.gives) {
@@ -235,7 +246,6 @@ func (c *Core) watchLeases() {
 		}
 	}
 	c.anyLease = false
-	share := c.leasedByJob()
 	for _, n := range c.order {
 		c.anyLease = c.anyLease || len(n.demands)+len(n.gives) > 0
 		for _, id := range sortedKeys(n.demands) {
@@ -243,51 +253,11 @@ func (c *Core) watchLeases() {
 			if d.want() > 0 {
 				c.wanting()
 			}
-			switch {
-			case d.want() == 0 || d.flying > 0:
+			if d.want() == 0 || d.flying > 0 {
 				d.hungry = 0
-			case d.hungry == 0:
-				d.hungry = c.now
-			case c.now-d.hungry >= starveFor:
-				d.hungry = c.now
-				c.reclaim(d, share)
 			}
 		}
 	}
-}
-
-// reclaim cuts a lease of lower priority for a demand, or, where the priority is the
-// same, one of a job that has more than it would still have then. What runs under it
-// runs on; nothing new begins.
-func (c *Core) reclaim(d *demand, share map[wire.JobID]float64) {
-	var victim *lease
-	for _, n := range c.order {
-		if !c.usable(n) || !c.suits(n, d.n, &d.spec) || !c.mayLease(n, &d.spec) {
-			continue
-		}
-		for _, id := range sortedKeys(n.gives) {
-			l := n.gives[id]
-			if l.seq == 0 || l.spec.Strategy.Kind == wire.StrategyGroup || l.spec.Priority > d.spec.Priority || l.spec.Job == d.spec.Job && l.spec.Priority == d.spec.Priority {
-				continue
-			}
-			after := share[l.spec.Job] - c.weight(l.spec.Resources)
-			if l.spec.Priority == d.spec.Priority && after <= share[d.spec.Job] {
-				continue
-			}
-			if victim == nil || cmp.Or(cmp.Compare(l.spec.Priority, victim.spec.Priority), cmp.Compare(share[victim.spec.Job], share[l.spec.Job])) < 0 {
-				victim = l
-			}
-		}
-	}
-	if victim == nil {
-		return
-	}
-	k := 1
-	for k < victim.slots && !(wire.Resources{}).Add(victim.spec.Resources, int64(k)).Fits(d.spec.Resources) {
-		k++
-	}
-	share[victim.spec.Job] -= float64(k) * c.weight(victim.spec.Resources)
-	c.cut(victim, k, fmt.Sprintf("others wait: job %d", d.spec.Job), victim.to, victim.on)
 }
 
 // beatRoom takes what a node's beat says for leases and holds.

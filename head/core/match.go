@@ -60,7 +60,7 @@ func (c *Core) suits(n *node, to *node, s *wire.Shape) bool {
 	case wire.StrategyGroup:
 		return false // matchGroups
 	}
-	return n != to // what fits there it runs without asking
+	return n != to || len(s.Limits) > 0 // else what fits there it runs without asking
 }
 
 // mayLease reports whether a hold leaves a node to a demand, as mayUse does for jobs.
@@ -83,6 +83,7 @@ func (c *Core) matchAll() {
 		c.placeGroups()
 		c.matchGroups()
 		more := c.match(math.MinInt)
+		c.claim(c.demands(math.MinInt))
 		c.leasing, c.matched = 0, c.now
 		if more {
 			c.wanting()
@@ -90,11 +91,8 @@ func (c *Core) matchAll() {
 	}
 }
 
-// match gives room to demands of a priority above the given one: by priority, then to
-// the job that has least, then to who waits longest. more says that it stopped in the
-// middle, so as not to keep the head too long.
-func (c *Core) match(above int) (more bool) {
-	var ds []*demand
+// demands are those that want room, of a priority above the given one.
+func (c *Core) demands(above int) (ds []*demand) {
 	for _, n := range c.order {
 		if !c.usable(n) {
 			continue
@@ -105,6 +103,14 @@ func (c *Core) match(above int) (more bool) {
 			}
 		}
 	}
+	return ds
+}
+
+// match gives room to demands of a priority above the given one: by priority, then to
+// the job that has least, then to who waits longest. more says that it stopped in the
+// middle, so as not to keep the head too long.
+func (c *Core) match(above int) (more bool) {
+	ds := c.demands(above)
 	if len(ds) == 0 {
 		return false
 	}
@@ -122,6 +128,7 @@ func (c *Core) match(above int) (more bool) {
 		return false
 	}
 	share := c.leasedByJob()
+	limited := map[string]wire.Resources{} // what jobs with limits have
 	give := map[*demand]map[*node]int{}
 	at := map[*demand]*sites{}
 	for round := 0; len(ds) > 0; round++ {
@@ -130,7 +137,7 @@ func (c *Core) match(above int) (more bool) {
 			break
 		}
 		slices.SortStableFunc(ds, func(a, b *demand) int {
-			return cmp.Or(cmp.Compare(b.spec.Priority, a.spec.Priority), cmp.Compare(share[a.spec.Job], share[b.spec.Job]), cmp.Compare(a.since, b.since))
+			return cmp.Or(cmp.Compare(b.spec.Priority, a.spec.Priority), cmp.Compare(share[a.spec.Owner], share[b.spec.Owner]), cmp.Compare(a.since, b.since))
 		})
 		d := ds[0]
 		s := at[d]
@@ -148,9 +155,22 @@ func (c *Core) match(above int) (more bool) {
 		if !s.spread {
 			k = max(1, min(d.want(), room[n].Times(d.spec.Resources, maxWindow)/len(ds)))
 		}
+		if len(d.spec.Limits) > 0 {
+			used, ok := limited[d.spec.Owner]
+			if !ok {
+				used = c.uses(d.spec.Owner, c.jobOf(d.spec.Owner))
+			}
+			if k = d.spec.Limits.Times(used, d.spec.Resources, k); k == 0 {
+				c.held(d, jobName(d.spec.Owner)+" is at its limit of "+d.spec.Limits.Reached(used, d.spec.Resources))
+				ds = ds[1:]
+				continue
+			}
+			limited[d.spec.Owner] = used.Add(d.spec.Resources, int64(k))
+			c.held(d, "")
+		}
 		room[n] = room[n].Add(d.spec.Resources, -int64(k))
 		s.took(k, room)
-		share[d.spec.Job] += float64(k) * c.weight(d.spec.Resources)
+		share[d.spec.Owner] += float64(k) * c.weight(d.spec.Resources)
 		d.flying += k
 		if give[d] == nil {
 			give[d] = map[*node]int{}
@@ -169,7 +189,7 @@ func (c *Core) offerAll(give map[*demand]map[*node]int) {
 	ds := slices.SortedFunc(maps.Keys(give), func(a, b *demand) int { return cmp.Or(byName(a.n, b.n), cmp.Compare(a.id, b.id)) })
 	for _, d := range ds {
 		for _, n := range slices.SortedFunc(maps.Keys(give[d]), byName) {
-			c.offer(d, n, give[d][n])
+			c.offer(d, n, give[d][n], false)
 		}
 	}
 }
@@ -258,12 +278,12 @@ func (p *sites) took(k int, room map[*node]wire.Resources) {
 }
 
 // leasedByJob is how much of the cluster each job's leases are, as weight.
-func (c *Core) leasedByJob() map[wire.JobID]float64 {
-	out := map[wire.JobID]float64{}
+func (c *Core) leasedByJob() map[string]float64 {
+	out := map[string]float64{}
 	for _, n := range c.order {
 		for _, id := range sortedKeys(n.gives) {
 			l := n.gives[id]
-			out[l.spec.Job] += float64(l.slots) * c.weight(l.spec.Resources)
+			out[l.spec.Owner] += float64(l.slots) * c.weight(l.spec.Resources)
 		}
 	}
 	return out
@@ -299,6 +319,9 @@ func (c *Core) leaseDemand(p *pool) int {
 func (c *Core) neverLeased(to *node, s *wire.Shape) string {
 	if c.recovering {
 		return ""
+	}
+	if why := overLimit("a task", s.Limits, s.Resources); why != "" {
+		return why
 	}
 	st := &s.Strategy
 	if st.Kind == wire.StrategyNode && !st.Soft {

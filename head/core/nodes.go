@@ -13,29 +13,30 @@ import (
 
 // node is the soft state of a node that is up: who it is, what it answers for.
 type node struct {
-	id      wire.NodeID
-	epoch   wire.Epoch
-	pool    string
-	hello   wire.Hello
-	beat    wire.Beat
-	total   wire.Resources // what may be handed out
-	foreign int            // GPUs that others use
-	conn    bool
-	greeted bool // has said Hello in this life of the head
-	seen    int64
-	offset  int64 // its clock minus ours
-	since   int64
-	shares  map[wire.JobID]*share
-	parts   map[wire.Task]*part
-	known   map[wire.JobID]bool // jobs it was told of on this connection
-	rounds  map[wire.Try]int    // Reserves it has not answered yet
-	held    *hold               // what its room is kept for
-	until   int64               // when that is expected to start; 0 = unknown
-	suspect bool
-	leaving bool // told to shut down
-	asked   int64
-	idle    int64 // since when it has nothing to do; 0 = it has
-	moved   bool  // its work has been told to leave
+	id       wire.NodeID
+	epoch    wire.Epoch
+	pool     string
+	hello    wire.Hello
+	beat     wire.Beat
+	remnants []remnant
+	total    wire.Resources // what may be handed out
+	foreign  int            // GPUs that others use
+	conn     bool
+	greeted  bool // has said Hello in this life of the head
+	seen     int64
+	offset   int64 // its clock minus ours
+	since    int64
+	shares   map[wire.JobID]*share
+	parts    map[wire.Task]*part
+	known    map[wire.JobID]bool // jobs it was told of on this connection
+	rounds   map[wire.Try]int    // Reserves it has not answered yet
+	held     *hold               // what its room is kept for
+	until    int64               // when that is expected to start; 0 = unknown
+	suspect  bool
+	leaving  bool // told to shut down
+	asked    int64
+	idle     int64 // since when it has nothing to do; 0 = it has
+	moved    bool  // its work has been told to leave
 
 	free      wire.Resources // by its last Beat, less what it was told to give since
 	tasks     wire.Resources // what SDK tasks have, likewise

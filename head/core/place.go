@@ -99,7 +99,7 @@ func (c *Core) spawn(j *job) {
 }
 
 // room is what a node has for a job: all of it, less the gangs there and what jobs of
-// higher precedence use. With idle, less what any other or the same job uses: room in
+// higher priority use: among others the node sees to it that they take turns. With idle, less what any other or the same job uses: room in
 // which a task starts at once.
 func (c *Core) room(n *node, j *job, idle bool) wire.Resources {
 	r := n.total
@@ -110,7 +110,7 @@ func (c *Core) room(n *node, j *job, idle bool) wire.Resources {
 		r = r.Add(p.job.need, -p.count)
 	}
 	for _, s := range n.shares {
-		if s.job != j && (idle || precedence(s.job, j) < 0) || s.job == j && idle {
+		if s.job != j && (idle || s.job.d.Spec.Priority > j.d.Spec.Priority) || s.job == j && idle {
 			r = r.Add(s.job.need, -int64(s.uses(n)))
 		}
 	}
@@ -228,7 +228,7 @@ func (c *Core) placeTasks(j *job, on []*node, full bool) {
 	}
 	// First room that is idle; what cannot fill all of it is spread, most room first.
 	slices.SortStableFunc(cs, func(a, b candidate) int { return cmp.Compare(b.idle, a.idle) })
-	waiting := j.pending.len()
+	waiting := c.mayHave(fmt.Sprint(j.id), j.d.Spec.Limits, j.need, j.pending.len())
 	left := waiting
 	for i := range cs {
 		g := cs[i].idle

@@ -25,6 +25,9 @@ func (c *Core) checkPossible(j *job) {
 // placement (eligible, Times), on what nodes have in all rather than what is free.
 func (c *Core) impossible(j *job) string {
 	s := &j.d.Spec
+	if why := overLimit("a task", s.Limits, j.whole()); why != "" {
+		return why
+	}
 	want, sum, nodes := int(max(1, s.Ranks)), 0, 0
 	var largest wire.NodeID
 	var most wire.Resources
@@ -209,6 +212,7 @@ func (c *Core) whyJob(d *jobD) []string {
 	out = append(out, c.heldOutput(d.ID)...)
 	out = append(out, c.whyGroups(fmt.Sprint(d.ID))...)
 	out = append(out, c.halfSaved(j)...)
+	out = append(out, c.whyPrograms(j)...)
 	if j.pending.len() > 0 {
 		out = append(out, c.waiting(j)...)
 	}
@@ -251,6 +255,12 @@ func (c *Core) waiting(j *job) []string {
 		return []string{"the head has restarted and waits for " + strings.Join(missing, ", ") + " before it hands anything out"}
 	}
 	var out []string
+	if why := c.atLimit(fmt.Sprint(j.id), j.d.Spec.Limits, j.whole()); why != "" {
+		return []string{"waits: " + why}
+	}
+	if j.d.Spec.Priority != 0 {
+		out = append(out, fmt.Sprintf("its priority is %d", j.d.Spec.Priority))
+	}
 	if j.backoff > c.now {
 		out = append(out, fmt.Sprintf("a node refused its reservation (%s), tried again in %d ms", j.refused, (j.backoff-c.now)/millisecond))
 	}
@@ -299,6 +309,32 @@ func (c *Core) waiting(j *job) []string {
 	}
 	if len(out) == 0 {
 		out = append(out, "it is about to start")
+	}
+	return out
+}
+
+// whyPrograms says what tasks of a job's programs use and wait for.
+func (c *Core) whyPrograms(j *job) (out []string) {
+	owner := fmt.Sprint(j.id)
+	if use := c.jobUses(j); !use.Nothing() {
+		s := fmt.Sprintf("job %d has %s", j.id, use)
+		if len(j.d.Spec.Limits) > 0 {
+			s += ", its limit is " + j.d.Spec.Limits.String()
+		}
+		out = append(out, s)
+	}
+	for _, n := range c.order {
+		for _, id := range sortedKeys(n.demands) {
+			d := n.demands[id]
+			if d.spec.Owner != owner || d.waiting == 0 {
+				continue
+			}
+			s := fmt.Sprintf("%d tasks that want %s wait on %s", d.waiting, d.spec.Resources, n.id)
+			if d.told != "" {
+				s += ": " + d.told
+			}
+			out = append(out, s)
+		}
 	}
 	return out
 }

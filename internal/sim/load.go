@@ -131,7 +131,7 @@ func (l *load) begin() {
 	if w.rng.IntN(2) == 0 {
 		for range w.rng.IntN(3) + 1 {
 			i := w.rng.IntN(poolSize)
-			shape := wire.Shape{Resources: wire.Resources{CPU: wire.Unit * int64(1+w.rng.IntN(4)) / 2}, Priority: w.rng.IntN(3) - 1, Job: wire.JobID(100 + i)}
+			shape := wire.Shape{Resources: wire.Resources{CPU: wire.Unit * int64(1+w.rng.IntN(4)) / 2}, Priority: w.rng.IntN(3) - 1, Job: wire.JobID(100 + i), Owner: fmt.Sprint(100 + i)}
 			shape.Strategy.Kind = wire.StrategyKind(w.rng.IntN(4) / 3) // some spread
 			n, mean := 10+w.rng.IntN(100), []int64{20 * millisecond, 200 * millisecond, 2 * second}[w.rng.IntN(3)]
 			w.after(w.between(second, 8*second), func() {
@@ -157,7 +157,7 @@ func (l *load) flood() {
 		for i := range poolSize {
 			if m := w.nodes[nodeName(i)]; m != nil {
 				for k := range 3 {
-					shape := wire.Shape{Resources: wire.Resources{CPU: wire.Unit * int64(1+k) / 2}, Job: wire.JobID(100 + i)}
+					shape := wire.Shape{Resources: wire.Resources{CPU: wire.Unit * int64(1+k) / 2}, Job: wire.JobID(100 + i), Owner: fmt.Sprint(100 + i)}
 					m.tasks.flood(shape, 500, []int64{10 * millisecond, 100 * millisecond, 2 * second}[k], true)
 				}
 			}

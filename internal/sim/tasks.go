@@ -41,6 +41,7 @@ type taken struct {
 
 // stay is a task that runs on a node.
 type stay struct {
+	owner string
 	need  wire.Resources
 	slot  agent.Slot
 	lease wire.LeaseID
@@ -63,15 +64,16 @@ func (t *tasks) kick() {
 	if !m.alive || !m.up || m.w.err != nil {
 		return
 	}
+	t.claim()
 	for _, k := range t.kinds {
 		for k.waiting > 0 && k.shape.Strategy.Kind == wire.StrategyDefault {
-			s, ok := m.core.TakeRoomFor(m.clock(), k.shape.Resources, k.shape.Time)
+			s, ok := m.core.TakeRoomFor(m.clock(), agent.Who{Job: k.shape.Owner, Priority: k.shape.Priority}, k.shape.Resources, k.shape.Time)
 			if !ok {
 				break
 			}
 			k.waiting--
 			k.out++
-			t.stay(&stay{need: k.shape.Resources, slot: s}, k.mean, func() { t.ended(k) }, func() { t.again(k) })
+			t.stay(&stay{owner: k.shape.Owner, need: k.shape.Resources, slot: s}, k.mean, func() { t.ended(k) }, func() { t.again(k) })
 		}
 	}
 	for _, id := range sortedLeases(t.leases) {
@@ -91,6 +93,31 @@ func (t *tasks) kick() {
 		}
 	}
 	m.step(agent.DemandChanged{Seen: t.seen, Shapes: t.demand()})
+}
+
+// claim says what each job uses here and wants.
+func (t *tasks) claim() {
+	all := map[string]agent.Claim{}
+	for _, s := range t.room {
+		x := all[s.owner]
+		x.Job, x.Use = s.owner, x.Use.Add(s.need, 1)
+		all[s.owner] = x
+	}
+	for _, k := range t.kinds {
+		if k.waiting == 0 || k.shape.Strategy.Kind != wire.StrategyDefault {
+			continue
+		}
+		x := all[k.shape.Owner]
+		if x.Job = k.shape.Owner; !x.Waits || k.shape.Priority > x.Want.Priority {
+			x.Waits, x.Want = true, agent.Want{Priority: k.shape.Priority, Need: k.shape.Resources, Since: t.m.clock()}
+		}
+		all[k.shape.Owner] = x
+	}
+	list := []agent.Claim{}
+	for _, x := range all {
+		list = append(list, x)
+	}
+	t.m.core.Claim(t.m.clock(), list)
 }
 
 func sortedLeases(m map[wire.LeaseID]*taken) []wire.LeaseID {
@@ -173,7 +200,7 @@ func (t *tasks) foreign(of *tasks, k *kind, id wire.LeaseID, number uint32, ok, 
 		m.w.after(20*millisecond, func() { t.foreign(of, k, id, number, ok, failed, tries+1) })
 		return
 	}
-	t.stay(&stay{need: k.shape.Resources, slot: s, lease: id}, k.mean, ok, failed)
+	t.stay(&stay{owner: k.shape.Owner, need: k.shape.Resources, slot: s, lease: id}, k.mean, ok, failed)
 }
 
 // stay runs a task here.
@@ -195,6 +222,7 @@ func (t *tasks) stay(s *stay, mean int64, ok, failed func()) {
 			} else {
 				m.core.GiveRoom(s.need, s.slot)
 			}
+			t.claim()
 			m.core.RoomGiven()
 			m.step(agent.Flush{})
 		}
@@ -246,6 +274,9 @@ func (t *tasks) effect(e agent.Effect) {
 	case agent.LeasesEnd:
 		t.void()
 	case agent.NoRoomEver:
+		if e.Held {
+			return
+		}
 		t.m.w.fail("%s: no room ever for shape %d: %s", t.m.name(), e.Shape, e.Why)
 	}
 	t.m.w.after(0, t.kick)

@@ -82,6 +82,8 @@ def init(
     runtime_env: Optional[Dict[str, Any]] = None,
     ignore_reinit_error: bool = False,
     log_to_driver: bool = True,
+    priority: Optional[int] = None,
+    limits: Optional[Dict[str, float]] = None,
     **ignored: Any,
 ) -> Context:
     """Connect this program to a cluster; the first call that needs one does it too.
@@ -91,6 +93,11 @@ def init(
     only one up here. With none up a cluster on this machine is started, for as long as
     the program lives; the numbers say how large it is.
 
+    priority is that of all tasks and actors of the program which name none: higher goes
+    first (default: that of its run, else 0). limits is the most that they may use at a
+    time in the whole cluster, all together: {"cpu": 8, "gpu": 1, "memory": bytes, ...};
+    in a run, what `launcher run --limit` says goes before it.
+
     Raises launcher.Error when there is none, RuntimeError when it is connected already.
     """
     global _local, _where
@@ -98,6 +105,7 @@ def init(
     if unknown:
         raise TypeError(f"init() has no parameter {sorted(unknown)[0]!r}")
     _remote.environment(runtime_env)
+    bounds = _limits(limits)
     with _lock:
         client = _client.current()
         if client is not None and not client.closed:
@@ -114,7 +122,7 @@ def init(
             if "LAUNCHER_SOCKET" not in os.environ and process is None and address not in (None, "auto"):
                 raise ValueError("num_cpus, num_gpus and resources are for a cluster that init starts; one is up already")
         try:
-            client = _connect(where, log_to_driver)
+            client = _connect(where, log_to_driver, priority, bounds)
         except BaseException:
             if process is not None:
                 _end(process)
@@ -128,13 +136,21 @@ def init(
         return Context(client)
 
 
-def _connect(where: str, log: bool) -> _client.Client:
+def _limits(given: Optional[Dict[str, float]]) -> Optional[Dict[str, int]]:
+    """Limits as the agent takes them."""
+    for name, v in (given or {}).items():
+        if name in ("CPU", "GPU", "num_cpus", "num_gpus") or not isinstance(v, (int, float)) or v < 0:
+            raise ValueError(f"limits={{{name!r}: {v!r}}}: give amounts by name: cpu, gpu, memory (bytes), or a resource of the cluster's own")
+    return {name: int(v) if name == "memory" else round(v * 10_000) for name, v in given.items()} if given else None
+
+
+def _connect(where: str, log: bool, priority: Optional[int], limits: Optional[Dict[str, int]]) -> _client.Client:
     end = time.monotonic() + _JOIN
     while True:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             sock.connect(socket_path(where))
-            return _client.Client(sock, where, hello(1, name=_name()), None, log)
+            return _client.Client(sock, where, hello(1, name=_name(), priority=priority, limits=limits), None, log)
         except (OSError, Error) as e:
             sock.close()
             refused = isinstance(e, Error) and e.kind not in ("unavailable", "lost")

@@ -5,16 +5,16 @@ from __future__ import annotations
 import atexit
 import os
 import sys
-from typing import Any, List
+from typing import Any, Dict, List, Optional
 
 from . import _frames as f
 
 
-def hello(kind: int, token: str = "", name: str = "") -> List[Any]:
+def hello(kind: int, token: str = "", name: str = "", priority: Optional[int] = None, limits: Optional[Dict[str, int]] = None) -> List[Any]:
     """What this process says first."""
     return [
         f.VERSION, kind, "python", os.getpid(), os.environ.get("LAUNCHER_PROC", ""), os.environ.get("LAUNCHER_JOB_ID", ""),
-        name, 0, b"", token, sys.executable, os.getcwd(), [] if token else _path(),
+        name, 0, b"", token, sys.executable, os.getcwd(), [] if token else _path(), priority, limits,
     ]  # fmt: skip
 
 

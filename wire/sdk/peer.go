@@ -65,6 +65,7 @@ type PeerHello struct {
 	Path     []string
 	Sum      string // SHA-256 (hexadecimal) of a Go program, to be had of this agent; "" = not known
 	DirOf    uint32 // Dir is a working_dir of the node of this number; 0 = each node's own
+	Terms    wire.Terms
 }
 
 // AppendElsewhere adds a value that is in the memory of the given nodes.

@@ -133,6 +133,8 @@ type Hello struct {
 	Program  string
 	Dir      string
 	Path     []string
+	Priority *int             // of what a driver submits; nil = it does not say
+	Limits   map[string]int64 // that its job is to keep
 }
 
 // Welcome answers it.
