@@ -148,7 +148,7 @@ func (c *Core) admit() {
 	skip := map[any]bool{}
 	for {
 		var best *claimant
-		for _, x := range c.claimants() {
+		for x := range c.claimants {
 			if x.waits() != nil && !skip[x.waits()] && (best == nil || c.Before(x.Who, best.Who) < 0) {
 				best = &x
 			}

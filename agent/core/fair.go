@@ -213,29 +213,30 @@ func (c *Core) wanting(p *portion) bool { return p.asked != 0 && c.now-p.asked <
 // Contended reports whether anybody besides tasks waits for room.
 func (c *Core) Contended() bool { return len(c.offers) > 0 || c.s.queued() > 0 }
 
-// claimants are all who wait for room, in no order.
-func (c *Core) claimants() (out []claimant) {
+// claimants visits all who wait for room, in no order.
+func (c *Core) claimants(visit func(claimant) bool) {
 	for _, j := range c.s.jobs {
-		if j.queue.n > 0 {
-			out = append(out, claimant{Who: j.who(), need: j.spec.Spec.Resources, since: j.blocked, job: j})
+		if j.queue.n > 0 && !visit(claimant{Who: j.who(), need: j.spec.Spec.Resources, since: j.blocked, job: j}) {
+			return
 		}
 	}
 	for i := range c.offers {
 		o := &c.offers[i]
-		out = append(out, claimant{Who: Who{o.Shape.Owner, o.Shape.Priority}, need: o.Shape.Resources, since: o.at, offer: o})
-	}
-	for job, p := range c.portions {
-		if c.wanting(p) {
-			out = append(out, claimant{Who: Who{job, p.want.Priority}, need: p.want.Need, since: p.want.Since})
+		if !visit(claimant{Who: offerWho(&o.LeaseOffer), need: o.Shape.Resources, since: o.at, offer: o}) {
+			return
 		}
 	}
-	return out
+	for job, p := range c.portions {
+		if c.wanting(p) && !visit(claimant{Who: Who{job, p.want.Priority}, need: p.want.Need, since: p.want.Since}) {
+			return
+		}
+	}
 }
 
 // ahead gives who is to have room before w has need of it; nil = w may. That is who comes
 // before it and could have the room now, or has waited so long that it is collected.
 func (c *Core) ahead(w Who, need wire.Resources) *claimant {
-	for _, x := range c.claimants() {
+	for x := range c.claimants {
 		if x.Job == w.Job || !c.pool.could(x.need) || c.Before(x.Who, w) >= 0 {
 			continue
 		}

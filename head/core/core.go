@@ -53,6 +53,7 @@ type Core struct {
 	leaseID  uint64 // counts the leases of this life
 	leasing  int64  // when demand is to be matched with room; 0 = nothing has changed
 	matched  int64  // when it last was
+	claimed  int64  // when room that others have was last asked for
 	anyLease bool   // there may be demand or leases
 }
 

@@ -21,6 +21,9 @@ const (
 	// maxClaims how many slots of it at a time.
 	claimAfter = 100 * millisecond
 	maxClaims  = 16
+	// claimEvery bounds how often room is asked for, maxClaiming for how many demands then.
+	claimEvery  = 100 * millisecond
+	maxClaiming = 16
 )
 
 // remnant is room of a lease that was cut while something may have run in it.
@@ -232,8 +235,15 @@ func (c *Core) jobUses(j *job) (r wire.Resources) {
 
 // claim has demands that found no room wait for some, where jobs are that have more.
 func (c *Core) claim(ds []*demand) {
+	if len(ds) == 0 || c.now-c.claimed < claimEvery {
+		return
+	}
+	c.claimed = c.now
 	var have map[string]float64
-	for _, d := range ds {
+	slices.SortStableFunc(ds, func(a, b *demand) int {
+		return cmp.Or(cmp.Compare(b.spec.Priority, a.spec.Priority), cmp.Compare(a.hungry, b.hungry))
+	})
+	for _, d := range ds[:min(len(ds), maxClaiming)] {
 		if d.hungry == 0 {
 			d.hungry = c.now
 		}
