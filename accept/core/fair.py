@@ -117,7 +117,7 @@ b.runs()
 time.sleep(2.5)
 low = time.time()
 time.sleep(4)
-queued = [t for t in json.loads(cli("tasks", "--json", "--state", "queued", "--limit", "5000"))["tasks"] if "priority" in (t.get("why") or "")]
+queued = [t for t in json.loads(cli("tasks", "--json", "--state", "queued", "--limit", "5000"))["sdk"] if "priority" in (t.get("why") or "")]
 parts, busy = shares(low, low + 4, [a, b])
 point("priority", parts[1] >= 0.9, f"the higher one had {parts[1]:.2f}, {busy:.2f} of the room in use")
 point("why-priority", any("it is the turn of program d" in t["why"] and "of priority 1" in t["why"] for t in queued), str([t["why"] for t in queued][:1])[:300])
@@ -128,8 +128,29 @@ for d in (a, b):
 a = Driver("limited", 8, limit=3)
 a.runs()
 time.sleep(3)
-why = [t["why"] for t in json.loads(cli("tasks", "--json", "--state", "queued", "--limit", "1"))["tasks"]]
+why = [t["why"] for t in json.loads(cli("tasks", "--json", "--state", "queued", "--limit", "1"))["sdk"]]
 a.ends()
 top = most(a.spans())
 point("limit", top == 3, f"{top} ran at a time of 3 that may, {len(a.spans())} in all")
 point("why-limit", bool(why) and "is at its limit of 3 cpu" in why[0], str(why)[:300])
+
+# A program and an array of commands, of which the program was there before.
+a = Driver("program", 22, takes=0.2)
+a.runs()
+time.sleep(2)
+array = Driver.__new__(Driver)
+array.log = os.path.join(WORK, "array")
+open(array.log, "w").close()
+began = 'a=$(date +%s.%N); sleep 0.2; echo $a $(date +%s.%N) >>' + array.log
+job = cli("run", "--array", "0-999", "--detach", "--", "sh", "-c", began).split()[-1]
+while not array.spans():
+    time.sleep(0.05)
+time.sleep(3)
+low = time.time()
+time.sleep(6)
+uses = [j["uses"]["cpu"] for j in json.loads(cli("jobs", "--json"))["jobs"] if str(j["id"]) == job]
+parts, busy = shares(low, low + 6, [a, array])
+cli("cancel", job)
+point("array", all(0.35 <= p <= 0.65 for p in parts), f"shares {show(parts)}, {busy:.2f} of the room in use")
+point("jobs", bool(uses) and 2 <= uses[0] <= 6, f"`launcher jobs` says that the array has {uses}")
+a.ends()
