@@ -139,6 +139,16 @@ func (c *Core) gangAtLimit(j *job) string {
 	return c.atLimit(fmt.Sprint(j.id), j.d.Spec.Limits, j.whole())
 }
 
+// left is what the bundles take that are nowhere yet.
+func (g *group) left() (r wire.Resources) {
+	for i, n := range g.at {
+		if n == "" {
+			r = r.Add(g.spec.Bundles[i], 1)
+		}
+	}
+	return r
+}
+
 // whole is what one task of a job takes, with all its ranks.
 func (j *job) whole() wire.Resources {
 	return wire.Resources{}.Add(j.need, int64(max(1, j.d.Spec.Ranks)))

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"strings"
 
 	"launcher/internal/errs"
 	"launcher/wire"
@@ -180,21 +179,6 @@ func (c *Core) groupsRecovered() {
 
 func (g *group) name() string { return cmp.Or(g.spec.Name, g.spec.ID.String()) }
 
-// whyNot says what a group waits for.
-func (c *Core) whyNot(g *group) string {
-	why := g.why
-	if h := c.groups.hold; h != nil && h.group == g {
-		var on []string
-		for _, n := range c.order {
-			if n.held == h {
-				on = append(on, string(n.id))
-			}
-		}
-		why += "; room is held for it on " + strings.Join(on, ", ")
-	}
-	return why
-}
-
 func (g *group) placed() bool { return !slices.Contains(g.at, "") }
 
 // groupWaits has room looked for.
@@ -323,16 +307,6 @@ func (c *Core) tryGroup(g *group) {
 		n.idle = 0
 	}
 	c.orderAll(g, g.plan, wire.BundleOrder{What: wire.BundleReserve, Round: g.round, Commit: len(g.plan) == 1})
-}
-
-// left is what the bundles take that are nowhere yet.
-func (g *group) left() (r wire.Resources) {
-	for i, n := range g.at {
-		if n == "" {
-			r = r.Add(g.spec.Bundles[i], 1)
-		}
-	}
-	return r
 }
 
 // groupFails has a group tried again later.
@@ -584,22 +558,6 @@ func (c *Core) groupDemandOf(p *pool) int {
 		return n
 	}
 	return int(need) + 1
-}
-
-// whyGroups says what the groups of a job wait for.
-func (c *Core) whyGroups(job string) (out []string) {
-	for _, g := range c.groups.wait {
-		if g.spec.Job == job {
-			open := 0
-			for _, at := range g.at {
-				if at == "" {
-					open++
-				}
-			}
-			out = append(out, fmt.Sprintf("placement group %s (%s) waits for room for %d of its %d bundles: %s", cmp.Or(g.spec.Name, g.spec.ID.String()), g.state, open, len(g.at), cmp.Or(c.whyNot(g), "it is being placed")))
-		}
-	}
-	return out
 }
 
 // groupRequest serves what agents and commands ask about groups.
