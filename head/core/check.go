@@ -98,6 +98,9 @@ func (c *Core) checkLeases(n *node) error {
 		if l.on != n || l.id != id || l.to.takes[id] != l || l.slots <= 0 || c.nodes[l.to.id] != l.to {
 			return errs.New(errs.Internal, "lease %d on %s is not one of %s", id, n.id, l.to.id)
 		}
+		if l.wait {
+			continue // it counts when it has its turn
+		}
 		leased = leased.Add(l.room(l.slots), 1)
 		if l.seq == 0 {
 			offered = offered.Add(l.room(l.slots), 1)

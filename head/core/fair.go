@@ -49,7 +49,7 @@ func (c *Core) uses(owner string, j *job) (r wire.Resources) {
 				leased = leased.Add(x.need, 1)
 			}
 		}
-		r = r.Add(larger2(leased, n.usesOf(owner)), 1)
+		r = r.Add(mostOf(leased, n.usesOf(owner)), 1)
 	}
 	for _, g := range c.groups.all {
 		if g.spec.Job != owner {
@@ -88,8 +88,8 @@ func (n *node) usesOf(owner string) wire.Resources {
 	return wire.Resources{}
 }
 
-// larger2 is the larger of two of each amount.
-func larger2(a, b wire.Resources) wire.Resources {
+// mostOf is the mostOf of two of each amount.
+func mostOf(a, b wire.Resources) wire.Resources {
 	r := wire.Resources{CPU: max(a.CPU, b.CPU), GPU: max(a.GPU, b.GPU), Memory: max(a.Memory, b.Memory)}
 	for _, m := range []map[string]int64{a.Custom, b.Custom} {
 		for k, v := range m {

@@ -60,7 +60,7 @@ func TestLimit(t *testing.T) {
 	y.never = nil
 	y.say(0, wire.Demand{Shapes: []wire.Demanded{{ID: 2, Shape: wire.Shape{Resources: cpus(4), Owner: "d1-1", Limits: limits}, Waiting: 1, Since: y.now}}})
 	if len(y.never) != 1 || y.never[0].Held {
-		t.Fatalf("a task that is larger than the limit: %+v", y.never)
+		t.Fatalf("a task that is mostOf than the limit: %+v", y.never)
 	}
 }
 
