@@ -363,7 +363,7 @@ func (c *Core) Resume(now int64) {
 			}
 			if cl.spent {
 				c.touched = append(c.touched, l)
-			} else if !slices.Contains(cl.pool.idle, cl) {
+			} else if !cl.ending && !slices.Contains(cl.pool.idle, cl) {
 				cl.pool.idle = append(cl.pool.idle, cl)
 			}
 		}
