@@ -247,10 +247,7 @@ func (c *Core) flush() {
 		c.sent = c.s.seq
 	}
 	c.tellPrograms()
-	for _, b := range c.givesBack {
-		c.tell(wire.MsgLeaseBack, b)
-	}
-	c.givesBack = nil
+	c.tellBack()
 	c.tellGroups(false)
 	c.tellDemand()
 	if !c.leases.told.Equal(c.tasksUse()) {

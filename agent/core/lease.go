@@ -199,7 +199,16 @@ func (c *Core) grant(m *wire.LeaseOffer, n int, why string) {
 		why = ""
 		c.leases.gives[m.Lease] = &given{shape: m.Shape, number: m.Number, slots: n}
 	}
+	c.tellBack() // the head is not to count the same room twice
 	c.tell(wire.MsgLeaseGrant, wire.LeaseGrant{Lease: m.Lease, Slots: uint32(n), Why: why})
+}
+
+// tellBack says which slots are given back.
+func (c *Core) tellBack() {
+	for _, b := range c.givesBack {
+		c.tell(wire.MsgLeaseBack, b)
+	}
+	c.givesBack = nil
 }
 
 // offer is one that waits for its turn: room that is given back until then goes to it as

@@ -101,10 +101,11 @@ func (c *Core) checkLeases(n *node) error {
 		if l.wait {
 			continue // it counts when it has its turn
 		}
-		leased = leased.Add(l.room(l.slots), 1)
 		if l.seq == 0 {
 			offered = offered.Add(l.room(l.slots), 1)
+			continue // a slot waited for may be granted meanwhile: the node then grants less
 		}
+		leased = leased.Add(l.room(l.slots), 1)
 	}
 	for _, g := range c.groups.wait {
 		if g.round != 0 && !g.kept[n.id] {
