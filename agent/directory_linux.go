@@ -39,7 +39,7 @@ func (d *directory) welcomed(c *headConn) {
 	d.conn = c
 	var again []uint32
 	for n, k := range d.known {
-		if !k.peer.Gone {
+		if !k.peer.Gone || len(k.peer.Moved) > 0 {
 			again = append(again, n)
 		}
 	}
@@ -58,6 +58,9 @@ func (d *directory) ask(c *headConn, numbers ...uint32) {
 
 // told: the head says who a number is, or that it is no more.
 func (d *directory) told(p wire.Peer) {
+	if p.Gone { // before conversations with it end: what it owned may have another owner
+		d.news(p)
+	}
 	d.mu.Lock()
 	k := d.follow(p.Number)
 	k.peer = p
@@ -66,7 +69,9 @@ func (d *directory) told(p wire.Peer) {
 		close(k.ready)
 	}
 	d.mu.Unlock()
-	d.news(p)
+	if !p.Gone {
+		d.news(p)
+	}
 }
 
 // follow notes a number, and asks for it when it is new. mu must be held.

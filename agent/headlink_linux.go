@@ -259,6 +259,8 @@ func decodeHead(typ uint16, body []byte) (any, error) {
 		return decode[wire.BundleOrder](body)
 	case wire.MsgGroupNews:
 		return decode[wire.GroupNews](body)
+	case wire.MsgActorTake:
+		return decode[wire.ActorTake](body)
 	case wire.MsgJobsOver:
 		return decode[wire.JobsOver](body)
 	case wire.MsgPeer:

@@ -237,7 +237,7 @@ func (a *agent) performAll(ctx context.Context, effects []effect) error {
 			a.groups.leave(e)
 		case core.CloseGroup:
 			a.groups.closeGroup(e.Gang)
-		case core.LeaseTaken, core.LeaseLess, core.LeasesEnd, core.NoRoomEver, core.BundleOver, core.JobsOver:
+		case core.LeaseTaken, core.LeaseLess, core.LeasesEnd, core.NoRoomEver, core.BundleOver, core.JobsOver, core.TakeActor:
 			a.sdk.lease(e)
 		case core.GroupChanged:
 			groups = append(groups, e)

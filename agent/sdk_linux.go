@@ -270,6 +270,11 @@ func (s *sdkServer) perform(e tasks.Effect) {
 		s.withdraw(e)
 	case tasks.ActorOver:
 		s.actorOver(e.ID)
+		s.a.events.push(core.ActorsChanged{Told: wire.ActorTell{Over: []wire.ObjectID{e.ID}}})
+	case tasks.Will:
+		s.a.events.push(core.ActorsChanged{Told: wire.ActorTell{Made: []wire.ActorWill{e.ActorWill}}})
+	case tasks.NoWill:
+		s.tell(e.Job, e.Why)
 	case tasks.JobOver:
 		s.a.workers.EndJob(e.Job)
 		s.programs.forget(e.Job)

@@ -39,17 +39,25 @@ func (s *sdkServer) remoteEffect(e tasks.Effect) {
 			p.cancel()
 		}
 	case tasks.Borrow:
-		s.borrowOf(e.ID.Node()).hold(e.ID)
+		s.borrowed(e.ID, (*borrow).hold)
 	case tasks.Unfetch:
-		s.borrowOf(e.ID.Node()).letGo(e.ID)
+		s.borrowed(e.ID, (*borrow).letGo)
 	case tasks.Fetch:
-		s.borrowOf(e.ID.Node()).get(e.ID)
+		s.borrowed(e.ID, (*borrow).get)
 	case tasks.Restore:
 		s.restoreObject(e)
 	case tasks.LeaseIdle:
 		s.a.events.push(core.LeaseIdle{Lease: e.Lease, Slots: e.Slots})
 	default:
 		s.copyEffect(e)
+	}
+}
+
+// borrowed tells the owner of an object something; of an actor that waits for an owner, or for
+// this node to become that, it is said then. a.mu is held.
+func (s *sdkServer) borrowed(id wire.ObjectID, tell func(*borrow, wire.ObjectID)) {
+	if n := s.core.OwnerOf(id); n != 0 && n != s.number {
+		tell(s.borrowOf(n), id)
 	}
 }
 
@@ -93,6 +101,13 @@ func (s *sdkServer) lease(e core.Effect) {
 			s.core.BundleOver(now, e.ID)
 		case core.JobsOver:
 			s.core.JobsOver(now, e.Jobs)
+		case core.TakeActor:
+			if err := s.core.TakeActor(now, e.Actor, e.Body); err != nil {
+				s.a.log.Error("an actor cannot be taken over", "actor", e.Actor, "err", err)
+			}
+			for _, n := range s.core.NamedActors() {
+				s.names[n.Actor] = n
+			}
 		}
 	})
 }
@@ -113,6 +128,7 @@ func (s *sdkServer) peerNews(p wire.Peer) {
 	}
 	why := "node " + string(p.Node) + ": " + p.Cause
 	s.turn(func(now int64) {
+		s.core.Moved(now, p.Moved)
 		if b := s.peers.borrows[p.Number]; b != nil {
 			delete(s.peers.borrows, p.Number)
 			b.end()

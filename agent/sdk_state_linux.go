@@ -87,6 +87,7 @@ func (s *sdkServer) restore(ctx context.Context) error {
 	s.core.Resume(now)
 	p, _ := s.core.Programs()
 	s.a.core.SetPrograms(p)
+	s.a.core.SetActors(wire.ActorTell{Made: s.core.Wills()})
 	for _, n := range s.core.NamedActors() {
 		s.names[n.Actor] = n
 	}

@@ -152,6 +152,8 @@ func decodeAgent(typ uint16, body []byte) (any, error) {
 		return decode[wire.Leaving](body)
 	case wire.MsgGroupTell:
 		return decode[wire.GroupTell](body)
+	case wire.MsgActorTell:
+		return decode[wire.ActorTell](body)
 	case wire.MsgPrograms:
 		return decode[wire.Programs](body)
 	case wire.MsgBundleNews:

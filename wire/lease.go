@@ -204,8 +204,9 @@ const MaxPeers = 4096
 type Peer struct {
 	Number uint32
 	Node   NodeID
-	Addr   string // host:port
-	Gone   bool   // it is dead, or was silent for so long that nothing more is taken of it
-	Cause  string // with Gone
-	Proof  bool   // with Gone: it is certain that all of it has ended
+	Addr   string       // host:port
+	Gone   bool         // it is dead, or was silent for so long that nothing more is taken of it
+	Cause  string       // with Gone
+	Proof  bool         // with Gone: it is certain that all of it has ended
+	Moved  []ActorMoved // with Gone: the actors that it owned, which live on
 }

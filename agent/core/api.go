@@ -129,6 +129,8 @@ type (
 		ID  wire.GroupID
 		Why string
 	}
+	// ActorsChanged: wills of detached actors that are new, and which are dead.
+	ActorsChanged struct{ Told wire.ActorTell }
 	// ProgramsChanged: what programs have here, for the head.
 	ProgramsChanged struct{ Programs wire.Programs }
 	// LeaseIdle: so many slots of a taken lease are not wanted any more.
@@ -273,6 +275,8 @@ type (
 		ID  wire.BundleID
 		Why string
 	}
+	// TakeActor: a detached actor is this node's from now on.
+	TakeActor struct{ wire.ActorTake }
 	// JobsOver: nothing of these jobs lives on any node.
 	JobsOver struct{ Jobs []string }
 	// GroupChanged: what is known of a group of this node is new. Told: the head has spoken
@@ -333,6 +337,7 @@ func (LeaseIdle) event()        {}
 func (MakeGroup) event()        {}
 func (EndGroup) event()         {}
 func (ProgramsChanged) event()  {}
+func (ActorsChanged) event()    {}
 func (StopNode) event()         {}
 func (Tick) event()             {}
 func (Flush) event()            {}
@@ -355,6 +360,7 @@ func (LeasesEnd) effect()         {}
 func (NoRoomEver) effect()        {}
 func (BundleOver) effect()        {}
 func (JobsOver) effect()          {}
+func (TakeActor) effect()         {}
 func (GroupChanged) effect()      {}
 func (HangUp) effect()            {}
 func (Leave) effect()             {}

@@ -75,19 +75,21 @@ type Core struct {
 	leases      leases
 	grouped     wire.GroupTell // what the head is to be told of groups
 	programs    wire.Programs
-	actors      wire.Resources      // what they have
-	programsDue bool                // they have changed since the head was told
-	portions    map[string]*portion // by job: what it has of the node
-	offers      []offer             // that wait for their turn
-	givesBack   []wire.LeaseBack    // to be told
-	passed      int64               // when tasks were last told that it is their turn
-	owed        bool                // it is the turn of a try or an offer
+	detached    map[wire.ObjectID]wire.ActorWill // of this node
+	willed      wire.ActorTell                   // what the head is to be told of them
+	actors      wire.Resources                   // what they have
+	programsDue bool                             // they have changed since the head was told
+	portions    map[string]*portion              // by job: what it has of the node
+	offers      []offer                          // that wait for their turn
+	givesBack   []wire.LeaseBack                 // to be told
+	passed      int64                            // when tasks were last told that it is their turn
+	owed        bool                             // it is the turn of a try or an offer
 }
 
 // New makes a reactor of a state; an empty one is NewState(). A state that was rebuilt
 // needs Recovered as its first event.
 func New(cfg Config, s *State) *Core {
-	c := &Core{cfg: cfg, s: s, waiting: map[uint64]*report{}, leases: newLeases(), portions: map[string]*portion{}, overtaken: map[wire.Proc]bool{}, held: map[wire.JobID]string{}}
+	c := &Core{cfg: cfg, s: s, waiting: map[uint64]*report{}, leases: newLeases(), portions: map[string]*portion{}, overtaken: map[wire.Proc]bool{}, held: map[wire.JobID]string{}, detached: map[wire.ObjectID]wire.ActorWill{}}
 	c.pool = newPool(cfg.Hello.Total, cfg.Hello.GPUs, cfg.CPUs, newTopology(cfg.Hello.Topology))
 	c.pool.claims = cfg.Claims
 	for _, t := range s.tries {
@@ -187,6 +189,10 @@ func (c *Core) Step(now int64, ev Event) Output {
 		c.makeGroup(ev.Spec)
 	case EndGroup:
 		c.endGroup(ev.ID, ev.Why)
+	case ActorsChanged:
+		c.willed.Made = append(c.willed.Made, ev.Told.Made...)
+		c.willed.Over = append(c.willed.Over, ev.Told.Over...)
+		c.SetActors(ev.Told)
 	case ProgramsChanged:
 		c.SetPrograms(ev.Programs)
 		c.programsDue = true
@@ -248,6 +254,7 @@ func (c *Core) flush() {
 	}
 	c.tellPrograms()
 	c.tellBack()
+	c.tellActors(false)
 	c.tellGroups(false)
 	c.tellDemand()
 	if !c.leases.told.Equal(c.tasksUse()) {

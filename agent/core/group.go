@@ -1,6 +1,7 @@
 package core
 
 import (
+	"maps"
 	"slices"
 
 	"launcher/wire"
@@ -138,4 +139,38 @@ func (c *Core) tellPrograms() {
 		c.programsDue = false
 		c.tell(wire.MsgPrograms, c.programs)
 	}
+}
+
+// SetActors takes what is new of the detached actors of this node.
+func (c *Core) SetActors(t wire.ActorTell) {
+	for _, w := range t.Made {
+		c.detached[w.Actor] = w
+	}
+	for _, id := range t.Over {
+		delete(c.detached, id)
+	}
+}
+
+// tellActors tells the head what is new, or with all what there is.
+func (c *Core) tellActors(all bool) {
+	if !c.welcome || !all && len(c.willed.Made)+len(c.willed.Over) == 0 {
+		return
+	}
+	m := c.willed
+	if c.willed = (wire.ActorTell{}); all {
+		m.Made = nil
+		for _, id := range slices.SortedFunc(maps.Keys(c.detached), func(a, b wire.ObjectID) int { return slices.Compare(a[:], b[:]) }) {
+			m.Made = append(m.Made, c.detached[id])
+		}
+		if ids := m.Made; len(ids) > 0 { // one by one: wills may be long
+			for _, w := range ids {
+				c.tell(wire.MsgActorTell, wire.ActorTell{Made: []wire.ActorWill{w}})
+			}
+		}
+		m.All = true
+		for i := range m.Made {
+			m.Made[i] = wire.ActorWill{Actor: m.Made[i].Actor}
+		}
+	}
+	c.tell(wire.MsgActorTell, m)
 }

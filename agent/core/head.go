@@ -103,6 +103,8 @@ func (c *Core) fromHead(msg any) {
 		c.bundleOrder(m)
 	case wire.GroupNews:
 		c.groupNews(m)
+	case wire.ActorTake:
+		c.do(TakeActor{m})
 	case wire.JobsOver:
 		c.do(JobsOver{m.Jobs})
 	case wire.Forget:
@@ -145,6 +147,7 @@ func (c *Core) welcomed(w wire.Welcome) {
 		}
 	}
 	c.tellPrograms()
+	c.tellActors(true)
 	c.tellGroups(true)
 	c.resend()
 	c.leases.demandDue = len(c.leases.demand.Shapes) > 0

@@ -55,6 +55,7 @@ type actor struct {
 	until int64     // it is not to live again before
 	left  uint32    // because it may still live on that node
 	ends  bool      // this life of it is to end at once
+	taken uint32    // the attempt that ran when this node became its owner; 0 = it always was, or is not
 	// Of the host:
 	up    bool
 	lanes map[laneKey]*lane
@@ -110,8 +111,8 @@ func (c *Core) create(cl *client, t *task) {
 
 // attemptHere is what the owner calls the attempt of a task that runs here.
 func (c *Core) attemptHere(t *task) uint32 {
-	if t.id.Node() != c.cfg.Number {
-		return t.fence
+	if !c.mine(t.id) || t.actor != nil && t.actor.taken == t.attempt {
+		return t.fence // as the owner before called it
 	}
 	return t.attempt
 }
@@ -191,12 +192,14 @@ func (c *Core) lives(t *task, number uint32) {
 	asked := a.asked
 	a.asked = nil
 	for _, o := range asked {
-		t.setLife(o)
+		t.setLife(o, c.attemptHere(t))
 		c.arrive(o)
 	}
 	if a.why != "" {
 		c.endActor(t, a.why, a.kill)
+		return
 	}
+	c.wills(t)
 }
 
 // askLife gives the object that stands for a life of an actor of this node.
@@ -207,7 +210,7 @@ func (c *Core) askLife(t *task, x id) *object {
 	case t.actor.dead != nil:
 		o.state, o.kind, o.form, o.data, o.size = here, sdk.Failure, 1, t.actor.dead, int64(len(t.actor.dead))
 	case t.actor.node != 0 && x.Index()-1 <= t.actor.life:
-		t.setLife(o)
+		t.setLife(o, c.attemptHere(t))
 		o.state = here
 	default:
 		t.actor.asked = append(t.actor.asked, o)
@@ -216,9 +219,9 @@ func (c *Core) askLife(t *task, x id) *object {
 }
 
 // setLife gives an object the value that a life has.
-func (t *task) setLife(o *object) {
+func (t *task) setLife(o *object, attempt uint32) {
 	o.kind, o.form = sdk.Inline, 1
-	o.data = wire.Marshal([]uint32{t.actor.node, t.actor.life, t.attempt})
+	o.data = wire.Marshal([]uint32{t.actor.node, t.actor.life, attempt})
 	o.size = int64(len(o.data))
 }
 
@@ -267,7 +270,7 @@ func (c *Core) dies(t *task, data []byte) {
 		c.fail(o, data)
 	}
 	c.do(ActorOver{ID: t.id})
-	if t.shape.actor.Detached && t.id.Node() == c.cfg.Number {
+	if t.shape.actor.Detached && c.mine(t.id) {
 		if h := c.objects[handle(t.id)]; h != nil {
 			h.uses--
 			c.unneeded(h)
@@ -516,8 +519,8 @@ func (c *Core) hostCall(t *task) {
 
 // restoreActor is for a creation out of a snapshot.
 func (c *Core) restoreActor(t *task, s *savedActor, st state) {
-	t.actor = &actor{life: s.Life, node: s.Node, dead: s.Dead, why: s.Why, kill: s.Kill, up: s.Up, ends: s.Ends}
-	if h := c.objects[handle(t.id)]; h != nil && t.id.Node() == c.cfg.Number {
+	t.actor = &actor{life: s.Life, node: s.Node, dead: s.Dead, why: s.Why, kill: s.Kill, up: s.Up, ends: s.Ends, taken: s.Taken}
+	if h := c.objects[handle(t.id)]; h != nil && (t.id.Node() == c.cfg.Number || s.Taken != 0) {
 		h.task, t.alive = t, 1
 		if t.shape.actor.Detached && st != done {
 			h.uses++
@@ -553,7 +556,7 @@ func (c *Core) HasActor(x wire.ObjectID) bool {
 // NamedActors are the actors of this node that have names and are not dead.
 func (c *Core) NamedActors() (out []wire.ActorName) {
 	for _, t := range c.sortedTasks() {
-		if t.actor != nil && t.state != done && t.shape.actor.Name != "" && t.id.Node() == c.cfg.Number {
+		if t.actor != nil && t.state != done && t.shape.actor.Name != "" && c.mine(t.id) {
 			o := t.shape.actor
 			out = append(out, wire.ActorName{Namespace: o.Namespace, Name: o.Name, Actor: t.id, Meta: o.Meta})
 		}

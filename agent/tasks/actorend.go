@@ -18,9 +18,11 @@ func (c *Core) kill(cl *client, b []byte) error {
 	x, flags := id(b[:16]), u32(b[16:])
 	t := c.tasks[x]
 	switch {
-	case x.Node() != c.cfg.Number && cl.Kind != sdk.KindPeer: // its owner is told, and tells its host
+	case !c.mine(x) && cl.Kind != sdk.KindPeer: // its owner is told, and tells its host
 		if !c.mute {
-			c.tellKill(c.remoteOf(x.Node(), cl.key()), x, flags)
+			if n := c.OwnerOf(x); n != 0 && n != c.cfg.Number {
+				c.tellKill(c.remoteOf(n, cl.key()), x, flags)
+			}
 		}
 	case t == nil || t.actor == nil || t.state == done:
 	case flags&sdk.KillForGood != 0:

@@ -179,6 +179,10 @@ type (
 	}
 	// ActorOver: an actor of this node is dead; its name, if it has one, is free.
 	ActorOver struct{ ID wire.ObjectID }
+	// Will is left to the head of a detached actor of this node; ActorOver ends it. NoWill tells
+	// a job's drivers that there cannot be one.
+	Will   struct{ wire.ActorWill }
+	NoWill struct{ Job, Why string }
 	// JobOver: the last driver of a job is gone; nothing of it is left.
 	JobOver struct{ Job string }
 )
@@ -201,6 +205,8 @@ func (Choose) effect()      {}
 func (Watch) effect()       {}
 func (ActorOver) effect()   {}
 func (JobOver) effect()     {}
+func (Will) effect()        {}
+func (NoWill) effect()      {}
 
 // Send is frames for a client, to be written as they are.
 type Send struct {

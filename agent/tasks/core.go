@@ -86,9 +86,10 @@ type Core struct {
 	copied      map[id]*copied
 	spares      map[id]*spare
 	callees     map[id]*callee
-	heldBack    []*task // creations of exclusive actors that may still live elsewhere
-	silent      bool    // what is given up may go on elsewhere
-	hosts       []*task // actors that calls may be given to
+	moved       map[id]uint32 // who owns actors whose first owner is gone; 0 = nobody yet
+	heldBack    []*task       // creations of exclusive actors that may still live elsewhere
+	silent      bool          // what is given up may go on elsewhere
+	hosts       []*task       // actors that calls may be given to
 	order       uint64
 	jobsAt      int64 // when jobs that have nothing left are looked for next
 	programsDue bool  // what Programs gives has changed
@@ -115,7 +116,7 @@ func New(cfg Config, room Room, store Store) *Core {
 		cfg: cfg, room: room, store: store, clients: map[uint32]*client{}, jobs: map[string]*job{}, tasks: map[id]*task{},
 		objects: map[id]*object{}, children: map[id]map[*task]struct{}{}, pools: map[Key]*pool{}, active: map[*shape][]*level{},
 		leases: newLeases(cfg.Number), demanded: map[uint32]*shape{}, remotes: map[remoteKey]*remote{}, byClient: map[uint32]*remote{},
-		callees: map[id]*callee{}, copied: map[id]*copied{}, spares: map[id]*spare{},
+		callees: map[id]*callee{}, moved: map[id]uint32{}, copied: map[id]*copied{}, spares: map[id]*spare{},
 	}
 }
 

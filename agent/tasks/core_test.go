@@ -26,6 +26,7 @@ type desk struct {
 	stops  []StopWorker
 	frees  []id
 	fx     []Effect
+	wills  []Effect
 	in     map[uint32][]frame
 
 	slots    map[wire.LeaseID]int // of leases that it has given

@@ -28,6 +28,8 @@ const (
 	recHopeless = 16 // a task that no worker can run fails
 	recCopies   = 17 // of an object are to be so many (the client) copies elsewhere: id, u32 node...
 	recSpare    = 18 // of a snapshot: body of a PeerCopy
+	recMoved    = 20 // an actor has another owner, the client
+	recTake     = 21 // and that is this node: the body of a will
 	recJobOver  = 19 // nothing of a job, whose key follows, lives any more
 	recAway     = 15 // a creation or a call was given to another node, the client: id, u32 attempt, u64 lease
 )
@@ -262,6 +264,12 @@ func (c *Core) repeat(kind uint8, from uint32, typ uint16, body []byte) error {
 		default:
 			_ = c.remoteResult(from, body)
 		}
+	case recMoved:
+		if len(body) == 16 {
+			c.move(id(body), from)
+		}
+	case recTake:
+		return c.takeActor(body)
 	case recJobOver:
 		if j := c.jobs[string(body)]; j != nil {
 			c.endJob(j)

@@ -15,7 +15,7 @@ func (c *Core) lookup(x id) *object {
 	if o := c.objects[x]; o != nil {
 		return o
 	}
-	if x.Node() == c.cfg.Number {
+	if c.mine(x) {
 		t := c.tasks[x.Task()]
 		if t != nil && t.actor != nil && x.Index() > 1 {
 			return c.askLife(t, x)

@@ -383,7 +383,7 @@ func (c *Core) newAttempt(t *task) {
 		t.attempt++
 		return
 	}
-	c.attempts++
+	c.attempts = max(c.attempts, t.fence) + 1
 	t.attempt = c.attempts
 }
 

@@ -532,7 +532,7 @@ func (c *Core) NodeGone(now int64, number uint32, why string) {
 	}
 	var died []*object
 	for _, o := range c.objects {
-		if o.fetched && o.id.Node() == number {
+		if _, on := c.moved[o.id.Task()]; o.fetched && !on && o.id.Node() == number {
 			died = append(died, o)
 		}
 	}

@@ -62,6 +62,9 @@ func (p *pair) pump() {
 			fx := w.fx
 			w.fx = nil
 			for _, e := range fx {
+				if _, ok := e.(Will); ok {
+					w.wills = append(w.wills, e)
+				}
 				busy = p.effect(i, w, e) || busy
 			}
 			for id, frames := range w.in {

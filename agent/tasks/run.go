@@ -168,6 +168,9 @@ func (c *Core) enqueue(t *task) {
 		c.callReady(t)
 		return
 	}
+	if t.actor != nil {
+		c.wills(t)
+	}
 	t.state, t.ready = queued, c.now
 	t.shape.queue.push(t)
 	c.wake(t.shape)
@@ -241,7 +244,7 @@ func (c *Core) fails(t *task, data []byte) {
 		return
 	}
 	switch {
-	case t.actor != nil && !t.bounced && t.id.Node() == c.cfg.Number:
+	case t.actor != nil && !t.bounced && c.mine(t.id):
 		c.dies(t, data)
 		return
 	case t.actor != nil:

@@ -333,7 +333,7 @@ func (c *Core) objectLine(o *object) wire.SDKObject {
 // Why says in lines what a task, or the task of an object, waits for.
 func (c *Core) Why(q wire.SDKWhyQuery) wire.SDKWhy {
 	b, err := hex.DecodeString(q.ID)
-	if err != nil || len(b) != 16 || id(b).Node() != c.cfg.Number {
+	if err != nil || len(b) != 16 || !c.mine(id(b)) {
 		return wire.SDKWhy{Lines: []string{}}
 	}
 	lines := []string{}

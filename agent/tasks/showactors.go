@@ -35,7 +35,7 @@ func (c *Core) Actors(struct{}) []wire.SDKActor {
 		if w := t.worker(); w != nil && a.up {
 			x.Worker = w.PID
 		}
-		if x.Hosted = t.id.Node() != c.cfg.Number; x.Hosted {
+		if x.Hosted = !c.mine(t.id); x.Hosted {
 			if x.State = wire.ActorPending; a.up {
 				x.State = wire.ActorAlive
 			}

@@ -96,13 +96,14 @@ type savedTask struct {
 }
 
 type savedActor struct {
-	Life uint32
-	Node uint32
-	Dead []byte
-	Why  string
-	Kill bool
-	Up   bool
-	Ends bool
+	Life  uint32
+	Node  uint32
+	Dead  []byte
+	Why   string
+	Kill  bool
+	Up    bool
+	Ends  bool
+	Taken uint32
 }
 
 type savedObject struct {
@@ -132,6 +133,9 @@ func (c *Core) Snapshot() [][]byte {
 	}
 	state := func(s saved) { add(recState, 0, 0, wire.Marshal(s)) }
 	state(saved{Next: c.nextID, Attempts: c.attempts})
+	for _, x := range slices.SortedFunc(maps.Keys(c.moved), func(a, b id) int { return slices.Compare(a[:], b[:]) }) {
+		add(recMoved, c.moved[x], 0, x[:])
+	}
 	jobs := maps.Clone(c.jobs)
 	for _, cl := range c.sortedClients() {
 		jobs[cl.job.key] = cl.job
@@ -199,13 +203,7 @@ func (c *Core) Snapshot() [][]byte {
 	}
 	slices.SortFunc(objs, byID)
 	for _, o := range objs {
-		s := savedObject{ID: o.id[:], State: uint8(o.state), Kind: o.kind, Form: o.form, Size: o.size, Data: o.data, Fetched: o.fetched, Made: o.made, Lineage: o.task != nil, Where: o.where}
-		for _, r := range o.refs() {
-			s.Refs = append(s.Refs, slices.Clone(r[:]))
-		}
-		if o.holder != 0 {
-			s.Holders = append([]uint32{o.holder}, o.holders()...)
-		}
+		s := o.saved()
 		state(saved{Object: &s})
 	}
 	c.copyRecords(add)
@@ -218,16 +216,7 @@ func (c *Core) Snapshot() [][]byte {
 		return cmp.Or(cmp.Compare(a.id.N(), b.id.N()), slices.Compare(a.id[:], b.id[:]))
 	})
 	for _, t := range ts {
-		s := savedTask{Client: t.client, Shape: []byte(t.shape.id), Job: t.shape.job.key, Body: t.body, Parent: t.parent[:], Attempt: t.attempt, Retries: t.retries, State: uint8(t.state), Cancel: t.cancel, All: t.all, Kept: t.kept, Times: [2]int64{t.submitted, t.ready}, Lease: t.lease, Fence: t.fence, Gone: t.how(), Bounced: t.bounced}
-		if t.call != nil {
-			s.Order, s.At = t.call.order, uint8(t.call.at)
-		}
-		if a := t.actor; a != nil {
-			s.Actor = &savedActor{a.life, a.node, a.dead, a.why, a.kill, a.up, a.ends}
-		}
-		if st := t.stream; st != nil {
-			s.Stream, s.Made, s.Taken, s.Over, s.Left, s.Last, s.Ahead = true, st.made, st.taken, st.over, st.left, st.last, slices.Sorted(maps.Keys(st.ahead))
-		}
+		s := t.saved()
 		state(saved{Task: &s})
 	}
 	for _, t := range ts {
@@ -247,6 +236,33 @@ func (c *Core) Snapshot() [][]byte {
 		}
 	}
 	return append(out, cur)
+}
+
+// saved is what is kept of a task.
+func (t *task) saved() savedTask {
+	s := savedTask{Client: t.client, Shape: []byte(t.shape.id), Job: t.shape.job.key, Body: t.body, Parent: t.parent[:], Attempt: t.attempt, Retries: t.retries, State: uint8(t.state), Cancel: t.cancel, All: t.all, Kept: t.kept, Times: [2]int64{t.submitted, t.ready}, Lease: t.lease, Fence: t.fence, Gone: t.how(), Bounced: t.bounced}
+	if t.call != nil {
+		s.Order, s.At = t.call.order, uint8(t.call.at)
+	}
+	if a := t.actor; a != nil {
+		s.Actor = &savedActor{a.life, a.node, a.dead, a.why, a.kill, a.up, a.ends, a.taken}
+	}
+	if st := t.stream; st != nil {
+		s.Stream, s.Made, s.Taken, s.Over, s.Left, s.Last, s.Ahead = true, st.made, st.taken, st.over, st.left, st.last, slices.Sorted(maps.Keys(st.ahead))
+	}
+	return s
+}
+
+// saved is what is kept of an object.
+func (o *object) saved() savedObject {
+	s := savedObject{ID: o.id[:], State: uint8(o.state), Kind: o.kind, Form: o.form, Size: o.size, Data: o.data, Fetched: o.fetched, Made: o.made, Lineage: o.task != nil, Where: o.where}
+	for _, r := range o.refs() {
+		s.Refs = append(s.Refs, slices.Clone(r[:]))
+	}
+	if o.holder != 0 {
+		s.Holders = append([]uint32{o.holder}, o.holders()...)
+	}
+	return s
 }
 
 // saved is what is kept of a client beside who it is.

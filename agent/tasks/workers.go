@@ -158,6 +158,7 @@ func (c *Core) driverGone(cl *client) {
 		case t.client != cl.ID || t.state == done:
 		case t.actor == nil:
 			c.cancel(t.id, sdk.CancelRecursive)
+		case cl.Kind == sdk.KindPeer && c.isMoved(t.id): // its next owner will say so
 		case cl.Kind == sdk.KindPeer:
 			c.endActor(t, "the node of its owner is gone", true)
 		}

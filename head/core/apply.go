@@ -47,6 +47,8 @@ func (d *Durable) apply(r Record, live bool) error {
 		s.Groups[r.Spec.ID] = &r
 	case RecGroupOver:
 		delete(s.Groups, r.ID)
+	case RecActor, RecActorMoved, RecActorOver:
+		d.applyActor(r)
 	case RecSubmission, RecAllocs, RecUnsubmit, RecAllocEnded, RecNodeUp, RecNodeGone, RecDrain:
 		return d.applyNode(r)
 	case RecJob:

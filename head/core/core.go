@@ -47,8 +47,9 @@ type Core struct {
 
 	groups groups
 
-	living  map[string]int // on how many nodes a job of programs lives
-	jobsDue bool           // that has changed
+	living    map[string]int // on how many nodes a job of programs lives
+	jobsDue   bool           // that has changed
+	actorsDue bool           // owners of actors may be gone
 
 	leaseID  uint64 // counts the leases of this life
 	leasing  int64  // when demand is to be matched with room; 0 = nothing has changed
@@ -131,6 +132,10 @@ func (c *Core) concernsPools(ev Event) bool {
 // settle draws the consequences of an event: who runs next, who is to be told.
 func (c *Core) settle(pools bool) {
 	c.endRecovery()
+	if c.actorsDue && !c.recovering {
+		c.actorsDue = false
+		c.moveActors()
+	}
 	c.endPrograms()
 	c.schedule()
 	c.stepDown()
@@ -194,6 +199,7 @@ func (c *Core) start() {
 		}
 	}
 	c.loadGroups()
+	c.loadActors()
 	c.loadPools()
 	for _, p := range c.sortedPools() {
 		var tokens []string
@@ -246,6 +252,7 @@ func (c *Core) endRecovery() {
 		}
 	}
 	c.recovering, c.full, c.jobsDue = false, true, true
+	c.actorsDue = true
 	c.groupsRecovered()
 	if c.d.st.Unnamed {
 		// A node that did not come back may run anything that nobody claims; those

@@ -45,6 +45,7 @@ type state struct {
 	Unnamed  bool   // a node went away in recovery: what nobody claims may have run there
 	Numbers  uint32 // the highest number that a life of a node ever got
 	Groups   map[wire.GroupID]*RecGroup
+	Actors   map[wire.ObjectID]*actorD
 }
 
 // subD is a submission that may still have something at the backend.
@@ -194,6 +195,9 @@ func (s *state) make() {
 	if s.Jobs == nil {
 		s.Jobs = map[wire.JobID]*jobD{}
 	}
+	if s.Actors == nil {
+		s.Actors = map[wire.ObjectID]*actorD{}
+	}
 	if s.Groups == nil {
 		s.Groups = map[wire.GroupID]*RecGroup{}
 	}
@@ -223,6 +227,9 @@ func (s *state) empty() bool {
 				return true
 			}
 		}
+	}
+	if hasNil(s.Actors) {
+		return true
 	}
 	for _, g := range s.Groups {
 		if g == nil || len(g.Spec.Bundles) == 0 {

@@ -24,6 +24,8 @@ type yard struct {
 	offer []wire.LeaseOffer
 	over  map[wire.NodeID][]string // jobs that a node was told are over
 	log   []Record
+	takes map[wire.NodeID][]wire.ObjectID // actors that a node was given
+	peers map[wire.NodeID]wire.Peer       // the newest that a node was told
 }
 
 type keeper struct {
@@ -44,7 +46,7 @@ type kept struct {
 func cpus(n float64) wire.Resources { return wire.Resources{CPU: int64(n * wire.Unit)} }
 
 func newYard(t *testing.T, cpu ...float64) *yard {
-	y := &yard{t: t, now: 1_000_000 * second, nodes: map[wire.NodeID]*keeper{}, news: map[wire.GroupID]wire.GroupNews{}, over: map[wire.NodeID][]string{}}
+	y := &yard{t: t, now: 1_000_000 * second, nodes: map[wire.NodeID]*keeper{}, news: map[wire.GroupID]wire.GroupNews{}, over: map[wire.NodeID][]string{}, takes: map[wire.NodeID][]wire.ObjectID{}, peers: map[wire.NodeID]wire.Peer{}}
 	y.c = New(Config{Cluster: "yard", Nonce: "n", Machines: testMachines, Pools: []wire.Pool{{Name: "p", Min: len(cpu), Max: len(cpu)}}}, NewDurable(testMachines))
 	y.step(Start{})
 	for i, n := range cpu {
@@ -118,6 +120,10 @@ func (y *yard) step(ev Event) {
 			y.never = append(y.never, m)
 		case wire.LeaseOffer:
 			y.offer = append(y.offer, m)
+		case wire.ActorTake:
+			y.takes[s.Node] = append(y.takes[s.Node], m.Actor)
+		case wire.Peer:
+			y.peers[s.Node] = m
 		case wire.Hold:
 			y.nodes[s.Node].hold = m
 		case wire.JobsOver:

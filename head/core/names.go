@@ -60,7 +60,7 @@ func (c *Core) nameRequest(id uint64, r wire.NameRequest) {
 		}
 	case wire.NameMine:
 		for k, n := range c.names {
-			if n.Actor.Node() == r.Number {
+			if n.Actor.Node() == r.Number && c.d.st.Actors[n.Actor] == nil {
 				delete(c.names, k)
 			}
 		}
@@ -80,7 +80,7 @@ func (c *Core) nameRequest(id uint64, r wire.NameRequest) {
 func (c *Core) named(n wire.ActorName) (wire.ActorName, bool) {
 	k := actorKey{n.Namespace, n.Name}
 	had, ok := c.names[k]
-	if ok && c.peer(had.Actor.Node()).Gone {
+	if ok && c.d.st.Actors[had.Actor] == nil && c.peer(had.Actor.Node()).Gone {
 		delete(c.names, k)
 		ok = false
 	}

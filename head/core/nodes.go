@@ -146,7 +146,13 @@ func (c *Core) agentUp(ev AgentUp) {
 	c.out.Effects = slices.Insert(c.out.Effects, first, Effect(SendAgent{Node: n.id, Epoch: n.epoch, Typ: wire.MsgWelcome,
 		Msg: wire.Welcome{Cluster: c.cfg.Cluster, HeadEpoch: c.Epoch(), Grace: c.cfg.Grace, Acked: c.durable(n).Acked, Drop: drop, Number: d.Number}}))
 	c.afterWelcome(n)
-	c.tellPeers(n)
+	c.tellPeers(d.Number)
+	c.actorsDue = true
+	for _, id := range sortedActors(c.d.st.Actors) {
+		if a := c.d.st.Actors[id]; a.Owner == d.Number {
+			c.giveActor(a)
+		}
+	}
 	c.programs(n, h.Programs)
 	c.bundlesKept(n, h.Bundles)
 	c.full = true
@@ -300,6 +306,8 @@ func (c *Core) agentMsg(ev AgentMsg) {
 		c.leaseGranted(n, m)
 	case wire.LeaseBack:
 		c.leaseBack(n, m)
+	case wire.ActorTell:
+		c.actorTold(n, m)
 	case wire.Programs:
 		c.programs(n, m)
 	case wire.GroupTell:
@@ -324,6 +332,7 @@ func (c *Core) agentDown(ev AgentDown) {
 	if n == nil { // lost already, or never joined
 		if ev.Proof && d.State != nodeGone {
 			c.record(RecNodeGone{Node: ev.Node, Epoch: ev.Epoch, Proof: true, Cause: ev.Cause, At: c.now})
+			c.actorsDue = true
 			c.dead(ev.Node, ev.Epoch)
 		}
 		return
@@ -383,7 +392,8 @@ func (c *Core) nodeGone(n *node, proof bool, cause string) {
 	c.endLeases(n, "node "+string(n.id)+" is gone: "+cause)
 	c.programs(n, wire.Programs{})
 	c.groupsGone(n, number)
-	c.tellPeers(n)
+	c.moveActors()
+	c.tellPeers(number)
 	for _, t := range sortedTasks(n.parts) {
 		if j := c.jobs[t.Job]; j != nil {
 			c.gangChanged(j, t.Index)

@@ -35,6 +35,7 @@ func (c *Core) peer(number uint32) wire.Peer {
 			p.Node, p.Cause, p.Proof = d.ID, cmp.Or(d.Cause, p.Cause), d.State == nodeGone
 		}
 	}
+	p.Moved = c.movedFrom(number)
 	if number == 0 || number > c.d.st.Numbers {
 		p.Cause = "no node of the cluster ever had that number"
 	}
@@ -42,8 +43,7 @@ func (c *Core) peer(number uint32) wire.Peer {
 }
 
 // tellPeers tells who follows a node's life that something of it has changed.
-func (c *Core) tellPeers(n *node) {
-	number := c.durable(n).Number
+func (c *Core) tellPeers(number uint32) {
 	for _, m := range c.order {
 		if m.watches[number] {
 			c.send(m, wire.MsgPeer, c.peer(number))

@@ -45,4 +45,14 @@ func (c *Core) endPrograms() {
 }
 
 // lives reports whether a job has a driver or a detached actor on any node.
-func (c *Core) lives(job string) bool { return c.living[job] > 0 }
+func (c *Core) lives(job string) bool {
+	if c.living[job] > 0 {
+		return true
+	}
+	for _, a := range c.d.st.Actors {
+		if a.Will.Job == job {
+			return true
+		}
+	}
+	return false
+}

@@ -38,6 +38,9 @@ const (
 	kindRecovered
 	kindGroup
 	kindGroupOver
+	kindActor
+	kindActorMoved
+	kindActorOver
 )
 
 // Record is one durable fact. Fields of records are append-only.
@@ -310,6 +313,9 @@ func (RecGangFault) recordKind() RecordKind  { return kindGangFault }
 func (RecRecovered) recordKind() RecordKind  { return kindRecovered }
 func (RecGroup) recordKind() RecordKind      { return kindGroup }
 func (RecGroupOver) recordKind() RecordKind  { return kindGroupOver }
+func (RecActor) recordKind() RecordKind      { return kindActor }
+func (RecActorMoved) recordKind() RecordKind { return kindActorMoved }
+func (RecActorOver) recordKind() RecordKind  { return kindActorOver }
 
 // EncodeRecord gives the journal's form: the kind, two bytes little-endian, then the
 // record in msgpack.
@@ -376,6 +382,12 @@ func DecodeRecord(b []byte) (Record, error) {
 		return decode[RecGroup](body)
 	case kindGroupOver:
 		return decode[RecGroupOver](body)
+	case kindActor:
+		return decode[RecActor](body)
+	case kindActorMoved:
+		return decode[RecActorMoved](body)
+	case kindActorOver:
+		return decode[RecActorOver](body)
 	}
 	return nil, errs.New(errs.Version, "the journal has a record of kind %d, which this version does not know", k).
 		Hint("it was written by a newer launcher; use that one")
