@@ -383,7 +383,9 @@ func (c *Core) newAttempt(t *task) {
 		t.attempt++
 		return
 	}
-	c.attempts = max(c.attempts, t.fence) + 1
+	if c.attempts++; t.owned() { // nor one that its owner before gave it
+		c.attempts = max(c.attempts, t.fence+1)
+	}
 	t.attempt = c.attempts
 }
 

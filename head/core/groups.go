@@ -6,7 +6,6 @@ import (
 	"maps"
 	"slices"
 
-	"launcher/internal/errs"
 	"launcher/wire"
 )
 
@@ -558,35 +557,4 @@ func (c *Core) groupDemandOf(p *pool) int {
 		return n
 	}
 	return int(need) + 1
-}
-
-// groupRequest serves what agents and commands ask about groups.
-func (c *Core) groupRequest(id uint64, r wire.GroupRequest) {
-	out := []wire.GroupInfo{}
-	tell := func(g *group) {
-		if g != nil {
-			out = append(out, wire.GroupInfo{Spec: g.spec, State: g.state, Nodes: slices.Clone(g.at), Why: c.whyNot(g)})
-		}
-	}
-	switch r.What {
-	case wire.GroupList:
-		for _, g := range c.sortedGroups() {
-			tell(g)
-		}
-	case wire.GroupFind:
-		tell(c.groups.all[c.groups.names[r.Name]])
-	case wire.GroupLook:
-		tell(c.groups.all[r.ID])
-		if len(out) == 0 && c.groups.over[r.ID] {
-			out = append(out, wire.GroupInfo{Spec: wire.GroupSpec{ID: r.ID}, State: wire.GroupRemoved})
-		}
-	case wire.GroupRemove:
-		if g := c.groups.all[r.ID]; g != nil {
-			c.removeGroup(g, "it was removed")
-		}
-	default:
-		c.fail(id, errs.New(errs.Version, "the head does not know the question %.40q about placement groups", r.What))
-		return
-	}
-	c.answer(id, out)
 }

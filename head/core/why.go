@@ -361,34 +361,3 @@ func (c *Core) busyWith(n *node, j *job) string {
 	}
 	return fmt.Sprintf("busy with %s, the task asks for %s", what, j.need)
 }
-
-// whyNot says what a group waits for.
-func (c *Core) whyNot(g *group) string {
-	why := g.why
-	if h := c.groups.hold; h != nil && h.group == g {
-		var on []string
-		for _, n := range c.order {
-			if n.held == h {
-				on = append(on, string(n.id))
-			}
-		}
-		why += "; room is held for it on " + strings.Join(on, ", ")
-	}
-	return why
-}
-
-// whyGroups says what the groups of a job wait for.
-func (c *Core) whyGroups(job string) (out []string) {
-	for _, g := range c.groups.wait {
-		if g.spec.Job == job {
-			open := 0
-			for _, at := range g.at {
-				if at == "" {
-					open++
-				}
-			}
-			out = append(out, fmt.Sprintf("placement group %s (%s) waits for room for %d of its %d bundles: %s", cmp.Or(g.spec.Name, g.spec.ID.String()), g.state, open, len(g.at), cmp.Or(c.whyNot(g), "it is being placed")))
-		}
-	}
-	return out
-}
