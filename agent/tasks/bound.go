@@ -185,14 +185,9 @@ func (c *Core) tickBound() {
 	case c.now-c.stuckAt >= standsFor:
 		c.stuckAt = 0
 		c.stats.failed++
-		c.record(recHopeless, 0, 0, t.id[:])
-		c.failHopeless(t)
+		c.judges(t, c.errorOf("unschedulable", fmt.Sprintf("all of the %d workers that node %s may have wait, and none of them can run %s, which needs one of its own kind", c.cfg.MaxWorkers, c.cfg.Node, t.shape.name), t,
+			"tasks that wait for tasks with another runtime_env or language hold a worker each: submit fewer of them at a time"))
 	}
-}
-
-func (c *Core) failHopeless(t *task) {
-	c.fails(t, c.errorOf("unschedulable", fmt.Sprintf("all of the %d workers that node %s may have wait, and none of them can run %s, which needs one of its own kind", c.cfg.MaxWorkers, c.cfg.Node, t.shape.name), t,
-		"tasks that wait for tasks with another runtime_env or language hold a worker each: submit fewer of them at a time"))
 }
 
 // hopeless gives a queued task that a worker waits for while nothing here can go on.

@@ -17,6 +17,7 @@ type callee struct {
 	life    uint32 // the newest that is known
 	node    uint32 // where that is; 0 = it is over, or none is known
 	attempt uint32 // of its creation
+	past    uint32 // lives of such attempts, and of those before, are over
 	wants   *object
 	open    bool // calls are sent as they come
 	calls   map[id]*task
@@ -109,7 +110,7 @@ func (c *Core) call(t *task) {
 func (c *Core) route(g *callee, t *task) {
 	switch {
 	case g.dead != nil:
-		c.fails(t, g.dead)
+		c.judges(t, g.dead)
 	case g.open:
 		c.deliver(g, t)
 	default:
@@ -147,6 +148,9 @@ func (c *Core) found(g *callee) {
 		c.calleeDead(g, c.errorOf("internal", "where actor "+g.id.String()+" is cannot be read", nil))
 	default:
 		g.node, g.life, g.attempt, g.old = life[0], life[1], life[2], 0
+		if g.attempt <= g.past { // its owner does not know that yet
+			g.node = 0
+		}
 		for _, t := range g.calls {
 			if t.call.at == callSent && uint32(t.lease) != g.attempt {
 				g.old++
@@ -155,6 +159,7 @@ func (c *Core) found(g *callee) {
 		c.flush(g)
 	}
 	c.unuse(o.id)
+	c.seek(g)
 }
 
 // standsForLife reports whether an object only says where an actor lives.
@@ -180,7 +185,7 @@ func (c *Core) flush(g *callee) {
 		case t.state != waiting:
 		case t.call.at == callLimbo && t.retries == 0:
 			c.stats.failed++
-			c.fails(t, c.errorOf("actor_unavailable", t.call.why+"; the call may have been running then", t, "max_task_retries lets such a call run again"))
+			c.judges(t, c.errorOf("actor_unavailable", t.call.why+"; the call may have been running then", t, "max_task_retries lets such a call run again"))
 		case t.call.at == callLimbo:
 			if t.retries > 0 {
 				t.retries--
@@ -227,7 +232,8 @@ func (c *Core) deliver(g *callee, t *task) {
 
 // over: the life of an actor with that attempt of its creation is over.
 func (c *Core) over(g *callee, attempt uint32) {
-	if g.node != 0 && g.attempt == attempt {
+	g.past = max(g.past, attempt)
+	if g.node != 0 && g.attempt <= g.past {
 		g.node, g.open = 0, false
 	}
 	c.seek(g)
@@ -273,7 +279,7 @@ func (c *Core) takeBack(t *task, at callState) {
 	case t.cancel:
 		c.fails(t, c.cancelled(t))
 	case g.dead != nil:
-		c.fails(t, g.dead)
+		c.judges(t, g.dead)
 	default:
 		c.over(g, uint32(t.lease))
 		c.flush(g)
@@ -324,7 +330,7 @@ func (c *Core) calleeDead(g *callee, data []byte) {
 	for _, t := range g.sorted() {
 		if t.state == waiting && t.call.at != callSent {
 			c.stats.failed++
-			c.fails(t, data)
+			c.judges(t, data)
 		}
 	}
 }

@@ -12,26 +12,27 @@ import (
 
 // Kinds of records.
 const (
-	recFrame    = 1 // a client's frame
-	recConnect  = 2
-	recWorker   = 3 // a worker is to be started
-	recGone     = 4 // type 1: for want of memory
-	recGive     = 5 // a task was given to a worker
-	recBack     = 6 // and withdrawn
-	recLost     = 7
-	recState    = 8  // of a snapshot
-	recRemote   = 10 // a frame of another node's agent about a task that runs there; the client is its number
-	recEnding   = 11 // a worker is to end
-	recSeq      = 12 // a task was given again to the worker that has it
-	recFetched  = 13 // the value of another node's object: its id, then as another agent gives it
-	recAgain    = 14 // an object's task runs again
-	recHopeless = 16 // a task that no worker can run fails
-	recCopies   = 17 // of an object are to be so many (the client) copies elsewhere: id, u32 node...
-	recSpare    = 18 // of a snapshot: body of a PeerCopy
-	recMoved    = 20 // an actor has another owner, the client
-	recTake     = 21 // and that is this node: the body of a will
-	recJobOver  = 19 // nothing of a job, whose key follows, lives any more
-	recAway     = 15 // a creation or a call was given to another node, the client: id, u32 attempt, u64 lease
+	recFrame   = 1 // a client's frame
+	recConnect = 2
+	recWorker  = 3 // a worker is to be started
+	recGone    = 4 // type 1: for want of memory
+	recGive    = 5 // a task was given to a worker
+	recBack    = 6 // and withdrawn
+	recLost    = 7
+	recState   = 8  // of a snapshot
+	recOrphan  = 9  // a task is cancelled whose submitter died
+	recRemote  = 10 // a frame of another node's agent about a task that runs there; the client is its number
+	recEnding  = 11 // a worker is to end
+	recSeq     = 12 // a task was given again to the worker that has it
+	recFetched = 13 // the value of another node's object: its id, then as another agent gives it
+	recAgain   = 14 // an object's task runs again
+	recFails   = 16 // a task ends by what this agent found out: id, error
+	recCopies  = 17 // of an object are to be so many (the client) copies elsewhere: id, u32 node...
+	recSpare   = 18 // of a snapshot: body of a PeerCopy
+	recMoved   = 20 // an actor has another owner, the client
+	recTake    = 21 // and that is this node: the body of a will
+	recJobOver = 19 // nothing of a job, whose key follows, lives any more
+	recAway    = 15 // a creation or a call was given to another node, the client: id, u32 attempt, u64 lease
 )
 
 // A record is: u8 kind, u8 0, u16 type of a frame, u32 client, i64 now, u32 length, body.
@@ -220,6 +221,11 @@ func (c *Core) repeat(kind uint8, from uint32, typ uint16, body []byte) error {
 		}
 	case recGive:
 		return c.restoreGive(cl, typ, body)
+	case recOrphan:
+		if len(body) != 16 {
+			return errs.New(errs.Corrupt, "a record of tasks is damaged")
+		}
+		c.cancel(id(body), sdk.CancelRecursive)
 	case recBack, recLost:
 		if len(body) != 16 {
 			return errs.New(errs.Corrupt, "a record of tasks is damaged")
@@ -236,12 +242,12 @@ func (c *Core) repeat(kind uint8, from uint32, typ uint16, body []byte) error {
 		if o := c.objects[id(body)]; o != nil {
 			c.again(o)
 		}
-	case recHopeless:
-		if len(body) != 16 {
+	case recFails:
+		if len(body) < 16 {
 			return errs.New(errs.Corrupt, "a record of tasks is damaged")
 		}
-		if t := c.tasks[id(body)]; t != nil {
-			c.failHopeless(t)
+		if t := c.tasks[id(body[:16])]; t != nil {
+			c.fails(t, slices.Clone(body[16:]))
 		}
 	case recEnding:
 		if cl != nil && cl.pool != nil {

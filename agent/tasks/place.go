@@ -315,7 +315,7 @@ func (c *Core) another(s *shape, t *task) bool {
 		c.giveRoom(t.lease, s.need, slot)
 		msg := p.lastErr
 		p.failed = 0
-		c.fails(t, c.errorOf("runtime_env", "no worker can be started: "+msg, t))
+		c.judges(t, c.errorOf("runtime_env", "no worker can be started: "+msg, t))
 		return s.queue.first() != nil
 	}
 	if s.actor == nil && c.workers >= c.cfg.MaxWorkers-c.reserve() {

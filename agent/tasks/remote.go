@@ -77,9 +77,9 @@ func (c *Core) NoRoomEver(now int64, m wire.Infeasible) {
 			if t.actor != nil {
 				code = "actor_" + code
 			}
-			c.fails(t, c.errorOf(code, m.Why, t))
+			c.judges(t, c.errorOf(code, m.Why, t))
 		} else {
-			c.fails(t, c.errorOf("unschedulable", m.Why, t, "`launcher nodes` lists what each node has"))
+			c.judges(t, c.errorOf("unschedulable", m.Why, t, "`launcher nodes` lists what each node has"))
 		}
 	}
 }

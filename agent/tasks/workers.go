@@ -75,7 +75,8 @@ func (c *Core) gone(cl *client, cause string) {
 		c.leaveStream(t)
 	}
 	for _, t := range orphans {
-		if t.actor == nil && !c.referred(t) {
+		if t.actor == nil && !c.mute && !c.referred(t) {
+			c.record(recOrphan, 0, 0, t.id[:])
 			c.cancel(t.id, sdk.CancelRecursive)
 		}
 	}
@@ -122,7 +123,7 @@ func (c *Core) workerGone(w *client, cause string) (orphans []*task) {
 				cause = fmt.Sprintf("placement group %s, which it was in, was removed", w.outOf.Group)
 			} else if w.outOf != (wire.BundleID{}) {
 				c.stats.failed++
-				c.fails(t, c.errorOf("group_removed", fmt.Sprintf("placement group %s was removed while %s ran in it", w.outOf.Group, t.shape.name), t))
+				c.judges(t, c.errorOf("group_removed", fmt.Sprintf("placement group %s was removed while %s ran in it", w.outOf.Group, t.shape.name), t))
 				continue
 			}
 			code := "worker_crashed"
