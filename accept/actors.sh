@@ -27,10 +27,10 @@ if wants actors; then
 fi
 
 if wants faults; then
-	for kinds in actor agent actor,agent actor,supervise; do
+	for kinds in actor agent actor,agent actor,supervise agent,supervise actor,agent,supervise; do
 		spec deaths 2 2
 		L up "$WORK/deaths.toml" >/dev/null 2>&1
-		out=$(t1 env LAUNCHER_CLUSTER=deaths "${OWN[@]}" timeout 280 "$PY" accept/actors/soak.py 20000 "$WORK/tmp/ledger-$kinds" "$kinds" 2>"$WORK/err"); rc=$?
+		out=$(t1 env LAUNCHER_CLUSTER=deaths "${OWN[@]}" timeout 280 "$PY" accept/actors/soak.py 12000 "$WORK/tmp/ledger-$kinds" "$kinds" 2>"$WORK/err"); rc=$?
 		check "faults.${kinds//,/-}" "$out $(tail -1 "$WORK/err")" test $rc = 0
 		L down deaths >/dev/null 2>&1
 	done

@@ -59,7 +59,6 @@ def main():
         writers[f"again{k}"] = Writer.options(max_task_retries=-1, scheduling_strategy="SPREAD").remote(f"again{k}", LEDGER)
         writers[f"once{k}"] = Writer.options(scheduling_strategy="SPREAD").remote(f"once{k}", LEDGER)
     pending, answered, unavailable, sent = {}, {n: set() for n in writers}, {n: set() for n in writers}, {n: 0 for n in writers}
-    ray.get([w.pid.remote() for w in writers.values()], timeout=60)
     ended, next_kill = 0, CALLS // (KILLS + 1)
     per = CALLS // len(writers)
     while pending or min(sent.values()) < per:

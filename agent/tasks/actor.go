@@ -519,7 +519,7 @@ func (c *Core) hostCall(t *task) {
 
 // restoreActor is for a creation out of a snapshot.
 func (c *Core) restoreActor(t *task, s *savedActor, st state) {
-	t.actor = &actor{life: s.Life, node: s.Node, dead: s.Dead, why: s.Why, kill: s.Kill, up: s.Up, ends: s.Ends, taken: s.Taken}
+	t.actor = &actor{life: s.Life, node: s.Node, dead: s.Dead, why: s.Why, kill: s.Kill, up: s.Up, ends: s.Ends, taken: s.Taken, until: s.Until, left: s.Left}
 	if h := c.objects[handle(t.id)]; h != nil && (t.id.Node() == c.cfg.Number || s.Taken != 0) {
 		h.task, t.alive = t, 1
 		if t.shape.actor.Detached && st != done {

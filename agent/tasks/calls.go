@@ -401,6 +401,7 @@ func (c *Core) resumeAway() {
 
 // wasAway has a task run that the log says was on another node.
 func (c *Core) wasAway(t *task, attempt uint32) {
+	c.isLet(t)
 	if t.state != queued && !(t.isCall() && t.state == waiting) {
 		return
 	}

@@ -26,16 +26,15 @@ func (c *Core) NodeSilent(now int64, number uint32, why string) {
 
 // silentNode gives the node that may still have an exclusive actor; 0 = none has.
 func (c *Core) silentNode(t *task) uint32 {
-	w := t.worker()
-	if !c.silent || !t.shape.actor.Exclusive || w == nil || w.remote == nil {
+	if !c.silent || !t.shape.actor.Exclusive || t.actor.sentTo == 0 {
 		return 0
 	}
-	since := w.away
-	if since == 0 {
-		since = c.now
+	since := c.now
+	if w := t.worker(); w != nil && w.away != 0 {
+		since = w.away
 	}
 	t.actor.until = since + exclusiveBound
-	return w.remote.number
+	return t.actor.sentTo
 }
 
 // holdBack has a creation wait until its actor may live again.
@@ -48,6 +47,14 @@ func (c *Core) holdBack(t *task, number uint32) {
 	t.state, t.actor.left = waiting, number
 	c.queued += int64(len(t.body))
 	c.heldBack = append(c.heldBack, t)
+}
+
+// isLet: the log gives out a creation that was held back before.
+func (c *Core) isLet(t *task) {
+	if t != nil && t.state == waiting && t.actor != nil && t.actor.left != 0 {
+		t.actor.until = 0
+		c.letLive(0)
+	}
 }
 
 // letLive puts the creations that may go on in their queues: of a node that is proved dead

@@ -33,6 +33,7 @@ const (
 	recTake    = 21 // and that is this node: the body of a will
 	recJobOver = 19 // nothing of a job, whose key follows, lives any more
 	recAway    = 15 // a creation or a call was given to another node, the client: id, u32 attempt, u64 lease
+	recParted  = 22 // and comes back, for that node is gone: id, why; type 1: it may be there still
 )
 
 // A record is: u8 kind, u8 0, u16 type of a frame, u32 client, i64 now, u32 length, body.
@@ -86,6 +87,30 @@ func (c *Core) recordAway(t *task, number uint32) {
 	if t.away().sentTo = number; !c.mute {
 		c.record(recAway, number, 0, t.awayRecord())
 	}
+}
+
+// recordParted: what is given out next of such a task is not what the other node had.
+func (c *Core) recordParted(t *task, why string) {
+	if t.away() == nil {
+		return // the log does not say where it was
+	}
+	typ := uint16(0)
+	if c.silent {
+		typ = 1
+	}
+	c.record(recParted, t.away().sentTo, typ, append(slices.Clone(t.id[:]), why...))
+}
+
+func (c *Core) restoreParted(silent bool, b []byte) error {
+	if len(b) < 16 {
+		return errs.New(errs.Corrupt, "a record of tasks is damaged")
+	}
+	if t := c.tasks[id(b[:16])]; t != nil && t.state == running && t.away() != nil && t.away().sentTo != 0 {
+		c.silent = silent
+		c.interrupted(t, "", string(b[16:]))
+		c.silent = false
+	}
+	return nil
 }
 
 func (t *task) awayRecord() []byte {
@@ -282,6 +307,8 @@ func (c *Core) repeat(kind uint8, from uint32, typ uint16, body []byte) error {
 		}
 	case recAway:
 		return c.restoreAway(from, body)
+	case recParted:
+		return c.restoreParted(typ == 1, body)
 	case recFetched:
 		return c.restoreFetched(body)
 	case recCopies:
@@ -324,6 +351,7 @@ func (c *Core) restoreGive(w *client, short uint16, body []byte) error {
 		return nil
 	}
 	t := c.tasks[id(g.Task)]
+	c.isLet(t)
 	if t == nil || t.state != queued && !(t.isCall() && t.state == waiting) {
 		return nil
 	}

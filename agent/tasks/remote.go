@@ -488,7 +488,9 @@ func (c *Core) dropRemote(r *remote, why string) {
 		if t.state != running || t.worker() != r.cl {
 			continue
 		}
-		c.interrupted(t, "node_died", fmt.Sprintf("the node that ran %s is gone: %s", t.shape.name, why))
+		msg := fmt.Sprintf("the node that ran %s is gone: %s", t.shape.name, why)
+		c.recordParted(t, msg)
+		c.interrupted(t, "node_died", msg)
 	}
 	c.loseAt(func(o *object) bool { return o.at == r.cl.ID }, why)
 }

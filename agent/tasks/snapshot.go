@@ -104,6 +104,9 @@ type savedActor struct {
 	Up    bool
 	Ends  bool
 	Taken uint32
+	// It is held back:
+	Until int64
+	Left  uint32
 }
 
 type savedObject struct {
@@ -245,7 +248,7 @@ func (t *task) saved() savedTask {
 		s.Order, s.At = t.call.order, uint8(t.call.at)
 	}
 	if a := t.actor; a != nil {
-		s.Actor = &savedActor{a.life, a.node, a.dead, a.why, a.kill, a.up, a.ends, a.taken}
+		s.Actor = &savedActor{a.life, a.node, a.dead, a.why, a.kill, a.up, a.ends, a.taken, a.until, a.left}
 	}
 	if st := t.stream; st != nil {
 		s.Stream, s.Made, s.Taken, s.Over, s.Left, s.Last, s.Ahead = true, st.made, st.taken, st.over, st.left, st.last, slices.Sorted(maps.Keys(st.ahead))
@@ -440,6 +443,10 @@ func (c *Core) restoreTask(s *savedTask) error {
 		if t.state = waiting; c.peerOf(t) == nil {
 			c.attach(t)
 		}
+		return nil
+	}
+	if t.actor != nil && t.actor.left != 0 {
+		c.heldBack = append(c.heldBack, t)
 		return nil
 	}
 	if t.state != waiting || t.actor != nil && t.missing == 0 { // those that run are given out by the records that follow
