@@ -8,6 +8,7 @@ import (
 
 	"launcher/agent/core"
 	"launcher/agent/supervisor/supervisortest"
+	"launcher/agent/tasks"
 	"launcher/internal/errs"
 	"launcher/internal/logx"
 	"launcher/wire"
@@ -52,6 +53,23 @@ func TestStartWithoutSupervisor(t *testing.T) {
 	s.start(ctx, order(&setup, "true"))
 	if n := failed(); n != 0 {
 		t.Errorf("%d failures were told after the supervisor's death", n)
+	}
+}
+
+// TestWorkerWithoutSupervisor: nor is it one of the environment of tasks.
+func TestWorkerWithoutSupervisor(t *testing.T) {
+	sv := supervisortest.Start(t)
+	a := testAgent(t)
+	a.super = sv.Connect(t)
+	s := newSDKServer(a)
+	s.core = tasks.New(tasks.Config{}, nil, nil)
+	s.clients[5] = &sdkClient{}
+	if err := sv.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	s.workerFailed(5, errs.New(errs.Unknown, "storing descriptor control/5: the supervisor is gone"))
+	if s.clients[5] == nil {
+		t.Fatal("its worker is taken for one that cannot be started")
 	}
 }
 
