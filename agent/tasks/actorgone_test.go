@@ -56,6 +56,41 @@ func TestRestartWhileAnExclusiveActorIsHeldBack(t *testing.T) {
 	}
 }
 
+// TestRestartWhileAnActorStartsElsewhere: the next agent of its owner does not know its lease. Its
+// host keeps that, or it would give the actor away as one of its own, and nobody would have it.
+func TestRestartWhileAnActorStartsElsewhere(t *testing.T) {
+	for _, came := range []bool{true, false} {
+		p := newPair(t, 0, 2)
+		a, b := p.nodes[0], p.nodes[1]
+		a.driver(1)
+		x := a.makeActor(1, 1, nil, map[string]any{})
+		p.pump()
+		p.cut = !came
+		p.leaseAll(5)
+		if came && b.c.tasks[x].state != queued {
+			t.Fatalf("at the host it is %+v", b.c.tasks[x])
+		}
+		p.cut = false
+		a.c, a.in = a.restored(), map[uint32][]frame{}
+		a.c.Resume(a.now)
+		p.pump()
+		if came && b.c.tasks[x].lease != 5 {
+			t.Fatalf("the host has it as its own: lease %d", b.c.tasks[x].lease)
+		}
+		if !came {
+			if b.c.tasks[x] != nil || a.c.tasks[x].state != queued {
+				t.Fatalf("it never came: owner %+v, host %+v", a.c.tasks[x], b.c.tasks[x])
+			}
+			p.leaseAll(6)
+		}
+		b.born(x, 1)
+		p.pump()
+		if n := a.c.tasks[x]; n.state != running || n.actor.node != 8 {
+			t.Fatalf("its owner does not know that it lives: %+v", n.actor)
+		}
+	}
+}
+
 // again reads a snapshot of a node, as the next agent does.
 func (w *desk) again() *Core {
 	w.t.Helper()

@@ -101,11 +101,18 @@ func (c *Core) peerSubmit(cl *client, p sdk.PeerSubmit, body []byte) error {
 		return nil
 	case t != nil:
 		t.fence = p.Attempt
-		if t.lease = wire.LeaseID(p.Lease); t.state == done {
+		if p.Lease != 0 {
+			t.lease = wire.LeaseID(p.Lease)
+		}
+		if t.state == done {
 			c.report(cl, t)
 		} else if t.actor != nil && t.actor.up {
 			c.reportUp(cl, t)
 		}
+		return nil
+	}
+	if p.Lease == 0 { // asked about after a restart of its owner, and it never came or was given back
+		c.report(cl, &task{id: s.Task, body: body, fence: p.Attempt, bounced: true})
 		return nil
 	}
 	return c.accept(cl, body, p)
