@@ -26,6 +26,17 @@ if wants actors; then
 	gotest actors.reactor ./agent/tasks Actor
 fi
 
+if wants outlive; then
+	spec outlive 2 3
+	L up "$WORK/outlive.toml" >/dev/null 2>&1
+	for step in make kill check; do
+		out=$(t1 env LAUNCHER_CLUSTER=outlive "${OWN[@]}" timeout 200 "$PY" accept/actors/outlive.py $step "$WORK/tmp/outlive.json" 2>"$WORK/err"); rc=$?
+		grep -E '^(PASS|FAIL) ' <<<"$out"
+		[ $rc = 0 ] || fail "outlive.$step" "exit $rc: $(tail -3 "$WORK/err")"
+	done
+	L down outlive >/dev/null 2>&1
+fi
+
 if wants faults; then
 	for kinds in actor agent actor,agent actor,supervise agent,supervise actor,agent,supervise; do
 		spec deaths 2 2

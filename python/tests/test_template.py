@@ -18,7 +18,7 @@ class TemplateTest(unittest.TestCase):
         self.addCleanup(self.ours.close)
         with theirs:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", "import os, sys; os.dup2(int(sys.argv[1]), 3); os.execv(sys.executable, [sys.executable, '-m', 'launcher._template'])", str(theirs.fileno())],
+                [sys.executable, "-c", "import os, sys; fd = int(sys.argv[1]); fd == 3 or (os.dup2(fd, 3), os.close(fd)); os.execv(sys.executable, [sys.executable, '-m', 'launcher._template'])", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()], env={**os.environ, "PYTHONPATH": HERE},
             )  # fmt: skip
         self.addCleanup(self.process.wait, BOUND)
