@@ -163,7 +163,7 @@ class Connection:
                 time.sleep(0.05)
         rest = b"".join([data for _, data in self.ring])
         if self.worker is not None:
-            self.worker.resume(rest)
+            self.worker.resume(rest + bytes(self.out))  # what was to be written next, too
         self.rest = f.lasting(rest)
         self.granted += 1  # whoever waits for room asks again
         self.asked_proof = self.proven

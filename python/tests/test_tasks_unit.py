@@ -11,6 +11,7 @@ import sys
 import tempfile
 import threading
 import time
+import types
 import unittest
 
 import fake_agent
@@ -308,6 +309,29 @@ class ObjectTest(Case):
         client.ask("sync")
         self.assertEqual(self.driver().seen[_frames.SPACE], 0)
         self.assertEqual(launcher.get(before)[-1], (1 << 20) - 1)
+
+    def test_ends_that_were_not_written(self):
+        """A worker whose agent was restarted is not to run again what it has ended, although
+        it has not written that yet."""
+        c = _client.current()
+        told = []
+        worker = types.SimpleNamespace(resume=lambda frames: told.extend(_frames.results(frames)))
+
+        def greet(sock):  # as a driver: this agent has no control page for it
+            type(c)._greet(c, sock)
+            c.worker = worker
+
+        c._greet = greet
+        self.addCleanup(setattr, c, "worker", None)
+        self.addCleanup(delattr, c, "_greet")
+        launcher.get(launcher.put(1))
+        with c.lock:
+            c.out += _frames.frame(_frames.RESULT, bytes(16) + _frames.U32.pack(1) + bytes(40))
+            self.agent.cut()
+            end = time.monotonic() + 20
+            while not told and time.monotonic() < end:
+                c.poll()
+        self.assertEqual(told, [(bytes(16), 1)])
 
     def test_ring_is_bounded(self):
         client = _client.current()
