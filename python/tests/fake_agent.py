@@ -331,8 +331,8 @@ class Agent:
 
     def on_0419(self, c, b):
         task, attempt, status, start, end, count = struct.unpack_from("<16sIIQQI", b)
-        t = self.tasks[task]
-        if task not in c.running or attempt != t["attempt"]:
+        t = self.tasks.get(task)
+        if t is None or task not in c.running or attempt != t["attempt"]:
             return
         c.running.remove(task)
         self.counts["results"] += 1
