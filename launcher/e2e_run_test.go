@@ -305,8 +305,8 @@ func TestInterrupt(t *testing.T) {
 	})
 	t.Run("cancel", func(t *testing.T) {
 		r := running(t, h, "--", "sh", "-c", "echo up; exec sleep 600")
-		id := strings.Fields(h.OK("jobs"))
-		h.OK("cancel", "--grace", "1s", id[7])
+		_, rows, _ := strings.Cut(h.OK("jobs"), "\n")
+		h.OK("cancel", "--grace", "1s", strings.Fields(rows)[0])
 		if res := r.Wait(); res.Code != 130 {
 			t.Errorf("%s", res)
 		}

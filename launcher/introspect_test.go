@@ -182,6 +182,7 @@ func TestWhyOfAProgramsTask(t *testing.T) {
 	if r := invoke("why", "-c", "lab", id); r.Out != "task f waits for 2 cores\n" {
 		t.Errorf("%q %q", r.Out, r.Err)
 	}
+	f.on(wire.MsgGroup, func(st *session.Stream, _ []byte) error { return st.WriteMsg(wire.MsgOK, []wire.GroupInfo{}) })
 	r := invoke("why", "-c", "lab", strings.Repeat("02", 16))
 	if r.Code != exitLauncher || !strings.Contains(r.Err, "no node knows") || !strings.Contains(r.Err, "a-2 did not answer") {
 		t.Errorf("%d %q", r.Code, r.Err)
