@@ -196,6 +196,9 @@ func (n *node) program(num uint32, job string) *program {
 	n.programs[num] = p
 	n.mu.Unlock()
 	n.t.Cleanup(func() {
+		p.mu.Lock() // the store lives, and may ask for a segment yet
+		defer p.mu.Unlock()
+		p.deaf = true
 		p.index.Close()
 		p.pins.Close()
 		for _, m := range p.own {
