@@ -147,13 +147,13 @@ func (l *goLink) session(what string, subsystem bool) (*process, error) {
 	}
 	if err != nil {
 		_ = s.Close()
-		if subsystem && l.client.Conn != nil && !l.isDone() {
+		if l.isDone() || errors.Is(err, io.EOF) { // without an answer, known before the connection's end is
+			return nil, l.lost(err)
+		}
+		if subsystem {
 			return nil, fail(NoSubsystem, l.s.alias, err, "%s: it has no %s", l.s.alias, what)
 		}
-		if !l.isDone() {
-			return nil, fail(NoSessions, l.s.alias, err, "%s: it refuses to run a command", l.s.alias)
-		}
-		return nil, l.lost(err)
+		return nil, fail(NoSessions, l.s.alias, err, "%s: it refuses to run a command", l.s.alias)
 	}
 	// Nothing in the library ends a reading from here: the host has to confirm, which it does
 	// not while the command lives. So all waiting is done by goroutines that we can leave.
