@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"strconv"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -343,6 +342,3 @@ func (a *app) cmdExec() *cobra.Command {
 	c.Flags().StringVar(&limit, "time", "", "time limit")
 	return c
 }
-
-// jobArg is a job number for messages.
-func jobArg(id wire.JobID) string { return strconv.Itoa(int(id)) }

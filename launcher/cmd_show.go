@@ -93,11 +93,7 @@ func (a *app) printStatus(i wire.ClusterInfo, up bool) {
 	fmt.Fprintf(w, "in use    %s\n", useText(i.Free, i.Total))
 	fmt.Fprintf(w, "jobs      %s\n", countsText(i.Jobs))
 	for _, u := range i.Uses[:min(len(i.Uses), maxUses)] {
-		name := "job " + u.Job
-		if _, err := strconv.Atoi(u.Job); err != nil {
-			name = "program " + u.Job
-		}
-		fmt.Fprintf(w, "          %s uses %s\n", name, u.Tasks.Add(u.Own, 1))
+		fmt.Fprintf(w, "          %s uses %s\n", wire.JobName(u.Job), u.Tasks.Add(u.Own, 1))
 	}
 	if n := len(i.Uses) - maxUses; n > 0 {
 		fmt.Fprintf(w, "          and %d more\n", n)

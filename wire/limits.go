@@ -3,6 +3,7 @@ package wire
 import (
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -65,4 +66,13 @@ func (l Limits) String() string {
 		s = append(s, amount(name, l[name]))
 	}
 	return strings.Join(s, ", ")
+}
+
+// JobName is what people call the job of a key (Shape.Owner): keys of programs that no job
+// started are no numbers.
+func JobName(key string) string {
+	if _, err := strconv.Atoi(key); err != nil {
+		return "program " + key
+	}
+	return "job " + key
 }

@@ -260,9 +260,9 @@ func (c *Core) WhyNot(now int64, w Who, need wire.Resources) string {
 	c.now = max(c.now, now)
 	if x := c.ahead(w, need); x != nil {
 		if x.Priority > w.Priority {
-			return fmt.Sprintf("it is the turn of %s, of priority %d", JobName(x.Job), x.Priority)
+			return fmt.Sprintf("it is the turn of %s, of priority %d", wire.JobName(x.Job), x.Priority)
 		}
-		return fmt.Sprintf("it is the turn of %s, which has less of the node (%s)", JobName(x.Job), c.shares())
+		return fmt.Sprintf("it is the turn of %s, which has less of the node (%s)", wire.JobName(x.Job), c.shares())
 	}
 	if s := c.shares(); s != "" && !c.roomFor(w).Fits(need) {
 		return "of the node " + s
@@ -275,20 +275,12 @@ func (c *Core) shares() string {
 	c.countTries()
 	var s []string
 	for _, x := range c.jobsUse() {
-		s = append(s, fmt.Sprintf("%s has %d%%", JobName(x.Job), int(100*c.portions[x.Job].share+0.5)))
+		s = append(s, fmt.Sprintf("%s has %d%%", wire.JobName(x.Job), int(100*c.portions[x.Job].share+0.5)))
 	}
 	if len(s) > 4 {
 		s = append(s[:3], fmt.Sprintf("%d more the rest", len(s)-3))
 	}
 	return strings.Join(s, ", ")
-}
-
-// JobName is what people call the job of a key.
-func JobName(key string) string {
-	if _, err := strconv.Atoi(key); err != nil {
-		return "program " + key
-	}
-	return "job " + key
 }
 
 // onlyLacks reports whether all that is missing for need is of kinds that other takes too:

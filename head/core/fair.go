@@ -88,7 +88,7 @@ func (n *node) usesOf(owner string) wire.Resources {
 	return wire.Resources{}
 }
 
-// mostOf is the mostOf of two of each amount.
+// mostOf is the larger of two of each amount.
 func mostOf(a, b wire.Resources) wire.Resources {
 	r := wire.Resources{CPU: max(a.CPU, b.CPU), GPU: max(a.GPU, b.GPU), Memory: max(a.Memory, b.Memory)}
 	for _, m := range []map[string]int64{a.Custom, b.Custom} {
@@ -126,7 +126,7 @@ func (c *Core) atLimit(owner string, limits wire.Limits, need wire.Resources) st
 		return ""
 	}
 	if at := limits.Reached(c.uses(owner, c.jobOf(owner)), need); at != "" {
-		return fmt.Sprintf("%s is at its limit of %s", jobName(owner), at)
+		return fmt.Sprintf("%s is at its limit of %s", wire.JobName(owner), at)
 	}
 	return ""
 }
@@ -152,14 +152,6 @@ func (g *group) left() (r wire.Resources) {
 // whole is what one task of a job takes, with all its ranks.
 func (j *job) whole() wire.Resources {
 	return wire.Resources{}.Add(j.need, int64(max(1, j.d.Spec.Ranks)))
-}
-
-// jobName is how people call the job of a key.
-func jobName(owner string) string {
-	if owner != "" && owner[0] == 'd' {
-		return "program " + owner
-	}
-	return "job " + owner
 }
 
 // overLimit says that one of need is more than a job's limits can ever leave.

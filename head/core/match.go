@@ -161,7 +161,7 @@ func (c *Core) match(above int) (more bool) {
 				used = c.uses(d.spec.Owner, c.jobOf(d.spec.Owner))
 			}
 			if k = d.spec.Limits.Times(used, d.spec.Resources, k); k == 0 {
-				c.held(d, jobName(d.spec.Owner)+" is at its limit of "+d.spec.Limits.Reached(used, d.spec.Resources))
+				c.held(d, wire.JobName(d.spec.Owner)+" is at its limit of "+d.spec.Limits.Reached(used, d.spec.Resources))
 				ds = ds[1:]
 				continue
 			}
