@@ -9,9 +9,11 @@ import (
 	"launcher/agent/core"
 	"launcher/agent/supervisor/supervisortest"
 	"launcher/agent/tasks"
+	"launcher/internal/clock"
 	"launcher/internal/errs"
 	"launcher/internal/logx"
 	"launcher/wire"
+	"launcher/wire/sdk"
 	"launcher/wire/secure"
 )
 
@@ -70,6 +72,24 @@ func TestWorkerWithoutSupervisor(t *testing.T) {
 	s.workerFailed(5, errs.New(errs.Unknown, "storing descriptor control/5: the supervisor is gone"))
 	if s.clients[5] == nil {
 		t.Fatal("its worker is taken for one that cannot be started")
+	}
+}
+
+// TestNothingIsDoneEarly: what the reactor wants while the agent is put together, because the
+// store speaks early, is done once all parts are there.
+func TestNothingIsDoneEarly(t *testing.T) {
+	a := testAgent(t)
+	a.clock = clock.NewFake(1)
+	s := newSDKServer(a)
+	s.core = tasks.New(tasks.Config{Node: "p-0", Number: 1, Cores: 1}, nil, nil)
+	s.turn(func(now int64) {
+		must(t, s.core.Connect(now, tasks.Client{ID: 7, Kind: sdk.KindDriver, Language: "python", Job: "1"}))
+		theirs := make([]byte, 16) // an object of node 2: its agent is to be told of it
+		theirs[0], theirs[4], theirs[10] = 2, 1, 1
+		must(t, s.core.Frame(now, 7, sdk.MsgHold, theirs))
+	})
+	if len(s.core.Take(0).Effects) == 0 {
+		t.Error("it was done, or forgotten")
 	}
 }
 

@@ -45,6 +45,7 @@ type sdkServer struct {
 	names      map[wire.ObjectID]wire.ActorName // of actors of this node; guarded by a.mu
 	groupWaits map[wire.GroupID][]*groupWait    // guarded by a.mu
 	told       bool                             // the head knows them; guarded by a.mu
+	ready      bool                             // all parts of the agent are there; guarded by a.mu
 	parked     chan struct{}                    // closed when drivers may be read from again; guarded by a.mu
 	failed     error                            // the log cannot be written; guarded by a.mu
 	broken     chan error                       // that, for the agent
@@ -166,8 +167,12 @@ func (s *sdkServer) interrupt(id uint32) {
 }
 
 // settle writes down what the reactor decided and does it. a.mu is held; the clients are
-// to be flushed after it.
+// to be flushed after it. What it decides while the agent is put together (the store speaks
+// early) waits for resume: it may want parts that are not there yet.
 func (s *sdkServer) settle(now int64) []*sdkConn {
+	if !s.ready {
+		return nil
+	}
 	out := s.core.Take(now)
 	s.a.core.Crowded(s.core.Crowded())
 	if p, changed := s.core.Programs(); changed {

@@ -101,10 +101,11 @@ func (s *sdkServer) restore(ctx context.Context) error {
 	return nil
 }
 
-// resume gives workers up that were being started, or died, when the agent before this one
-// did.
+// resume begins to do what the reactor wants, now that all parts are there, and gives up
+// workers that were being started, or died, when the agent before this one did.
 func (s *sdkServer) resume() {
 	s.turn(func(now int64) {
+		s.ready = true
 		alive := map[string]bool{}
 		for _, cl := range s.clients {
 			alive[cl.Job] = true
