@@ -366,6 +366,9 @@ func (h Handle[T]) end(flags uint32) error {
 	c.out.id(id.Task())
 	c.out.u32(flags)
 	c.out.close()
+	if flags == sdk.KillForGood {
+		c.killed = append(c.killed[max(0, len(c.killed)-keptKilled):], id.Task())
+	}
 	err = c.gone
 	c.mu.Unlock()
 	c.flush()
@@ -415,6 +418,10 @@ func ExitActor(ctx context.Context) {
 // moment is how long the name of an actor may be ahead of it, or behind.
 const moment = 10 * time.Second
 
+// keptKilled is how many actors a program knows that it has killed: their names are about
+// to be free.
+const keptKilled = 1000
+
 // find gives a handle of the actor of a name; nil when there is none. A name is taken a
 // moment before its actor is submitted, and let go of a moment after it is over: who finds
 // it then looks again.
@@ -435,7 +442,10 @@ func (c *client) find(ctx context.Context, space, name string, found [][]byte, t
 		short, cancel := context.WithTimeout(ctx, moment)
 		err := await(short, []*handle{h}, 1, true)
 		cancel()
-		if err == nil || ctx.Err() != nil || time.Now().After(end) {
+		c.mu.Lock()
+		over := err != nil || slices.Contains(c.killed, objectID(found[0]).Task())
+		c.mu.Unlock()
+		if !over || ctx.Err() != nil || time.Now().After(end) {
 			return h, ctx.Err()
 		}
 		h.release()
@@ -454,6 +464,32 @@ func create[T any](k *call, opts []Option) (Handle[T], error) {
 	return Handle[T]{h: h}, err
 }
 
+// claim takes the name of an actor for this call, or gives who has it already. One that has
+// it and is over lets go of it in a moment.
+func (k *call) claim(a *actorOptions, id taskID, t reflect.Type) (*handle, error) {
+	if !a.orExisting { // whatever it is
+		t = reflect.TypeFor[any]()
+	}
+	for taken := [][]byte(nil); ; {
+		if len(taken) > 0 || a.orExisting {
+			switch h, err := k.c.find(k.ctx, a.namespace, a.name, taken, t); {
+			case err != nil || h != nil && a.orExisting:
+				return h, err
+			case h != nil:
+				h.release()
+				return nil, errs.Wrap(errs.Exists, ErrActorExists, "%q in namespace %q", a.name, a.namespace)
+			}
+		}
+		taken = nil
+		if err := k.c.ask(k.ctx, &taken, "name_actor", a.namespace, a.name, id[:], a.meta); err != nil {
+			return nil, err
+		}
+		if len(taken) == 0 {
+			return nil, nil
+		}
+	}
+}
+
 func (k *call) create(opts []Option, t reflect.Type) (*handle, error) {
 	if k.err != nil {
 		return nil, k.err
@@ -463,35 +499,25 @@ func (k *call) create(opts []Option, t reflect.Type) (*handle, error) {
 		opt(&o)
 	}
 	a := o.forActor()
-	if a.meta = metaOf(t); a.name != "" {
-		a.namespace = a.space(k.c)
-		id := k.c.reserve()
-		k.number = id.N()
-		for {
-			var taken [][]byte
-			if a.orExisting {
-				if h, err := k.c.find(k.ctx, a.namespace, a.name, nil, t); h != nil || err != nil {
-					return h, err
-				}
-			}
-			if err := k.c.ask(k.ctx, &taken, "name_actor", a.namespace, a.name, id[:], a.meta); err != nil {
-				return nil, err
-			}
-			if len(taken) == 0 {
-				break
-			}
-			if !a.orExisting {
-				return nil, errs.Wrap(errs.Exists, ErrActorExists, "%q in namespace %q", a.name, a.namespace)
-			}
-		}
-	}
-	s, err := k.c.shapeOfOptions(k.f, &o)
-	if err != nil {
+	a.meta, a.namespace = metaOf(t), a.space(k.c)
+	var err error
+	if k.shape, err = k.c.shapeOfOptions(k.f, &o); err != nil {
 		return nil, err
 	}
-	k.shape = s
+	var id taskID
+	if a.name != "" {
+		id = k.c.reserve()
+		if there, err := k.claim(a, id, t); there != nil || err != nil {
+			return there, err
+		}
+		k.number = id.N()
+	}
 	task, err := k.send(0, nil)
 	if err != nil {
+		if a.name != "" { // others may want it
+			var none any
+			_ = k.c.ask(context.WithoutCancel(k.ctx), &none, "unname_actor", id[:])
+		}
 		return nil, err
 	}
 	k.c.mu.Lock()

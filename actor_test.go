@@ -303,6 +303,12 @@ var actorPrograms = map[string]func(ctx context.Context){
 		expect(err == nil && found.ID() == h.ID(), "%v, %v", found, err)
 		_, err = launcher.FindActor[*room](ctx, "c")
 		expect(err != nil, "a counter is a room")
+		_, err = Counters.New(ctx, 1, launcher.ActorName("d"), launcher.MaxConcurrency(0))
+		expect(err != nil && !errors.Is(err, launcher.ErrActorExists), "%v", err)
+		for range 3 { // neither one that was not made nor one that was killed has the name
+			next := count10(ctx, launcher.ActorName("d"))
+			next.Kill()
+		}
 		v, err := Add.Submit(ctx, found, 1).Get(ctx)
 		expect(v == 11 && err == nil, "%d, %v", v, err)
 		x, err := launcher.FindActor[any](ctx, "c")

@@ -80,6 +80,7 @@ type client struct {
 	call     uint32
 	ends     map[uint32]uint64 // where in the stream the calls end
 	waiting  int               // goroutines that wait for objects
+	killed   []taskID          // actors, of late
 	gone     error             // the agent is not coming back
 	closing  bool
 	ahead    readahead

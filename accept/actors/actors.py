@@ -102,8 +102,11 @@ def names():
 
     assert ray.get(found.options(scheduling_strategy="SPREAD").remote(), timeout=20) == ["x"]
     ray.kill(a)
-    eventually("it ends", lambda: "log" not in ray.util.list_named_actors(), 10)
     unknown = raises(ValueError, lambda: ray.get_actor("log"))
+    for i in range(10):  # who was killed is not in the way of the next
+        a = Log.options(name="log").remote(i)
+        ray.kill(a)
+    eventually("it ends", lambda: "log" not in ray.util.list_named_actors(), 10)
     del other
     return f"taken: {taken}; after its death: {unknown}"
 
@@ -148,6 +151,44 @@ def scope():
     del r
     eventually("it ends", lambda: not os.path.exists(f"/proc/{pid}"), 15)
     return "it lived for the handle inside a task's argument, and ended with the last one"
+
+
+@point("actors.outside")
+def outside():
+    a, text, large = Log.remote(), ray.put("text"), ray.put(list(range(100_000)))
+
+    @ray.remote(scheduling_strategy="SPREAD")
+    def uses(i):
+        return ray.get(a.add.remote(i)), ray.get(text), len(ray.get(large))
+
+    @ray.remote(max_restarts=1, max_task_retries=1)
+    class Uses:
+        def use(self):
+            return ray.get(text), len(ray.get(large))
+
+    @ray.remote
+    def deeper(n):
+        return ray.get(a.all.remote()) if n == 0 else ray.get(deeper.remote(n - 1))
+
+    @ray.remote(max_calls=1)  # its process ends
+    def maker():
+        here = Log.remote("made")
+
+        @ray.remote
+        def later():
+            return ray.get(here.all.remote())
+
+        return [later.remote()]
+
+    b, refs, inner = Uses.remote(), [uses.remote(i) for i in range(12)], ray.get(maker.remote())
+    assert len(ray.get(deeper.remote(3), timeout=20)) <= 12
+    del a, text, large, uses
+    assert {x[1:] for x in ray.get(refs, timeout=30)} == {("text", 100_000)}
+    assert ray.get(b.use.remote(), timeout=20) == ("text", 100_000)
+    ray.kill(b, no_restart=False)
+    assert ray.get(b.use.remote(), timeout=20) == ("text", 100_000)
+    assert ray.get(inner, timeout=20) == [["made"]]
+    return "functions and a class that use a handle and references of their program: on both nodes, recursive, restarted, after all others were gone"
 
 
 @point("actors.restarts")

@@ -116,7 +116,7 @@ class _Call(_remote._Prepared):
         window = all_options.get("_generator_backpressure_num_objects") or 0
         if window > 0:
             text["backpressure"] = int(window)
-        self.client, self.function, self.name, self.id = client, None, str(text["name"]), b""
+        self.client, self.function, self.name, self.id, self.held = client, None, str(text["name"]), b"", []
         self.shape = client.shape(_pack.pack(text))
         stream = info.methods.get(name, {}).get("num_returns") == "streaming"
         self.returns, self.how = _remote.returns_of({"num_returns": "streaming" if stream else 1, **all_options}, None)
@@ -291,7 +291,7 @@ class ActorClass:
     def __init__(self, made: Type[Any], options: Dict[str, Any]) -> None:
         self._class, self._options = made, options
         self.__name__, self.__qualname__, self.__module__, self.__doc__ = made.__name__, made.__qualname__, made.__module__, made.__doc__
-        self._code: Optional[bytes] = None
+        self._code: Optional[Tuple[bytes, List[ObjectRef[Any]]]] = None
         _check(options)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -324,16 +324,15 @@ class ActorClass:
             number, id = client.reserve()
             taken: Any = None
             while True:
-                if o.get("get_if_exists"):
+                if taken or o.get("get_if_exists"):
                     there = _find(client, space, o["name"], taken)
-                    if there is not None:
+                    if there is not None and o.get("get_if_exists"):
                         return there
+                    if there is not None:
+                        raise ActorAlreadyExistsError(f"the name {o['name']!r} is taken in namespace {space!r}: use another, get_if_exists=True, or get_actor")
                 taken = client.ask("name_actor", space, o["name"], id, meta)
                 if not taken:
                     break
-                if o.get("get_if_exists"):
-                    continue
-                raise ActorAlreadyExistsError(f"the name {o['name']!r} is taken in namespace {space!r}: use another, get_if_exists=True, or get_actor")
         else:
             space, number = "", 0
         try:
@@ -364,11 +363,13 @@ class _Creation(_remote._Prepared):
     __slots__ = ()
 
     def __init__(self, client: _client.Client, made: ActorClass, options: Dict[str, Any], space: str, meta: bytes) -> None:
-        if made._code is None:
+        if made._code is None or any(r._home is not client for r in made._code[1]):
             made._code = _serial.dump_function(made._class)
+        code, self.outside = made._code
         self.client, self.function, self.name = client, made._class, made.__name__
-        self.id = hashlib.sha256(b"python\0" + made._code).digest()[:16]
-        client.function(self.id, made.__name__, made._code)
+        self.held = [_remote.own(client, r) for r in self.outside]
+        self.id = hashlib.sha256(b"python\0" + code).digest()[:16]
+        client.function(self.id, made.__name__, code)
         text = _remote.encode(_remote.inherit(client, {k: v for k, v in options.items() if k not in _OWN}), made.__name__)
         told = _pack.unpack(text)
         told["max_retries"] = int(options.get("max_restarts") or 0)
@@ -382,7 +383,7 @@ class _Creation(_remote._Prepared):
             number, _ = self.client.reserve()
         client = self.client
         if not args and not kwargs:
-            return client.submit(self.id, self.shape, 0, 0, [], [], b"", number)[0]
+            return client.submit(self.id, self.shape, 0, 0, [], self.held, b"", number)[0]
         return self.with_arguments(self.id, 0, args, kwargs, number)[0]  # type: ignore[no-any-return]
 
 
@@ -459,7 +460,8 @@ def _find(client: _client.Client, space: str, name: str, found: Any = None) -> O
             return None
         handle = _named(client, found)
         client.settle(handle._ref, _MOMENT)
-        if client.kind(handle._ref) != f.FAILED or time.monotonic() > end:
+        over = client.kind(handle._ref) == f.FAILED or handle._id in client.killed
+        if not over or time.monotonic() > end:
             return handle
         del handle
         found = None

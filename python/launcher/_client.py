@@ -433,6 +433,8 @@ class Client(Connection):
         with self.lock:
             self.check()
             self.out += f.frame(f.KILL, actor + f.U32.pack(1 if no_restart else 0))
+            if no_restart:
+                self.killed.append(actor)
         self.ask("sync")  # an agent that is being restarted did not hear it, and the program may do nothing else for long
 
     def _bound(self) -> None:

@@ -68,6 +68,7 @@ class Connection:
         self.n = 0
         self.refs: Dict[bytes, int] = {}  # references in this process
         self.gone: Deque[bytes] = deque()  # of references that died
+        self.killed: Deque[bytes] = deque(maxlen=1000)  # actors whose names are about to be free
         self.left: Deque[Tuple[bytes, int]] = deque()  # streams that nobody reads on
         self.holds: List[bytes] = []
         self.values: Dict[bytes, Known] = {}

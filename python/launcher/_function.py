@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import pickle
 from typing import Any, Optional
 
-from . import _remote
+from . import _remote, _serial
 
 
 class Function:
@@ -25,12 +24,14 @@ class Function:
             if self.error is not None:
                 raise self.error
             try:
-                self.call = pickle.loads(self.code) if self.code else _named(self.name)
+                if self.code:
+                    self.call, refs = _serial.load_function(self.code)
+                    _remote.remember(self.call, self.code, refs)
+                else:
+                    self.call = _named(self.name)
             except BaseException as e:
                 self.error = e
                 raise
-            if self.code:
-                _remote.remember(self.call, self.code)
         return self.call
 
 

@@ -16,9 +16,11 @@ SHARED = 2
 
 
 class _Found(threading.local):
-    """The references that the pickling in work has met: an object id each, with the ref."""
+    """The references that the pickling in work has met, and those that the loading of a
+    function has made."""
 
     refs: Optional[List[Any]] = None
+    loaded: Optional[List[Any]] = None
 
 
 found = _Found()
@@ -115,7 +117,10 @@ def load_ref(id: bytes) -> "ObjectRef[Any]":
     """Make a reference of an id that was found inside a value."""
     from . import _client
 
-    return _client.connected().hold(id)
+    ref: ObjectRef[Any] = _client.connected().hold(id)
+    if found.loaded is not None:
+        found.loaded.append(ref)
+    return ref
 
 
 class ObjectRefGenerator(Generic[T_co]):

@@ -18,13 +18,14 @@ R = TypeVar("R")
 
 _UNIT = 10000  # resources are counted in ten-thousandths
 
-_loaded: "weakref.WeakKeyDictionary[Any, bytes]" = weakref.WeakKeyDictionary()
+_loaded: "weakref.WeakKeyDictionary[Any, Tuple[bytes, List[ObjectRef[Any]]]]" = weakref.WeakKeyDictionary()
 
 
-def remember(function: Any, code: bytes) -> None:
-    """In a worker: the code that a function was loaded from, in case it calls itself."""
+def remember(function: Any, code: bytes, refs: List[ObjectRef[Any]]) -> None:
+    """In a worker: the code that a function was loaded from, with the references in it, in
+    case it calls itself."""
     try:
-        _loaded[function] = code
+        _loaded[function] = code, refs
     except TypeError:  # not of a kind that can be remembered
         pass
 
@@ -96,17 +97,18 @@ def _digest(data: bytes) -> bytes:
 class _Prepared:
     """A function with its options as a client's frames have them."""
 
-    __slots__ = ("client", "function", "name", "id", "shape", "returns", "how", "retry", "empty", "ahead", "captured")
+    __slots__ = ("client", "function", "name", "id", "shape", "returns", "how", "retry", "empty", "ahead", "captured", "outside", "held")
 
     def __init__(self, client: _client.Client, function: Any, options: Dict[str, Any]) -> None:
         self.client, self.function, self.captured = client, function, client.captured
         self.name = options.get("name") or _serial.name_of(function)
         try:
-            code = _loaded.get(function)
+            loaded = _loaded.get(function)
         except TypeError:
-            code = None
-        if code is None:
-            code = _serial.dump_function(function)
+            loaded = None
+        code, outside = loaded or _serial.dump_function(function)
+        self.outside = outside  # they live as long as what can be called
+        self.held = [own(client, r) for r in outside]
         self.id = _digest(b"python\0" + code)
         client.function(self.id, _serial.name_of(function), code)
         self.shape = client.shape(encode(inherit(client, options), self.name))
@@ -126,7 +128,7 @@ class _Prepared:
         """submit, of another function id: an actor's."""
         client = self.client
         if not args and not kwargs:
-            task, refs = client.submit(id, self.shape, self.returns, flags, _NONE, _NONE, self.empty)
+            task, refs = client.submit(id, self.shape, self.returns, flags, _NONE, self.held, self.empty)
         else:
             task, refs = self.with_arguments(id, flags, args, kwargs)
         if self.returns == 1:
@@ -162,7 +164,7 @@ class _Prepared:
             raise
         except Exception as error:
             raise _serial.unpicklable(_names(self.function, args, kwargs), self.name, error) from error
-        held = [own(client, r) for r in e.refs] if e.refs else _NONE
+        held = [*self.held, *(own(client, r) for r in e.refs)] if e.refs else self.held
         if e.size <= client.inline:
             return client.submit(id, self.shape, self.returns, flags, deps, held, e.joined() if e.buffers else e.head, number)
         whole = client.put_encoded(e)

@@ -190,14 +190,27 @@ def _extension(code: int, data: bytes) -> Any:
 # Functions and errors.
 
 
-def dump_function(f: Any) -> bytes:
-    """The code of a function."""
+def dump_function(f: Any) -> Tuple[bytes, List[ObjectRef[Any]]]:
+    """The code of a function, and the references that it has from outside: every task of it
+    holds them."""
+    outer, found.refs = found.refs, []
     try:
-        return _cloudpickle().dumps(f, 5)  # type: ignore[no-any-return]
+        return _cloudpickle().dumps(f, 5), list(dict.fromkeys(found.refs))
     except ImportError:
         raise
     except Exception as e:
         raise TypeError(f"the function {name_of(f)} cannot be passed on: {type(e).__name__}: {e}\nhint: something that it uses from outside (a lock, a file, a connection) cannot be pickled: make it inside the function") from e
+    finally:
+        found.refs = outer
+
+
+def load_function(code: bytes) -> Tuple[Any, List[ObjectRef[Any]]]:
+    """The counterpart of dump_function."""
+    outer, found.loaded = found.loaded, []
+    try:
+        return pickle.loads(code), found.loaded
+    finally:
+        found.loaded = outer
 
 
 def name_of(f: Any) -> str:

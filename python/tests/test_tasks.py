@@ -321,6 +321,18 @@ class TaskTest(task_cases.Tasks, Cluster):
                 with open(path) as at:
                     self.assertIn(at.read(), ("KeyboardInterrupt", "GeneratorExit"))  # in its code, or at a yield
 
+    def test_references_from_outside(self):
+        # A function has them while it has tasks, whatever becomes of the program's own.
+        ref, large = launcher.put("small"), launcher.put(np.ones(50_000))
+
+        @launcher.remote
+        def f(n):
+            return launcher.get(ref), launcher.get(large).sum(), launcher.get(f.remote(n - 1)) if n else None
+
+        r = f.remote(2)
+        del f, ref, large
+        self.assertEqual(launcher.get(r, timeout=30), ("small", 50_000, ("small", 50_000, ("small", 50_000, None))))
+
     def test_max_calls(self):
         @launcher.remote(max_calls=2)
         def who():
