@@ -28,21 +28,21 @@ type benchRow struct {
 	Limit  float64 `json:"limit,omitempty"`  // the physical limit or the peer, same unit
 	Of     string  `json:"of,omitempty"`     // what the limit is
 	Ratio  float64 `json:"ratio,omitempty"`  // value / limit
-	Target float64 `json:"target,omitempty"` // ratio to reach, or with no limit the value to reach
+	Target float64 `json:"target,omitempty"` // ratio to reach; with no limit, or where less is better, the value to reach
 	Less   bool    `json:"less,omitempty"`   // less is better
 	Steal  float64 `json:"steal,omitempty"`  // share of CPU time the host took, of the run reported
 }
 
 // met reports whether the row reaches its target.
 func (r benchRow) met() bool {
-	v := r.Value
-	if r.Limit > 0 {
-		v = r.Ratio
+	switch {
+	case r.Less:
+		return r.Value <= r.Target
+	case r.Limit > 0:
+		return r.Ratio >= r.Target
+	default:
+		return r.Value >= r.Target
 	}
-	if r.Less {
-		return v <= r.Target
-	}
-	return v >= r.Target
 }
 
 // benchmark is one of them. This list is the registration point: a part that has figures of

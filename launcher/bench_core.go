@@ -23,10 +23,11 @@ import (
 )
 
 const benchCoreLong = `Measure tasks and objects on a local cluster of its own: the workloads of Ray's
-microbenchmark and of its single-node envelope, by their names and definitions, in Python;
-with --go the like in Go, and actors. A rate is measured in four rounds of two seconds after
-a second of warming up; the figure is their mean. Rows stand beside what the machine can do
-at best, measured in the same process. ROWS are names or parts of names; --list prints them.
+microbenchmark and of its single-node envelope, by their names and definitions, in Python,
+and hops of channels; with --go the like in Go. A rate is measured in four rounds of two
+seconds after a second of warming up; the figure is their mean. Rows stand beside what the
+machine can do at best, measured in the same process. ROWS are names or parts of names;
+--list prints them.
 
 "make bench-ray" measures Ray beside it on the same machine.`
 
@@ -65,8 +66,8 @@ func (a *app) cmdBenchCore() *cobra.Command {
 }
 
 // coreTargets are what rows are to reach besides Ray's figures (which make bench-ray shows):
-// a share of the limit, or a value where there is no limit.
-var coreTargets = map[string]float64{"single_client_put_gigabytes": 0.85, "init_to_first_result": 0.3}
+// a share of the limit, or a value where there is no limit or less is better.
+var coreTargets = map[string]float64{"single_client_put_gigabytes": 0.85, "init_to_first_result": 0.3, "channel_hop": 50}
 
 func (a *app) benchCore(ctx context.Context, o benchCoreOptions, rows []string) (err error) {
 	if o.queued < 1 {

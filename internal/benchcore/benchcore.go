@@ -1,4 +1,4 @@
-// Package benchcore measures tasks, objects and actors as a Go program sees them: the workloads of
+// Package benchcore measures tasks, objects, actors and channels as a Go program sees them: the workloads of
 // Ray's microbenchmark and of its single-node envelope, by the same definitions, in Go.
 //
 // Its functions run in workers that are the program itself: a program that imports it
@@ -66,7 +66,7 @@ func Run(ctx context.Context, o Options) ([]Row, error) {
 	}
 	b := &bench{o: o}
 	var rows []Row
-	for _, w := range slices.Concat(workloads, actorWorkloads) {
+	for _, w := range slices.Concat(workloads, actorWorkloads, channelWorkloads) {
 		if !strings.Contains(w.what, o.Filter) {
 			continue
 		}
@@ -92,7 +92,7 @@ func Run(ctx context.Context, o Options) ([]Row, error) {
 // Names lists the workloads.
 func Names() []string {
 	var out []string
-	for _, w := range slices.Concat(workloads, actorWorkloads) {
+	for _, w := range slices.Concat(workloads, actorWorkloads, channelWorkloads) {
 		out = append(out, w.what)
 	}
 	return out

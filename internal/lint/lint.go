@@ -68,6 +68,7 @@ var arrows = []arrow{
 	{".", "wire/sdk", "programs talk to their node's agent"},
 	{".", "internal/sockpath", "socket paths have a limit"},
 	{"internal/benchcore", ".", "its workloads are a program's"},
+	{"internal/benchcore", "shm/channel", "its actors have channels"},
 	{"examples", ".", "programs use the SDK"},
 	{"examples", "collectives", "operations are named there"},
 	{"examples", "examples", "a program and its data"},

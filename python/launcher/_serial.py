@@ -88,6 +88,11 @@ def encode(value: Any) -> Encoded:
         data = pickle.dumps(value, 5)
         n = len(data)
         return Encoded(FORM_PYTHON, 8 + n, _HEAD.pack(n, 0) + data, [], [])
+    key = _array_key(value) if _numbers(value) else None
+    if key in _heads:
+        head, at = _heads[key]
+        raw = pickle.PickleBuffer(value).raw()
+        return Encoded(FORM_PYTHON, at + raw.nbytes, head, [(at, raw)], [])
     buffers: List[pickle.PickleBuffer] = []
     outer, found.refs = found.refs, []
     try:
@@ -98,7 +103,63 @@ def encode(value: Any) -> Encoded:
         refs = found.refs
     finally:
         found.refs = outer
-    return _lay(data, buffers, refs)
+    e = _lay(data, buffers, refs)
+    if key is not None and buffers:
+        _keep(_heads, key, (e.head, e.buffers[0][0]))
+    return e
+
+
+# The pickle of an array of numbers says what it is, not what is in it, so it is kept, for both
+# ways. The copy of a large array drives the rest out of the core's cache, after which
+# pickling it would cost half as much as the copy.
+_Key = Tuple[Any, Tuple[int, ...], str, bool]
+_heads: Dict[Optional[_Key], Tuple[bytes, int]] = {}
+_arrays: Dict[bytes, Optional[_Key]] = {}  # by their pickles; None: of something else
+_KEPT_MAX = 256
+_KEPT_BYTES = 1 << 30  # larger ones are not worth it
+_SMALL_PICKLE = 256
+
+
+def _keep(where: Dict[Any, Any], key: Any, value: Any) -> None:
+    if len(where) >= _KEPT_MAX:
+        where.clear()
+    where[key] = value
+
+
+def _numbers(value: Any) -> bool:
+    """Whether it is an array of numbers in one piece."""
+    t = type(value)
+    if t.__module__ != "numpy" or t.__name__ != "ndarray":
+        return False
+    return value.dtype.kind in "biufc" and value.dtype.metadata is None and value.flags.forc and 0 < value.nbytes <= _KEPT_BYTES
+
+
+def _array_key(a: Any) -> _Key:
+    flags = a.flags
+    return a.dtype.str, a.shape, "C" if flags.c_contiguous else "F", flags.writeable
+
+
+def _array_of(data: bytes, value: Any) -> Optional[_Key]:
+    """What array the pickle tells of that gave value, if it is that of an array alone."""
+    import numpy
+
+    dtype, shape, order, _ = _array_key(value)
+    for writeable in (True, False):
+        like = numpy.empty(shape, dtype, "C" if order == "C" else "F")
+        like.flags.writeable = writeable
+        if pickle.dumps(like, 5, buffer_callback=lambda _: None) == data:
+            return value.dtype, shape, order, writeable
+    return None
+
+
+def _array(key: _Key, raw: memoryview) -> Any:
+    dtype, shape, order, writeable = key
+    a = sys.modules["numpy"].frombuffer(raw, dtype)
+    if a.shape != shape:
+        a = a.reshape(shape, order=order)
+    if not writeable:
+        a.flags.writeable = False
+    return a
 
 
 def _lay(data: bytes, buffers: List[pickle.PickleBuffer], refs: List[Any]) -> Encoded:
@@ -134,7 +195,16 @@ def decode(form: int, data: Any) -> Any:
             if offset + length > len(view):
                 raise ValueError("a value that ends too early")
             buffers.append(view[offset : offset + length])
-        return pickle.loads(view[at : at + n], buffers=buffers)
+        if count > 1 or n > _SMALL_PICKLE:
+            return pickle.loads(view[at : at + n], buffers=buffers)
+        pickled = bytes(view[at : at + n])
+        key = _arrays.get(pickled)
+        if key is not None:
+            return _array(key, buffers[0])
+        value = pickle.loads(pickled, buffers=buffers)
+        if _numbers(value) and pickled not in _arrays:
+            _keep(_arrays, pickled, _array_of(pickled, value))
+        return value
     if form == FORM_PLAIN:
         return _pack.unpack(data, _extension)
     if form == FORM_BYTES:

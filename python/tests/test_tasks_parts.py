@@ -11,6 +11,8 @@ import threading
 import time
 import types
 import unittest
+import warnings
+from unittest import mock
 
 import fake_agent
 import numpy as np
@@ -98,6 +100,46 @@ class ValueTest(unittest.TestCase):
         objects = np.array([Local(1), None], object)
         self.assertEqual(list(_serial.decode(0, _serial.encode(objects).joined())), [Local(1), None])
         self.assertEqual(_serial.decode(0, _serial.encode(np.zeros(0)).joined()).size, 0)
+
+    def test_arrays_of_one_kind(self):
+        """The second is not pickled again, and is what pickle makes of it all the same."""
+        fixed = np.arange(4.0)
+        fixed.flags.writeable = False
+        arrays = [
+            np.arange(6.0), np.arange(6).reshape(2, 3), np.asfortranarray(np.arange(6).reshape(2, 3)), np.arange(6, dtype=">i4").reshape(1, 6, 1),
+            np.array(1 + 2j), np.array([True]), fixed,
+        ]  # fmt: skip
+        for a in arrays:
+            first = _serial.encode(a).joined()
+            buffers = []
+            data = pickle.dumps(a, 5, buffer_callback=buffers.append)
+            want = pickle.loads(data, buffers=[bytearray(buffers[0].raw())])
+            _serial.decode(0, first)
+            with mock.patch.object(_serial, "pickle", types.SimpleNamespace(PickleBuffer=pickle.PickleBuffer)):
+                e = _serial.encode(a.copy("A") if a.flags.writeable else a)
+                self.assertEqual(e.head, _serial.encode(a).head)
+                got = _serial.decode(0, bytearray(_serial.encode(a).joined()))
+                fast = _serial.decode(0, first)
+            self.assertIn(data, first)
+            self.assertEqual((got.dtype, got.shape, got.strides, got.flags.writeable), (want.dtype, want.shape, want.strides, want.flags.writeable))
+            np.testing.assert_array_equal(got, a)
+            np.testing.assert_array_equal(fast, a)
+            self.assertFalse(fast.flags.writeable)
+        # One whose bytes are not in one piece, of a shape and type that is known.
+        apart = np.arange(24).reshape(4, 6)[::2, ::2]
+        np.testing.assert_array_equal(_serial.decode(0, _serial.encode(apart).joined()), apart)
+        self.assertRaises(ValueError, _serial.decode, 0, _serial.encode(arrays[0]).joined()[:-8])
+        named = np.zeros(6, np.dtype("f8", metadata={"unit": "m"}))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            self.assertEqual(pickle.loads(pickle.dumps(named)).dtype.metadata, _serial.decode(0, _serial.encode(named).joined()).dtype.metadata)
+
+    def test_arrays_kept_are_bounded(self):
+        for n in range(1, 2 * _serial._KEPT_MAX):
+            _serial.decode(0, _serial.encode(np.zeros(n, np.int8)).joined())
+            _serial.decode(0, _serial.encode((n, np.zeros(3))).joined())
+        self.assertLessEqual(len(_serial._heads), _serial._KEPT_MAX)
+        self.assertLessEqual(len(_serial._arrays), _serial._KEPT_MAX)
 
     def test_large_bytes(self):
         e = _serial.encode(b"x" * 100000)
