@@ -73,7 +73,7 @@ func (g *groups) open(ctx context.Context, e core.OpenGroup) {
 	x.n = n
 	if err != nil {
 		stop()
-		if g.a.lostSupervisor(ctx, err) {
+		if g.a.lostSupervisor(ctx) {
 			return
 		}
 		g.a.log.Error("no collectives for a gang", "gang", e.Gang, "err", err)

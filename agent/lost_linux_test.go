@@ -58,14 +58,23 @@ func TestStartWithoutSupervisor(t *testing.T) {
 	}
 }
 
-// TestWorkerWithoutSupervisor: nor is it one of the environment of tasks.
+// TestWorkerWithoutSupervisor: nor is it one of the environment of tasks. The loss of the
+// template, which says that an interpreter is of no use, is one.
 func TestWorkerWithoutSupervisor(t *testing.T) {
 	sv := supervisortest.Start(t)
 	a := testAgent(t)
 	a.super = sv.Connect(t)
+	a.clock = clock.NewFake(1)
 	s := newSDKServer(a)
 	s.core = tasks.New(tasks.Config{}, nil, nil)
-	s.clients[5] = &sdkClient{}
+	var err error
+	s.log, err = newMemoryLog(t.Context(), a.super, taskLogName, taskCompactAt, nil)
+	must(t, err)
+	s.clients[4], s.clients[5] = &sdkClient{}, &sdkClient{}
+	s.workerFailed(4, errs.New(errs.Lost, "the template has ended: launcher needs Python 3.9 or later"))
+	if s.clients[4] != nil {
+		t.Error("a worker that cannot be started is waited for")
+	}
 	if err := sv.Stop(); err != nil {
 		t.Fatal(err)
 	}

@@ -186,7 +186,7 @@ func (s *sdkServer) worker(c *sdkConn) {
 
 // workerFailed: a worker could not be started.
 func (s *sdkServer) workerFailed(id uint32, err error) {
-	if s.a.lostSupervisor(s.ctx, err) {
+	if s.a.lostSupervisor(s.ctx) {
 		return // no failure of its tasks
 	}
 	s.a.log.Warn("a worker cannot be started", "worker", id, "err", err)

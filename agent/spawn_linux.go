@@ -122,7 +122,7 @@ func (s *starter) start(ctx context.Context, e core.Spawn) {
 		s.a.events.push(core.ProcStarted{Proc: e.Proc, PID: started.PID, At: started.At})
 		return
 	}
-	if s.a.lostSupervisor(ctx, err) {
+	if s.a.lostSupervisor(ctx) {
 		return
 	}
 	code := int32(-1)
@@ -142,19 +142,16 @@ func (s *starter) start(ctx context.Context, e core.Spawn) {
 
 // lostSupervisor reports whether a start failed because the supervisor is gone. Then the
 // node is lost, and the head is to hear no other reason why its work did not go well:
-// work is run again after the loss of its node, not after a failure. The start itself or
-// a shell that was killed for the same reason may fail first, so the supervisor is asked.
-func (a *agent) lostSupervisor(ctx context.Context, err error) bool {
-	if !errs.Is(err, errs.Lost) {
-		ctx, cancel := context.WithTimeout(ctx, signalBound)
-		defer cancel()
-		err = a.super.Alive(ctx)
+// work is run again after the loss of its node, not after a failure. What failed first may
+// be anything that was killed for the same reason, so only the supervisor is asked.
+func (a *agent) lostSupervisor(ctx context.Context) bool {
+	ctx, cancel := context.WithTimeout(ctx, signalBound)
+	defer cancel()
+	if !errs.Is(a.super.Alive(ctx), errs.Lost) {
+		return false
 	}
-	if errs.Is(err, errs.Lost) {
-		a.log.Warn("nothing is started: the supervisor is gone")
-		return true
-	}
-	return false
+	a.log.Warn("nothing is started: the supervisor is gone")
+	return true
 }
 
 func (s *starter) try(ctx context.Context, e *core.Spawn) (started supervisor.Started, err error) {

@@ -429,11 +429,12 @@ func TestCancelledAheadIsNotCounted(t *testing.T) {
 func TestUnknownObjectIsAnErrorAtOnce(t *testing.T) {
 	w := newDesk(t, 1)
 	w.driver(1)
-	x := taskOf(1, 99).With(1)
-	w.frame(1, sdk.MsgGet, get(sdk.GetValue|sdk.GetBlocks, x))
-	w.take()
-	if o := w.objects(1)[x]; len(o) == 0 || o[0] != '3' {
-		t.Fatalf("got %q", o)
+	for _, x := range []id{taskOf(1, 99).With(1), {}} { // no node has number 0
+		w.frame(1, sdk.MsgGet, get(sdk.GetValue|sdk.GetBlocks, x))
+		w.take()
+		if o := w.objects(1)[x]; len(o) == 0 || o[0] != '3' {
+			t.Errorf("of %s: %q", x, o)
+		}
 	}
 }
 
