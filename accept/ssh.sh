@@ -7,6 +7,8 @@ wants() { [ -z "${ONLY:-}" ] || for w in $ONLY; do case $1 in "$w"*) return 0 ;;
 # ---------------------------------------------------------------- 1 reaching hosts
 if wants reach; then
 	gotest reach.dial ./backends/ssh/dial .
+	gotest reach.asks-at-the-terminal ./launcher '^TestSSHAsks$'
+	gotest reach.no-terminal ./launcher '^TestSSHCannotAsk$'
 fi
 
 # ---------------------------------------------------------------- 2 provisioning
@@ -27,6 +29,6 @@ fi
 
 # ---------------------------------------------------------------- 5 the cluster: up, run, a changed spec, down
 if wants cluster; then
-	gotest cluster.up-run-down ./launcher '^TestSSH'
+	gotest cluster.up-run-down ./launcher '^TestSSH$'
 	gotest cluster.machines ./head/core '^TestM'
 fi

@@ -8,6 +8,7 @@ import (
 	"launcher/head/core"
 	"launcher/internal/errs"
 	"launcher/wire"
+	"launcher/wire/secure"
 	"launcher/wire/session"
 )
 
@@ -142,6 +143,8 @@ func (h *head) answer(ctx context.Context, st *session.Stream, req any) error {
 	switch req.(type) {
 	case wire.LogsRequest:
 		return h.serveLogs(ctx, st, req.(wire.LogsRequest))
+	case wire.Attend:
+		return h.attend(ctx, st, req.(wire.Attend))
 	case wire.Query:
 		v, err := h.query(ctx, req.(wire.Query), st.Unwanted())
 		if err != nil {
@@ -172,6 +175,21 @@ func (h *head) answer(ctx context.Context, st *session.Stream, req any) error {
 		}
 	}
 	return h.ask(ctx, req, st.Unwanted(), say)
+}
+
+// attend serves a command that answers questions. Machines that could not be reached
+// without it are tried again at once.
+func (h *head) attend(ctx context.Context, st *session.Stream, at wire.Attend) error {
+	if st.Session().Peer().Role != secure.RoleClient {
+		return errs.New(errs.Permission, "%s asks for what is typed at terminals", st.Session().Peer())
+	}
+	if h.o.Desk == nil {
+		return errs.New(errs.Unbuilt, "this head asks nothing")
+	}
+	return h.o.Desk.Attend(ctx, st, at, func() {
+		h.event(core.Retry{})
+		h.do(func(*core.Core) {})
+	})
 }
 
 // decodeRequest gives the struct of a request.
@@ -211,6 +229,8 @@ func decodeRequest(typ uint16, body []byte) (any, error) {
 		return decode[wire.GroupRequest](body)
 	case wire.MsgQuery:
 		return decode[wire.Query](body)
+	case wire.MsgAttend:
+		return decode[wire.Attend](body)
 	}
 	return nil, errs.New(errs.Version, "this head does not know requests of type %#x", typ).Hint("bring the cluster up again with this version of launcher")
 }

@@ -19,6 +19,7 @@ import (
 	"launcher/head/core"
 	"launcher/internal/clock"
 	"launcher/wire"
+	"launcher/wire/session"
 )
 
 // Broker gets nodes from backends. broker.Broker is one. Calls may be concurrent.
@@ -30,6 +31,12 @@ type Broker interface {
 	// Watch sends the index of a handle whenever its Status should be asked again, until
 	// ctx ends.
 	Watch(ctx context.Context, p wire.Pool, handles [][]byte, changed chan<- int) error
+}
+
+// Desk asks a person what the broker cannot know, at the terminals of commands that
+// attend. *broker.Desk is one.
+type Desk interface {
+	Attend(ctx context.Context, st *session.Stream, at wire.Attend, begun func()) error
 }
 
 // Keeper is the head's supervisor: it holds the listeners over the head's death.
@@ -45,6 +52,7 @@ type Keeper interface {
 type Options struct {
 	Dir      string // the cluster's state directory
 	Broker   Broker
+	Desk     Desk // nil = nothing is ever asked
 	Machines map[wire.Kind]core.Maker
 	Keeper   Keeper       // nil = no supervisor: the head does not come back
 	Log      *slog.Logger // nil = discard

@@ -13,6 +13,7 @@ import (
 	"launcher/agent"
 	"launcher/agent/supervisor"
 	"launcher/backends/all"
+	sshdial "launcher/backends/ssh/dial"
 	"launcher/backends/ssh/host"
 	"launcher/broker"
 	"launcher/head"
@@ -81,14 +82,23 @@ func (a *app) headMain(ctx context.Context, dir string) error {
 		return fatal(err)
 	}
 	defer keeper.Close()
-	b := broker.New(all.Backends(hc.Home), log)
+	desk := broker.NewDesk(keeper.Restarts() == 0) // after a restart there is no up that waits
+	b := broker.New(all.Backends(hc.Home, sshdial.Options{Asker: asker{desk}, Log: log}), log)
 	defer b.Close()
-	err = head.Main(ctx, head.Options{Dir: dir, Broker: b, Machines: machines(), Keeper: keeper, Log: log})
+	err = head.Main(ctx, head.Options{Dir: dir, Broker: b, Desk: desk, Machines: machines(), Keeper: keeper, Log: log})
 	switch errs.KindOf(err) {
 	case errs.Fenced, errs.Corrupt, errs.Version, errs.Permission:
 		return fatal(err)
 	}
 	return err
+}
+
+// asker has the questions of ssh asked at a desk.
+type asker struct{ *broker.Desk }
+
+func (a asker) Sitting(ctx context.Context) (s sshdial.Sitting) {
+	s.Number, s.Terminal, s.AcceptNew = a.Desk.Sitting(ctx)
+	return s
 }
 
 // agentMain runs a node's agent, below its supervisor.

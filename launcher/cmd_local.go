@@ -132,7 +132,7 @@ func (a *app) local(ctx context.Context, o localOptions) (err error) {
 	if err := d.start(ctx); err != nil {
 		return ended(err)
 	}
-	if err := quiet.awaitPools(ctx, t, began, defaultWait); err != nil {
+	if err := quiet.awaitPools(ctx, t, began, upOptions{wait: defaultWait}); err != nil {
 		return ended(err)
 	}
 	line, err := a.describeLocal(ctx, t, own)

@@ -19,6 +19,7 @@ type upOptions struct {
 	wait    time.Duration // 0 = defaultWait
 	yes     bool
 	replace bool
+	newKeys bool // of hosts never seen are taken
 }
 
 const defaultWait = 10 * time.Minute
@@ -34,7 +35,7 @@ the same command brings the cluster back from its journal, and its jobs go on.`
 func (a *app) cmdUp() *cobra.Command {
 	var o upOptions
 	var wait, emit string
-	var dryRun, newKeys bool
+	var dryRun bool
 	c := &cobra.Command{
 		Use:   "up SPEC",
 		Short: "bring a cluster up, or bring a running one in line with its file",
@@ -44,8 +45,6 @@ func (a *app) cmdUp() *cobra.Command {
 			switch {
 			case emit != "":
 				return later("up --emit")
-			case newKeys:
-				return later("up --accept-new-host-keys")
 			case dryRun:
 				return a.dryRun(args[0])
 			}
@@ -71,7 +70,7 @@ func (a *app) cmdUp() *cobra.Command {
 	f.StringVar(&wait, "wait", "10m", "give up watching after so long, exit code 124")
 	f.BoolVar(&dryRun, "dry-run", false, "print exactly what each backend would be sent, and start nothing")
 	f.StringVar(&emit, "emit", "", "write scripts for sbatch or sh instead (not in this version)")
-	f.BoolVar(&newKeys, "accept-new-host-keys", false, "for ssh pools (not in this version)")
+	f.BoolVar(&o.newKeys, "accept-new-host-keys", false, "take the keys of ssh hosts that known_hosts does not have; changed ones are never taken")
 	f.BoolVar(&o.yes, "yes", false, "do not ask before removing nodes or stopping work")
 	f.BoolVar(&o.replace, "replace", false, "take the name over from another spec: its cluster is brought down and its record dropped")
 	return c
@@ -123,7 +122,7 @@ func (a *app) bringUp(ctx context.Context, spec string, o upOptions) (t target, 
 		t, started, err = a.ensureHead(ctx, h, cl, o)
 		// A head that is just dying still takes connections: look again, it will be gone.
 		if err == nil {
-			if err = a.awaitPools(ctx, t, began, o.wait); err == nil || try == 3 || !errors.Is(err, errWentDown) {
+			if err = a.awaitPools(ctx, t, began, o); err == nil || try == 3 || !errors.Is(err, errWentDown) {
 				return t, started, err
 			}
 			continue
@@ -210,21 +209,32 @@ func (a *app) confirm(ctx context.Context, what string, yes bool) error {
 }
 
 // awaitPools shows a line per pool until each has its minimum and nothing is on its way.
-func (a *app) awaitPools(ctx context.Context, t target, began time.Time, wait time.Duration) error {
-	ctx, cancel := context.WithDeadline(ctx, began.Add(wait))
-	defer cancel()
+// Meanwhile we are there to be asked.
+func (a *app) awaitPools(ctx context.Context, t target, began time.Time, o upOptions) error {
+	ctx, cancel := context.WithDeadline(ctx, began.Add(o.wait))
 	told := map[string]string{}
 	var c *client
+	left := func() {}
 	defer func() {
+		cancel()
 		if c != nil {
 			c.Close()
 		}
+		left()
 	}()
 	for {
 		var i wire.ClusterInfo
 		var err error
 		if c == nil {
-			c, err = dial(ctx, t)
+			left()
+			left = func() {}
+			if c, err = dial(ctx, t); err == nil {
+				if left, err = a.attend(ctx, c, o.newKeys); err != nil {
+					left = func() {}
+					c.Close()
+					c = nil
+				}
+			}
 		}
 		if err == nil {
 			if err = c.call(ctx, wire.MsgInfo, wire.InfoRequest{}, &i); err != nil {
@@ -264,7 +274,7 @@ func (a *app) awaitPools(ctx context.Context, t target, began time.Time, wait ti
 			if ctx.Err() != context.DeadlineExceeded {
 				return ctx.Err()
 			}
-			e := errs.New(errs.Timeout, "cluster %s is not complete after %s", t.name, shortDuration(wait))
+			e := errs.New(errs.Timeout, "cluster %s is not complete after %s", t.name, shortDuration(o.wait))
 			for _, p := range i.Pools {
 				if !poolSettled(p) {
 					e = e.Hint("pool %s", poolText(p))

@@ -8,6 +8,7 @@ import (
 
 	"launcher/backends"
 	"launcher/backends/all"
+	sshdial "launcher/backends/ssh/dial"
 	"launcher/broker"
 	"launcher/configs"
 	"launcher/internal/errs"
@@ -15,7 +16,9 @@ import (
 )
 
 // newBroker knows every backend of this version.
-func newBroker(home string) *broker.Broker { return broker.New(all.Backends(home), nil) }
+func newBroker(home string) *broker.Broker {
+	return broker.New(all.Backends(home, sshdial.Options{}), nil)
+}
 
 // checkBackends lets each backend look at its pools' own keys, before anything is started.
 func checkBackends(cl *configs.Cluster, h string) error {

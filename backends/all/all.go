@@ -9,10 +9,10 @@ import (
 )
 
 // Backends makes every backend, by the name that specs use, for the state directory home
-// ($LAUNCHER_HOME).
-func Backends(home string) map[string]backends.Backend {
+// ($LAUNCHER_HOME). Hosts are reached with o.
+func Backends(home string, o dial.Options) map[string]backends.Backend {
 	return map[string]backends.Backend{
 		local.Name: local.New(home),
-		ssh.Name:   ssh.New(home, dial.Options{}),
+		ssh.Name:   ssh.New(home, o),
 	}
 }

@@ -112,6 +112,10 @@ type Found struct {
 	Err    error
 }
 
+// Retry: what has kept nodes away may be over, because a person can be asked now or the
+// broker is back: nobody waits for his next try.
+type Retry struct{}
+
 // AllocState mirrors backends.AllocState.
 type AllocState uint8
 
@@ -152,6 +156,7 @@ func (ClientReq) event()   {}
 func (ClientGone) event()  {}
 func (Submitted) event()   {}
 func (Found) event()       {}
+func (Retry) event()       {}
 func (AllocStatus) event() {}
 func (LogsDone) event()    {}
 

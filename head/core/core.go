@@ -104,6 +104,8 @@ func (c *Core) Step(now int64, ev Event) Output {
 		delete(c.wait, ev.ID)
 	case Submitted:
 		c.submitted(ev)
+	case Retry:
+		c.retry()
 	case Found:
 		c.found(ev)
 	case AllocStatus:

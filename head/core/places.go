@@ -93,6 +93,17 @@ func (c *Core) blame(p *pool, ids []wire.NodeID, why string, final bool) {
 	}
 }
 
+// retry lets no pool and no machine wait for its next try.
+func (c *Core) retry() {
+	for _, p := range c.pools {
+		p.next, p.failures = 0, 0
+		for _, t := range p.troubles {
+			t.next, t.failures, t.final = 0, 0, false
+		}
+		p.query = c.now
+	}
+}
+
 // says notes why nodes of a pool are not there yet.
 func (p *pool) says(ids []wire.NodeID, why string, final bool) {
 	if p == nil {

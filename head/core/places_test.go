@@ -91,3 +91,29 @@ func TestMachinesOfAChangedSpec(t *testing.T) {
 		t.Errorf("machines are at %q", got)
 	}
 }
+
+// TestRetry: with somebody there to be asked, no machine waits for its next try, and what
+// it failed of before does not count.
+func TestRetry(t *testing.T) {
+	c, first := machines(t, "a")
+	token, now := first[0].Token, 2*second
+	for range 6 { // the next try is half a minute away
+		c.Step(now, Submitted{Token: token, Err: errs.New(errs.Permission, "a must be asked something")})
+		again := asks(c.Step(now, Found{Pool: "box", Tokens: []string{token}, Allocs: map[string][]Alloc{}}))
+		for ; len(again) == 0; now += second {
+			again = asks(c.Step(now, Tick{}))
+		}
+		token = again[0].Token
+	}
+	c.Step(now, Submitted{Token: token, Err: errs.New(errs.Permission, "a must be asked something")})
+	c.Step(now, Found{Pool: "box", Tokens: []string{token}, Allocs: map[string][]Alloc{}})
+	if o := asks(c.Step(now+10*second, Tick{})); len(o) != 0 {
+		t.Fatalf("asked for again at once: %+v", o)
+	}
+	if o := asks(c.Step(now+10*second, Retry{})); len(o) != 1 {
+		t.Errorf("asked for %+v, wanted the machine again", o)
+	}
+	if p := c.poolInfos()[0]; p.Failed != 0 || p.Pending != 1 || len(p.Failures) != 0 {
+		t.Errorf("pool: %+v", p)
+	}
+}

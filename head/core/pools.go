@@ -264,7 +264,7 @@ func (c *Core) submitted(ev Submitted) {
 	}
 	if ev.Err != nil {
 		// What it left behind, if anything, is found by its token.
-		p.says(s.Nodes, ev.Err.Error(), !errs.Retryable(ev.Err))
+		p.says(s.Nodes, errs.Line(ev.Err), !errs.Retryable(ev.Err))
 		c.effect(FindAllocs{Pool: s.Pool, Tokens: []string{ev.Token}})
 		return
 	}

@@ -147,6 +147,15 @@ func (w *Wire) FromWire() error {
 	return &Error{Kind: w.Kind, Msg: w.Msg, Hints: w.Hints}
 }
 
+// Line is err and what to try in one line, where there is no room for more.
+func Line(err error) string {
+	s := err.Error()
+	if hints := HintsOf(err); len(hints) > 0 {
+		s += " (" + strings.Join(hints, "; ") + ")"
+	}
+	return s
+}
+
 // Lines renders err for a terminal: one "error:" line, then one "hint:" line each.
 func Lines(err error) string {
 	var b strings.Builder

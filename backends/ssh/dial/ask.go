@@ -31,7 +31,7 @@ func (d *Dialer) judge(ctx context.Context, s *settings, known *hostKeys, key ss
 		return unknown.Hint("ssh_config says StrictHostKeyChecking yes; --accept-new-host-keys takes it nevertheless")
 	case "accept-new", "no", "off":
 	default:
-		if d.o.Asker == nil {
+		if !s.sitting.Terminal {
 			return unknown.Hint("run `ssh %s` once to look at it, or give --accept-new-host-keys", s.alias)
 		}
 		if err := d.askKey(ctx, s, known, kind, print, key); err != nil {

@@ -48,7 +48,7 @@ func Askpass() {
 // askEnv is the environment of an ssh that has its questions asked by us, one at a time;
 // nil where nobody can be asked.
 func (d *Dialer) askEnv(s *settings) ([]string, error) {
-	if d.o.Asker == nil {
+	if !s.sitting.Terminal {
 		return nil, nil
 	}
 	dir, err := d.runDir()

@@ -41,7 +41,7 @@ func (a *auth) close() {
 
 func (a *auth) methods() []ssh.AuthMethod {
 	out := []ssh.AuthMethod{ssh.PublicKeysCallback(a.signers)}
-	if a.d.o.Asker != nil {
+	if a.s.sitting.Terminal {
 		out = append(out, ssh.RetryableAuthMethod(ssh.KeyboardInteractive(a.answer), 3), ssh.RetryableAuthMethod(ssh.PasswordCallback(a.password), 3))
 	}
 	return out
@@ -154,10 +154,19 @@ func (a *auth) certificates(keys []ssh.Signer) []ssh.Signer {
 	return out
 }
 
-// ask asks the person, one question of the whole Dialer at a time, and the clock stands.
-func (a *auth) ask(prompt string, secret bool) (string, error) {
+// turn waits until nobody else of the whole Dialer asks anything. The clock stands until
+// the turn is over.
+func (a *auth) turn() (over func()) {
 	a.bound.stop()
-	defer a.bound.restart()
+	a.d.asking.Lock()
+	return func() {
+		a.d.asking.Unlock()
+		a.bound.restart()
+	}
+}
+
+// ask asks the person; it is our turn.
+func (a *auth) ask(prompt string, secret bool) (string, error) {
 	out, err := a.d.o.Asker.Ask(a.ctx, prompt, secret)
 	if err != nil {
 		a.asked = fail(NoTerminal, a.s.alias, err, "%s: %q was not answered", a.s.alias, strings.TrimSpace(prompt))
@@ -171,8 +180,7 @@ func (a *auth) answer(name, instruction string, questions []string, echos []bool
 	if len(questions) == 0 {
 		return nil, nil
 	}
-	a.d.asking.Lock()
-	defer a.d.asking.Unlock()
+	defer a.turn()()
 	a.note1("keyboard-interactive")
 	head := strings.TrimSpace(strings.TrimSpace(name) + "\n" + strings.TrimSpace(instruction))
 	out := make([]string, len(questions))
@@ -190,8 +198,7 @@ func (a *auth) answer(name, instruction string, questions []string, echos []bool
 }
 
 func (a *auth) password() (string, error) {
-	a.d.asking.Lock()
-	defer a.d.asking.Unlock()
+	defer a.turn()()
 	a.note1("password")
 	return a.ask(fmt.Sprintf("%s@%s's password: ", a.s.user, a.s.alias), true)
 }
@@ -240,7 +247,7 @@ func (a *auth) failure(known *hostKeys, err error) error {
 		return f.Hint("more keys were offered than it looks at; name the right one (identity, or IdentityFile with IdentitiesOnly yes)")
 	}
 	asks := slices.ContainsFunc(a.allowed, func(m string) bool { return m == "keyboard-interactive" || m == "password" })
-	if a.d.o.Asker == nil && (len(a.skipped) > 0 || asks && !slices.Contains(a.allowed, "publickey")) {
+	if !a.s.sitting.Terminal && (len(a.skipped) > 0 || asks && !slices.Contains(a.allowed, "publickey")) {
 		f = fail(NoTerminal, n, nil, "%s: %s is not let in without being asked, and there is no terminal; tried %s", n, a.s.user, tried)
 	}
 	for _, why := range a.skipped {

@@ -1,6 +1,7 @@
 package dial
 
 import (
+	"context"
 	"crypto/ecdsa"
 	"crypto/hmac"
 	"crypto/rand"
@@ -13,7 +14,9 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"golang.org/x/crypto/ssh"
 
@@ -36,12 +39,7 @@ func TestKeys(t *testing.T) {
 	wrong := filepath.Join(l.Dir, "wrong")
 	testkit.WriteKey(t, wrong, testkit.NewKey(t, "ed25519"))
 	at := named(l, "a")
-	only := func(s *testkit.Server, key string) Target {
-		t := to(l, s)
-		t.Config = write2(l, key)
-		t.Identity = ""
-		return t
-	}
+	only := func(s *testkit.Server, key string) Target { return only(l, s, key) }
 	fails(t, newDialer(t, Options{}), only(a, wrong), Denied, wrong, "it takes publickey")
 	fails(t, newDialer(t, Options{}), only(a, filepath.Join(l.Dir, "none")), Denied, "no key")
 	at.Transport = "system"
@@ -87,6 +85,85 @@ func TestKeys(t *testing.T) {
 			t.Errorf("%s: ssh asked %q", name, p.asked)
 		}
 	}
+}
+
+// chair is an Asker that is there at times.
+type chair struct {
+	*person
+	now Sitting
+}
+
+func (c *chair) Sitting(context.Context) Sitting { return c.now }
+
+// TestSittings: what could not be asked, or was answered wrongly, is asked when somebody
+// sits down again; the Dialer is the same.
+func TestSittings(t *testing.T) {
+	l := testkit.SSHD(t)
+	a := l.Start("a", testkit.ServerOptions{Unknown: true})
+	key := testkit.NewKey(t, "ed25519")
+	block, err := ssh.MarshalPrivateKeyWithPassphrase(key, "", []byte("open"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	signer, _ := ssh.NewSignerFromKey(key)
+	a.Authorize(string(ssh.MarshalAuthorizedKey(signer.PublicKey())))
+	at := only(l, a, write(t, filepath.Join(l.Dir, "locked"), pem.EncodeToMemory(block)))
+	c := &chair{person: says("yes")}
+	d := newDialer(t, Options{Asker: c})
+	fails(t, d, at, UnknownKey, "--accept-new-host-keys")
+	c.now = Sitting{Number: 1, AcceptNew: true} // without a terminal
+	fails(t, d, at, NoTerminal, "ssh-add")
+	c.now = Sitting{Number: 2, Terminal: true}
+	c.person = says("wrong")
+	fails(t, d, at, Denied, "three times")
+	n := len(c.asked)
+	fails(t, d, at, Denied, "three times") // not again in the same sitting
+	if len(c.asked) != n {
+		t.Errorf("asked again: %q", c.asked)
+	}
+	c.now.Number, c.person = 3, says("open")
+	dialOK(t, d, at)
+}
+
+// only is a server with one key and no agent.
+func only(l *testkit.Lab, s *testkit.Server, key string) Target {
+	t := to(l, s)
+	t.Config = write2(l, key)
+	t.Identity = ""
+	return t
+}
+
+// TestSlowPerson: while a person thinks about one host's question, the logins to others
+// that wait for the same answer are not late.
+func TestSlowPerson(t *testing.T) {
+	t.Parallel()
+	l := testkit.SSHD(t)
+	key := testkit.NewKey(t, "ed25519")
+	block, err := ssh.MarshalPrivateKeyWithPassphrase(key, "", []byte("open"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	signer, _ := ssh.NewSignerFromKey(key)
+	path := write(t, filepath.Join(l.Dir, "locked"), pem.EncodeToMemory(block))
+	const bound = 8 * time.Second
+	d := newDialer(t, Options{Timeout: bound, Asker: &person{answer: func(string) string {
+		time.Sleep(bound + 2*time.Second) // sleep: the person takes longer than a host may
+		return "open"
+	}}})
+	var wg sync.WaitGroup
+	for _, name := range []string{"a", "b", "c"} {
+		s := l.Start(name, testkit.ServerOptions{})
+		s.Authorize(string(ssh.MarshalAuthorizedKey(signer.PublicKey())))
+		wg.Go(func() {
+			c, err := d.Dial(bounded(t), only(l, s, path))
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			_ = c.Close()
+		})
+	}
+	wg.Wait()
 }
 
 // write2 makes an ssh_config with one key and no agent.

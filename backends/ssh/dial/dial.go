@@ -131,6 +131,7 @@ func (d *Dialer) reach(ctx context.Context, s *settings) (*Conn, error) {
 }
 
 func (d *Dialer) establish(ctx context.Context, key string, e *entry, s *settings) {
+	d.attend(ctx, s)
 	n, err := d.connect(ctx, s)
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -145,6 +146,17 @@ func (d *Dialer) establish(ctx context.Context, key string, e *entry, s *setting
 	e.h = newHost(d, key, s, n)
 	if e.waiting == 0 {
 		go e.h.end(errClosed(s.alias))
+	}
+}
+
+// attend notes who is there to be asked while the connection is made.
+func (d *Dialer) attend(ctx context.Context, s *settings) {
+	s.sitting = Sitting{Terminal: d.o.Asker != nil}
+	if a, ok := d.o.Asker.(Attended); ok {
+		s.sitting = a.Sitting(ctx)
+	}
+	if (s.sitting.AcceptNew || d.o.AcceptNew) && s.strict != "no" {
+		s.strict = "accept-new"
 	}
 }
 

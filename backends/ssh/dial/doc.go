@@ -34,6 +34,20 @@ type Asker interface {
 	Ask(ctx context.Context, prompt string, secret bool) (string, error)
 }
 
+// Sitting is somebody's time at a terminal.
+type Sitting struct {
+	Number    uint64 // of the sitting: what was answered wrongly in one may be asked again in the next
+	Terminal  bool   // what has to be asked can be asked
+	AcceptNew bool   // keys of hosts never seen are taken
+}
+
+// Attended is an Asker that is not always there. Sitting is called before each connection is
+// made, and may wait for somebody who is about to come.
+type Attended interface {
+	Asker
+	Sitting(ctx context.Context) Sitting
+}
+
 // Options are a Dialer's. The zero value is usable: no terminal, the user's files.
 type Options struct {
 	Asker     Asker  // nil: there is no terminal, and what would have to be asked is an error

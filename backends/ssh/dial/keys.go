@@ -21,6 +21,7 @@ type keyFile struct {
 	open   ssh.Signer // nil while it is locked
 	locked []byte     // the file, where it needs a passphrase
 	bad    string     // why it cannot be used
+	wrong  *Sitting   // when the passphrase was wrong three times
 }
 
 // key is the one keyFile of a path.
@@ -37,7 +38,9 @@ func (d *Dialer) key(path string) *keyFile {
 
 // signer gives the key to try, or why it is not tried; neither where there is no file.
 func (k *keyFile) signer(a *auth) (ssh.Signer, string) {
+	a.bound.stop() // another host's login may be asking for its passphrase
 	k.mu.Lock()
+	defer a.bound.restart()
 	defer k.mu.Unlock()
 	if !k.read {
 		k.load()
@@ -47,7 +50,9 @@ func (k *keyFile) signer(a *auth) (ssh.Signer, string) {
 		return k.open, ""
 	case k.bad != "" || k.locked == nil:
 		return nil, k.bad
-	case a.d.o.Asker == nil:
+	case k.wrong != nil && k.wrong.Number == a.s.sitting.Number:
+		return nil, k.thrice()
+	case !a.s.sitting.Terminal:
 		return nil, fmt.Sprintf("%s needs a passphrase: ssh-add %s, or run this in a terminal", k.path, k.path)
 	case k.pub == nil: // an old format, that does not show its public half
 		if err := k.unlock(a); err != nil {
@@ -88,8 +93,11 @@ func (k *keyFile) unlock(a *auth) error {
 	if k.open != nil {
 		return nil
 	}
-	a.d.asking.Lock()
-	defer a.d.asking.Unlock()
+	if k.wrong != nil && k.wrong.Number == a.s.sitting.Number { // while we waited
+		a.asked = fail(Denied, a.s.alias, nil, "%s: %s", a.s.alias, k.thrice())
+		return a.asked
+	}
+	defer a.turn()()
 	prompt := fmt.Sprintf("Passphrase of %s: ", k.path)
 	for range 3 {
 		phrase, err := a.ask(prompt, true)
@@ -103,9 +111,13 @@ func (k *keyFile) unlock(a *auth) error {
 		}
 		prompt = fmt.Sprintf("That is not it. Passphrase of %s: ", k.path)
 	}
-	k.bad = fmt.Sprintf("the passphrase of %s was wrong three times", k.path)
-	a.asked = fail(Denied, a.s.alias, nil, "%s: %s", a.s.alias, k.bad)
+	k.wrong = &a.s.sitting
+	a.asked = fail(Denied, a.s.alias, nil, "%s: %s", a.s.alias, k.thrice())
 	return a.asked
+}
+
+func (k *keyFile) thrice() string {
+	return fmt.Sprintf("the passphrase of %s was wrong three times", k.path)
 }
 
 // lazy is a locked key whose public half is known.
@@ -128,10 +140,12 @@ func (l *lazy) Sign(r io.Reader, data []byte) (*ssh.Signature, error) {
 }
 
 func (l *lazy) SignWithAlgorithm(r io.Reader, data []byte, algorithm string) (*ssh.Signature, error) {
+	l.a.bound.stop()
 	l.k.mu.Lock()
 	err := l.k.unlock(l.a)
 	open := l.k.open
 	l.k.mu.Unlock()
+	l.a.bound.restart()
 	if err != nil {
 		return nil, err
 	}

@@ -36,6 +36,7 @@ type settings struct {
 	hostKeyAlias     string
 	hashKnown        bool
 	timeout          time.Duration
+	sitting          Sitting
 }
 
 // key tells connections apart.
@@ -190,9 +191,6 @@ func (d *Dialer) complete(t Target, v values) (*settings, error) {
 		s.strict = "no"
 	case "":
 		s.strict = "ask"
-	}
-	if d.o.AcceptNew && s.strict != "no" {
-		s.strict = "accept-new"
 	}
 	var err error
 	if s.jump, err = s.hops(t.Jump, v.one("proxyjump")); err != nil {

@@ -82,7 +82,7 @@ func (d *Dialer) masterConfig(s *settings) string {
 	say("ServerAliveInterval", seconds(d.o.KeepAlive))
 	say("ServerAliveCountMax", strconv.Itoa(d.o.KeepAliveCount))
 	say("ConnectTimeout", seconds(s.timeout))
-	if d.o.Asker == nil {
+	if !s.sitting.Terminal {
 		say("BatchMode", "yes")
 	}
 	if s.strict == "accept-new" || s.strict == "no" { // with no, ssh would go on where a key has changed
@@ -169,7 +169,7 @@ func (d *Dialer) system(ctx context.Context, s *settings) (link, error) {
 		l.end(fail(LinkDead, s.alias, nil, "%s: the connection broke: %s", s.alias, printable(oneLine(l.said.String()))))
 	}()
 	bound := context.Background()
-	if d.o.Asker == nil { // nobody is waited for
+	if !s.sitting.Terminal { // nobody is waited for
 		var cancel context.CancelFunc
 		bound, cancel = context.WithTimeout(bound, 3*s.timeout)
 		defer cancel()
