@@ -123,8 +123,7 @@ type patient struct {
 }
 
 func (p patient) SignWithAlgorithm(r io.Reader, data []byte, algorithm string) (*ssh.Signature, error) {
-	p.bound.stop()
-	defer p.bound.restart()
+	defer p.bound.pause()()
 	return p.MultiAlgorithmSigner.SignWithAlgorithm(r, data, algorithm)
 }
 
@@ -157,11 +156,11 @@ func (a *auth) certificates(keys []ssh.Signer) []ssh.Signer {
 // turn waits until nobody else of the whole Dialer asks anything. The clock stands until
 // the turn is over.
 func (a *auth) turn() (over func()) {
-	a.bound.stop()
+	resume := a.bound.pause()
 	a.d.asking.Lock()
 	return func() {
 		a.d.asking.Unlock()
-		a.bound.restart()
+		resume()
 	}
 }
 

@@ -78,27 +78,54 @@ func (d *Dialer) through(ctx context.Context, s *settings, jump *Conn) (link, er
 }
 
 // clock bounds the steps of a handshake: what the host says or a person answers starts it
-// anew, and it stands still while a person is asked.
+// anew, and it stands still while anybody waits for a person, or a key is opened.
 type clock struct {
-	mu   sync.Mutex
-	t    *time.Timer
-	d    time.Duration
-	rang bool
+	mu     sync.Mutex
+	t      *time.Timer
+	d      time.Duration
+	paused int
+	rang   bool
 }
 
 func newClock(d time.Duration, ring func()) *clock {
 	c := &clock{d: d}
 	c.t = time.AfterFunc(d, func() {
 		c.mu.Lock()
-		c.rang = true
+		rings := c.paused == 0
+		c.rang = rings
 		c.mu.Unlock()
-		ring()
+		if rings {
+			ring()
+		}
 	})
 	return c
 }
 
-func (c *clock) stop()    { c.t.Stop() }
-func (c *clock) restart() { c.t.Reset(c.d) }
+func (c *clock) stop() { c.t.Stop() }
+
+// pause holds it until resume is called; there may be pauses within pauses.
+func (c *clock) pause() (resume func()) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.paused++
+	c.t.Stop()
+	return func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if c.paused--; c.paused == 0 {
+			c.t.Reset(c.d)
+		}
+	}
+}
+
+func (c *clock) restart() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.paused == 0 {
+		c.t.Reset(c.d)
+	}
+}
+
 func (c *clock) late() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -123,8 +150,7 @@ func (d *Dialer) handshake(ctx context.Context, s *settings, raw net.Conn) (link
 	cfg := &ssh.ClientConfig{
 		User: s.user, Auth: a.methods(), AuthCallback: a.note, HostKeyAlgorithms: known.algorithms(),
 		HostKeyCallback: func(_ string, _ net.Addr, key ssh.PublicKey) error {
-			bound.stop()
-			defer bound.restart()
+			defer bound.pause()()
 			judged = d.judge(ctx, s, known, key)
 			a.met = true
 			return judged

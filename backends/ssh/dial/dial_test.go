@@ -3,6 +3,7 @@ package dial
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"io"
 	"os"
 	"strings"
@@ -21,6 +22,17 @@ func bounded(t *testing.T) context.Context {
 }
 
 // newDialer makes a Dialer that is closed when the test ends.
+// wantLogins waits for what a server's log says of logins: that comes after its answers.
+func wantLogins(t *testing.T, s *testkit.Server, want int) {
+	t.Helper()
+	testkit.Eventually(t, testkit.Bound, func() string {
+		if n := strings.Count(s.Log.String(), "Accepted publickey"); n != want {
+			return fmt.Sprintf("%d logins at %s, not %d", n, s.Name, want)
+		}
+		return ""
+	})
+}
+
 func newDialer(t *testing.T, o Options) *Dialer {
 	t.Helper()
 	d := New(o)
@@ -179,9 +191,7 @@ func TestShared(t *testing.T) {
 	for range cap(conns) {
 		all = append(all, <-conns)
 	}
-	if n := strings.Count(s.Log.String(), "Accepted publickey"); n != 1 {
-		t.Errorf("%d logins for one host", n)
-	}
+	wantLogins(t, s, 1)
 	for _, c := range all[1:] {
 		_ = c.Close()
 		_ = c.Close()

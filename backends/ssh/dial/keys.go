@@ -38,9 +38,8 @@ func (d *Dialer) key(path string) *keyFile {
 
 // signer gives the key to try, or why it is not tried; neither where there is no file.
 func (k *keyFile) signer(a *auth) (ssh.Signer, string) {
-	a.bound.stop() // another host's login may be asking for its passphrase
+	defer a.bound.pause()() // another host's login may be asking for its passphrase
 	k.mu.Lock()
-	defer a.bound.restart()
 	defer k.mu.Unlock()
 	if !k.read {
 		k.load()
@@ -140,12 +139,11 @@ func (l *lazy) Sign(r io.Reader, data []byte) (*ssh.Signature, error) {
 }
 
 func (l *lazy) SignWithAlgorithm(r io.Reader, data []byte, algorithm string) (*ssh.Signature, error) {
-	l.a.bound.stop()
+	defer l.a.bound.pause()() // opening a key takes long on purpose
 	l.k.mu.Lock()
 	err := l.k.unlock(l.a)
 	open := l.k.open
 	l.k.mu.Unlock()
-	l.a.bound.restart()
 	if err != nil {
 		return nil, err
 	}
