@@ -65,23 +65,25 @@ def word() -> float:
     """A word of shared memory from process to process, while both look: microseconds."""
     shared = mmap.mmap(-1, 4096)
     w = memoryview(shared).cast("Q")
-    n, batches = 100, 50
+    n, over = 20, (1 << 64) - 1
     pid = os.fork()
     if pid == 0:
         signal.alarm(60)  # should its parent die
-        for i in range(n * batches):
-            while w[0] != i + 1:
-                pass
-            w[8] = i + 1
+        seen = 0
+        while seen != over:
+            if w[0] != seen:
+                seen = w[8] = w[0]
         os._exit(0)
-    best = 1e9
-    for b in range(batches):
+    best, i, end = 1e9, 0, time.perf_counter() + 1  # no longer where the cores are taken
+    while time.perf_counter() < end:
         start = time.perf_counter()
-        for i in range(b * n, b * n + n):
-            w[0] = i + 1
-            while w[8] != i + 1:
+        for _ in range(n):
+            i += 1
+            w[0] = i
+            while w[8] != i:
                 pass
         best = min(best, time.perf_counter() - start)
+    w[0] = over
     os.waitpid(pid, 0)
     return best / (2 * n) * 1e6
 
