@@ -177,9 +177,9 @@ func (s *sdkServer) storeEvent(e store.Event) {
 	})
 }
 
-// answer answers a Call. a.mu is held.
+// answer answers a Call; request 0 wants no answer. a.mu is held.
 func (s *sdkServer) answer(cl *sdkClient, request uint32, value any, err error) {
-	if cl.conn == nil {
+	if cl.conn == nil || request == 0 {
 		return
 	}
 	failed, body := uint32(0), []byte(nil)

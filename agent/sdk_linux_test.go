@@ -71,6 +71,30 @@ func TestTasks(t *testing.T) {
 	}
 }
 
+// TestNoAnswerWanted: calls with request 0 are done, and not answered.
+func TestNoAnswerWanted(t *testing.T) {
+	_, dir := sdkNode(t)
+	r := driver(t, dir, map[string]any{"name": "f"})
+	r.n++
+	group := r.id(0)
+	call := func(request uint32, verb string, args ...any) {
+		r.add(fCall, request, wire.Marshal(append([]any{verb, group[:]}, args...)))
+	}
+	call(0, "group_create", "", 0, []any{[]any{10, 0, 0, map[string]int{}}}, []any{}, false)
+	call(7, "group_wait", 60_000)
+	must(t, r.flush())
+	if f, err := r.until(fAnswer); err != nil || string(f.body) != "\x07\x00\x00\x00\x00\x00\x00\x00\xc3" {
+		t.Fatalf("answer %x, %v", f.body, err)
+	}
+	call(0, "group_remove")
+	call(0, "nonsense")
+	call(8, "sync")
+	must(t, r.flush())
+	if f, err := r.until(fAnswer); err != nil || f.body[0] != 8 {
+		t.Fatalf("answer %x, %v", f.body, err)
+	}
+}
+
 // TestWorkerDies: what it ran is run again, or says how it died.
 func TestWorkerDies(t *testing.T) {
 	_, dir := sdkNode(t)
@@ -178,7 +202,7 @@ func TestTasksOutliveTheAgent(t *testing.T) {
 	r.get(3, ids...)
 	must(t, r.flush())
 	for i := range uint32(4) {
-		r.add(fCall, i, wire.Marshal([]any{"sync"}))
+		r.add(fCall, i+1, wire.Marshal([]any{"sync"}))
 		must(t, r.flush())
 		if _, err := r.until(fAnswer); err != nil {
 			t.Fatal(err)

@@ -145,10 +145,10 @@ def _bundle(b: Any) -> List[Any]:
 
 
 def _tell(client: _client.Client, verb: str, *args: Any) -> None:
-    """Ask the agent without waiting for the answer."""
+    """Tell the agent; there is no answer."""
     with client.lock:
         client.check()
-        client._call(verb, *args)
+        client.out += f.frame(f.CALL, f.U32.pack(0) + _pack.pack([verb, *args]))
         client.flush()
 
 
