@@ -237,6 +237,9 @@ def ends():
     raises(AttributeError, lambda: c.nothing.remote())
     raises(TypeError, lambda: c.add(1))
     raises(TypeError, lambda: Log())
+    raises(TypeError, ray.actor.exit_actor)
+    raises(TypeError, lambda: ray.get(ray.remote(ray.actor.exit_actor).remote(), timeout=20))
+    raises(ValueError, lambda: ray.get(c.add.options(concurrency_group="none").remote(1), timeout=20), "no concurrency group 'none'")
     return f"constructor, exit, crash, kill: {k}"
 
 
@@ -349,7 +352,13 @@ def unordered():
 def streams():
     a = Log.remote()
     assert [ray.get(r) for r in a.count.remote(100)] == list(range(100))
-    return "100 items of a generator method"
+    for method in (a.count, a.count.options(_generator_backpressure_num_objects=4)):
+        for r in method.remote(1 << 40):  # nobody reads on: the actor is free again
+            if ray.get(r) == 5:
+                break
+        del r
+        assert ray.get(a.add.remote(1), timeout=20) > 0
+    return "100 items of a generator method; two endless ones that were left end"
 
 
 @point("actors.cores")

@@ -39,7 +39,7 @@ class Method:
 
     def load(self) -> Any:
         """The bound method."""
-        if isinstance(self.call, AttributeError):
+        if isinstance(self.call, Exception):
             raise self.call
         return self.call
 
@@ -122,7 +122,10 @@ class Actor:
         if m is None:
             text = o.describe()
             name, group = str(text.get("method") or ""), str(text.get("group") or "")
-            m = self.methods[about] = Method(str(text.get("name") or name), self._find(name), group if group in self.groups else "")
+            call = self._find(name)
+            if group not in self.groups:
+                call, group = ValueError(f"the actor has no concurrency group {group!r}; there are: {', '.join(sorted(g for g in self.groups if g)) or 'none'}"), ""
+            m = self.methods[about] = Method(str(text.get("name") or name), call, group)
         return m
 
     def _find(self, name: str) -> Any:
@@ -433,3 +436,13 @@ def is_async(made: Type[Any]) -> bool:
 def leave(*_: Any) -> None:
     """Have the actor end by its own will."""
     raise Leave(0)
+
+
+def exit_actor() -> None:
+    """End the actor whose method calls it, by its own will; does not return."""
+    from . import _client
+
+    worker = _client._current.worker if _client._current is not None else None
+    if worker is None or worker.actor is None and current.get() is None:
+        raise TypeError("exit_actor is for methods of actors")
+    leave()

@@ -11,8 +11,8 @@ from typing import Any, Callable, Dict, List, Optional, Tuple, Type, TypeVar
 
 from . import _client, _pack, _remote, _serial
 from . import _frames as f
+from ._actor_worker import exit_actor as exit_actor
 from ._actor_worker import is_async
-from ._actor_worker import leave as exit_actor
 from ._refs import ObjectRef, ObjectRefGenerator, with_index
 from .exceptions import ActorAlreadyExistsError, PendingCallsLimitExceeded
 

@@ -26,6 +26,7 @@ from .exceptions import RayError, TaskCancelledError
 
 _FLUSH_AFTER = 1_000_000  # ns
 _QUICK = 100_000  # ns
+_LOOK_AFTER = 1_000_000  # ns
 _MAKES_ACTOR = b"\xa5actor"
 _IN_GROUP = b"\xa5group"
 _FRAMES_PER_TASK = 200  # of Python's stack, for a task inside another
@@ -502,7 +503,7 @@ class Worker:
         pressure = int(o.describe().get("backpressure") or 0)
         if inspect.isasyncgen(items):
             raise TypeError("an async generator cannot be a task: use an ordinary one")
-        index = 0
+        index, looked = 0, time.time_ns()
         for item in items:
             o.inside = False
             e = encode(item)
@@ -512,7 +513,12 @@ class Worker:
                 index += 1
                 if pressure and index - o.taken >= pressure:
                     o.inside = True  # nothing else ends this wait when the task is cancelled
-                    client.wait_for(lambda: index - o.taken < pressure, None)
+                    client.wait_for(lambda: index - o.taken < pressure or o.cancelled, None)
+                if self.actor is not None and time.time_ns() - looked > _LOOK_AFTER:  # nothing else tells it
+                    client.poll()
+                    looked = time.time_ns()
+            if self.actor is not None and o.cancelled:
+                raise KeyboardInterrupt("the call was cancelled")
             o.inside = True
             if o.cancelled:
                 self.check_cancelled()
