@@ -58,6 +58,7 @@ if wants fair; then
 	spec turns 2 4
 	L up "$WORK/turns.toml" >/dev/null 2>&1
 	cluster=turns program fair.py "$WORK/tmp"
+	cluster=turns program limits.py
 	L down turns >/dev/null 2>&1
 	gotest fair.reactors ./agent/tasks 'Turn|Priority'
 	gotest fair.head ./head/core 'Limit|Claim'

@@ -167,20 +167,22 @@ func (a *app) runningTasks(ctx context.Context, f sdkTaskFlags) ([]wire.TaskInfo
 	return all, nil
 }
 
-// whySDK prints what a task, or the task that makes an object, waits for.
+// whySDK prints what a placement group, a task, or the task that makes an object waits for.
 func (a *app) whySDK(ctx context.Context, id string) error {
+	lines, err := a.whyGroup(ctx, id)
+	if err != nil {
+		return err
+	}
+	if len(lines) > 0 { // no node knows it as a task
+		a.printWhy(id, lines)
+		return nil
+	}
 	by, lost, err := ask[wire.SDKWhy](ctx, a, wire.QueryWhy, "", wire.SDKWhyQuery{ID: id})
 	if err != nil {
 		return err
 	}
-	var lines []string
 	for _, w := range by {
 		lines = append(lines, w.Lines...)
-	}
-	if len(lines) == 0 {
-		if lines, err = a.whyGroup(ctx, id); err != nil {
-			return err
-		}
 	}
 	if len(lines) == 0 {
 		e := errs.New(errs.NotFound, "no node knows a task or object %s", id).Hint("`launcher tasks` and `launcher objects` list them; what has ended and is referred to by nobody is forgotten")

@@ -345,6 +345,7 @@ type JobUse struct {
 	Priority int
 	Tasks    Resources // its tasks and actors, outside of placement groups
 	Own      Resources // its own processes
+	Lent     Resources // of leases of a job with limits: what tasks that wait have lent
 }
 
 // HeldOutput says that the output of a job cannot be written on a node: its processes

@@ -49,6 +49,14 @@ type GroupSpec struct {
 	Limits   Limits // of the job
 }
 
+// Whole is what all of its bundles need.
+func (s *GroupSpec) Whole() (r Resources) {
+	for _, b := range s.Bundles {
+		r = r.Add(b, 1)
+	}
+	return r
+}
+
 // GroupState is how far a group is.
 type GroupState uint8
 

@@ -171,9 +171,15 @@ func (c *Core) countTries() {
 // jobsUse is what the head is told of portions.
 func (c *Core) jobsUse() (out []wire.JobUse) {
 	c.countTries()
+	lent := map[string]wire.Resources{}
+	for _, g := range c.leases.gives {
+		if g.lent > 0 && g.limited() {
+			lent[g.shape.Owner] = lent[g.shape.Owner].Add(wire.Resources{CPU: g.shape.Resources.CPU}, int64(g.lent))
+		}
+	}
 	for job, p := range c.portions {
-		if !p.tasks.Nothing() || !p.tries.Nothing() {
-			out = append(out, wire.JobUse{Job: job, Priority: p.priority, Tasks: p.tasks, Own: p.tries})
+		if !p.tasks.Nothing() || !p.tries.Nothing() || !lent[job].Nothing() {
+			out = append(out, wire.JobUse{Job: job, Priority: p.priority, Tasks: p.tasks, Own: p.tries, Lent: lent[job]})
 		}
 	}
 	slices.SortFunc(out, func(a, b wire.JobUse) int { return cmp.Compare(a.Job, b.Job) })

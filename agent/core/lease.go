@@ -35,6 +35,18 @@ type given struct {
 	lent   int // of used: tasks that wait, whose cores are lent out
 }
 
+// limited: the room is its job's only while the job has not reached its limits, so what a
+// task lends is the head's to give.
+func (g *given) limited() bool { return len(g.shape.Limits) > 0 }
+
+// usable is how many of its slots may be taken.
+func (g *given) usable() int {
+	if g.limited() {
+		return g.slots - g.used
+	}
+	return g.slots - g.used + g.lent
+}
+
 func newLeases() leases { return leases{gives: map[wire.LeaseID]*given{}} }
 
 // unusedLeases is what leases keep free.
@@ -306,7 +318,7 @@ func (c *Core) Leased(id wire.LeaseID, number uint32) bool {
 // lease is over or used up.
 func (c *Core) TakeLeased(now int64, id wire.LeaseID) (Slot, bool) {
 	g := c.leases.gives[id]
-	if g == nil || g.used-g.lent >= g.slots {
+	if g == nil || g.usable() <= 0 {
 		return Slot{}, false
 	}
 	if st := &g.shape.Strategy; st.Kind == wire.StrategyGroup {
@@ -334,8 +346,9 @@ func (c *Core) TakeLeased(now int64, id wire.LeaseID) (Slot, bool) {
 	return slots[0], true
 }
 
-// LendLeased lets another task of a lease have the slot of one that waits, or takes it
-// back. The slot is not kept free meanwhile: whoever comes first has the room.
+// LendLeased lets another task have the slot of one that waits, or takes it back: one of the
+// same lease, or, where the job has limits, any that the head gives a slot. It is not kept
+// free meanwhile: whoever comes first has the room.
 func (c *Core) LendLeased(id wire.LeaseID, lend bool) {
 	if g := c.leases.gives[id]; g != nil {
 		if lend {

@@ -78,6 +78,34 @@ func TestTasksAndTriesShareRoom(t *testing.T) {
 	}
 }
 
+// TestLimitedLends: what a task of a job with limits lends is the head's to give, not its
+// lease's.
+func TestLimitedLends(t *testing.T) {
+	for _, limits := range []wire.Limits{nil, {"cpu": wire.Unit}} {
+		c, step := roomy(t)
+		shape := wire.Shape{Resources: wire.Resources{CPU: wire.Unit}, Owner: "1", Limits: limits}
+		step(FromHead{wire.LeaseOffer{Lease: 1, Number: 3, Slots: 1, Until: c.now + 10*second, Shape: shape}})
+		if _, ok := c.TakeLeased(c.now, 1); !ok {
+			t.Fatal("no room under the lease")
+		}
+		c.LendLeased(1, true)
+		c.GiveRoom(shape.Resources, Slot{CPUs: []int{0}})
+		out := step(Tick{})
+		if _, ok := c.TakeLeased(c.now, 1); ok == (limits != nil) {
+			t.Errorf("limits %v: the slot that waits may be taken again: %v", limits, ok)
+		}
+		var lent int64
+		for _, b := range answer[wire.Beat](out) {
+			for _, j := range b.Jobs {
+				lent += j.Lent.CPU
+			}
+		}
+		if want := int64(len(limits)) * wire.Unit; lent != want {
+			t.Errorf("limits %v: the head is told that %d are lent, not %d", limits, lent, want)
+		}
+	}
+}
+
 // TestNeitherStarves: whoever waits is let through after a while.
 func TestNeitherStarves(t *testing.T) {
 	c, step := roomy(t)

@@ -49,7 +49,9 @@ func (c *Core) uses(owner string, j *job) (r wire.Resources) {
 				leased = leased.Add(x.need, 1)
 			}
 		}
-		r = r.Add(mostOf(leased, n.usesOf(owner)), 1)
+		used, lent := n.usesOf(owner)
+		leased.CPU = max(0, leased.CPU-lent.CPU)
+		r = r.Add(mostOf(leased, used), 1)
 	}
 	for _, g := range c.groups.all {
 		if g.spec.Job != owner {
@@ -78,14 +80,15 @@ func (c *Core) processes(j *job) wire.Resources {
 	return r
 }
 
-// usesOf is what tasks of a job use on a node, as of its last beat.
-func (n *node) usesOf(owner string) wire.Resources {
+// usesOf is what tasks of a job use on a node, as of its last beat, and what of its leases
+// there those that wait have lent.
+func (n *node) usesOf(owner string) (used, lent wire.Resources) {
 	for _, x := range n.beat.Jobs {
 		if x.Job == owner {
-			return x.Tasks
+			return x.Tasks, x.Lent
 		}
 	}
-	return wire.Resources{}
+	return wire.Resources{}, wire.Resources{}
 }
 
 // mostOf is the larger of two of each amount.
@@ -137,6 +140,11 @@ func (c *Core) gangAtLimit(j *job) string {
 		return ""
 	}
 	return c.atLimit(fmt.Sprint(j.id), j.d.Spec.Limits, j.whole())
+}
+
+// groupAtLimit is atLimit for what of a group is nowhere yet.
+func (c *Core) groupAtLimit(g *group) string {
+	return c.atLimit(g.spec.Job, g.spec.Limits, g.left())
 }
 
 // left is what the bundles take that are nowhere yet.

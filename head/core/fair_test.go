@@ -64,6 +64,61 @@ func TestLimit(t *testing.T) {
 	}
 }
 
+// TestLimitIsLent: what tasks that wait have lent is their job's to use.
+func TestLimitIsLent(t *testing.T) {
+	y := newYard(t, 4, 4)
+	limits := wire.Limits{"cpu": 2 * wire.Unit}
+	y.wants(0, "d1-1", 2, 0, limits)
+	y.settle(second)
+	for _, o := range y.offer {
+		for i := range 2 {
+			y.say(i, wire.LeaseGrant{Lease: o.Lease, Slots: o.Slots})
+		}
+	}
+	y.offer = nil
+	y.wants(0, "d1-1", 5, 0, limits)
+	y.settle(2 * second)
+	if len(y.offer) != 0 {
+		t.Fatalf("beyond its limit: %+v", y.offer)
+	}
+	y.say(0, wire.Beat{Free: cpus(3), Jobs: []wire.JobUse{{Job: "d1-1", Tasks: cpus(1), Lent: cpus(1)}}}) // one of the two waits
+	y.settle(second / 2)
+	if got := slotsOf(y.offer); got != 1 {
+		t.Fatalf("%d slots for one that is lent", got)
+	}
+}
+
+// TestLimitOfGroups: a group that can never be within the limit of its job is over at once;
+// one that must wait for it keeps no room from others.
+func TestLimitOfGroups(t *testing.T) {
+	y := newYard(t, 4, 4)
+	made := func(n uint64, bundles ...wire.Resources) wire.GroupID {
+		id := gid(y.number(0), n)
+		y.say(0, wire.GroupTell{Made: []wire.GroupTold{{Spec: wire.GroupSpec{ID: id, Job: "d1", Owner: y.number(0), Bundles: bundles, Limits: wire.Limits{"cpu": 3 * wire.Unit}}}}})
+		return id
+	}
+	big := made(1, cpus(2), cpus(2))
+	if m := y.news[big]; m.State != wire.GroupRemoved || m.Why != "it asks for cpu=4; its job is limited to 3 cpu" {
+		t.Fatalf("it is %s: %q", m.State, m.Why)
+	}
+	first, other := made(2, cpus(2)), made(3, cpus(2))
+	for range 3 {
+		y.rest()
+		y.settle(second)
+	}
+	if m := y.news[first]; m.State != wire.GroupCreated {
+		t.Fatalf("the first is %s: %q", m.State, m.Why)
+	}
+	if m := y.news[other]; m.State != wire.GroupPending || !strings.Contains(m.Why, "is at its limit of 3 cpu") {
+		t.Fatalf("the second is %s: %q", m.State, m.Why)
+	}
+	for id, k := range y.nodes {
+		if k.hold.Group == other {
+			t.Errorf("%s holds room for it", id)
+		}
+	}
+}
+
 // TestClaim: a job that has less than others has one of its slots wait where they are, and
 // one that has as much has not.
 func TestClaim(t *testing.T) {

@@ -24,6 +24,8 @@ const (
 	orphanFor = 30 * second
 	// unknownFor is how long tasks may wait for a group that nobody has told of.
 	unknownFor = second
+	// removed is why a group is over that somebody removed.
+	removed = "it was removed"
 	// maxGroupsOver bounds how many groups that were removed are remembered.
 	maxGroupsOver = 10_000
 )
@@ -51,10 +53,10 @@ type group struct {
 type groups struct {
 	all    map[wire.GroupID]*group
 	names  map[string]wire.GroupID
-	wait   []*group // that want room, oldest first
-	hold   *hold    // of one of them
-	over   map[wire.GroupID]bool
-	past   []wire.GroupID // of over, oldest first
+	wait   []*group                // that want room, oldest first
+	hold   *hold                   // of one of them
+	over   map[wire.GroupID]string // why they were removed
+	past   []wire.GroupID          // of over, oldest first
 	round  uint64
 	orphan map[wire.NodeID]orphans
 }
@@ -66,7 +68,7 @@ type orphans struct {
 }
 
 func newGroups() groups {
-	return groups{all: map[wire.GroupID]*group{}, names: map[string]wire.GroupID{}, over: map[wire.GroupID]bool{}, orphan: map[wire.NodeID]orphans{}}
+	return groups{all: map[wire.GroupID]*group{}, names: map[string]wire.GroupID{}, over: map[wire.GroupID]string{}, orphan: map[wire.NodeID]orphans{}}
 }
 
 // groupTold takes what an owner says of its groups.
@@ -76,9 +78,9 @@ func (c *Core) groupTold(n *node, m wire.GroupTell) {
 	}
 	for _, id := range m.Over {
 		if g := c.groups.all[id]; g != nil {
-			c.removeGroup(g, "it was removed")
+			c.removeGroup(g, removed)
 		} else {
-			c.groupOver(id)
+			c.groupOver(id, removed)
 		}
 	}
 }
@@ -92,18 +94,23 @@ func (c *Core) groupMade(n *node, x wire.GroupTold) {
 			c.tellGroup(g)
 		}
 		return
-	case c.groups.over[id]:
-		c.send(n, wire.MsgGroupNews, wire.GroupNews{ID: id, State: wire.GroupRemoved, Why: "it was removed"})
+	case c.groups.over[id] != "":
+		c.send(n, wire.MsgGroupNews, wire.GroupNews{ID: id, State: wire.GroupRemoved, Why: c.groups.over[id]})
 		return
 	case !x.Spec.Detached && !c.lives(x.Spec.Job) && !c.recovering:
-		c.groupOver(id)
-		c.send(n, wire.MsgGroupNews, wire.GroupNews{ID: id, State: wire.GroupRemoved, Why: "its job is over"})
+		c.groupOver(id, "its job is over")
+		c.send(n, wire.MsgGroupNews, wire.GroupNews{ID: id, State: wire.GroupRemoved, Why: c.groups.over[id]})
 		return
 	case x.Spec.Name != "" && named && had != id:
 		c.send(n, wire.MsgGroupNews, wire.GroupNews{ID: id, State: wire.GroupConflict, Why: fmt.Sprintf("there is a placement group %q already", x.Spec.Name)})
 		return
 	case len(x.Spec.Bundles) == 0 || len(x.Spec.Bundles) > wire.MaxBundles:
 		c.send(n, wire.MsgGroupNews, wire.GroupNews{ID: id, State: wire.GroupRemoved, Why: fmt.Sprintf("a group has 1 to %d bundles", wire.MaxBundles)})
+		return
+	}
+	if why := overLimit("it", x.Spec.Limits, x.Spec.Whole()); why != "" {
+		c.groupOver(id, why)
+		c.send(n, wire.MsgGroupNews, wire.GroupNews{ID: id, State: wire.GroupRemoved, Why: why})
 		return
 	}
 	g = c.newGroup(x.Spec, n.id)
@@ -215,7 +222,7 @@ func (c *Core) removeGroup(g *group, why string) {
 	}
 	c.groups.wait = slices.DeleteFunc(c.groups.wait, func(x *group) bool { return x == g })
 	c.keepGroupRoom()
-	c.groupOver(g.spec.ID)
+	c.groupOver(g.spec.ID, why)
 	if c.d.st.Groups[g.spec.ID] != nil {
 		c.record(RecGroupOver{ID: g.spec.ID})
 	}
@@ -223,11 +230,11 @@ func (c *Core) removeGroup(g *group, why string) {
 }
 
 // groupOver remembers for a while that a group was removed.
-func (c *Core) groupOver(id wire.GroupID) {
-	if c.groups.over[id] {
+func (c *Core) groupOver(id wire.GroupID, why string) {
+	if c.groups.over[id] != "" {
 		return
 	}
-	c.groups.over[id] = true
+	c.groups.over[id] = why
 	c.groups.past = append(c.groups.past, id)
 	if len(c.groups.past) > maxGroupsOver {
 		delete(c.groups.over, c.groups.past[0])
@@ -278,7 +285,7 @@ func (c *Core) placeGroups() {
 
 // tryGroup reserves the room of a group, if there is some.
 func (c *Core) tryGroup(g *group) {
-	if why := c.atLimit(g.spec.Job, g.spec.Limits, g.left()); why != "" {
+	if why := c.groupAtLimit(g); why != "" {
 		c.groupFails(g, why)
 		return
 	}
@@ -473,8 +480,11 @@ func (c *Core) neverGrouped(s *wire.Shape, late bool) (x wire.Infeasible) {
 	st := &s.Strategy
 	g := c.groups.all[st.Group]
 	switch {
-	case g == nil && (late || c.groups.over[st.Group]) && !c.recovering:
+	case g == nil && (late || c.groups.over[st.Group] != "") && !c.recovering:
 		x.Code, x.Why = "group_removed", fmt.Sprintf("placement group %s was removed", st.Group)
+		if why := c.groups.over[st.Group]; why != "" && why != removed {
+			x.Why += ": " + why
+		}
 	case g == nil:
 	case int(st.Bundle) >= len(g.at):
 		x.Why = fmt.Sprintf("a task asks for bundle %d of placement group %s, which has %d", st.Bundle, st.Group, len(g.at))

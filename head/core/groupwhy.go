@@ -58,12 +58,12 @@ func (c *Core) groupRequest(id uint64, r wire.GroupRequest) {
 		tell(c.groups.all[c.groups.names[r.Name]])
 	case wire.GroupLook:
 		tell(c.groups.all[r.ID])
-		if len(out) == 0 && c.groups.over[r.ID] {
-			out = append(out, wire.GroupInfo{Spec: wire.GroupSpec{ID: r.ID}, State: wire.GroupRemoved})
+		if why := c.groups.over[r.ID]; len(out) == 0 && why != "" {
+			out = append(out, wire.GroupInfo{Spec: wire.GroupSpec{ID: r.ID}, State: wire.GroupRemoved, Why: why})
 		}
 	case wire.GroupRemove:
 		if g := c.groups.all[r.ID]; g != nil {
-			c.removeGroup(g, "it was removed")
+			c.removeGroup(g, removed)
 		}
 	default:
 		c.fail(id, errs.New(errs.Version, "the head does not know the question %.40q about placement groups", r.What))

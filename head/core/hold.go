@@ -119,10 +119,11 @@ func (n *node) passing() wire.Resources {
 
 // keepGroupRoom holds the nodes that the oldest group which waits for room will lie on, as
 // keepRoom does for a gang: else short tasks, of which there is always one, would have what
-// comes free. What never comes free, because other bundles or actors have it, is not held.
+// comes free. What never comes free, because other bundles or actors have it, is not held,
+// nor is anything for a group that its job's limits keep from it.
 func (c *Core) keepGroupRoom() {
 	h := c.groups.hold
-	if h != nil && (!slices.Contains(c.groups.wait, h.group) || !c.stands(h) || slices.ContainsFunc(c.order, func(n *node) bool { return n.held == h && !n.passing().Fits(n.heldNeed) })) {
+	if h != nil && (!slices.Contains(c.groups.wait, h.group) || !c.stands(h) || c.groupAtLimit(h.group) != "" || slices.ContainsFunc(c.order, func(n *node) bool { return n.held == h && !n.passing().Fits(n.heldNeed) })) {
 		c.dropHold(h)
 		h = nil
 	}
@@ -130,7 +131,7 @@ func (c *Core) keepGroupRoom() {
 		if h != nil {
 			break
 		}
-		if c.now-g.since < groupStarves {
+		if c.now-g.since < groupStarves || c.groupAtLimit(g) != "" {
 			continue
 		}
 		var sites []*groupSite

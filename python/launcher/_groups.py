@@ -15,6 +15,24 @@ _UNIT = 10000
 _ONCE = 30.0  # how long one question to the agent waits
 
 
+class GroupID(str):
+    """The id of a placement group: a string of hexadecimal digits, with what Ray's ids have."""
+
+    __slots__ = ()
+
+    def hex(self) -> str:
+        """In hexadecimal."""
+        return str(self)
+
+    def binary(self) -> bytes:
+        """16 bytes."""
+        return bytes.fromhex(self)
+
+    def is_nil(self) -> bool:
+        """Whether it is of no group."""
+        return not self
+
+
 class PlacementGroup:
     """Bundles of resources, each on one node. placement_group makes it."""
 
@@ -28,9 +46,9 @@ class PlacementGroup:
         return PlacementGroup(b"")
 
     @property
-    def id(self) -> str:
-        """Hexadecimal digits."""
-        return self._id.hex()
+    def id(self) -> "GroupID":
+        """Its id."""
+        return GroupID(self._id.hex())
 
     @property
     def is_empty(self) -> bool:
