@@ -134,6 +134,11 @@ func (f *findings) clusters() {
 		case len(procs) > 0 || crashed(r.dir):
 			f.add("warning", "launcher up its spec to bring it back, or launcher down "+r.name, "cluster %s has crashed: it has no head, and %s", r.name, processesText(len(procs)))
 		}
+		for _, l := range crashLogs(r.dir) {
+			if n, newest := crashesIn(l); n > 0 {
+				f.add("warning", "it was started again; report the newest with what "+l+" says before and after it", "a process of cluster %s crashed %d times by a fault of launcher: %s", r.name, n, newest)
+			}
+		}
 		if st, err := os.Stat(filepath.Join(r.dir, "ca.key")); err == nil && st.Mode().Perm()&0o077 != 0 {
 			f.add("error", "chmod 600 "+filepath.Join(r.dir, "ca.key"), "other users can read the key of cluster %s", r.name)
 		}

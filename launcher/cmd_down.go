@@ -313,6 +313,7 @@ func removeRemains(t target) error {
 	for _, e := range ents {
 		_ = sockpath.Remove(filepath.Join(nodes, e.Name(), "agent.sock"))
 	}
+	keepCrashes(t.dir)
 	for _, dir := range []string{nodes, filepath.Join(t.dir, "ssh")} {
 		if err := os.RemoveAll(dir); err != nil {
 			return errs.Wrap(errs.Permission, err, "cannot remove the nodes' files")
