@@ -33,7 +33,7 @@ var (
 var sentinelOf = map[string]error{
 	"cancelled": ErrCancelled, "worker_crashed": ErrWorkerCrashed, "node_died": ErrWorkerCrashed, "memory": ErrWorkerCrashed,
 	"lost": ErrLost, "owner_died": ErrLost, "reconstruction": ErrLost, "full": ErrFull, "unschedulable": ErrUnschedulable,
-	"actor_died": ErrActorDied, "actor_unavailable": ErrActorUnavailable,
+	"actor_died": ErrActorDied, "actor_unavailable": ErrActorUnavailable, "actor_unschedulable": ErrUnschedulable,
 }
 
 // TaskError is how a task, or the object that it was to make, failed.
@@ -41,7 +41,7 @@ type TaskError struct {
 	// Code is "task" when the function itself returned an error, raised or panicked;
 	// else what happened to it: worker_crashed, node_died, memory, cancelled, lost,
 	// owner_died, reconstruction, full, runtime_env, unschedulable, fenced, internal,
-	// actor_died, actor_unavailable.
+	// actor_died, actor_unavailable, actor_unschedulable.
 	Code    string
 	Message string
 	Trace   string // of the panic, or the Python traceback

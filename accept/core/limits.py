@@ -75,6 +75,7 @@ def actors():
     assert len(waits) >= 1, "three of 2 that may"
     told = [a["why"] for a in launcher("actors")["actors"] if AT in (a.get("why") or "")]
     assert told, launcher("actors")
+    raises(exceptions.ActorUnschedulableError, lambda: ray.get(Busy.options(num_cpus=3).remote().work.remote(), timeout=20), "limited to 2 cpu")
     for r in up:
         ray.kill(made[refs.index(r)])
     ray.get(waits, timeout=20)

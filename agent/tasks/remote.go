@@ -72,15 +72,14 @@ func (c *Core) NoRoomEver(now int64, m wire.Infeasible) {
 	}
 	for t := s.queue.first(); t != nil; t = s.queue.first() {
 		c.stats.failed++
-		if m.Code != "" {
-			code := m.Code
-			if t.actor != nil {
-				code = "actor_" + code
-			}
-			c.judges(t, c.errorOf(code, m.Why, t))
-		} else {
-			c.judges(t, c.errorOf("unschedulable", m.Why, t, "`launcher nodes` lists what each node has"))
+		code, hints := m.Code, []string(nil)
+		if code == "" {
+			code, hints = "unschedulable", []string{"`launcher nodes` lists what each node has"}
 		}
+		if t.actor != nil {
+			code = "actor_" + code
+		}
+		c.judges(t, c.errorOf(code, m.Why, t, hints...))
 	}
 }
 

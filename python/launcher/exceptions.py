@@ -261,6 +261,7 @@ _CODES: Dict[str, Type[RayError]] = {
     "full": ObjectStoreFullError,
     "runtime_env": RuntimeEnvSetupError,
     "unschedulable": TaskUnschedulableError,
+    "actor_unschedulable": ActorUnschedulableError,
     "fenced": WorkerCrashedError,
     "group_removed": TaskPlacementGroupRemoved,
     "actor_group_removed": ActorPlacementGroupRemoved,

@@ -429,6 +429,12 @@ class ActorTest(Cluster):
             while launcher.util.list_named_actors():
                 self.assertLess(time.monotonic(), end)
 
+    def test_impossible(self):
+        actor = launcher.remote(Held).options(num_cpus=1000).remote(1)
+        for _ in range(2):
+            with self.assertRaises(exceptions.ActorUnschedulableError):
+                launcher.get(actor.get.remote(), timeout=30)
+
     def test_kill_is_heard_by_the_next_agent(self):
         for _ in range(5):
             actor = launcher.remote(Held).remote(1)
