@@ -249,6 +249,9 @@ func readMsgpack(c *client, b []byte, p any) error {
 			*p = string(b[1:])
 			return nil
 		}
+		if what := compound(b); what != "" { // the codec would take numbers for bytes
+			return errs.New(errs.Invalid, "the value is a %s, not a string", what)
+		}
 	default:
 		if v, rest, ok := cutBin(b); ok && len(rest) == 0 {
 			if ok, err := setNumbers(p, v, false); ok {
@@ -257,6 +260,18 @@ func readMsgpack(c *client, b []byte, p any) error {
 		}
 	}
 	return readGeneral(c, b, p)
+}
+
+// compound says what a value is that has others in it; "" = it has not.
+func compound(b []byte) string {
+	switch {
+	case len(b) == 0:
+	case b[0]&0xf0 == 0x90 || b[0]&^1 == 0xdc:
+		return "list"
+	case b[0]&0xf0 == 0x80 || b[0]&^1 == 0xde:
+		return "map"
+	}
+	return ""
 }
 
 func readInt(b []byte) (int64, bool) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"reflect"
+	"strings"
 	"testing"
 	"time"
 )
@@ -105,4 +106,19 @@ func TestActorOptions(t *testing.T) {
 		}
 	}()
 	Method0(func(*state, context.Context) (int, error) { return 0, nil }, Name("M"))
+}
+
+// TestStringOfAList: what has values in it is no string, whatever they are.
+func TestStringOfAList(t *testing.T) {
+	long := make([]any, 20)
+	for _, v := range []any{[]any{1, 2}, []any{}, long, map[string]any{"a": 1}} {
+		b, _, err := appendMsgpack(nil, v)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var s string
+		if err := decodeValue(nil, formMsgpack, b, &s, false); err == nil || !strings.Contains(err.Error(), ", not a string") {
+			t.Errorf("%v is the string %q, %v", v, s, err)
+		}
+	}
 }
