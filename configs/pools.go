@@ -81,6 +81,10 @@ func readPool(t *table, dir string) Pool {
 			}
 		}
 	}
+	// Where the backend cannot tell how many there can be, no more are asked for than is said.
+	if defMax == 0 {
+		defMax = max(p.Min, 1)
+	}
 	p.Max = int(t.integer("max", int64(defMax), 1, 100_000))
 	if !t.bad["min"] && !t.bad["max"] {
 		switch {
@@ -238,9 +242,6 @@ func sshKeys(t *table, _ string) (limit, defMin, defMax int) {
 var gresRE = regexp.MustCompile(`^[A-Za-z0-9_]+(:[A-Za-z0-9_.-]+)?(:[0-9]+)?(,[A-Za-z0-9_]+(:[A-Za-z0-9_.-]+)?(:[0-9]+)?)*$`)
 
 func slurmKeys(t *table, _ string) (limit, defMin, defMax int) {
-	t.str("partition", "")
-	t.str("account", "")
-	t.str("qos", "")
 	if n := t.get("time"); n != nil {
 		if list, ok := n.val.([]*node); ok {
 			slurmTimes(t, list)
@@ -258,10 +259,13 @@ func slurmKeys(t *table, _ string) (limit, defMin, defMax int) {
 	if t.has("gres") && t.has("gpus_per_node") && strings.Contains(t.str("gres", ""), "gpu") {
 		t.fault("gpus_per_node", "gres asks for GPUs already; give one of the two")
 	}
-	t.str("constraint", "")
 	t.boolean("exclusive", false)
-	t.str("reservation", "")
 	t.boolean("overlap", false)
+	for _, k := range []string{"partition", "account", "qos", "constraint", "reservation"} {
+		if s := t.str(k, ""); strings.ContainsFunc(s, notInWord) {
+			t.fault(k, "%q is not one word", s)
+		}
+	}
 	for _, a := range t.strings("args", 0) {
 		if !strings.HasPrefix(a, "-") || strings.ContainsAny(a, "\n\r") {
 			t.fault("args", `%q is not one option; give each as sbatch takes it, such as "--mail-type=END"`, a)
@@ -269,6 +273,9 @@ func slurmKeys(t *table, _ string) (limit, defMin, defMax int) {
 	}
 	return 0, 0, 0
 }
+
+// notInWord are characters that would end a word of a batch script's options.
+func notInWord(c rune) bool { return c <= ' ' || strings.ContainsRune("\"'\\#", c) }
 
 func slurmTimes(t *table, list []*node) {
 	if len(list) != 2 {

@@ -314,7 +314,7 @@ func removeRemains(t target) error {
 		_ = sockpath.Remove(filepath.Join(nodes, e.Name(), "agent.sock"))
 	}
 	keepCrashes(t.dir)
-	for _, dir := range []string{nodes, filepath.Join(t.dir, "ssh")} {
+	for _, dir := range []string{nodes, filepath.Join(t.dir, "ssh"), filepath.Join(t.dir, "slurm")} {
 		if err := os.RemoveAll(dir); err != nil {
 			return errs.Wrap(errs.Permission, err, "cannot remove the nodes' files")
 		}
@@ -325,12 +325,12 @@ func removeRemains(t target) error {
 // process is one process of a cluster.
 type process struct {
 	pid  int
-	kind string // node, supervise, agent, head, head-supervise; task for a user's
+	kind string // node, slurm-node, supervise, agent, head, head-supervise; task for a user's
 	cmd  string
 }
 
 // ownKinds are the hidden commands whose processes make a cluster.
-var ownKinds = []string{"head-supervise", "head", "node", "supervise", "agent"}
+var ownKinds = []string{"head-supervise", "head", "node", "slurm-node", "supervise", "agent"}
 
 func (a *app) cmdForget() *cobra.Command {
 	var all bool

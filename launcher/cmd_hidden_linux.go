@@ -13,6 +13,7 @@ import (
 	"launcher/agent"
 	"launcher/agent/supervisor"
 	"launcher/backends/all"
+	"launcher/backends/slurm"
 	sshdial "launcher/backends/ssh/dial"
 	"launcher/backends/ssh/host"
 	"launcher/broker"
@@ -38,7 +39,7 @@ func (a *app) nodeCommands() []*cobra.Command {
 	h := a.process("head", "a cluster's head", func(ctx context.Context) error { return a.headMain(ctx, dir) })
 	h.Flags().StringVar(&dir, "dir", "", "state directory of the cluster")
 	_ = h.MarkFlagRequired("dir")
-	return []*cobra.Command{h, a.process("agent", "a node's agent", a.agentMain), cmdHost()}
+	return []*cobra.Command{h, a.process("agent", "a node's agent", a.agentMain), cmdHost(), a.cmdSlurmNode()}
 }
 
 // cmdHost is what the broker runs on a host of an ssh pool, over its connection.
@@ -65,6 +66,17 @@ func cmdHost() *cobra.Command {
 	}}
 	c.Flags().StringVar(&root, "root", "", "the directory of everything of launcher's on this host")
 	c.Flags().BoolVar(&sum, "sum", false, "print the checksum of the own binary and end")
+	return c
+}
+
+// cmdSlurmNode is what a Slurm job starts on each of its nodes.
+func (a *app) cmdSlurmNode() *cobra.Command {
+	var file string
+	c := a.process("slurm-node", "a task of a Slurm job: guard of a node's supervisor", func(ctx context.Context) error {
+		return slurm.Node(ctx, file, os.Stderr, supervisor.GuardMain)
+	})
+	c.Flags().StringVar(&file, "from", "", "what the nodes of the job are started with")
+	_ = c.MarkFlagRequired("from")
 	return c
 }
 

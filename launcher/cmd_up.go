@@ -290,9 +290,12 @@ func (a *app) awaitPools(ctx context.Context, t target, began time.Time, o upOpt
 // answered or failed.
 func poolSettled(p wire.PoolInfo) bool { return p.Up >= p.Min && p.Pending == 0 }
 
-// poolHopeless reports that so many machines of a pool cannot come, whatever is tried
-// again, that its minimum will not be met.
+// poolHopeless reports that a pool is refused its nodes, or that so many of its machines
+// cannot come, whatever is tried again, that its minimum will not be met.
 func poolHopeless(p wire.PoolInfo) bool {
+	if p.Final && p.Up < p.Min && p.Pending == 0 {
+		return true
+	}
 	final := 0
 	for _, f := range p.Failures {
 		if f.Final {

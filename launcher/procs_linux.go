@@ -81,11 +81,11 @@ func endProcesses(ctx context.Context, t target, grace time.Duration) []process 
 	// The head first, or it would start lost nodes again.
 	signal(syscall.SIGKILL, "head-supervise")
 	signal(syscall.SIGKILL, "head")
-	signal(syscall.SIGTERM, "node")
+	signal(syscall.SIGTERM, "node", "slurm-node")
 	if left := awaitGone(ctx, t, grace+2*time.Second); len(left) == 0 {
 		return nil
 	}
-	signal(syscall.SIGKILL, "node")
+	signal(syscall.SIGKILL, "node", "slurm-node")
 	if left := awaitGone(ctx, t, 2*time.Second); len(left) == 0 {
 		return nil
 	}

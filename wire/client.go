@@ -217,6 +217,7 @@ type PoolInfo struct {
 	Wanted   int
 	Why      string
 	Failures []NodeFailure // of pools that are lists of machines
+	Final    bool          // what Why says will go on until something is changed
 }
 
 // NodeFailure is a machine of a pool that does not come at the moment.

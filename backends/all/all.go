@@ -4,6 +4,7 @@ package all
 import (
 	"launcher/backends"
 	"launcher/backends/local"
+	"launcher/backends/slurm"
 	"launcher/backends/ssh"
 	"launcher/backends/ssh/dial"
 )
@@ -13,6 +14,7 @@ import (
 func Backends(home string, o dial.Options) map[string]backends.Backend {
 	return map[string]backends.Backend{
 		local.Name: local.New(home),
+		slurm.Name: slurm.New(home),
 		ssh.Name:   ssh.New(home, o),
 	}
 }

@@ -9,6 +9,8 @@ import (
 )
 
 // releaseIdle lets nodes go that are above what is wanted and have had nothing to do.
+// Those of one allocation go together: the backend has nothing back before the last of
+// them, and takes their places for occupied until then.
 func (c *Core) releaseIdle(p *pool, up int) {
 	if p.spec.Idle <= 0 {
 		return
@@ -17,11 +19,41 @@ func (c *Core) releaseIdle(p *pool, up int) {
 		if up <= p.wanted {
 			return
 		}
-		if n.pool == p.spec.Name && c.usable(n) && n.idle != 0 && n.held == nil && c.now-n.idle >= p.spec.Idle {
-			c.record(RecDrain{Node: n.id, Epoch: n.epoch, Keep: true})
+		if n.pool != p.spec.Name {
+			continue
+		}
+		all := c.together(n)
+		idle := up-len(all) >= p.wanted
+		for _, m := range all {
+			idle = idle && c.usable(m) && m.idle != 0 && m.held == nil && c.now-m.idle >= p.spec.Idle
+		}
+		if !idle {
+			continue
+		}
+		for _, m := range all {
+			c.record(RecDrain{Node: m.id, Epoch: m.epoch, Keep: true})
 			up--
 		}
 	}
+}
+
+// together lists the nodes that are up of the allocation that n is of.
+func (c *Core) together(n *node) []*node {
+	if s := c.d.st.Subs[c.durable(n).Token]; s != nil {
+		for _, a := range s.Allocs {
+			if !slices.Contains(a.Nodes, n.id) {
+				continue
+			}
+			var all []*node
+			for _, id := range a.Nodes {
+				if m := c.nodes[id]; m != nil && c.durable(m).Token == s.Token {
+					all = append(all, m)
+				}
+			}
+			return all
+		}
+	}
+	return []*node{n}
 }
 
 // watchDrain sees a draining node off: what is queued comes back, what runs is told to

@@ -37,6 +37,7 @@ type pool struct {
 	flying   bool                     // a query is under way
 	flyingAt int64                    // since when
 	why      string                   // of the newest failure
+	final    bool                     // trying again without a change helps nothing, as far as one knows
 	troubles map[wire.NodeID]*trouble // of pools that are lists of machines
 	shape    *wire.Resources          // what a node of the pool has, as far as known
 	wanted   int
@@ -186,6 +187,10 @@ func (c *Core) demand(p *pool) int {
 		if waiting == 0 {
 			continue
 		}
+		if j.gang && s.Nodes > 0 { // its nodes are asked for at once, whatever they have
+			need += int(s.Nodes)
+			continue
+		}
 		if p.shape == nil {
 			need = max(need, 1)
 			continue
@@ -195,10 +200,6 @@ func (c *Core) demand(p *pool) int {
 			continue
 		}
 		if j.gang {
-			if s.Nodes > 0 {
-				need += int(s.Nodes)
-				continue
-			}
 			if s.RanksPerNode > 0 {
 				per = min(per, int(s.RanksPerNode))
 			}
@@ -265,6 +266,9 @@ func (c *Core) submitted(ev Submitted) {
 	if ev.Err != nil {
 		// What it left behind, if anything, is found by its token.
 		p.says(s.Nodes, errs.Line(ev.Err), !errs.Retryable(ev.Err))
+		if p != nil {
+			p.final = !p.named() && !errs.Retryable(ev.Err) && !errs.Is(ev.Err, errs.Exhausted)
+		}
 		c.effect(FindAllocs{Pool: s.Pool, Tokens: []string{ev.Token}})
 		return
 	}
@@ -277,6 +281,9 @@ func (c *Core) submitted(ev Submitted) {
 // allocations back gives this one back, too.
 func (c *Core) granted(pool, token string, allocs []Alloc) {
 	c.record(RecAllocs{Token: token, Allocs: allocs})
+	if p := c.pools[pool]; p != nil {
+		p.final = false
+	}
 	if c.down == nil || c.down.phase < downAllocs {
 		return
 	}

@@ -54,6 +54,8 @@ var arrows = []arrow{
 	{"backends/local", "internal/sockpath", "socket paths have a limit"},
 	{"backends/ssh", "wire/session", "the broker talks to its process on a host"},
 	{"backends/ssh", "internal/sockpath", "socket paths have a limit"},
+	{"backends/slurm", "internal/hostlist", "lists of nodes are written alike"},
+	{"backends/slurm", "configs", "sizes and durations are written as in specs"},
 	{"broker", "configs", "pools come from specs"},
 	{"broker", "backends", "the contract only"},
 	{"broker", "wire/secure", "the link is a client"},
@@ -73,6 +75,7 @@ var arrows = []arrow{
 	{"examples", "collectives", "operations are named there"},
 	{"examples", "examples", "a program and its data"},
 	{"examples/go/gotest", "internal/testkit", "it runs examples in tests"},
+	{"internal/testkit", "internal/testkit", "its own parts"},
 }
 
 // notFrom are arrows that the table above would allow by prefix but that must not be.

@@ -1,0 +1,243 @@
+package slurm
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"launcher/internal/errs"
+	"launcher/internal/hostlist"
+)
+
+// entry is a job as squeue shows it.
+type entry struct {
+	id      string
+	state   string
+	reason  string
+	nodes   string // as Slurm writes lists
+	batch   string // where its script runs
+	name    string
+	comment string
+	start   int64 // when it started or is expected to; 0 = nobody knows
+	end     int64 // when its time is over; 0 = never, or nobody knows
+}
+
+// format is fixed: what a newer Slurm shows by itself changes with its version.
+const format = "%A|%T|%r|%N|%B|%S|%e|%k|%j"
+
+// snapshot is all jobs of this user, those that ended some minutes ago included.
+type snapshot struct {
+	at     time.Time // asked then
+	byName map[string][]entry
+	byID   map[string]entry
+}
+
+func parseQueue(text string) *snapshot {
+	s := &snapshot{byName: map[string][]entry{}, byID: map[string]entry{}}
+	for line := range strings.Lines(text) {
+		f := strings.SplitN(strings.TrimRight(line, "\n"), "|", 9)
+		if len(f) != 9 {
+			continue // of a name with a line break, not ours
+		}
+		e := entry{id: f[0], state: f[1], reason: f[2], nodes: f[3], batch: f[4], start: stamp(f[5]), end: stamp(f[6]), comment: f[7], name: f[8]}
+		s.byID[e.id] = e
+		s.byName[e.name] = append(s.byName[e.name], e)
+	}
+	for _, es := range s.byName { // those that are not over first, then the older
+		slices.SortStableFunc(es, func(a, b entry) int {
+			if x, y := over(a.state), over(b.state); x != y {
+				if x {
+					return 1
+				}
+				return -1
+			}
+			return cmp.Or(cmp.Compare(len(a.id), len(b.id)), cmp.Compare(a.id, b.id))
+		})
+	}
+	return s
+}
+
+// stamp reads a time: a number as we ask for, or the form that an old squeue insists on.
+func stamp(s string) int64 {
+	if n, err := strconv.ParseInt(s, 10, 64); err == nil && n > 0 {
+		return n
+	}
+	if t, err := time.ParseInLocation("2006-01-02T15:04:05", s, time.Local); err == nil {
+		return t.Unix()
+	}
+	return 0
+}
+
+// over reports a state that a job does not leave. One that is COMPLETING still has
+// processes.
+func over(state string) bool {
+	switch state {
+	case "COMPLETED", "CANCELLED", "FAILED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "BOOT_FAIL", "DEADLINE", "OUT_OF_MEMORY", "REVOKED", "SPECIAL_EXIT":
+		return true
+	}
+	return false
+}
+
+// waitingStates are those of a job that has no nodes, or whose nodes are being booted.
+func waiting(state string) bool {
+	switch state {
+	case "PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "RESV_DEL_HOLD":
+		return true
+	}
+	return false
+}
+
+// reasons says in words what Slurm abbreviates.
+var reasons = map[string]string{
+	"Resources":                   "no nodes are free",
+	"Priority":                    "other jobs are before it",
+	"None":                        "Slurm has not looked at it yet",
+	"PartitionNodeLimit":          "the partition never gives a job so many nodes",
+	"PartitionTimeLimit":          "it asks for more time than the partition gives",
+	"PartitionDown":               "the partition is down",
+	"PartitionInactive":           "the partition takes no jobs now",
+	"JobHeldUser":                 "it is held; `scontrol release` lets it go on",
+	"JobHeldAdmin":                "an administrator holds it",
+	"BeginTime":                   "its begin time has not come",
+	"Dependency":                  "it waits for another job",
+	"ReqNodeNotAvail":             "nodes that it needs are down or reserved",
+	"BadConstraints":              "no node is as it asks",
+	"AccountNotAllowed":           "the account may not use this partition",
+	"QOSNotAllowed":               "the QOS may not use this partition",
+	"NodeDown":                    "nodes are down",
+	"Reservation":                 "it waits for its reservation",
+	"launch failed requeued held": "its start failed on a node and Slurm holds it",
+}
+
+// waits says why a job waits and how long about.
+func (e entry) waits() string {
+	r := e.reason
+	if plain := reasons[strings.TrimSuffix(strings.SplitN(r, ",", 2)[0], ":")]; plain != "" {
+		r = plain + " (" + e.reason + ")"
+	} else if strings.Contains(r, "Limit") || strings.Contains(r, "Max") || strings.Contains(r, "Grp") {
+		r = "a limit of the account or the QOS (" + e.reason + ")"
+	}
+	s := "Slurm job " + e.id + " waits: " + r
+	if e.start > 0 {
+		s += "; Slurm expects to start it " + time.Unix(e.start, 0).Format("2006-01-02 15:04")
+	}
+	return s
+}
+
+// hostsOf expands a list as Slurm writes it, n[1-2,5],m7.
+func hostsOf(list string) ([]string, error) {
+	var out []string
+	depth, from := 0, 0
+	for i := 0; i <= len(list); i++ {
+		switch {
+		case i == len(list) || list[i] == ',' && depth == 0:
+			if i > from {
+				names, err := hostlist.Expand(list[from:i])
+				if err != nil {
+					return nil, err
+				}
+				out = append(out, names...)
+			}
+			from = i + 1
+		case list[i] == '[':
+			depth++
+		case list[i] == ']':
+			depth--
+		}
+	}
+	return out, nil
+}
+
+const (
+	// The queue is looked at so often at first after something was asked for, less and less
+	// while nothing changes, down to once in so long while something waits or runs: that
+	// nodes start and die their agents tell.
+	firstLook   = 300 * time.Millisecond
+	waitingLook = 10 * time.Second
+	runningLook = 30 * time.Second
+)
+
+// look gives a snapshot that was asked for at since or later.
+func (b *Backend) look(ctx context.Context, since time.Time) (*snapshot, error) {
+	select {
+	case b.looking <- struct{}{}:
+		defer func() { <-b.looking }()
+	case <-ctx.Done():
+		return nil, errs.Wrap(errs.Unknown, context.Cause(ctx), "waiting for squeue")
+	}
+	b.mu.Lock()
+	last, failed, failedAt := b.last, b.failed, b.failedAt
+	b.mu.Unlock()
+	if last != nil && !last.at.Before(since) {
+		return last, nil
+	}
+	if failed != nil && !failedAt.Before(since) {
+		return nil, failed
+	}
+	at := time.Now()
+	out, err := b.cli.run(ctx, environment(environ(), nil), "", "squeue", "-h", "-a", "-u", strconv.Itoa(os.Getuid()), "-t", "all", "-o", format)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if err != nil {
+		if ctx.Err() == nil {
+			b.failed, b.failedAt = err, time.Now()
+			b.every = min(max(2*b.every, time.Second), waitingLook)
+		}
+		return nil, err
+	}
+	s := parseQueue(out)
+	s.at = at
+	most := waitingLook
+	if same, idle := s.same(b.last); same {
+		if idle {
+			most = runningLook
+		}
+		b.every = min(b.every*3/2, most)
+	} else {
+		b.every = firstLook
+	}
+	b.last, b.failed = s, nil
+	return s, nil
+}
+
+// same compares our jobs in two snapshots; idle says that none of them waits.
+func (s *snapshot) same(old *snapshot) (same, idle bool) {
+	same, idle = old != nil, true
+	for name, es := range s.byName {
+		if !strings.HasPrefix(name, "launcher-") {
+			continue
+		}
+		for i, e := range es {
+			idle = idle && !waiting(e.state)
+			same = same && i < len(old.byName[name]) && old.byName[name][i].state == e.state && old.byName[name][i].nodes == e.nodes
+		}
+	}
+	return same, idle
+}
+
+// soon has the queue looked at again before long.
+func (b *Backend) soon() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.every = firstLook
+}
+
+// recent gives a snapshot that is new enough for now.
+func (b *Backend) recent(ctx context.Context) (*snapshot, error) {
+	b.mu.Lock()
+	since := time.Now().Add(-b.every)
+	b.mu.Unlock()
+	return b.look(ctx, since)
+}
+
+func plural(n int, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	return fmt.Sprintf("%d %ss", n, what)
+}
