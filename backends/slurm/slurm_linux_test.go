@@ -175,3 +175,217 @@ func TestLaws(t *testing.T) {
 	}
 	backendtest.Run(t, h)
 }
+
+// A call whose answer is lost may have worked: it is looked up, and never made twice.
+func TestLostAnswer(t *testing.T) {
+	slurmtest.Whole(t)
+	w := newWorld(t, slurmtest.Options{})
+	b := New(w.home)
+	r := w.request("lost", 1, nil)
+	if err := w.Signal("slurmctld", syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(w.ctx(), 2*time.Second)
+	as, err := b.Submit(ctx, r)
+	cancel()
+	if err == nil {
+		t.Fatalf("submitted while the controller was stopped: %v", as)
+	}
+	ctx, cancel = context.WithTimeout(w.ctx(), 2*time.Second)
+	if found, err := b.Find(ctx, "lab", []string{"lost"}); err == nil {
+		t.Errorf("found %v while the controller was stopped, wanted an error: nobody knows", found)
+	}
+	cancel()
+	if err := w.Signal("slurmctld", syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	testkit.Eventually(t, bound, func() string { // first it is not known yet
+		if as, err = b.Submit(w.ctx(), r); err != nil {
+			return err.Error()
+		}
+		return ""
+	})
+	defer b.Cancel(w.ctx(), [][]byte{as[0].Handle})
+	w.await(b, as, isRunning)
+	testkit.Eventually(t, bound, func() string {
+		if n := len(w.agents()); n != 1 {
+			return fmt.Sprintf("%d nodes run", n)
+		}
+		return ""
+	})
+	if n := strings.Count(w.OK(t, "squeue", "-h", "-t", "all"), "\n"); n != 1 {
+		t.Errorf("%d jobs were made of one submission", n)
+	}
+}
+
+// A second job of one name, from a call that was given up and came through all the same,
+// is cancelled.
+func TestTwin(t *testing.T) {
+	slurmtest.Whole(t)
+	w := newWorld(t, slurmtest.Options{})
+	b := New(w.home)
+	as := w.submit(b, w.request("twin", 1, nil))
+	w.await(b, as, isRunning)
+	w.OK(t, "sbatch", "-J", "launcher-twin", "-o", "/dev/null", "--wrap", "sleep 600")
+	testkit.Eventually(t, bound, func() string {
+		b.soon()
+		if st, err := b.Status(w.ctx(), [][]byte{as[0].Handle}); err != nil || st[0].State != backends.Running {
+			return fmt.Sprintf("%+v %v", st, err)
+		}
+		if out := w.OK(t, "squeue", "-h", "-n", "launcher-twin", "-o", "%A"); strings.Count(out, "\n") != 1 {
+			return "jobs " + out
+		}
+		return ""
+	})
+	if len(w.agents()) != 1 {
+		t.Error("the first was cancelled, not the second")
+	}
+}
+
+// While the controller is away nothing is taken for lost, and when it is back all is as it
+// was.
+func TestControllerAway(t *testing.T) {
+	slurmtest.Whole(t)
+	w := newWorld(t, slurmtest.Options{})
+	b := New(w.home)
+	as := w.submit(b, w.request("away", 1, nil))
+	w.await(b, as, isRunning)
+	w.End("slurmctld")
+	b.soon()
+	time.Sleep(2 * firstLook) // sleep: a look that is too young is not repeated
+	st := w.await(b, as, func(s backends.Status) bool { return strings.Contains(s.Why, "cannot be asked") })
+	if st.State != backends.Running || len(st.DeadNodes) > 0 {
+		t.Errorf("with the controller away: %+v", st)
+	}
+	if err := w.Restart("slurmctld"); err != nil {
+		t.Fatal(err)
+	}
+	st = w.await(b, as, func(s backends.Status) bool { return !strings.Contains(s.Why, "cannot be asked") })
+	if st.State != backends.Running || len(w.agents()) != 1 {
+		t.Errorf("with the controller back: %+v, %d nodes", st, len(w.agents()))
+	}
+}
+
+// Why a job waits, and the many ways to end, are told apart.
+func TestEnds(t *testing.T) {
+	slurmtest.Whole(t)
+	w := newWorld(t, slurmtest.Options{Nodes: 2,
+		Lines: []string{"PreemptType=preempt/partition_prio", "PreemptMode=CANCEL"},
+		Parts: []string{"PartitionName=low Nodes=ALL PriorityTier=1 PreemptMode=CANCEL", "PartitionName=high Nodes=ALL PriorityTier=10 PreemptMode=OFF"}})
+	b := New(w.home)
+	end := func(name string, o backends.Options, labels map[string]string, do func(id string), state backends.AllocState, words ...string) {
+		t.Helper()
+		r := w.request(name, 1, o)
+		r.Labels = labels
+		as := w.submit(b, r)
+		id := strings.TrimSpace(w.OK(t, "squeue", "-h", "-n", "launcher-"+name, "-o", "%A"))
+		if do != nil {
+			w.await(b, as, isRunning)
+			testkit.Eventually(t, bound, func() string {
+				if len(w.agents()) == 0 {
+					return "no agent runs"
+				}
+				return ""
+			})
+			do(id)
+		}
+		st := w.await(b, as, isOver)
+		if st.State != state {
+			t.Errorf("%s: %+v, wanted state %d", name, st, state)
+		}
+		for _, word := range words {
+			if !strings.Contains(st.Why, word) {
+				t.Errorf("%s: %q does not say %q", name, st.Why, word)
+			}
+		}
+		if _, err := os.Stat(filepath.Join(w.home, "clusters/lab/slurm", "launcher-"+name+nodesExt)); err == nil {
+			t.Errorf("%s: its join key is still there", name)
+		}
+	}
+	end("fails", nil, map[string]string{"do": "fail"}, nil, backends.Failed, "as told")
+	end("cancelled", nil, nil, func(id string) { w.OK(t, "scancel", id) }, backends.Failed, "not by launcher")
+	end("timeout", backends.Options{"time": "10m"}, nil, func(id string) { w.OK(t, "scontrol", "update", "JobId="+id, "EndTime=now") }, backends.Done, "time of Slurm job")
+	end("preempted", backends.Options{"partition": "low", "exclusive": true}, nil, func(string) {
+		w.OK(t, "sbatch", "-p", "high", "-N2", "--exclusive", "-J", "before-it", "-o", "/dev/null", "--wrap", "sleep 600")
+	}, backends.Done, "preempted")
+	// All nodes are taken by a partition that goes first: it waits, and says for what.
+	as := w.submit(b, w.request("waits", 1, backends.Options{"partition": "low", "time": "10m"}))
+	w.await(b, as, func(s backends.Status) bool {
+		return s.State == backends.Pending && (strings.Contains(s.Why, "no nodes are free") || strings.Contains(s.Why, "other jobs are before it"))
+	})
+	as = w.submit(b, w.request("never", 3, nil))
+	w.await(b, as, func(s backends.Status) bool {
+		return s.State == backends.Pending && strings.Contains(s.Why, "never gives a job so many nodes")
+	})
+}
+
+// What Slurm grants a node is what its agent is told to have, where the site confines
+// nobody to it.
+func TestGrant(t *testing.T) {
+	slurmtest.Whole(t)
+	w := newWorld(t, slurmtest.Options{CPUs: 4, Lines: []string{"SelectTypeParameters=CR_Core_Memory"}})
+	b := New(w.home)
+	r := w.request("grant", 2, backends.Options{"cpus": int64(1), "memory": "100MiB"})
+	r.Labels = map[string]string{"do": "tell"}
+	as := w.submit(b, r)
+	w.await(b, as, isRunning)
+	hosts := map[string]bool{}
+	for _, n := range r.Nodes {
+		testkit.Eventually(t, bound, func() string {
+			said, _ := os.ReadFile(filepath.Join(w.home, string(n)))
+			f := strings.Fields(string(said))
+			if len(f) == 0 {
+				return "nothing is said"
+			}
+			hosts[f[len(f)-1]] = true
+			if usable() > 1 && !strings.Contains(string(said), "cpu=1") || f[len(f)-2] != fmt.Sprint(100<<20) {
+				return "its agent was told " + string(said)
+			}
+			return ""
+		})
+	}
+	if len(hosts) != 2 {
+		t.Errorf("two nodes on %v", hosts)
+	}
+}
+
+// One look at the queue serves all, and what is asked of the controller is what is counted.
+func TestFewCalls(t *testing.T) {
+	slurmtest.Whole(t)
+	w := newWorld(t, slurmtest.Options{CPUs: 64})
+	b := New(w.home)
+	var hs [][]byte
+	for i := range 10 {
+		hs = append(hs, w.submit(b, w.request("few-"+strconv.Itoa(i), 1, nil))[0].Handle)
+	}
+	before := b.Commands()
+	began := time.Now()
+	for time.Since(began) < 3*time.Second {
+		if _, err := b.Status(w.ctx(), hs); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(10 * time.Millisecond) // sleep: a head asks again and again
+	}
+	if n := b.Commands()["squeue"] - before["squeue"]; n > 9 {
+		t.Errorf("%d looks at the queue in 3 s", n)
+	}
+	if n := b.Commands()["sbatch"]; n != 10 {
+		t.Errorf("sbatch was called %d times for 10 submissions", n)
+	}
+	asked := w.OK(t, "sdiag")
+	count := func(rpc string) int {
+		for line := range strings.Lines(asked) {
+			if f := strings.Fields(line); len(f) > 3 && f[0] == rpc {
+				n, _ := strconv.Atoi(strings.TrimPrefix(f[3], "count:"))
+				return n
+			}
+		}
+		return 0
+	}
+	if n, own := count("REQUEST_SUBMIT_BATCH_JOB"), b.Commands()["sbatch"]; n != own {
+		t.Errorf("sdiag counts %d submissions, we %d:\n%s", n, own, asked)
+	}
+	if n, own := count("REQUEST_JOB_USER_INFO")+count("REQUEST_JOB_INFO"), b.Commands()["squeue"]; n < own-1 || n > own+1 {
+		t.Errorf("sdiag counts %d questions about jobs, we %d:\n%s", n, own, asked)
+	}
+}

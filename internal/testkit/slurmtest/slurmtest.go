@@ -339,7 +339,20 @@ func (c *Cluster) Kill(name string) {
 	<-d.done
 }
 
-// Restart starts a daemon that was killed.
+// End ends a daemon in order: a controller writes down what it knows.
+func (c *Cluster) End(name string) {
+	d := c.all[name]
+	_ = c.Signal(name, syscall.SIGTERM)
+	select {
+	case <-d.done:
+	case <-time.After(20 * time.Second):
+		_ = c.Signal(name, syscall.SIGKILL)
+	}
+	_ = d.leash.Close()
+	<-d.done
+}
+
+// Restart starts a daemon that has ended.
 func (c *Cluster) Restart(name string) error { return c.daemon(name, c.all[name].argv...) }
 
 // Stop ends all jobs, then everything of the cluster.

@@ -28,6 +28,15 @@ func New(t testing.TB, o Options) *Cluster {
 	return c
 }
 
+// Whole skips a test that takes long unless everything about Slurm is to be tested, as
+// accept/slurm.sh does.
+func Whole(t testing.TB) {
+	t.Helper()
+	if os.Getenv("LAUNCHER_TEST_SLURM") == "" {
+		t.Skip("SKIP: accept/slurm.sh runs it (LAUNCHER_TEST_SLURM=all)")
+	}
+}
+
 // OK runs a client command that must work.
 func (c *Cluster) OK(t testing.TB, name string, args ...string) string {
 	t.Helper()
