@@ -90,16 +90,12 @@ func (a *app) local(ctx context.Context, o localOptions) (err error) {
 		}
 	}()
 	name := "local-" + filepath.Base(own)
-	spec := filepath.Join(own, "cluster.toml")
 	text, err := o.spec(name)
 	if err != nil {
 		return err
 	}
-	cl, err := configs.ParseCluster("the flags of launcher local", spec, []byte(text))
+	cl, err := privateCluster("the flags of launcher local", own, text)
 	if err != nil {
-		return err
-	}
-	if err := checkBackends(cl, own); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithCancel(ctx)
@@ -176,6 +172,15 @@ func makePrivateHome(h string) (string, error) {
 			return "", stateError(h, err)
 		}
 	}
+}
+
+// privateCluster reads and checks the spec of a private cluster whose home is own.
+func privateCluster(from, own, text string) (*configs.Cluster, error) {
+	cl, err := configs.ParseCluster(from, filepath.Join(own, "cluster.toml"), []byte(text))
+	if err != nil {
+		return nil, err
+	}
+	return cl, checkBackends(cl, own)
 }
 
 // spec is the text of the private cluster's spec.

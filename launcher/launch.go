@@ -71,6 +71,9 @@ func (a *app) launch(ctx context.Context, l launch) (err error) {
 		}
 		return a.launchOn(ctx, t, l)
 	}
+	if al, ok := a.allocation(); ok {
+		return a.launchInAllocation(ctx, al, l)
+	}
 	t, err := a.pick(false)
 	if err != nil {
 		return err

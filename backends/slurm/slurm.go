@@ -73,7 +73,7 @@ func (b *Backend) Capabilities() backends.Capabilities {
 func limit(o backends.Options) (int, string) {
 	q, faults := parse(o)
 	if a, ok := inside(q); ok && len(faults) == 0 {
-		return a.nodes, fmt.Sprintf("the allocation, Slurm job %s, has %s", a.job, plural(a.nodes, "node"))
+		return a.Nodes, fmt.Sprintf("the allocation, Slurm job %s, has %s", a.Job, plural(a.Nodes, "node"))
 	}
 	return 0, ""
 }
@@ -422,7 +422,7 @@ func (b *Backend) DryRun(r backends.Request, w io.Writer) error {
 	}
 	for _, j := range jobs {
 		if a, ok := inside(q); ok {
-			fmt.Fprintf(w, "# nodes %s, in Slurm job %s\n%s >> %s 2>&1 &\n", strings.Join(j.names(), " "), a.job, strings.Join(j.step(), " "), quote(j.log))
+			fmt.Fprintf(w, "# nodes %s, in Slurm job %s\n%s >> %s 2>&1 &\n", strings.Join(j.names(), " "), a.Job, strings.Join(j.step(), " "), quote(j.log))
 			continue
 		}
 		text, err := q.script(j)

@@ -15,48 +15,42 @@ import (
 	"launcher/internal/errs"
 )
 
-// allocation is the one that this process is in.
-type allocation struct {
-	job   string
-	nodes int
+// Allocation is the one that this process is in.
+type Allocation struct {
+	Job   string // its number
+	Nodes int
 }
 
 // inside reports whether a pool's nodes are those of an allocation that we are in.
-func inside(q request) (allocation, bool) {
+func inside(q request) (Allocation, bool) {
 	if q.Partition != "" {
-		return allocation{}, false
+		return Allocation{}, false
 	}
 	return Inside()
 }
 
 // Inside tells of the Slurm allocation that this process is in, if it is in one.
-func Inside() (a allocation, ok bool) {
+func Inside() (a Allocation, ok bool) {
 	for _, kv := range environ() {
 		switch k, v, _ := strings.Cut(kv, "="); k {
 		case "SLURM_JOB_ID":
-			a.job = v
+			a.Job = v
 		case "SLURM_JOB_NUM_NODES":
-			a.nodes, _ = strconv.Atoi(v)
+			a.Nodes, _ = strconv.Atoi(v)
 		}
 	}
-	return a, a.job != "" && a.nodes > 0
+	return a, a.Job != "" && a.Nodes > 0
 }
-
-// Job is its number, Nodes how many it has.
-func (a allocation) Job() string { return a.job }
-
-// Nodes is how many nodes the allocation has.
-func (a allocation) Nodes() int { return a.nodes }
 
 // step is the command of a job that is a step in an allocation.
 func (j job) step() []string { return step(len(j.nodes), j.binary, j.path(nodesExt)) }
 
 // startStep starts the agents as a step of the allocation that we are in. srun is what
 // holds them: when it is killed they are too.
-func (b *Backend) startStep(a allocation, j job, rec *record) error {
-	if len(j.nodes) > a.nodes {
+func (b *Backend) startStep(a Allocation, j job, rec *record) error {
+	if len(j.nodes) > a.Nodes {
 		rec.forget()
-		return errs.New(errs.Exhausted, "%s are asked for, and the allocation, Slurm job %s, has %d", plural(len(j.nodes), "node"), a.job, a.nodes)
+		return errs.New(errs.Exhausted, "%s are asked for, and the allocation, Slurm job %s, has %d", plural(len(j.nodes), "node"), a.Job, a.Nodes)
 	}
 	log, err := os.OpenFile(j.log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
@@ -73,8 +67,8 @@ func (b *Backend) startStep(a allocation, j job, rec *record) error {
 		return errs.Wrap(errs.NotFound, err, "starting srun").Hint("Slurm's commands must be on PATH inside the allocation")
 	}
 	start, _ := startOf(cmd.Process.Pid)
-	rec.Step = &stepRecord{PID: cmd.Process.Pid, Start: start, Host: ownHost(), In: a.job}
-	rec.Job, rec.Ran = a.job, true
+	rec.Step = &stepRecord{PID: cmd.Process.Pid, Start: start, Host: ownHost(), In: a.Job}
+	rec.Job, rec.Ran = a.Job, true
 	ended := make(chan struct{})
 	path := rec.path(recordExt)
 	b.mu.Lock()
