@@ -71,7 +71,7 @@ func (a *app) launchInAllocation(ctx context.Context, al slurm.Allocation, l lau
 	t.up = true
 	began := time.Now()
 	if err = d.start(ctx); err == nil {
-		if err = quiet.awaitPools(ctx, t, began, allocationWait); err == nil {
+		if err = quiet.awaitPools(ctx, t, began, upOptions{wait: allocationWait}); err == nil {
 			err = a.launchOn(ctx, t, l)
 		}
 	}

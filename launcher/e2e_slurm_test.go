@@ -100,3 +100,86 @@ squeue -h -s -j $SLURM_JOB_ID -o %i | grep -v -e batch -e extern | wc -l
 		t.Errorf("left in the state directory: %q", left)
 	}
 }
+
+// Nodes come when work needs them, a gang's as one job, and go back when they are idle.
+func TestSlurmDemand(t *testing.T) {
+	slurmtest.Whole(t)
+	h, c := slurmHome(t, slurmtest.Options{Nodes: 4})
+	h.Write("queue.toml", slurmSpec("max = 3\nidle = \"1s\""))
+	h.OK("up", "queue.toml")
+	if jobs := c.OK(t, "squeue", "-h"); jobs != "" {
+		t.Errorf("asked for before there is work: %q", jobs)
+	}
+	if out := h.OK("run", "--nodes", "3", "--", "sh", "-c", "echo rank $RANK"); strings.Count(out, "rank") != 3 {
+		t.Errorf("a gang on three nodes: %q", out)
+	}
+	if jobs := c.OK(t, "squeue", "-h", "-t", "all", "-o", "%D"); strings.TrimSpace(jobs) != "3" {
+		t.Errorf("a gang of three nodes is not one job of three: %q", jobs)
+	}
+	testkit.Eventually(t, testkit.Bound, func() string {
+		if jobs := c.OK(t, "squeue", "-h"); jobs != "" {
+			return "idle nodes are kept: " + jobs
+		}
+		return ""
+	})
+	if out := h.OK("run", "--", "echo", "again"); out != "again\n" {
+		t.Errorf("after they were given back: %q", out)
+	}
+	h.OK("down", "queue")
+	if left := c.OK(t, "squeue", "-h"); left != "" {
+		t.Errorf("left in the queue: %q", left)
+	}
+}
+
+// What Slurm refuses ends `up` with Slurm's own words; what waits says for what.
+func TestSlurmRefused(t *testing.T) {
+	slurmtest.Whole(t)
+	h, c := slurmHome(t, slurmtest.Options{Nodes: 2})
+	h.Write("queue.toml", strings.Replace(slurmSpec("min = 1"), `"main"`, `"nosuch"`, 1))
+	h.Fails(125, []string{"Invalid partition name"}, "up", "queue.toml")
+	h.OK("down", "queue")
+	h.Write("queue.toml", slurmSpec("min = 3"))
+	up := h.Start("up", "queue.toml")
+	testkit.Eventually(t, testkit.Bound, func() string {
+		if r := h.Run("why", "burst"); !strings.Contains(r.Out, "waits: the partition never gives a job so many nodes (PartitionNodeLimit)") {
+			return r.String()
+		}
+		return ""
+	})
+	up.Signal(os.Interrupt) // it only watches
+	if r := up.Wait(); r.Code != 130 {
+		t.Errorf("up, interrupted: %s", r)
+	}
+	h.OK("down", "queue")
+	if left := c.OK(t, "squeue", "-h"); left != "" {
+		t.Errorf("left in the queue: %q", left)
+	}
+}
+
+// Gangs, SDK tasks and programs of Ray's in a batch script use all nodes of it.
+func TestSlurmBatchWork(t *testing.T) {
+	slurmtest.Whole(t)
+	h, c := slurmHome(t, slurmtest.Options{Nodes: 2, CPUs: 4})
+	h.Write("prog.py", `import os, time, ray
+ray.init()
+
+@ray.remote(num_cpus=2)
+def where():
+    time.sleep(0.5)  # sleep: long enough that one node does not do all of them
+    return os.environ["LAUNCHER_SOCKET"]
+
+print("nodes", len(set(ray.get([where.remote() for _ in range(8)]))), len(ray.nodes()))
+`)
+	h.Write("rank.py", "import os\nprint('rank', os.environ['RANK'], 'of', os.environ['WORLD_SIZE'], flush=True)\n")
+	py := testkit.Python(t, "msgpack", "cloudpickle", "numpy")
+	out := batch(t, h, c, "-N 2 -n 2 -c 2", fmt.Sprintf(`
+export PATH=%s:$PATH
+launcher train -n 4 --cpus 0.5 rank.py
+launcher run --as-ray -- python prog.py
+`, filepath.Dir(py)))
+	for _, want := range []string{"rank 0 of 4", "rank 3 of 4", "nodes 2 2\n"} {
+		if !strings.Contains(out, want) {
+			t.Errorf("%q is not there: %s", want, out)
+		}
+	}
+}

@@ -126,13 +126,18 @@ func ofToken(dir, token string) (out []record, err error) {
 	}
 }
 
-// write puts a record in place, whole and on disk.
-func (r record) write() error {
+// begin puts a record in place, whole and on disk: Slurm is asked after that.
+func (r record) begin() error { return r.put(true) }
+
+// write changes it. What is lost of that in a crash is found out again.
+func (r record) write() error { return r.put(false) }
+
+func (r record) put(sync bool) error {
 	data, _ := json.Marshal(r)
-	return writeWhole(r.path(recordExt), append(data, '\n'))
+	return writeWhole(r.path(recordExt), append(data, '\n'), sync)
 }
 
-func writeWhole(path string, data []byte) error {
+func writeWhole(path string, data []byte, sync bool) error {
 	dir := filepath.Dir(path)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return diskError(err, dir)
@@ -143,7 +148,7 @@ func writeWhole(path string, data []byte) error {
 	}
 	defer os.Remove(f.Name())
 	_, err = f.Write(data)
-	if err == nil {
+	if err == nil && sync {
 		err = f.Sync()
 	}
 	if cerr := f.Close(); err == nil {

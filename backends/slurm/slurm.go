@@ -226,7 +226,7 @@ func (b *Backend) submit(ctx context.Context, q request, j job) (record, error) 
 	if err := ctx.Err(); err != nil {
 		return rec, errs.Wrap(errs.Unknown, context.Cause(ctx), "asking for %s", j.Name)
 	}
-	if err := writeWhole(j.path(nodesExt), wire.Marshal(j.file)); err != nil {
+	if err := writeWhole(j.path(nodesExt), wire.Marshal(j.file), false); err != nil {
 		return rec, err
 	}
 	rec = j.record
@@ -236,7 +236,7 @@ func (b *Backend) submit(ctx context.Context, q request, j job) (record, error) 
 	}
 	text, err := q.script(j)
 	if err == nil {
-		err = rec.write()
+		err = rec.begin()
 	}
 	if err != nil {
 		rec.forget()

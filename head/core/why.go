@@ -150,7 +150,11 @@ func (c *Core) whyPool(p *pool) []string {
 		out = append(out, fmt.Sprintf("%d were drained and are not replaced", retired))
 	}
 	if p.why != "" && (up < p.wanted || pending > 0) {
-		out = append(out, "the last failure: "+p.why)
+		if p.failures > 0 {
+			out = append(out, "the last failure: "+p.why)
+		} else {
+			out = append(out, p.why)
+		}
 	}
 	if p.next > c.now && up+pending < p.wanted {
 		out = append(out, fmt.Sprintf("asked for again in %d s", (p.next-c.now+second-1)/second))

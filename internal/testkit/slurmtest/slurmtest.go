@@ -88,7 +88,7 @@ func Start(ctx context.Context, o Options) (*Cluster, error) {
 	}
 	var err error
 	if o.Dir == "" {
-		o.Dir, err = os.MkdirTemp("", "sl") // short: sockets lie below
+		o.Dir, err = os.MkdirTemp("/dev/shm", "sl") // short: sockets lie below; in memory: nobody waits for the disk
 	} else {
 		err = os.MkdirAll(o.Dir, 0o755)
 	}

@@ -1,0 +1,41 @@
+#!/usr/bin/env bash
+# Slurm, a real one from Debian's packages on loopback that comes and goes with the tests:
+# a point per promise. See accept/lib.sh for the form; ONLY="WORD..." runs the parts whose
+# names begin so.
+source "$(dirname "$0")/lib.sh"
+wants() { [ -z "${ONLY:-}" ] || for w in $ONLY; do case $1 in "$w"*) return 0 ;; esac; done; [ -z "${ONLY:-}" ]; }
+export LAUNCHER_TEST_SLURM=all
+if ! PATH=$PATH:/usr/sbin command -v slurmctld slurmd sbatch munged >/dev/null; then
+	skip slurm.installed "Debian's slurmctld, slurmd, slurm-client and munge are not there"
+	exit 0
+fi
+
+# ---------------------------------------------------------------- 1 jobs, and what becomes of them
+if wants jobs; then
+	gotest jobs.script ./backends/slurm '^TestScript$'
+	gotest jobs.laws ./backends/slurm '^TestLaws$'
+	gotest jobs.ends ./backends/slurm '^TestEnds$'
+	gotest jobs.grant ./backends/slurm '^TestGrant$'
+fi
+
+# ---------------------------------------------------------------- 2 a controller that does not answer
+if wants controller; then
+	gotest controller.lost-answer ./backends/slurm '^TestLostAnswer$'
+	gotest controller.twin ./backends/slurm '^TestTwin$'
+	gotest controller.away ./backends/slurm '^TestControllerAway$'
+	gotest controller.few-calls ./backends/slurm '^TestFewCalls$'
+fi
+
+# ---------------------------------------------------------------- 3 the cluster: up, run, down
+if wants cluster; then
+	gotest cluster.up-run-down ./launcher '^TestSlurmCluster$'
+	gotest cluster.demand ./launcher '^TestSlurmDemand$'
+	gotest cluster.refused ./launcher '^TestSlurmRefused$'
+	gotest cluster.together ./head/core '^TestNodesOfOneAllocation|^TestRefusedForGood$'
+fi
+
+# ---------------------------------------------------------------- 4 in a batch script
+if wants allocation; then
+	gotest allocation.run ./launcher '^TestSlurmAllocation$'
+	gotest allocation.work ./launcher '^TestSlurmBatchWork$'
+fi
