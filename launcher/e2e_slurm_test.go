@@ -36,6 +36,7 @@ resources = { cpu = 2, slot = 2 }
 }
 
 func TestSlurmCluster(t *testing.T) {
+	slurmtest.Whole(t)
 	h, c := slurmHome(t, slurmtest.Options{Nodes: 4})
 	h.Write("queue.toml", slurmSpec("min = 2\nmax = 4"))
 	out := h.OK("up", "queue.toml")
@@ -78,6 +79,7 @@ func batch(t *testing.T, h *testkit.Home, c *slurmtest.Cluster, options, script 
 
 // In a batch script of the user's own, launcher uses exactly the allocation.
 func TestSlurmAllocation(t *testing.T) {
+	slurmtest.Whole(t)
 	h, c := slurmHome(t, slurmtest.Options{Nodes: 3, CPUs: 4})
 	out := batch(t, h, c, "-N 2 -n 4 --ntasks-per-node=2", `
 launcher run --nodes 2 -- sh -c 'echo rank $RANK of $WORLD_SIZE ${SLURM_JOB_ID-hidden}'
