@@ -36,7 +36,6 @@ resources = { cpu = 2, slot = 2 }
 }
 
 func TestSlurmCluster(t *testing.T) {
-	slurmtest.Whole(t)
 	h, c := slurmHome(t, slurmtest.Options{Nodes: 4})
 	h.Write("queue.toml", slurmSpec("min = 2\nmax = 4"))
 	out := h.OK("up", "queue.toml")
