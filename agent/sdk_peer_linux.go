@@ -374,7 +374,7 @@ func (b *borrow) giveUp(now int64, err error) {
 	}
 	for id := range b.wanted {
 		delete(b.wanted, id)
-		if b.s.core.OwnerOf(id) != b.number || code == "owner_died" && b.s.core.Inherit(now, id) {
+		if b.s.core.OwnerOf(id) != b.number || code == "owner_died" && b.s.core.Inherit(now, id) || code == "lost" && b.s.core.Unreached(now, id, err.Error()) {
 			continue
 		}
 		b.fetched(now, id, failure(b.s, code, "object "+id.String()+" cannot be had from its owner: "+err.Error()))

@@ -215,12 +215,13 @@ func (s *sdkServer) openPeer(e tasks.OpenPeer) {
 			if opened {
 				since, pause = time.Now(), reopenPause
 			}
-			if errs.Is(err, errs.Lost) || errs.Is(err, errs.Fenced) || time.Since(since) > reopenFor {
+			over := errs.Is(err, errs.Lost) || errs.Is(err, errs.Fenced)
+			if over || time.Since(since) > reopenFor {
 				s.a.log.Info("another node's agent is given up", "number", p.number, "err", err)
 				s.turn(func(now int64) {
 					if s.peers.out[p.id] == p {
 						delete(s.peers.out, p.id)
-						s.core.RemoteGone(now, p.id, err.Error())
+						s.core.RemoteGone(now, p.id, err.Error(), !over)
 					}
 				})
 				return

@@ -134,8 +134,8 @@ func (c *Core) isUp(cl *client, b []byte) error {
 		case rest.Nothing():
 			c.leaveRoom(l)
 			l.need, l.slot = wire.Resources{}, core.Slot{Bundle: l.slot.Bundle}
-		case t.shape.actor.startCPU && l.under == 0 && !l.blocked:
-			if !c.mute {
+		case t.shape.actor.startCPU && l.under == 0:
+			if !c.mute && !l.blocked {
 				c.room.Give(wire.Resources{CPU: l.need.CPU}, core.Slot{CPUs: l.slot.CPUs, Bundle: l.slot.Bundle})
 				c.nudge = true
 			}
@@ -355,8 +355,8 @@ func (t *task) groupOf(name string) (*group, string) {
 	return g, name
 }
 
-// enlane queues a call on the host, again in front of those after it.
-func (c *Core) enlane(host, t *task, again bool) {
+// enlane queues a call on the host. One that is there again is in front of those after it.
+func (c *Core) enlane(host, t *task) {
 	a := host.actor
 	g, name := host.groupOf(t.shape.group)
 	k := laneKey{group: name}
@@ -369,11 +369,11 @@ func (c *Core) enlane(host, t *task, again bool) {
 		l = &lane{key: k}
 		a.lanes[k] = l
 	}
-	if again {
-		l.calls = slices.Insert(l.calls, 0, t)
-	} else {
-		l.calls = append(l.calls, t)
+	i := len(l.calls)
+	for i > 0 && l.calls[i-1] != nil && l.calls[i-1].id.N() > t.id.N() {
+		i--
 	}
+	l.calls = slices.Insert(l.calls, i, t)
 	t.call.lane, t.call.host = l, host
 	c.turn(host, g, l)
 }
@@ -514,7 +514,7 @@ func (c *Core) hostCall(t *task) {
 		c.bounce(t)
 		return
 	}
-	c.enlane(h, t, false)
+	c.enlane(h, t)
 }
 
 // restoreActor is for a creation out of a snapshot.

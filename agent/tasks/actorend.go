@@ -77,7 +77,7 @@ func (c *Core) unwanted(t *task) {
 
 // peerEnd: the owner of an actor that lives here says that it is to end.
 func (c *Core) peerEnd(cl *client, x id) {
-	if t := c.tasks[x]; t != nil && t.actor != nil && t.client == cl.ID {
+	if t := c.tasks[x]; t != nil && t.actor != nil && t.client == cl.ID && t.state != done {
 		t.actor.why = "nothing had a handle of it any more"
 		c.stop(t, false)
 	}

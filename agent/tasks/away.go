@@ -9,9 +9,23 @@ import (
 // Away: the connection of a client broke, but its process may come back.
 func (c *Core) Away(now int64, id uint32) {
 	if cl := c.clients[id]; cl != nil && cl.away == 0 {
-		cl.away = now
+		c.now = now
+		if cl.Kind == sdk.KindPeer { // a restart does not begin its time anew
+			c.record(recAgent, id, 0, nil)
+		}
+		cl.isAway(now)
 		// What was not written is lost; what it asked for is asked again.
 		cl.out = cl.out[:0]
+	}
+}
+
+// isAway: an agent that comes back is not heard before it has said what it has here.
+func (cl *client) isAway(now int64) {
+	if cl.away == 0 {
+		cl.away = now
+	}
+	if cl.Kind == sdk.KindPeer && cl.unheard == 0 {
+		cl.unheard = now
 	}
 }
 
@@ -37,6 +51,9 @@ func (c *Core) StillThere(now int64, id uint32) {
 func (c *Core) Back(now int64, id uint32) {
 	c.now = now
 	if cl := c.clients[id]; cl != nil {
+		if cl.Kind == sdk.KindPeer {
+			c.record(recAgent, id, 1, nil)
+		}
 		cl.away, cl.handed, cl.deaf = 0, cl.busy(), false // what it waits for it says again
 		if cl.ending {
 			c.sendExit(cl)

@@ -31,6 +31,7 @@ type call struct {
 	callee *callee // of a program of this node
 	at     callState
 	why    string // it is in limbo
+	again  []byte // of another node's program: it ended with this error, and asked for another run
 	order  uint64 // among all calls
 	host   *task  // the creation of the actor that has it, or is to have it
 	lane   *lane  // that it waits in there
@@ -216,7 +217,7 @@ func (c *Core) deliver(g *callee, t *task) {
 			return
 		}
 		t.call.at, t.lease = callSent, wire.LeaseID(g.attempt)
-		c.enlane(h, t, false)
+		c.enlane(h, t)
 		return
 	}
 	t.call.at, t.lease = callSent, wire.LeaseID(g.attempt)
@@ -237,6 +238,37 @@ func (c *Core) over(g *callee, attempt uint32) {
 		g.node, g.open = 0, false
 	}
 	c.seek(g)
+}
+
+// outOfReach: that life cannot be reached from here. Its owner says whether it goes on.
+func (c *Core) outOfReach(g *callee, attempt uint32) {
+	if g.node != 0 && g.attempt == attempt {
+		g.node, g.open = 0, false
+		g.life--
+	}
+	c.seek(g)
+}
+
+// Unreached: the owner of an object cannot be reached, which does not mean that it is gone.
+// false = the object does not only say where an actor lives. Calls that may not run again
+// fail; others wait for it.
+func (c *Core) Unreached(now int64, x id, why string) bool {
+	c.now = now
+	o := c.objects[x]
+	if o == nil || o.links == nil || o.links.callee == nil {
+		return false
+	}
+	g := o.links.callee
+	g.wants, o.links.callee = nil, nil
+	c.unuse(x)
+	for _, t := range g.sorted() {
+		if t.state == waiting && t.call.at != callSent && t.retries == 0 {
+			c.stats.failed++
+			c.judges(t, c.errorOf("actor_unavailable", "where actor "+g.id.String()+" is cannot be found out: "+why, t, "max_task_retries lets calls wait for it"))
+		}
+	}
+	c.seek(g)
+	return true
 }
 
 // leaves: a call is not with the life any more that it was sent to.
@@ -280,6 +312,9 @@ func (c *Core) takeBack(t *task, at callState) {
 		c.fails(t, c.cancelled(t))
 	case g.dead != nil:
 		c.judges(t, g.dead)
+	case c.cut:
+		c.outOfReach(g, uint32(t.lease))
+		c.flush(g)
 	default:
 		c.over(g, uint32(t.lease))
 		c.flush(g)
@@ -297,10 +332,19 @@ func (c *Core) callAgain(t *task) {
 		c.fails(t, c.cancelled(t))
 	case c.mute: // Resume sends it
 		t.call.at = callHere
-	case h == nil || h.actor.lanes == nil: // the actor was killed meanwhile
+	case h == nil: // it ran elsewhere
+		g := t.call.callee
+		g.leaves(t)
+		if t.call.at = callHere; g.open {
+			c.deliver(g, t)
+		} else {
+			c.seek(g)
+			c.flush(g)
+		}
+	case h.actor.lanes == nil: // the actor was killed meanwhile
 		c.comesBack(t)
 	default:
-		c.enlane(h, t, true)
+		c.enlane(h, t)
 	}
 }
 
@@ -395,6 +439,8 @@ func (c *Core) resumeAway() {
 			t.level = &level{client: r.cl, shape: t.shape, tasks: []*task{t}, since: c.now}
 		} else if a == nil && t.state == running && t.worker() == nil {
 			c.requeue(t)
+		} else if a == nil && t.state == queued && t.cancel { // it was away when it was cancelled
+			c.judges(t, c.cancelled(t))
 		}
 	}
 }

@@ -89,6 +89,7 @@ type Core struct {
 	moved       map[id]uint32 // who owns actors whose first owner is gone; 0 = nobody yet
 	heldBack    []*task       // creations of exclusive actors that may still live elsewhere
 	silent      bool          // what is given up may go on elsewhere
+	cut         bool          // and only this node cannot reach it
 	hosts       []*task       // actors that calls may be given to
 	order       uint64
 	jobsAt      int64 // when jobs that have nothing left are looked for next
@@ -161,7 +162,7 @@ func (c *Core) Connect(now int64, x Client) error {
 		}
 		job := w.Client.Job
 		w.Client = x
-		w.Client.Job, w.up = job, true
+		w.Client.Job, w.up, w.away = job, true, 0
 		w.pool.starting--
 		w.pool.failed = 0
 		c.touched = append(c.touched, w.levels[0])

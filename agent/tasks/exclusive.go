@@ -74,14 +74,17 @@ func (c *Core) letLive(dead uint32) {
 	})
 }
 
-// endAlone ends an exclusive actor of another node whose owner has been away for too long.
-func (c *Core) endAlone(w *client) {
-	t := w.actor
-	if t == nil || t.state != running || !t.actor.up || !t.shape.actor.Exclusive {
+// endAlone ends the exclusive actors of another node, whatever they have come to, whose agent
+// has not been heard for too long.
+func (c *Core) endAlone(p *client) {
+	if p.unheard == 0 || p.alone || c.now-p.unheard < ownerBound {
 		return
 	}
-	if p := c.peerOf(t); p != nil && p.away != 0 && c.now-p.away >= ownerBound {
-		c.stop(t, true)
+	p.alone = true
+	for _, t := range c.sortedTasks() {
+		if t.client == p.ID && t.actor != nil && t.state != done && t.shape.actor.Exclusive {
+			c.stop(t, true)
+		}
 	}
 }
 

@@ -12,28 +12,31 @@ import (
 
 // Kinds of records.
 const (
-	recFrame   = 1 // a client's frame
-	recConnect = 2
-	recWorker  = 3 // a worker is to be started
-	recGone    = 4 // type 1: for want of memory
-	recGive    = 5 // a task was given to a worker
-	recBack    = 6 // and withdrawn
-	recLost    = 7
-	recState   = 8  // of a snapshot
-	recOrphan  = 9  // a task is cancelled whose submitter died
-	recRemote  = 10 // a frame of another node's agent about a task that runs there; the client is its number
-	recEnding  = 11 // a worker is to end
-	recSeq     = 12 // a task was given again to the worker that has it
-	recFetched = 13 // the value of another node's object: its id, then as another agent gives it
-	recAgain   = 14 // an object's task runs again
-	recFails   = 16 // a task ends by what this agent found out: id, error
-	recCopies  = 17 // of an object are to be so many (the client) copies elsewhere: id, u32 node...
-	recSpare   = 18 // of a snapshot: body of a PeerCopy
-	recMoved   = 20 // an actor has another owner, the client
-	recTake    = 21 // and that is this node: the body of a will
-	recJobOver = 19 // nothing of a job, whose key follows, lives any more
-	recAway    = 15 // a creation or a call was given to another node, the client: id, u32 attempt, u64 lease
-	recParted  = 22 // and comes back, for that node is gone: id, why; type 1: it may be there still
+	recFrame     = 1 // a client's frame
+	recConnect   = 2
+	recWorker    = 3 // a worker is to be started
+	recGone      = 4 // type 1: for want of memory
+	recGive      = 5 // a task was given to a worker
+	recBack      = 6 // and withdrawn
+	recLost      = 7
+	recState     = 8  // of a snapshot
+	recOrphan    = 9  // a task is cancelled whose submitter died
+	recRemote    = 10 // a frame of another node's agent about a task that runs there; the client is its number
+	recEnding    = 11 // a worker is to end
+	recSeq       = 12 // a task was given again to the worker that has it
+	recFetched   = 13 // the value of another node's object: its id, then as another agent gives it
+	recAgain     = 14 // an object's task runs again
+	recFails     = 16 // a task ends by what this agent found out: id, error
+	recCopies    = 17 // of an object are to be so many (the client) copies elsewhere: id, u32 node...
+	recSpare     = 18 // of a snapshot: body of a PeerCopy
+	recMoved     = 20 // an actor has another owner, the client
+	recTake      = 21 // and that is this node: the body of a will
+	recJobOver   = 19 // nothing of a job, whose key follows, lives any more
+	recAway      = 15 // a creation or a call was given to another node, the client: id, u32 attempt, u64 lease
+	recBounced   = 23 // another node's task goes back, not begun
+	recAgent     = 24 // another agent is away, or (type 1) back
+	recParted    = 22 // and comes back, for that node is gone: id, why; type: what is known of it
+	recCancelled = 25 // a task that was not begun is over
 )
 
 // A record is: u8 kind, u8 0, u16 type of a frame, u32 client, i64 now, u32 length, body.
@@ -96,19 +99,28 @@ func (c *Core) recordParted(t *task, why string) {
 	}
 	typ := uint16(0)
 	if c.silent {
-		typ = 1
+		typ |= partedSilent
+	}
+	if c.cut {
+		typ |= partedCut
 	}
 	c.record(recParted, t.away().sentTo, typ, append(slices.Clone(t.id[:]), why...))
 }
 
-func (c *Core) restoreParted(silent bool, b []byte) error {
+// Types of recParted.
+const (
+	partedSilent = 1 << iota // it may be there still
+	partedCut                // and only this node cannot reach it
+)
+
+func (c *Core) restoreParted(typ uint16, b []byte) error {
 	if len(b) < 16 {
 		return errs.New(errs.Corrupt, "a record of tasks is damaged")
 	}
 	if t := c.tasks[id(b[:16])]; t != nil && t.state == running && t.away() != nil && t.away().sentTo != 0 {
-		c.silent = silent
+		c.silent, c.cut = typ&partedSilent != 0, typ&partedCut != 0
 		c.interrupted(t, "", string(b[16:]))
-		c.silent = false
+		c.silent, c.cut = false, false
 	}
 	return nil
 }
@@ -307,8 +319,28 @@ func (c *Core) repeat(kind uint8, from uint32, typ uint16, body []byte) error {
 		}
 	case recAway:
 		return c.restoreAway(from, body)
+	case recBounced:
+		if len(body) != 16 {
+			return errs.New(errs.Corrupt, "a record of tasks is damaged")
+		}
+		if t := c.tasks[id(body)]; t != nil && t.state != done {
+			c.bounce(t)
+		}
+	case recAgent:
+		if cl != nil && typ == 1 {
+			cl.away = 0
+		} else if cl != nil {
+			cl.isAway(c.now)
+		}
+	case recCancelled:
+		if len(body) != 16 {
+			return errs.New(errs.Corrupt, "a record of tasks is damaged")
+		}
+		if t := c.tasks[id(body)]; t != nil {
+			c.fails(t, c.cancelled(t))
+		}
 	case recParted:
-		return c.restoreParted(typ == 1, body)
+		return c.restoreParted(typ, body)
 	case recFetched:
 		return c.restoreFetched(body)
 	case recCopies:
@@ -385,7 +417,7 @@ func (c *Core) restoreGive(w *client, short uint16, body []byte) error {
 func (c *Core) Resume(now int64) {
 	c.now = now
 	for _, cl := range c.sortedClients() {
-		cl.away = now // until it is Back
+		cl.isAway(now) // until it is Back
 		if cl.pool == nil || !cl.up {
 			continue
 		}

@@ -88,11 +88,30 @@ func (c *Core) peerSubmit(cl *client, p sdk.PeerSubmit, body []byte) error {
 		return err
 	}
 	t := c.tasks[s.Task]
-	if t != nil && t.client == cl.ID && t.state == done && t.fence != p.Attempt && t.away() != nil {
+	again := t != nil && (t.fence != p.Attempt || t.bounced && uint64(t.lease) != p.Lease)
+	if again && t.client == cl.ID && t.state == done && t.away() != nil {
 		c.accounted(t) // the owner has it, or it would not try again
 		t = nil
 	}
 	switch {
+	case t != nil && t.actor != nil && t.actor.ends && t.state != done && t.fence != p.Attempt:
+		// The process of the last attempt is about to end: this one waits elsewhere until then.
+		c.report(cl, &task{id: s.Task, body: body, fence: p.Attempt, bounced: true})
+		return nil
+	case t != nil && c.clients[t.client] == nil && c.owns(cl, t.id) && t.state != done && !t.owned():
+		// Its agent was away for too long. A call that still runs is its again; what else does
+		// has been told to end.
+		if !t.isCall() {
+			c.report(cl, &task{id: s.Task, body: body, fence: p.Attempt, bounced: true})
+			return nil
+		}
+		t.client, t.fence, t.lease = cl.ID, p.Attempt, wire.LeaseID(p.Lease)
+		for i := range t.outputs() {
+			if o := c.objects[t.id.With(i+1)]; o != nil {
+				c.hold(o, cl.ID)
+			}
+		}
+		return nil
 	case t != nil && t.client != cl.ID:
 		return errs.New(errs.Permission, "task %s is another client's", s.Task)
 	case t == nil && s.Returns != sdk.Stream && s.Returns > 0 && c.objects[s.Task.With(1)].heldBy(cl.ID):
@@ -103,6 +122,9 @@ func (c *Core) peerSubmit(cl *client, p sdk.PeerSubmit, body []byte) error {
 		t.fence = p.Attempt
 		if p.Lease != 0 {
 			t.lease = wire.LeaseID(p.Lease)
+		}
+		if t.stream != nil {
+			c.reportItems(cl, t)
 		}
 		if t.state == done {
 			c.report(cl, t)
@@ -128,15 +150,20 @@ func (c *Core) owns(cl *client, x id) bool {
 
 // peerKeep drops what an agent does not say that it still wants: after a break, or a
 // restart of it, it may have forgotten. A task that runs runs on: after a restart the agent
-// does not know that it does, and submits it again.
+// does not know that it does, and submits it again. Of actors it knows.
 func (c *Core) peerKeep(cl *client, ids []id) {
+	cl.unheard, cl.alone = 0, false
 	keep := make(map[id]bool, len(ids))
 	for _, x := range ids {
 		keep[x] = true
 	}
 	for _, t := range c.sortedTasks() {
-		if t.client == cl.ID && (t.state == waiting || t.state == queued) && !keep[t.id] {
+		switch {
+		case t.client != cl.ID || keep[t.id]:
+		case t.state == waiting || t.state == queued:
 			c.bounce(t)
+		case t.state == running && t.actor != nil: // its owner's log would say so: it is elsewhere, or dead
+			c.stop(t, true)
 		}
 	}
 	var drop []id
@@ -166,6 +193,9 @@ func (c *Core) report(cl *client, t *task) {
 		return // it asks again
 	}
 	switch data := c.failure(t); {
+	case t.call != nil && t.call.again != nil:
+		c.reportFailure(cl, t, sdk.ResultRetry, t.call.again)
+		return
 	case t.how() != "":
 		c.reportFailure(cl, t, sdk.ResultGone, c.errorOf("actor_died", t.how(), t))
 		return
@@ -266,7 +296,8 @@ func (c *Core) appendGiven(b []byte, o *object) []byte {
 	return sdk.AppendElsewhere(b, o.form, bytesOfIDs(o.refs()), o.size, nodes)
 }
 
-// reportItem passes an item of a stream on to the agent whose stream it is.
+// reportItem passes an item of a stream on to the agent whose stream it is. It stays here until
+// that has it.
 func (c *Core) reportItem(cl *client, t *task, o *object) {
 	if o.state != here {
 		return
@@ -276,14 +307,21 @@ func (c *Core) reportItem(cl *client, t *task, o *object) {
 	b = append32(append32(b, t.fence), o.id.Index()-1)
 	cl.out = c.appendGiven(b, o)
 	cl.finish(at)
-	if o.kind != sdk.Shared && len(o.refs()) == 0 {
-		c.drop(o, cl.ID)
-		c.unneeded(o)
+}
+
+// reportItems does so again with those that it may not have.
+func (c *Core) reportItems(cl *client, t *task) {
+	for i := range t.stream.made {
+		if o := c.objects[t.id.With(i+1)]; o.heldBy(cl.ID) {
+			c.reportItem(cl, t, o)
+		}
 	}
 }
 
-// bounce gives a task back to its agent: the lease that it was to run under is over.
+// bounce gives a task back to its agent, not begun. The log says so: nothing else in it does,
+// and the next agent is not to have what its owner has elsewhere.
 func (c *Core) bounce(t *task) {
+	c.record(recBounced, 0, 0, t.id[:])
 	t.bounced = true
 	c.reportEnd(t)
 	c.giveBack(t)
@@ -307,6 +345,7 @@ func (c *Core) giveBack(t *task) {
 		if o := c.objects[t.id.With(i+1)]; o != nil {
 			c.drop(o, t.client)
 			o.task = nil
+			t.alive--
 			if o.needed() && !o.fetched { // by others here: its owner is to know of them now
 				o.fetched, o.lineage = true, 0
 				c.do(Borrow{ID: o.id})
@@ -338,12 +377,8 @@ func (c *Core) stays(t *task) bool {
 
 // accounted: the agent whose call or actor it was knows how it ended.
 func (c *Core) accounted(t *task) {
-	if t.state != done { // it knows that it was bounced, which this log does not
-		if t.state != waiting {
-			return
-		}
-		t.bounced = true
-		c.ended(t)
+	if t.state != done {
+		return
 	}
 	for i := range t.outputs() {
 		if o := c.objects[t.id.With(i+1)]; o != nil && o.kind != sdk.Shared && len(o.refs()) == 0 {

@@ -442,7 +442,7 @@ func (c *Core) exec(w *client, t *task) {
 func (c *Core) blocks(l *level) {
 	cl := l.client
 	cl.handed = false
-	if l.blocked || cl.actor != nil && cl.actor.shape.actor.Concurrency > 1 {
+	if l.blocked || cl.actor != nil && cl.actor.actor.up && cl.actor.shape.actor.Concurrency > 1 {
 		return
 	}
 	if cl.pool == nil {

@@ -354,11 +354,22 @@ func (c *Core) remoteYield(number uint32, b []byte) error {
 	if err != nil {
 		return err
 	}
+	x := id(b[:16]).With(i + 1)
 	if t == nil || t.stream == nil || i >= maxItems || !c.runsOn(t, number, attempt) || i < t.stream.made {
+		if o := c.objects[x]; o == nil || o.where != number {
+			c.letGoAt(number, x)
+		}
 		return nil
 	}
+	if i > t.stream.made {
+		return nil // those before it were lost with a connection, and it comes again with them
+	}
 	c.recordRemote(number, sdk.MsgYield, b)
-	c.given(c.remoteFor(t), number, c.made(t, i), t.id.With(i+1), &v, nodes)
+	r := c.remoteFor(t)
+	c.given(r, number, c.made(t, i), x, &v, nodes)
+	if v.Kind != sdk.Elsewhere && len(v.Refs) == 0 { // else it was said
+		c.letGo(r, x)
+	}
 	return nil
 }
 
@@ -460,14 +471,14 @@ func (c *Core) RemoteClosed(now int64, from uint32) {
 	}
 }
 
-// RemoteGone: the agent of another node cannot be reached, or that life of the node is
+// RemoteGone: the agent of another node cannot be reached (cut), or that life of the node is
 // over. What it ran is run again; what only it had is lost.
-func (c *Core) RemoteGone(now int64, from uint32, why string) {
+func (c *Core) RemoteGone(now int64, from uint32, why string, cut bool) {
 	c.now = now
 	if r := c.byClient[from]; r != nil {
-		c.silent = true // it may be cut off only
+		c.silent, c.cut = true, cut
 		c.dropRemote(r, why)
-		c.silent = false
+		c.silent, c.cut = false, false
 	}
 }
 
@@ -483,7 +494,9 @@ func (c *Core) dropRemote(r *remote, why string) {
 	for _, x := range c.leases.onNode(r.number) {
 		c.do(LeaseIdle{Lease: x.Lease, Slots: uint32(x.slots)})
 	}
-	for _, t := range c.sortedTasks() {
+	ts := c.sortedTasks() // calls last, in their order: whether their actors live on is known then
+	slices.SortStableFunc(ts, func(a, b *task) int { return cmp.Compare(a.order(), b.order()) })
+	for _, t := range ts {
 		if t.state != running || t.worker() != r.cl {
 			continue
 		}
@@ -492,25 +505,6 @@ func (c *Core) dropRemote(r *remote, why string) {
 		c.interrupted(t, "node_died", msg)
 	}
 	c.loseAt(func(o *object) bool { return o.at == r.cl.ID }, why)
-}
-
-// loseAt loses the objects that were on a node that is gone, but for those that have been
-// copied here meanwhile.
-func (c *Core) loseAt(there func(*object) bool, why string) {
-	var lost []*object
-	for _, o := range c.objects {
-		if o.where != 0 && there(o) {
-			lost = append(lost, o)
-		}
-	}
-	slices.SortFunc(lost, byID)
-	for _, o := range lost {
-		o.where, o.at = 0, 0
-		if o.state == here && o.kind == sdk.Shared && !c.store.Resident(o.id) {
-			c.recordLost(o.id)
-			c.lose(o, why)
-		}
-	}
 }
 
 // NodeGone: a life of a node is over. Whatever this node has to do with it ends.

@@ -158,12 +158,14 @@ func (p *pair) effect(i int, w *desk, e Effect) bool {
 			if err := o.c.Connect(o.now, x); err != nil {
 				p.t.Fatal(err)
 			}
+		} else {
+			o.c.Back(o.now, x.ID)
 		}
 		p.links[link{i, e.ID}] = link{1 - i, x.ID}
 		p.links[link{1 - i, x.ID}] = link{i, e.ID}
 		w.c.RemoteOpen(w.now, e.ID)
 	case ClosePeer:
-		if far, ok := p.links[link{i, e.ID}]; ok {
+		if far, ok := p.links[link{i, e.ID}]; ok && !p.cut {
 			o.c.Gone(o.now, far.client, "it was closed")
 		}
 	case Borrow:

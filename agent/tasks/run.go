@@ -425,7 +425,10 @@ func (c *Core) result(cl *client, b []byte) error {
 // mayRetry: a task failed with an error after which it is to run again.
 func (c *Core) mayRetry(t *task, data []byte) {
 	switch {
-	case c.peerOf(t) != nil && !t.isCall():
+	case c.peerOf(t) != nil && t.isCall(): // as handOver, and it is asked for until it is accounted for
+		t.call.again = data
+		c.bounce(t)
+	case c.peerOf(t) != nil:
 		c.handOver(t, sdk.ResultRetry, data)
 	case t.retries != 0 && !t.cancel:
 		c.retry(t)
@@ -509,8 +512,12 @@ func (c *Core) cancel(x id, flags uint32) {
 	}
 	switch t.state {
 	case waiting, queued:
-		t.cancel = true
+		// The log does not say of every task where it is: that this one was here does.
+		if t.cancel = true; c.mute {
+			break
+		}
 		c.stats.cancelled++
+		c.record(recCancelled, 0, 0, t.id[:])
 		c.fails(t, c.cancelled(t))
 	case running:
 		t.cancel = true

@@ -32,7 +32,7 @@ type sim struct {
 	ledger *ledger // of what acts do
 
 	peer  *sim // the other node, if there is one
-	links map[uint32]*simLink
+	pair  *simPair
 	given int // tasks that the other node got
 
 	restarts, crashes, runs, deepest, most int
@@ -152,8 +152,8 @@ func (s *sim) take() {
 				p.in = append(p.in, message{typ: binary.LittleEndian.Uint16(b[4:]), body: slices.Clone(b[8:n])})
 				b = b[n:]
 			}
-		} else if l := s.links[x.Client]; l != nil {
-			l.send(x.Frames)
+		} else if s.pair != nil {
+			s.sendPeer(x.Client, x.Frames)
 		}
 	}
 	for _, e := range slices.Clone(out.Effects) {
@@ -244,6 +244,9 @@ func (s *sim) restart() {
 		s.log = s.c.Snapshot() // as if the log had been begun anew just before
 	}
 	s.room.used, s.room.lent, s.later = wire.Resources{}, 0, nil
+	if s.pair != nil {
+		s.pair.died(s)
+	}
 	old := s.c
 	s.c = New(s.cfg, s.room, s)
 	for _, b := range s.log {
@@ -264,6 +267,7 @@ func (s *sim) restart() {
 	}
 	for _, cl := range s.c.sortedClients() {
 		switch {
+		case cl.Kind == sdk.KindPeer: // it comes back by itself
 		case s.procs[cl.ID] != nil || slices.Contains(s.starts, cl.ID):
 		case cl.pool != nil && !cl.up:
 			s.c.Unstarted(s.now, cl.ID)

@@ -3,6 +3,7 @@ package tasks
 import (
 	"encoding/binary"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"slices"
 
@@ -505,17 +506,24 @@ func (p *proc) moves() (out []func()) {
 	return out
 }
 
-// closes is a driver that ends the actors which live on by themselves.
+// closes is a driver that ends the actors which live on by themselves: those that are detached,
+// and where there are two nodes those that have handles of each other.
 func (s *sim) closes() {
 	p := s.driver("closing")
-	for _, a := range s.ledger.actors {
-		if a.kind.detached && a.id.Node() == s.cfg.Number {
+	for _, x := range sortedActors(s.ledger.actors) {
+		if a := s.ledger.actors[x]; (a.kind.detached || s.pair != nil) && a.id.Node() == s.cfg.Number {
 			a.ends("it was killed")
 			p.send(sdk.MsgKill, a.id[:], le32(sdk.KillForGood))
 		}
 	}
 	p.deliver(len(p.out) - p.next)
 	s.take()
+}
+
+func sortedActors(m map[id]*simActor) []id {
+	out := slices.Collect(maps.Keys(m))
+	sortIDs(out)
+	return out
 }
 
 // main is a driver whose program makes actors.

@@ -140,15 +140,20 @@ func (l *ledger) begins(v *simLife, x id) {
 		return
 	}
 	k := simLane{x.Node(), x.Client(), t.group}
-	again := t.asked+t.lost > 0 // it asked for another run, or a result of it was lost
+	// It asked for another run, a result of it was lost, or what became of it could not be found out.
+	again := t.asked+t.lost > 0 || t.retries != 0 && l.silences > 0
 	if n := v.last[k]; !again && !slices.Contains(t.lives, v) && x.N() <= n {
 		l.t.Fatalf("call %s is begun after number %d of its caller, in one life", x, n)
 	}
-	if n := t.actor.first[k]; t.begins == 1 && x.N() <= n {
+	v.last[k] = max(v.last[k], x.N())
+	t.lives = append(t.lives, v)
+	if v != t.actor.lives[len(t.actor.lives)-1] {
+		return // it was taken for dead, and may go on with what it has until its owner is heard
+	}
+	if n := t.actor.first[k]; t.begins == 1 && !again && x.N() <= n {
 		l.t.Fatalf("call %s is begun after number %d of its caller, which was begun in an earlier life", x, n)
 	}
-	v.last[k], t.actor.first[k] = max(v.last[k], x.N()), max(t.actor.first[k], x.N())
-	t.lives = append(t.lives, v)
+	t.actor.first[k] = max(t.actor.first[k], x.N())
 }
 
 // died: a process of an actor is gone.

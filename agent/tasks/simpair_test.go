@@ -1,43 +1,42 @@
 package tasks
 
 import (
-	"encoding/binary"
 	"fmt"
+	"math/rand/v2"
 	"slices"
 	"testing"
 
 	"launcher/agent/core"
 	"launcher/wire"
-	"launcher/wire/sdk"
 )
 
 // simPair is two nodes whose agents are clients of each other, and a head that leases what
 // one has free to the other.
 type simPair struct {
+	rng    *rand.Rand
 	nodes  [2]*sim
 	leases wire.LeaseID
 	seq    [2]uint64
-}
+	conns  []*simConn
+	now    int64
 
-// simLink is what a client of one agent, which is the other agent, is told.
-type simLink struct {
-	far  uint32 // the client that it is there
-	shut bool   // what is sent is lost until it opens
-	out  []message
+	cutting int  // of 1000 steps: one that breaks all connections
+	cut     bool // until then
+	until   int64
+	broken  int
 }
-
-const simBorrow = 1 << 20 // the client that stands for references to the other's objects
 
 func newSimPair(t testing.TB, seed uint64, cpus, workers int) *simPair {
 	p := &simPair{}
 	for i := range p.nodes {
 		s := newSim(t, seed, cpus)
 		s.cfg.Number, s.cfg.Node, s.cfg.MaxWorkers = uint32(simNode+i), wire.NodeID(fmt.Sprint("n", i)), workers
-		s.room.gives, s.links = map[wire.LeaseID]*simGiven{}, map[uint32]*simLink{}
+		s.room.gives, s.pair = map[wire.LeaseID]*simGiven{}, p
 		s.c = New(s.cfg, s.room, s)
 		p.nodes[i] = s
 	}
-	p.nodes[1].rng = p.nodes[0].rng
+	p.rng, p.now = p.nodes[0].rng, p.nodes[0].now
+	p.nodes[1].rng = p.rng
 	p.nodes[0].peer, p.nodes[1].peer = p.nodes[1], p.nodes[0]
 	return p
 }
@@ -100,75 +99,6 @@ func (p *simPair) lend(i int) {
 	s.take()
 }
 
-// tellPeer does what one agent wants of the other.
-func (s *sim) tellPeer(e Effect) {
-	o := s.peer
-	borrow := func(typ uint16, body []byte) {
-		if s.links[simBorrow] == nil {
-			far := o.c.NextClient()
-			s.links[simBorrow], o.links[far] = &simLink{far: far}, &simLink{far: simBorrow}
-			if err := o.c.Connect(o.now, Client{ID: far, Kind: sdk.KindPeer, Peer: s.cfg.Number}); err != nil {
-				s.t.Fatal(err)
-			}
-		}
-		if err := o.c.Frame(o.now, s.links[simBorrow].far, typ, body); err != nil {
-			s.t.Fatal(err)
-		}
-	}
-	switch e := e.(type) {
-	case OpenPeer:
-		x := Client{Kind: sdk.KindPeer, Peer: s.cfg.Number, Job: e.Key.Job, Language: e.Key.Language, Program: e.Key.Program, Dir: e.Key.Dir}
-		if x.ID = o.c.FindPeer(x); x.ID == 0 {
-			x.ID = o.c.NextClient()
-			if err := o.c.Connect(o.now, x); err != nil {
-				s.t.Fatal(err)
-			}
-		}
-		l := &simLink{far: x.ID, shut: true}
-		s.links[e.ID], o.links[x.ID] = l, &simLink{far: e.ID}
-		s.later = append(s.later, func() { l.shut = false; s.c.RemoteOpen(s.now, e.ID) })
-	case ClosePeer:
-		o.c.Gone(o.now, s.links[e.ID].far, "it was closed")
-	case Borrow:
-		borrow(sdk.MsgHold, e.ID[:])
-	case Unfetch:
-		borrow(sdk.MsgRelease, e.ID[:])
-	case Fetch:
-		borrow(sdk.MsgGet, append(append(le32(sdk.GetValue), le32(0)...), e.ID[:]...))
-	case LeaseIdle:
-		if g := o.room.gives[e.Lease]; g != nil {
-			if g.slots -= int(e.Slots); g.slots <= 0 {
-				delete(o.room.gives, e.Lease)
-			}
-		}
-	}
-}
-
-// hear takes a frame that the other agent sent to a client that stands for it.
-func (s *sim) hear(client uint32, m message) {
-	var err error
-	switch {
-	case s.c.byClient[client] != nil:
-		err = s.c.Remote(s.now, client, m.typ, m.body)
-	case m.typ == sdk.MsgPeerSubmit:
-		s.given++
-		err = s.c.Frame(s.now, client, m.typ, m.body)
-	case client == simBorrow && m.typ == sdk.MsgObject:
-		x := id(m.body[:16])
-		v, _, _, cut := sdk.CutGiven(m.body[16:])
-		if err = cut; v.Kind == sdk.Elsewhere {
-			v.Kind = sdk.Shared
-			s.copies(x)
-		}
-		s.c.Fetched(s.now, x, v.Kind, v.Form, v.Size, slices.Clone(v.Bytes), idsOf(v.Refs))
-	case s.c.clients[client] != nil:
-		err = s.c.Frame(s.now, client, m.typ, m.body)
-	}
-	if err != nil {
-		s.t.Fatalf("frame %#x: %v", m.typ, err)
-	}
-}
-
 // copies brings a shared value from the other node.
 func (s *sim) copies(x id) {
 	if v, ok := s.peer.sealed[x]; ok {
@@ -176,45 +106,64 @@ func (s *sim) copies(x id) {
 	}
 }
 
-// links that have something to bring, in order.
-func (s *sim) laden() (out []*simLink) {
-	ids := []uint32{}
-	for x, l := range s.links {
-		if len(l.out) > 0 {
-			ids = append(ids, x)
+// leap lets time pass on both nodes.
+func (p *simPair) leap(d int64) {
+	for _, s := range p.nodes {
+		s.now = p.now
+	}
+	for p.now += d; ; {
+		for _, s := range p.nodes {
+			if s.now += min(second, p.now-s.now); s.ledger != nil {
+				s.ledger.now = s.now
+			}
+			s.c.Tick(s.now)
+			s.take()
+		}
+		if p.nodes[0].now == p.now {
+			break
 		}
 	}
-	slices.Sort(ids)
-	for _, x := range ids {
-		out = append(out, s.links[x])
+	if p.cut && p.now >= p.until {
+		p.cut = false
 	}
-	return out
+	p.late()
+	for _, s := range p.nodes {
+		s.take()
+	}
 }
 
-// send keeps frames for the other agent until they are brought.
-func (l *simLink) send(b []byte) {
-	for len(b) > 0 && !l.shut {
-		n := int(binary.LittleEndian.Uint32(b)) + 4
-		l.out = append(l.out, message{typ: binary.LittleEndian.Uint16(b[4:]), body: slices.Clone(b[8:n])})
-		b = b[n:]
+// cuts breaks all connections between the nodes for a while.
+func (p *simPair) cuts(d int64) {
+	p.cut, p.until = true, p.now+d
+	p.broken++
+	for _, c := range slices.Clone(p.conns) {
+		p.breaks(c)
 	}
+	p.sweep()
 }
 
 func (p *simPair) step() bool {
-	i := p.nodes[0].rng.IntN(2)
+	i := p.rng.IntN(2)
 	s := p.nodes[i]
-	if s.rng.IntN(10) == 0 {
+	s.now = max(s.now, p.now)
+	if p.rng.IntN(10) == 0 {
 		p.lend(i)
 	}
-	if ls := s.laden(); len(ls) > 0 && s.rng.IntN(3) == 0 {
-		l := ls[s.rng.IntN(len(ls))]
-		m := l.out[0]
-		l.out = l.out[1:]
-		s.peer.hear(l.far, m)
-		s.peer.take()
+	switch joined := !slices.ContainsFunc(p.conns, func(c *simConn) bool { return !c.live }); {
+	case !p.cut && joined && s.chance(p.cutting):
+		p.cuts(int64(p.rng.IntN(55_000)) * millisecond)
+		return true
+	case p.cut && p.rng.IntN(40) == 0:
+		p.leap(int64(p.rng.IntN(4000)) * millisecond)
 		return true
 	}
-	return s.step()
+	if can := p.links(); len(can) > 0 && p.rng.IntN(3) == 0 {
+		can[p.rng.IntN(len(can))]()
+		return true
+	}
+	did := s.step()
+	p.now = max(p.now, s.now)
+	return did
 }
 
 // finish runs both nodes until all programs are over.
@@ -223,17 +172,16 @@ func (p *simPair) finish(over ...func() bool) {
 	s.t.Helper()
 	idle := 0
 	for n := 0; len(over) > 0; n++ {
-		if n > 3_000_000 || idle > 30_000 {
-			s.t.Fatalf("no end: %s\n%s", s.state(), p.nodes[1].state())
+		if n > 3_000_000 || idle > 30_000 || s.ledger != nil && n > 400_000 {
+			s.t.Fatalf("no end: %s", p.state())
+		}
+		if s.ledger != nil && n == faultyFor {
+			p.peace() // all must come to its end now
 		}
 		if idle++; p.step() {
 			idle = 0
 		} else if idle%100 == 0 {
-			for _, x := range p.nodes {
-				x.now += second / 10
-				x.c.Tick(x.now)
-				x.take()
-			}
+			p.leap(second / 10)
 		}
 		for _, x := range p.nodes {
 			if n%64 == 0 {
@@ -241,11 +189,11 @@ func (p *simPair) finish(over ...func() bool) {
 			}
 			workers := len(x.starts)
 			for _, q := range x.procs {
-				if q.worker {
+				if q.worker && q.life == nil {
 					workers++
 				}
 			}
-			if workers > x.c.cfg.MaxWorkers {
+			if x.ledger == nil && workers > x.c.cfg.MaxWorkers {
 				s.t.Fatalf("%d processes on node %s, %d are allowed", workers, x.cfg.Node, x.c.cfg.MaxWorkers)
 			}
 		}
@@ -253,6 +201,80 @@ func (p *simPair) finish(over ...func() bool) {
 			over = over[1:]
 		}
 	}
+}
+
+// peace ends all faults.
+func (p *simPair) peace() {
+	p.cutting, p.until = 0, p.now
+	for _, s := range p.nodes {
+		s.faults = faults{}
+	}
+}
+
+// rest runs both nodes until nothing happens any more.
+func (p *simPair) rest() {
+	for n, idle := 0, 0; idle < 100; n++ {
+		if idle++; p.step() {
+			idle = 0
+		}
+		if n > 300_000 {
+			p.nodes[0].t.Fatalf("no rest: %s", p.state())
+		}
+	}
+}
+
+// end lets all drivers of both nodes go; nothing may be left.
+func (p *simPair) end() {
+	p.nodes[0].t.Helper()
+	p.peace()
+	p.leap(second)
+	p.rest()
+	for _, s := range p.nodes {
+		s.over = true
+		s.closes()
+	}
+	for _, s := range p.nodes {
+		s.leave()
+	}
+	for range 200 {
+		p.rest()
+		p.leap(second)
+		p.endJobs()
+	}
+	p.rest()
+	for _, c := range slices.Clone(p.conns) {
+		if c.id == simBorrow && len(c.held)+len(c.wanted) == 0 {
+			c.to().c.Gone(p.now, c.far, "a test is over")
+			c.to().take()
+		}
+	}
+	for _, s := range p.nodes {
+		s.c.Tick(p.now + 2*second)
+		s.take()
+		s.empty()
+	}
+}
+
+// endJobs is the head: a job is over when no node has a driver of it.
+func (p *simPair) endJobs() {
+	for _, s := range p.nodes {
+		for _, key := range sortedKeys(s.c.jobs) {
+			o := s.peer.c.jobs[key]
+			if s.c.jobs[key].drivers == 0 && (o == nil || o.drivers == 0) {
+				s.c.JobsOver(s.now, []string{key})
+				s.take()
+			}
+		}
+	}
+}
+
+func (p *simPair) state() string {
+	out := fmt.Sprintf("cut %v\n", p.cut)
+	for _, c := range p.conns {
+		out += fmt.Sprintf("  node %d client %d is client %d of %q live %v here %v there %v ends %v gone %v out %d back %d held %d wanted %v told %d of %d\n",
+			c.from.cfg.Number, c.id, c.far, c.who.Job, c.live, c.here, c.there, c.ends, c.gone, len(c.out), len(c.back), len(c.held), sorted(c.wanted), c.acked, c.seq)
+	}
+	return out + p.nodes[0].state() + p.nodes[1].state()
 }
 
 // TestProgramsOverNodes: nested programs that need far more workers than two nodes may have

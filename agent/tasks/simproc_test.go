@@ -17,6 +17,10 @@ type message struct {
 	typ  uint16
 	body []byte
 	sync bool
+
+	// Of agents:
+	after uint64 // it waits until the owner of references knows of so many
+	ack   uint64 // and with this it does
 }
 
 // attempt is one run of a task.

@@ -57,6 +57,8 @@ type savedClient struct {
 	Known  [][]byte
 	Seq    uint32
 	Calls  []savedCalls
+
+	Away, Unheard int64
 }
 
 // savedCalls is how often a worker has run a function.
@@ -90,7 +92,9 @@ type savedTask struct {
 	Fence   uint32
 	Order   uint64
 	At      uint8
+	Past    uint32 // of a call's actor: lives up to that attempt are over
 	Gone    string
+	Again   []byte
 	Bounced bool
 	Actor   *savedActor
 }
@@ -245,7 +249,10 @@ func (c *Core) Snapshot() [][]byte {
 func (t *task) saved() savedTask {
 	s := savedTask{Client: t.client, Shape: []byte(t.shape.id), Job: t.shape.job.key, Body: t.body, Parent: t.parent[:], Attempt: t.attempt, Retries: t.retries, State: uint8(t.state), Cancel: t.cancel, All: t.all, Kept: t.kept, Times: [2]int64{t.submitted, t.ready}, Lease: t.lease, Fence: t.fence, Gone: t.how(), Bounced: t.bounced}
 	if t.call != nil {
-		s.Order, s.At = t.call.order, uint8(t.call.at)
+		if s.Order, s.At = t.call.order, uint8(t.call.at); t.call.callee != nil {
+			s.Past = t.call.callee.past
+		}
+		s.Again = t.call.again
 	}
 	if a := t.actor; a != nil {
 		s.Actor = &savedActor{a.life, a.node, a.dead, a.why, a.kill, a.up, a.ends, a.taken, a.until, a.left}
@@ -271,6 +278,9 @@ func (o *object) saved() savedObject {
 // saved is what is kept of a client beside who it is.
 func (cl *client) saved() *savedClient {
 	s := &savedClient{Client: cl.ID, Shapes: map[uint32][]byte{}, Seen: cl.seen, Gaps: slices.Sorted(maps.Keys(cl.gaps)), Seq: cl.seq}
+	if cl.Kind == sdk.KindPeer {
+		s.Away, s.Unheard = cl.away, cl.unheard
+	}
 	for n, sh := range cl.shapes {
 		s.Shapes[n] = sh.text
 	}
@@ -330,6 +340,7 @@ func (c *Core) restoreClient(s *savedClient) error {
 		}
 	}
 	cl.seen, cl.seq = s.Seen, s.Seq
+	cl.away, cl.unheard = s.Away, s.Unheard
 	for _, n := range s.Calls {
 		if len(n.Func) != len(funcID{}) {
 			return errs.New(errs.Corrupt, "a worker in the log of tasks is damaged")
@@ -399,7 +410,7 @@ func (c *Core) restoreTask(s *savedTask) error {
 		if t.call = (&call{order: s.Order}); callState(s.At) == callLimbo {
 			t.call.at = callLimbo
 		}
-		t.call.gone = s.Gone
+		t.call.gone, t.call.again = s.Gone, s.Again
 		c.order = max(c.order, s.Order)
 	}
 	if a := s.Actor; a != nil {
@@ -413,7 +424,7 @@ func (c *Core) restoreTask(s *savedTask) error {
 		}
 	} else {
 		for i := range t.outputs() {
-			if o := c.objects[t.id.With(i+1)]; o != nil {
+			if o := c.objects[t.id.With(i+1)]; o != nil && !t.bounced {
 				o.task = t
 				t.alive++
 			}
@@ -441,7 +452,8 @@ func (c *Core) restoreTask(s *savedTask) error {
 	c.queued += int64(len(t.body))
 	if t.isCall() {
 		if t.state = waiting; c.peerOf(t) == nil {
-			c.attach(t)
+			g := c.attach(t)
+			g.past = max(g.past, s.Past)
 		}
 		return nil
 	}

@@ -384,6 +384,8 @@ type client struct {
 	out     []byte
 	dirty   bool
 	away    int64  // since when its connection is broken; 0 = it is there
+	unheard int64  // of an agent: since when it has not said what it has here; 0 = it has
+	alone   bool   // so long that exclusive actors of it were ended
 	level0  level  // of a driver: what it waits for
 	seen    uint64 // its count, as far as it is known
 	gaps    map[uint64]struct{}

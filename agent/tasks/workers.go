@@ -156,7 +156,12 @@ func (c *Core) driverGone(cl *client) {
 	j := cl.job
 	for _, t := range c.sortedTasks() {
 		switch {
-		case t.client != cl.ID || t.state == done:
+		case t.client != cl.ID:
+		case t.state == done:
+			if cl.Kind == sdk.KindPeer && t.away() != nil { // nobody will say any more that it knows
+				c.accounted(t)
+			}
+		case cl.Kind == sdk.KindPeer && t.isCall() && t.state == running: // its agent may ask for it yet
 		case t.actor == nil:
 			c.cancel(t.id, sdk.CancelRecursive)
 		case cl.Kind == sdk.KindPeer && c.isMoved(t.id): // its next owner will say so
