@@ -316,3 +316,40 @@ func TestCallBouncedAndSentAgain(t *testing.T) {
 		t.Fatalf("the actor got %v", got)
 	}
 }
+
+// TestRepeatedHold: what a program that came back repeats of its references does not let go of what
+// it holds, and what it has let go of is let go of.
+func TestRepeatedHold(t *testing.T) {
+	w := newDesk(t, 1)
+	w.driver(1)
+	w.driver(2)
+	x := w.makeActor(1, 1, nil, map[string]any{})
+	w.born(x, 1)
+	h := handle(x)
+	says := func() {
+		w.frame(2, sdk.MsgHold, h[:])
+		w.frame(2, sdk.MsgRelease, h[:])
+		w.frame(2, sdk.MsgHold, h[:])
+		w.take()
+	}
+	says()
+	w.frame(1, sdk.MsgRelease, h[:]) // the second holds it alone
+	w.take()
+	w.c.Away(w.now, 2)
+	w.c.Back(w.now, 2)
+	says()
+	w.now += 2 * second
+	w.c.Tick(w.now)
+	w.take()
+	if w.c.objects[h] == nil || w.c.tasks[x].actor.why != "" {
+		t.Fatal("it is gone")
+	}
+	w.c.Away(w.now, 2)
+	w.c.Back(w.now, 2)
+	w.frame(2, sdk.MsgRelease, h[:])
+	w.c.Synced(2)
+	w.take()
+	if w.c.objects[h] != nil || w.restored().objects[h] != nil {
+		t.Fatal("it is held still")
+	}
+}

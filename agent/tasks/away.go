@@ -47,12 +47,38 @@ func (c *Core) StillThere(now int64, id uint32) {
 	}
 }
 
+// repeatsFor is for how long a program that came back may repeat what it wrote.
+const repeatsFor = second
+
+// repeats keeps a Release of a program that came back: a Hold of the same object may be what
+// follows in what it repeats, and all that keeps it. true = it is kept.
+func (cl *client) repeats(typ uint16, body []byte) bool {
+	if typ == sdk.MsgHold {
+		_ = sdk.IDs(body, func(x id) { cl.late = slices.DeleteFunc(cl.late, func(y id) bool { return x == y }) })
+	} else if typ == sdk.MsgRelease {
+		_ = sdk.IDs(body, func(x id) { cl.late = append(cl.late, x) })
+		return true
+	}
+	return false
+}
+
+// hasRepeated: a program that came back has said all of it.
+func (c *Core) hasRepeated(cl *client) {
+	late := cl.late
+	if cl.back, cl.late = 0, nil; len(late) > 0 {
+		_ = c.Frame(c.now, cl.ID, sdk.MsgRelease, bytesOfIDs(late))
+	}
+}
+
 // Back: it is there again. It repeats what it asked and reported.
 func (c *Core) Back(now int64, id uint32) {
 	c.now = now
 	if cl := c.clients[id]; cl != nil {
 		if cl.Kind == sdk.KindPeer {
 			c.record(recAgent, id, 1, nil)
+		}
+		if cl.Kind != sdk.KindPeer {
+			cl.back = now
 		}
 		cl.away, cl.handed, cl.deaf = 0, cl.busy(), false // what it waits for it says again
 		if cl.ending {

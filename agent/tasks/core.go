@@ -200,6 +200,9 @@ func (c *Core) Frame(now int64, from uint32, typ uint16, body []byte) error {
 	if cl == nil {
 		return errs.New(errs.NotFound, "client %d is gone", from)
 	}
+	if cl.back != 0 && cl.repeats(typ, body) {
+		return nil
+	}
 	if typ != sdk.MsgGet && typ != sdk.MsgAwake && typ != sdk.MsgPeerSync {
 		c.recordFrame(from, typ, body)
 	}

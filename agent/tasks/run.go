@@ -496,6 +496,7 @@ func (c *Core) handBack(cl *client, from uint32) {
 func (c *Core) Synced(client uint32) {
 	if cl := c.clients[client]; cl != nil {
 		cl.deaf = false
+		c.hasRepeated(cl)
 	}
 }
 

@@ -245,6 +245,9 @@ func (c *Core) Tick(now int64) {
 			continue
 		}
 		c.endAlone(cl)
+		if cl.back != 0 && now-cl.back >= repeatsFor {
+			c.hasRepeated(cl)
+		}
 		if cl.pool != nil && cl.up && cl.actor == nil && cl.away == 0 && !cl.asked && len(cl.levels) == 1 {
 			// What was sent behind a long task goes to whoever has time.
 			if l := cl.levels[0]; len(l.tasks) > 1 && !l.blocked && now-l.since >= longTask {
