@@ -31,6 +31,8 @@ if wants cluster; then
 	gotest cluster.up-run-down ./launcher '^TestSlurmCluster$'
 	gotest cluster.demand ./launcher '^TestSlurmDemand$'
 	gotest cluster.refused ./launcher '^TestSlurmRefused$'
+	gotest cluster.walltime ./launcher '^TestSlurmWalltime$'
+	gotest cluster.successor ./head/core '^TestSuccessor$'
 	gotest cluster.together ./head/core '^TestNodesOfOneAllocation|^TestRefusedForGood$'
 fi
 

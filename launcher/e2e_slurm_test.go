@@ -142,7 +142,7 @@ func TestSlurmRefused(t *testing.T) {
 	h.Write("queue.toml", slurmSpec("min = 3"))
 	up := h.Start("up", "queue.toml")
 	testkit.Eventually(t, testkit.Bound, func() string {
-		if r := h.Run("why", "burst"); !strings.Contains(r.Out, "waits: the partition never gives a job so many nodes (PartitionNodeLimit)") {
+		if r := h.Run("why", "burst"); !strings.Contains(r.Out, "waits: the partition never gives a job so many nodes") {
 			return r.String()
 		}
 		return ""
@@ -182,5 +182,32 @@ launcher run --as-ray -- python prog.py
 		if !strings.Contains(out, want) {
 			t.Errorf("%q is not there: %s", want, out)
 		}
+	}
+}
+
+// Near the end of a job's time, also one that was changed meanwhile, its node is drained
+// and the next job is asked for while it still runs.
+func TestSlurmWalltime(t *testing.T) {
+	slurmtest.Whole(t)
+	h, c := slurmHome(t, slurmtest.Options{Nodes: 2})
+	h.Write("queue.toml", slurmSpec("min = 1\nmax = 1"))
+	h.OK("up", "queue.toml")
+	c.OK(t, "scontrol", "update", "JobId=1", "TimeLimit=2")
+	testkit.Eventually(t, 2*testkit.Bound, func() string {
+		out := h.OK("nodes")
+		if !strings.Contains(out, "burst-1") || !strings.Contains(out, "up") {
+			return out
+		}
+		return ""
+	})
+	if jobs := c.OK(t, "squeue", "-h", "-t", "all", "-o", "%A %T"); !strings.Contains(jobs, "1 ") || !strings.Contains(jobs, "2 RUNNING") {
+		t.Errorf("jobs: %q", jobs)
+	}
+	if out := h.OK("run", "--", "echo", "on"); out != "on\n" {
+		t.Errorf("on the next job's node: %q", out)
+	}
+	h.OK("down", "queue")
+	if left := c.OK(t, "squeue", "-h"); left != "" {
+		t.Errorf("left in the queue: %q", left)
 	}
 }

@@ -98,6 +98,7 @@ var reasons = map[string]string{
 	"Priority":                    "other jobs are before it",
 	"None":                        "Slurm has not looked at it yet",
 	"PartitionNodeLimit":          "the partition never gives a job so many nodes",
+	"PartitionConfig":             "the partition never gives a job so many nodes, or such nodes",
 	"PartitionTimeLimit":          "it asks for more time than the partition gives",
 	"PartitionDown":               "the partition is down",
 	"PartitionInactive":           "the partition takes no jobs now",

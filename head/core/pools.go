@@ -112,6 +112,8 @@ func (c *Core) standing(p *pool) (up, pending, retired, busy int) {
 			if n := c.nodes[d.ID]; n != nil && n.idle == 0 {
 				busy++
 			}
+		case d.State == nodeUp && d.Drain.Keep && c.nodes[d.ID] != nil && c.nodes[d.ID].hello.Deadline != 0:
+			// Its time is nearly over: the one in its place is asked for beforehand.
 		default:
 			pending++ // lost or leaving: its place is not free yet
 		}

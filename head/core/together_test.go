@@ -77,3 +77,43 @@ func TestRefusedForGood(t *testing.T) {
 		t.Errorf("after it was granted: %+v", i)
 	}
 }
+
+// When the time of an allocation is nearly over its nodes are drained, and others are asked
+// for in their place before they are gone.
+func TestSuccessor(t *testing.T) {
+	c := queue(t, wire.Pool{Min: 2, Max: 2})
+	token := sortedKeys(c.d.st.Subs)[0]
+	nodes := []wire.NodeID{"burst-0", "burst-1"}
+	c.Step(2*second, Submitted{Token: token, Allocs: []Alloc{{Handle: []byte("h"), Nodes: nodes}}})
+	for _, id := range nodes {
+		c.Step(2*second, AgentUp{Node: id, Epoch: 1, Hello: wire.Hello{Total: wire.Resources{CPU: wire.Unit}}})
+	}
+	const end = 1000
+	status := AllocStatus{Pool: "burst", Items: []AllocItem{{Handle: []byte("h"), State: AllocRunning, Deadline: end}}}
+	if ask := asks(c.Step(3*second, status)); len(ask) > 0 {
+		t.Fatalf("asked for %+v long before the end", ask)
+	}
+	var ask []SubmitNodes
+	for now := int64(end-125) * second; len(ask) == 0 && now < (end-100)*second; now += second {
+		ask = asks(c.Step(now, Tick{}))
+	}
+	if len(ask) != 1 || len(ask[0].Nodes) != 2 || ask[0].Nodes[0] != "burst-2" {
+		t.Fatalf("near the end %+v is asked for, wanted two other nodes at once", ask)
+	}
+	if d := c.d.st.Nodes["burst-0"]; d.Drain == nil || d.State != nodeUp {
+		t.Errorf("the old node near its end: %+v", d)
+	}
+	if again := asks(c.Step((end-90)*second, Tick{})); len(again) > 0 {
+		t.Errorf("asked for %+v once more", again)
+	}
+	// One that the user has drained is not replaced.
+	c = queue(t, wire.Pool{Min: 1, Max: 1})
+	c.Step(2*second, Submitted{Token: sortedKeys(c.d.st.Subs)[0], Allocs: []Alloc{{Handle: []byte("h"), Nodes: nodes[:1]}}})
+	c.Step(2*second, AgentUp{Node: nodes[0], Epoch: 1, Hello: wire.Hello{Total: wire.Resources{CPU: wire.Unit}}})
+	status.Items[0].Deadline = 1 << 40
+	c.Step(3*second, status)
+	c.Step(4*second, ClientReq{ID: 9, Req: wire.DrainRequest{Node: nodes[0]}})
+	if ask := asks(c.Step(6*second, Tick{})); len(ask) > 0 {
+		t.Errorf("in the place of a node that the user drained %+v is asked for", ask)
+	}
+}
