@@ -28,6 +28,18 @@ gotest() {
 		fail "$1" "$2 $3: $(grep -E -- '--- (FAIL|SKIP)|^FAIL|panic|no test' <<<"$out" | head -5)"
 	fi
 }
+# rootgotest: the same, of tests that need root.
+rootgotest() {
+	if ! is_root; then skip "$1" "needs root"; return; fi
+	local out
+	if out=$(go test -count=1 -v -timeout 300s "$2" -run "$3" 2>&1) && ! grep -qE '^--- SKIP' <<<"$out" && grep -qE '^--- PASS' <<<"$out"; then
+		pass "$1" "$2 ($3), $(grep -cE -- '--- PASS' <<<"$out") passed$(grep -E '^\s*--- SKIP' <<<"$out" | sed 's/.*: /, without /; s/ (.*//' | tr -d '\n')"
+	elif grep -qE '^--- SKIP' <<<"$out"; then
+		skip "$1" "$(grep -E 'SKIP' <<<"$out" | head -2)"
+	else
+		fail "$1" "$2 $3: $(grep -E -- '--- FAIL|^FAIL|panic|no test' <<<"$out" | head -5)"
+	fi
+}
 WORK=$(mktemp -d /tmp/accept.XXXXXX)
 chmod 755 "$WORK"
 export LAUNCHER_HOME=$WORK/home

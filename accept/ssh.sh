@@ -32,3 +32,23 @@ if wants cluster; then
 	gotest cluster.up-run-down ./launcher '^TestSSH$'
 	gotest cluster.machines ./head/core '^TestM'
 fi
+
+# ---------------------------------------------------------------- bad input, an item each
+if wants bad; then
+	gotest bad.wrong-key ./backends/ssh/dial '^TestKeys$'
+	gotest bad.changed-key ./backends/ssh/dial '^TestChangedKey$'
+	gotest bad.unknown-key ./backends/ssh/dial '^TestUnknownKey$'
+	gotest bad.no-sftp ./backends/ssh/dial '^TestNoSFTP$'
+	gotest bad.max-sessions ./backends/ssh/dial '^TestFewSessions$'
+	gotest bad.max-startups ./backends/ssh/dial '^TestFewStartups$'
+	gotest bad.silent-host ./backends/ssh/dial '^TestWhatIsNotThere$'
+	gotest bad.no-forwarding ./backends/ssh/dial '^TestNoForwarding$'
+	gotest bad.link-cut-in-copy ./backends/ssh '^TestCutLink$'
+	gotest bad.other-version ./backends/ssh '^TestOtherVersion$'
+	gotest bad.duplicate-host ./configs '^TestClusterFaults$/^ssh_twice$'
+	rootgotest bad.disk-full-in-copy ./backends/ssh '^TestRootDiskFull$'
+	rootgotest bad.shells ./backends/ssh '^TestRootHosts$/^(plain|csh|fish|nologin|no_shell)$'
+	rootgotest bad.rc-files ./backends/ssh '^TestRootHosts$/^(noisy|endless|rc_exits)$'
+	rootgotest bad.homes ./backends/ssh '^TestRootHosts$/^(space|quotes|missing|unwritable|read-only|noexec|asked_for|full)$'
+	rootgotest bad.other-architecture ./backends/ssh '^TestRootHosts$/^arm64$'
+fi

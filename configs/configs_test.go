@@ -81,6 +81,8 @@ func TestClusterFaults(t *testing.T) {
 		{"ssh", "version = 1\n[[pool]]\nname = \"p\"\nbackend = \"ssh\"\nhosts = [\n  \"a[01-03]\",\n  \"a02\",\n  \"b c\",\n  7,\n]\ntransport = \"x\"\nport = 0\n", []string{
 			`7: pool.hosts: "a02" is in the list twice`, `8: pool.hosts: "b c" is not a host`, "9: pool.hosts: element 4, 7, is an integer",
 			`11: pool.transport: "x" is unknown; allowed are go, system`, "12: pool.port: 0 is out of bounds"}},
+		{"ssh twice", "version = 1\n[[pool]]\nname = \"p\"\nbackend = \"ssh\"\nhosts = [\n  \"h\",\n  \"al@H:2222\",\n  \"h:22\",\n  \"[::1]\",\n  \"[::1]:2222\",\n]\nport = 2222\n", []string{
+			`7: pool.hosts: "al@H:2222" is the machine "h", which is in the list already`, `10: pool.hosts: "[::1]:2222" is the machine "[::1]"`}},
 		{"slurm", "version = 1\n[[pool]]\nname = \"p\"\nbackend = \"slurm\"\ntime = [\"8h\", \"1h\"]\nmemory = 4\ngres = \"gpu a\"\nargs = [\"x\"]\naccount = \"a b\"\n", []string{
 			"5: pool.time: the first, 8h, is more than the second, 1h", "6: pool.memory: 4 is an integer; give a size in quotes",
 			`7: pool.gres: "gpu a" is not a gres`, `8: pool.args: "x" is not one option`, `9: pool.account: "a b" is not one word`}},

@@ -208,7 +208,8 @@ func sshKeys(t *table, _ string) (limit, defMin, defMax int) {
 	if !t.has("hosts") {
 		t.fault("hosts", `missing; list the machines, such as ["gpu[01-04]"]`)
 	}
-	hosts := map[string]bool{}
+	hosts := map[string]string{} // as they are written, by machine
+	port := int(t.integer("port", 22, 1, 65535))
 	for i, h := range t.strings("hosts", 1) {
 		line := t.obj.m["hosts"].val.([]*node)[min(i, len(t.obj.m["hosts"].val.([]*node))-1)].line
 		names, err := hostlist.Expand(h)
@@ -216,16 +217,19 @@ func sshKeys(t *table, _ string) (limit, defMin, defMax int) {
 			t.faultAt(line, "hosts", "%s", err)
 		}
 		for _, n := range names {
-			if hosts[n] {
+			m := hostlist.Machine(n, port)
+			switch first, ok := hosts[m]; {
+			case first == n:
 				t.faultAt(line, "hosts", "%q is in the list twice", n)
+			case ok:
+				t.faultAt(line, "hosts", "%q is the machine %q, which is in the list already", n, first)
 			}
-			hosts[n] = true
+			hosts[m] = n
 		}
 	}
 	if u := t.str("user", ""); u != "" && !userRE.MatchString(u) {
 		t.fault("user", "%q cannot be a user name", u)
 	}
-	t.integer("port", 22, 1, 65535)
 	t.str("identity", "")
 	for _, hop := range strings.Split(t.str("jump", ""), ",") {
 		if hop != "" && !hostlist.Is(strings.TrimSpace(hop)) {

@@ -150,13 +150,13 @@ type talk struct {
 	noise  bytes.Buffer
 }
 
-// next reads what the host says next, whatever else it prints.
+// next reads what the host says next, whatever else it prints; "noise" is too much of that.
 func (t *talk) next() (verb, rest string, err error) {
 	seen := 0
 	for {
 		line, err := t.in.ReadString('\n')
 		if seen += len(line); seen > maxNoise {
-			return "", "", errs.New(errs.Invalid, "%s: the login prints without end: %s", t.p.host, t.said())
+			return "noise", "", nil
 		}
 		if words, ok := strings.CutPrefix(line, t.marker+" "); ok && err == nil {
 			t.late.feed()
@@ -205,6 +205,9 @@ func (t *talk) run() error {
 			return errs.New(errs.Unavailable, "%s: the host's script ended: %s", t.p.host, t.said())
 		}
 		switch verb {
+		case "noise":
+			return errs.New(errs.Invalid, "%s: the login prints without end: %s", t.p.host, t.said()).
+				Hint("see what its rc files print: `ssh %s true | head`", t.p.host)
 		case "hello":
 			greeted = true
 		case "host":

@@ -4,6 +4,7 @@
 say() { printf '%s %s\n' "$M" "$*"; }
 stop() { say "$@"; exit 1; }
 has() { command -v "$1" >/dev/null 2>&1; }
+alive() { kill -0 "$1" 2>/dev/null && ! grep -q '^State:.*Z' "/proc/$1/status" 2>/dev/null; } # in a container nobody may reap
 size() { wc -c <"$1" 2>/dev/null | tr -d ' '; }
 room() { df -Pk "$1" 2>/dev/null | tail -n 1 | { read -r a b c free rest && echo "$free"; }; }
 
@@ -59,7 +60,7 @@ copy() {
 	mine=$part.$$
 	best= most=0
 	for f in "$part".*; do # what copies left that were cut; those under way are left alone
-		[ -f "$f" ] && ! kill -0 "${f##*.}" 2>/dev/null || continue
+		[ -f "$f" ] && ! alive "${f##*.}" || continue
 		n=$(size "$f")
 		if [ "${n:-0}" -gt "$most" ] && [ "$n" -le "$N" ]; then
 			[ -z "$best" ] || rm -f "$best"

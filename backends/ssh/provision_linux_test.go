@@ -13,24 +13,34 @@ import (
 	"testing"
 	"time"
 
+	"launcher/backends/ssh/host"
 	"launcher/internal/errs"
 	"launcher/internal/testkit"
 )
 
-// ready makes a "host" ready whose login is the given command, and hangs up.
-func ready(t *testing.T, d *shells, dir string, shelf *shelf, how ...string) (place, error) {
+// ready makes a host ready, asks the process there what it is, and hangs up.
+func ready(t *testing.T, d dialer, s site, shelf *shelf, how ...string) (place, error) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
 	defer cancel()
-	ch, err := d.Open(ctx, site{Name: "box"}, shell)
+	ch, err := d.Open(ctx, s, shell)
 	if err != nil {
 		t.Fatal(err)
 	}
-	conn, at, err := (&provision{host: "box", dir: dir, who: "test", shelf: shelf, how: strings.Join(how, "")}).run(ctx, ch)
-	if err == nil {
-		conn.Close()
+	conn, at, err := (&provision{host: "box", dir: s.Directory, who: "test", shelf: shelf, how: strings.Join(how, "")}).run(ctx, ch)
+	if err != nil {
+		return at, err
 	}
-	return at, err
+	defer ch.Close()
+	c, err := host.Dial(ctx, conn, "box", nil)
+	if err != nil {
+		return at, err
+	}
+	defer c.Close()
+	if f, err := c.Facts(ctx); err != nil || f.Root != at.Root {
+		t.Errorf("the process there says %+v, %v; it was started in %q", f, err, at.Root)
+	}
+	return at, nil
 }
 
 func ownShelf(t *testing.T) *shelf {
@@ -72,7 +82,7 @@ func TestLogins(t *testing.T) {
 			if name == "no place" {
 				dir = "/proc/no"
 			}
-			at, err := ready(t, &shells{login: login(t, c.lines)}, dir, ownShelf(t))
+			at, err := ready(t, &shells{login: login(t, c.lines)}, site{Directory: dir}, ownShelf(t))
 			switch {
 			case c.err == "" && err != nil:
 				t.Fatal(err)
@@ -120,7 +130,7 @@ func TestCutCopy(t *testing.T) {
 			dir := filepath.Join(t.TempDir(), "root")
 			s := ownShelf(t)
 			d := &shells{cut: func(w io.WriteCloser) io.WriteCloser { return &cutAfter{w, 2 << 20} }}
-			if _, err := ready(t, d, dir, s, packer); err == nil || !errs.Retryable(err) {
+			if _, err := ready(t, d, site{Directory: dir}, s, packer); err == nil || !errs.Retryable(err) {
 				t.Fatalf("the cut connection gave %v", err)
 			}
 			parts, _ := filepath.Glob(filepath.Join(dir, "bin", ".*"))
@@ -141,7 +151,7 @@ func TestCutCopy(t *testing.T) {
 			})
 			var sent atomic.Int64
 			d.cut = func(w io.WriteCloser) io.WriteCloser { return counter{w, &sent} }
-			if _, err := ready(t, d, dir, s, packer); err != nil {
+			if _, err := ready(t, d, site{Directory: dir}, s, packer); err != nil {
 				t.Fatal(err)
 			}
 			if whole, _, _ := s.pack(s.known["amd64"], packer, 0); runtime.GOARCH == "amd64" && int(sent.Load()) > len(whole)-1<<20 {
@@ -173,7 +183,7 @@ func TestTwoCopies(t *testing.T) {
 	errc := make(chan error, 3)
 	for range cap(errc) {
 		go func() {
-			_, err := ready(t, &shells{}, dir, s)
+			_, err := ready(t, &shells{}, site{Directory: dir}, s)
 			errc <- err
 		}()
 	}

@@ -18,6 +18,22 @@ var hostRE = regexp.MustCompile(`^([A-Za-z0-9._][A-Za-z0-9._-]*@)?(\[[0-9A-Fa-f:
 // Is says whether s is one [user@]host[:port].
 func Is(s string) bool { return hostRE.MatchString(s) }
 
+// Machine is what two ways to write the same machine have in common: its name, and its
+// port where that is not the usual one. Whose account it is makes no difference.
+func Machine(host string, usual int) string {
+	m := hostRE.FindStringSubmatch(host)
+	if m == nil {
+		return host
+	}
+	name := strings.ToLower(strings.Trim(m[2], "[]"))
+	if p := strings.TrimPrefix(m[4], ":"); p != "" {
+		if n, _ := strconv.Atoi(p); n != usual {
+			return name + " " + strconv.Itoa(n)
+		}
+	}
+	return name
+}
+
 // Expand turns "gpu[01-04,7]" into gpu01 gpu02 gpu03 gpu04 gpu7. Numbers keep the
 // width of the first of their range. Each result is [user@]host[:port].
 func Expand(s string) ([]string, error) {

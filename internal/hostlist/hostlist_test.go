@@ -18,6 +18,17 @@ func TestExpand(t *testing.T) {
 	}
 }
 
+func TestMachine(t *testing.T) {
+	for _, same := range [][2]string{{"h", "h:22"}, {"h", "alice@H:022"}, {"[::1]", "[::1]:22"}, {"h:23", "bob@h:23"}} {
+		if Machine(same[0], 22) != Machine(same[1], 22) {
+			t.Errorf("%q is not the machine %q", same[0], same[1])
+		}
+	}
+	if Machine("h", 22) == Machine("h:23", 22) || Machine("h:22", 2222) == Machine("h", 2222) || Machine("h:2222", 2222) != Machine("h", 2222) {
+		t.Error("ports are not told apart")
+	}
+}
+
 func FuzzExpand(f *testing.F) {
 	for _, s := range []string{"gpu[01-04,7]", "u@h:22", "[::1]:22", "a[1-2][3-4]", "a[", "a[1-65537]", "[::1]x[1-2]"} {
 		f.Add(s)

@@ -58,6 +58,9 @@ type ServerOptions struct {
 	Env     []string // more of the sessions' environment, NAME=VALUE
 	Program string   // sshd under another name, which is its PAM service
 	Client  []string // lines of its Host block in ssh_config, before those of the Lab
+	As      *User    // who logs in, where we are root; default: the test's own user
+	Shell   string   // As's login shell
+	Inside  []string // of a root shell in a mount namespace that the server then runs in; $HOME is its Home
 }
 
 // Server is one sshd.
@@ -111,8 +114,20 @@ func (l *Lab) Start(name string, o ServerOptions) *Server {
 	if s.Home == "" {
 		s.Home = filepath.Join(s.Dir, "home")
 	}
+	who := l.User
 	for _, d := range []string{s.Dir, s.Home} {
 		if err := os.MkdirAll(d, 0o700); err != nil {
+			l.t.Fatal(err)
+		}
+	}
+	if o.As != nil {
+		who = o.As.Name
+		for _, d := range []string{l.Dir, s.Dir} {
+			if err := os.Chmod(d, 0o755); err != nil {
+				l.t.Fatal(err)
+			}
+		}
+		if err := os.Chown(s.Home, o.As.UID, o.As.GID); err != nil {
 			l.t.Fatal(err)
 		}
 	}
@@ -131,7 +146,7 @@ func (l *Lab) Start(name string, o ServerOptions) *Server {
 		}
 	}
 	l.append(l.Config, fmt.Sprintf("Host %s\n  %s\n  HostName %s\n  Port %d\n  User %s\n  IdentityFile %s\n  IdentitiesOnly yes\n  UserKnownHostsFile %s\n  GlobalKnownHostsFile /dev/null\n",
-		name, strings.Join(o.Client, "\n  "), s.IP, s.Port, l.User, l.Key, l.KnownHosts))
+		name, strings.Join(o.Client, "\n  "), s.IP, s.Port, who, l.Key, l.KnownHosts))
 	s.start()
 	l.t.Cleanup(s.cleanup)
 	return s
@@ -167,7 +182,7 @@ func (s *Server) start() {
 	for _, l := range s.opts.Lines {
 		fmt.Fprintln(&b, l)
 	}
-	fmt.Fprintf(&b, "ListenAddress %s\nPort %d\nPidFile none\nAuthorizedKeysFile %s %s/.ssh/authorized_keys\nStrictModes no\nUsePAM no\nPermitRootLogin yes\n", s.IP, s.Port, s.authorized(), s.Home)
+	fmt.Fprintf(&b, "ListenAddress %s\nPort %d\nPidFile none\nAuthorizedKeysFile %s %q\nStrictModes no\nUsePAM no\nPermitRootLogin yes\n", s.IP, s.Port, s.authorized(), s.Home+"/.ssh/authorized_keys")
 	fmt.Fprintf(&b, "PasswordAuthentication no\nKbdInteractiveAuthentication no\nUseDNS no\nLogLevel VERBOSE\nSetEnv %q %q", s.mark(), "HOME="+s.Home)
 	for _, e := range s.opts.Env {
 		fmt.Fprintf(&b, " %q", e)
@@ -186,8 +201,14 @@ func (s *Server) start() {
 		t.Fatal(err)
 	}
 	s.lab.write(s.authorized(), string(pub))
+	if s.opts.As != nil {
+		if err := os.Chmod(s.authorized(), 0o644); err != nil { // it is read as them
+			t.Fatal(err)
+		}
+	}
 	s.Log, s.done = &Buffer{}, make(chan struct{})
-	s.cmd = exec.CommandContext(context.Background(), "/bin/sh", "-c", sshdLeash, "sh", s.opts.Program, "-D", "-e", "-f", conf)
+	args := append([]string{"-c", sshdLeash, "sh"}, s.inside()...)
+	s.cmd = exec.CommandContext(context.Background(), "/bin/sh", append(args, s.opts.Program, "-D", "-e", "-f", conf)...)
 	s.cmd.Stderr = s.Log
 	if s.leash, err = s.cmd.StdinPipe(); err != nil {
 		t.Fatal(err)
@@ -210,6 +231,32 @@ func (s *Server) start() {
 		return ""
 	})
 }
+
+// inside is a command that runs another in the server's own mount namespace, where its
+// user has another shell and what Inside says is done; nothing if there is no need.
+func (s *Server) inside() []string {
+	lines := []string{"export HOME=" + shellWord(s.Home)}
+	if u := s.opts.As; u != nil {
+		shell := s.opts.Shell
+		if shell == "" {
+			shell = "/bin/bash"
+		}
+		for file, line := range map[string]string{ // a password that is only impossible: "!" would lock the account
+			"passwd": fmt.Sprintf("%s:x:%d:%d::%s:%s", u.Name, u.UID, u.GID, s.Home, shell),
+			"shadow": u.Name + ":*:19000:0:99999:7:::",
+		} {
+			own := shellWord(filepath.Join(s.Dir, file))
+			lines = append(lines, fmt.Sprintf("{ grep -v '^%s:' /etc/%s; printf '%%s\\n' %s; } >%s", u.Name, file, shellWord(line), own),
+				fmt.Sprintf("chmod 644 %s; mount --bind %s /etc/%s", own, own, file))
+		}
+	}
+	if lines = append(lines, s.opts.Inside...); len(lines) == 1 {
+		return nil
+	}
+	return []string{"unshare", "-m", "--propagation", "private", "/bin/sh", "-ec", strings.Join(lines, "\n") + "\nexec \"$@\"", "sh"}
+}
+
+func shellWord(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
 
 func (s *Server) authorized() string { return filepath.Join(s.Dir, "authorized_keys") }
 
