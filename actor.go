@@ -522,7 +522,11 @@ func (k *call) create(opts []Option, t reflect.Type) (*handle, error) {
 	}
 	k.c.mu.Lock()
 	defer k.c.mu.Unlock()
-	return k.c.add(task.With(1)), nil
+	h := k.c.add(task.With(1))
+	if a.pending > 0 {
+		h.pending = &pending{most: a.pending}
+	}
+	return h, nil
 }
 
 // reserve makes the id of a task that is submitted later.

@@ -12,6 +12,7 @@ type actorOptions struct {
 	detached, unordered bool
 	restarts            *int
 	concurrency         int
+	pending             int
 	groups              map[string]int
 	meta                []byte
 }
@@ -58,6 +59,19 @@ func MaxConcurrency(n int) Option {
 			o.fail("an actor with %d calls at a time", n)
 		}
 		o.forActor().concurrency = n
+	}
+}
+
+// MaxPendingCalls is how many calls that were submitted with the Handle that New gives, and
+// copies of it in this process, may be open at a time: the Ref of one more fails at once,
+// with ErrPendingCalls. Without it there may be any number. Calls of StreamMethods do not
+// count.
+func MaxPendingCalls(n int) Option {
+	return func(o *options) {
+		if n < 1 {
+			o.fail("an actor with %d open calls", n)
+		}
+		o.forActor().pending = n
 	}
 }
 

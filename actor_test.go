@@ -362,6 +362,27 @@ var actorPrograms = map[string]func(ctx context.Context){
 		most, err := Most.Submit(ctx, h).Get(ctx)
 		expect(most == 8 && err == nil, "%d, %v", most, err)
 	},
+	"pending": func(ctx context.Context) {
+		h, err := Rooms.New(ctx, launcher.MaxPendingCalls(3), launcher.ActorName("crowded"))
+		expect(err == nil, "%v", err)
+		for range 3 {
+			Meet.Submit(ctx, h, 4).Release() // it is open whether its Ref is there or not
+		}
+		_, err = Meet.Submit(ctx, h, 4).Get(ctx)
+		expect(errors.Is(err, launcher.ErrPendingCalls), "a fourth call: %v", err)
+		other, err := launcher.FindActor[*room](ctx, "crowded")
+		expect(err == nil, "%v", err)
+		_, err = Meet.Submit(ctx, other, 4).Get(ctx)
+		expect(err == nil, "%v", err)
+		for n, end := 0, time.Now().Add(20*time.Second); n < 10; {
+			if _, err = Most.Submit(ctx, h).Get(ctx); err == nil {
+				n++
+			}
+			expect(err == nil || errors.Is(err, launcher.ErrPendingCalls) && time.Now().Before(end), "after the end of all: %v", err)
+		}
+		_, err = Rooms.New(ctx, launcher.MaxPendingCalls(0))
+		expect(err != nil, "no limit at all")
+	},
 	"values": func(ctx context.Context) {
 		h := count10(ctx)
 		sum := 0

@@ -150,7 +150,9 @@ func (k *call) submit() *handle { return k.submitN(1)[0] }
 // submitN makes the task and gives its n results.
 func (k *call) submitN(n int) []*handle {
 	out := make([]*handle, n)
-	if k.err == nil {
+	if k.err == nil && k.actor != nil && k.actor.pending != nil {
+		k.err = k.actor.pending.send(k, out)
+	} else if k.err == nil {
 		_, k.err = k.send(uint32(n), out)
 	}
 	if k.err != nil {

@@ -27,6 +27,7 @@ var (
 	ErrActorUnavailable = errors.New("launcher: the actor died while the call may have been running, and is restarted")
 	ErrActorExists      = errors.New("launcher: the name is that of another actor")
 	ErrNoActor          = errors.New("launcher: no actor has the name")
+	ErrPendingCalls     = errors.New("launcher: as many calls of the actor are open as MaxPendingCalls allows")
 )
 
 // sentinelOf says what the codes of docs/tasks.md are for errors.Is.
@@ -74,7 +75,7 @@ var registered = struct {
 	sync.RWMutex
 	list []error
 }{list: []error{ErrCancelled, ErrWorkerCrashed, ErrLost, ErrFull, ErrUnschedulable, ErrReleased,
-	ErrActorDied, ErrActorUnavailable, ErrActorExists, ErrNoActor, context.Canceled, context.DeadlineExceeded}}
+	ErrActorDied, ErrActorUnavailable, ErrActorExists, ErrNoActor, ErrPendingCalls, context.Canceled, context.DeadlineExceeded}}
 
 // RegisterError makes errors.Is know these errors also when they come from a task in
 // another process. Call it where they are declared, in every process of the program:

@@ -23,6 +23,7 @@ type handle struct {
 	o        *object
 	released atomic.Bool
 	cleanup  runtime.Cleanup
+	pending  *pending // of an actor with MaxPendingCalls; nil = there is no limit
 }
 
 // newHandle makes a handle that is already counted in o.
