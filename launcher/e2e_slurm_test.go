@@ -17,7 +17,14 @@ func slurmHome(t *testing.T, o slurmtest.Options) (*testkit.Home, *slurmtest.Clu
 	t.Helper()
 	c := slurmtest.New(t, o)
 	h := testkit.New(t)
-	h.Env = append(h.Env, c.Env()...)
+	tmp := filepath.Dir(h.Write("tmp/x", ""))
+	_ = os.Remove(filepath.Join(tmp, "x"))
+	h.Env = append(append(h.Env, c.Env()...), "TMPDIR="+tmp)
+	t.Cleanup(func() {
+		if left, _ := filepath.Glob(filepath.Join(tmp, "*", "*")); len(left) > 0 {
+			t.Errorf("left on nodes: %q", left)
+		}
+	})
 	return h, c
 }
 

@@ -144,6 +144,8 @@ func kindOf(said string) errs.Kind {
 		return errs.Unavailable
 	case strings.Contains(said, "ermission denied"), strings.Contains(said, "Access/permission"):
 		return errs.Permission
+	case strings.Contains(said, "is invalid"): // "Requested time limit is invalid" is about no limit that time lifts
+		return errs.Invalid
 	case has(full):
 		return errs.Exhausted
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -30,6 +31,9 @@ func removeKey(r record) error { return os.Remove(r.path(nodesExt)) }
 // file, a directory on the machine itself, and what Slurm granted there, and lets start run
 // the node in the foreground until nothing of it is left. say is the job's log.
 func Node(ctx context.Context, file string, say io.Writer, start func(ctx context.Context, config io.Reader) error) error {
+	// Slurm tells a step to end by SIGTERM at any time, also while its last files are removed.
+	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, os.Interrupt)
+	defer stop()
 	cfg, id, err := ownConfig(file, os.Getenv)
 	if err != nil {
 		return err

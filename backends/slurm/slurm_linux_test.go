@@ -71,6 +71,7 @@ func newWorld(t *testing.T, o slurmtest.Options) *world {
 		t.Setenv(k, v)
 	}
 	t.Setenv("SLURM_JOB_ID", "")
+	t.Setenv("TMPDIR", t.TempDir()) // what nodes that are killed leave there goes with it
 	return w
 }
 

@@ -107,6 +107,7 @@ func TestKinds(t *testing.T) {
 		"Batch job submission failed: Unable to contact slurm controller (connect failure)":                                  errs.Unavailable,
 		"Batch job submission failed: Socket timed out on send/recv operation":                                               errs.Unavailable,
 		"Batch job submission failed: Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)": errs.Exhausted,
+		"Batch job submission failed: Requested time limit is invalid (missing or exceeds some limit)":                       errs.Invalid,
 		"Batch job submission failed: Access/permission denied":                                                              errs.Permission,
 	} {
 		if got := kindOf(said); got != want {

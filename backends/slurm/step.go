@@ -175,9 +175,11 @@ func (b *Backend) stepStatus(ctx context.Context, r *record, s *snapshot) backen
 }
 
 const (
-	// srun tells its tasks to end by SIGTERM; one that does not end is killed.
-	stepTerm = 20 * time.Second
-	stepKill = 10 * time.Second
+	// Nodes that have been told to leave are about to; srun, told to end, kills its tasks
+	// where they are, and is killed when it does not end.
+	stepLeave = 5 * time.Second
+	stepTerm  = 20 * time.Second
+	stepKill  = 10 * time.Second
 )
 
 // endSteps ends those of the jobs that are steps.
@@ -200,7 +202,7 @@ func (b *Backend) endSteps(ctx context.Context, recs []record) error {
 			if time.Since(began) > stepTerm {
 				sig = syscall.SIGKILL
 			}
-			if told[r.Name] != sig {
+			if told[r.Name] != sig && time.Since(began) > stepLeave {
 				told[r.Name] = sig
 				_ = syscall.Kill(r.Step.PID, sig)
 			}
