@@ -22,9 +22,18 @@ if wants provision; then
 	gotest host.requests ./backends/ssh/host '^TestF'
 fi
 
+# ---------------------------------------------------------------- 3 the broker: the head on a host, the laptop closed
+if wants broker; then
+	gotest broker.remote ./broker '^TestRemote'
+	gotest broker.record ./backends/ssh/host 'Record$'
+	gotest broker.head-on-host ./launcher '^TestSSHHead$'
+	gotest broker.laptop-dies ./launcher '^TestSSHLaptop$'
+fi
+
 # ---------------------------------------------------------------- 4 routes
 if wants route; then
 	gotest route.stdio ./backends/ssh/host '^TestRoute$'
+	gotest route.no-network ./launcher '^TestSSHRoute$'
 fi
 
 # ---------------------------------------------------------------- 5 the cluster: up, run, a changed spec, down

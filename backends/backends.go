@@ -8,6 +8,7 @@ package backends
 import (
 	"context"
 	"io"
+	"net"
 	"time"
 
 	"launcher/wire"
@@ -137,6 +138,24 @@ type Watcher interface {
 type Bounder interface {
 	// Bound is Capabilities.Limit for nodes of a given size; nil = as detected.
 	Bound(o Options, per *wire.Resources) (n int, why string)
+}
+
+// HeadAt says where the head of a cluster is to be that is not on the broker's machine.
+type HeadAt struct {
+	Request Request // for a node of its pool, at its place; without nodes
+	Dir     string  // the cluster's state directory on this machine
+	Config  wire.HeadConfig
+}
+
+// HeadHost is implemented by backends on whose machines a head can be. All may be repeated.
+type HeadHost interface {
+	// StartHead has the head run there; its state goes with it where there is none yet. down
+	// says that it has ended the cluster and that its record waits.
+	StartHead(ctx context.Context, h HeadAt) (down bool, err error)
+	// JoinHead connects to its socket.
+	JoinHead(ctx context.Context, h HeadAt) (net.Conn, error)
+	// EndHead copies the record of a cluster that is down into h.Dir and removes it there.
+	EndHead(ctx context.Context, h HeadAt) error
 }
 
 // As finds an optional ability of a backend, through the wrappers around it.

@@ -179,8 +179,16 @@ func DefaultName(abs string) string {
 // HeadConfig is what the head of this cluster is started with. dir is the cluster's
 // state directory, home LAUNCHER_HOME, binary the launcher binary.
 func (c *Cluster) HeadConfig(dir, home, binary string) wire.HeadConfig {
+	at := "" // the pool whose first host has the head, where that is not this machine
+	if pool, ok := strings.CutPrefix(c.Where, "pool:"); ok {
+		for _, p := range c.Pools {
+			if p.Name == pool && len(p.Hosts) > 0 {
+				at = pool
+			}
+		}
+	}
 	return wire.HeadConfig{
-		Name: c.Name, Dir: dir, Home: home, Binary: binary, SpecPath: c.Path, SpecText: c.Text,
+		At: at, Name: c.Name, Dir: dir, Home: home, Binary: binary, SpecPath: c.Path, SpecText: c.Text,
 		Pools: c.WirePools(), Grace: int64(c.Grace), Ports: c.Ports, Interface: c.Interface,
 		ObjectMemory: c.ObjectMemory, Spill: c.Spill,
 	}

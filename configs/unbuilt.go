@@ -7,7 +7,6 @@ import "strings"
 // testdata/unbuilt.txt; the test holds the two together.
 var notBuiltYet = map[string]func(*node) bool{
 	// cluster specs
-	"head.where":       func(n *node) bool { s, _ := n.val.(string); return strings.HasPrefix(s, "pool:") },
 	"head.replicas":    is(int64(3)),
 	"security.encrypt": is("control"),
 	"pool.backend":     is("yarn"),

@@ -159,6 +159,10 @@ func (h *head) answer(ctx context.Context, st *session.Stream, req any) error {
 		}
 	}
 	say := func(v any) error {
+		if i, ok := v.(wire.ClusterInfo); ok && h.remote() != nil {
+			i.Broker = h.remote().Away()
+			v = i
+		}
 		_ = st.SetWriteDeadline(time.Now().Add(writeBound))
 		return st.WriteMsg(wire.MsgOK, v)
 	}

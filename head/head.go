@@ -33,6 +33,16 @@ type Broker interface {
 	Watch(ctx context.Context, p wire.Pool, handles [][]byte, changed chan<- int) error
 }
 
+// Remote is a Broker on another machine, that comes over a session of its own.
+// *broker.Remote is one.
+type Remote interface {
+	Broker
+	// Attach serves the stream on which it says that it is there, until it goes.
+	Attach(ctx context.Context, s *session.Session, st *session.Stream, changed func(here bool))
+	// Away says since when it is away; "" while it is there.
+	Away() string
+}
+
 // Desk asks a person what the broker cannot know, at the terminals of commands that
 // attend. *broker.Desk is one.
 type Desk interface {

@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"launcher/head/core"
 	"launcher/head/record"
 	"launcher/internal/errs"
 	"launcher/internal/sockpath"
@@ -324,6 +325,12 @@ func (h *head) writeClusterFile(epoch wire.Epoch) error {
 	return record.WriteFile(filepath.Join(h.dir, clusterFile), append(b, '\n'))
 }
 
+// remote is the broker where it is on another machine, else nil.
+func (h *head) remote() Remote {
+	r, _ := h.o.Broker.(Remote)
+	return r
+}
+
 // serveSession serves what a peer opens: agents their control and log streams, and
 // everybody requests. An agent relays those of the programs on its node.
 func (h *head) serveSession(ctx context.Context, s *session.Session) {
@@ -352,6 +359,15 @@ func (h *head) serveSession(ctx context.Context, s *session.Session) {
 			})
 		case kind == wire.StreamRequest:
 			g.Go(func() error { h.serveRequest(ctx, st); return nil })
+		case kind == wire.StreamBroker && h.remote() != nil && peer.Role == secure.RoleClient:
+			g.Go(func() error {
+				h.remote().Attach(ctx, s, st, func(here bool) {
+					if here {
+						h.event(core.Retry{})
+					}
+				})
+				return nil
+			})
 		case kind == wire.StreamControl && agent && !control:
 			control = true
 			g.Go(func() error {

@@ -30,6 +30,8 @@ const (
 	downBound = 60 * time.Second
 	// goneBound is how long processes may take to be gone after they were ended.
 	goneBound = 15 * time.Second
+	// recordBound is that where the record comes from another machine.
+	recordBound = 10 * time.Minute
 )
 
 func (a *app) cmdDown() *cobra.Command {
@@ -153,6 +155,9 @@ func (a *app) takeDown(ctx context.Context, t target, o downOptions) error {
 	// Whatever the head said or could not say any more: what carries the mark of this
 	// cluster goes. In the ordinary case there is nothing left, or only a last moment's.
 	bound := goneBound
+	if headAway(t.dir) { // its record has to be brought here
+		bound = recordBound
+	}
 	if herr != nil || !t.up {
 		bound = 0
 	}
@@ -169,6 +174,12 @@ func (a *app) takeDown(ctx context.Context, t target, o downOptions) error {
 		}
 	}
 	return removeRemains(t)
+}
+
+// headAway reports that the head of a cluster is on a host, and a front here in its place.
+func headAway(dir string) bool {
+	c, err := readHeadConfig(dir)
+	return err == nil && c.At != ""
 }
 
 // crashed reports that a cluster was never brought down though its head is gone.

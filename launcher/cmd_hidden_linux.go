@@ -26,6 +26,7 @@ import (
 	"launcher/jobs/train"
 	"launcher/python"
 	"launcher/wire"
+	"launcher/wire/session"
 )
 
 // machines makes the state machine of each kind of job.
@@ -94,10 +95,21 @@ func (a *app) headMain(ctx context.Context, dir string) error {
 		return fatal(err)
 	}
 	defer keeper.Close()
+	if hc.Away {
+		err = head.Main(ctx, head.Options{Dir: dir, Broker: broker.NewRemote(log), Machines: machines(), Keeper: keeper, Log: log})
+		return headEnd(err)
+	}
 	desk := broker.NewDesk(keeper.Restarts() == 0) // after a restart there is no up that waits
 	b := broker.New(all.Backends(hc.Home, sshdial.Options{Asker: asker{desk}, Log: log}), log)
 	defer b.Close()
-	err = head.Main(ctx, head.Options{Dir: dir, Broker: b, Desk: desk, Machines: machines(), Keeper: keeper, Log: log})
+	if hc.At != "" {
+		return headEnd(broker.FrontMain(ctx, broker.FrontOptions{Config: hc, Broker: b, Desk: desk, Log: log, Version: session.BuildVersion()}))
+	}
+	return headEnd(head.Main(ctx, head.Options{Dir: dir, Broker: b, Desk: desk, Machines: machines(), Keeper: keeper, Log: log}))
+}
+
+// headEnd tells the supervisor what will not get better by starting again.
+func headEnd(err error) error {
 	switch errs.KindOf(err) {
 	case errs.Fenced, errs.Corrupt, errs.Version, errs.Permission:
 		return fatal(err)

@@ -56,7 +56,7 @@ func statusDoc(i wire.ClusterInfo, up bool) doc {
 		jobs = map[string]int{}
 	}
 	return doc{
-		"cluster": doc{"name": i.Name, "spec": i.SpecPath, "state": state, "version": i.Version, "started": stamp(i.Started), "trouble": i.Trouble,
+		"cluster": doc{"name": i.Name, "spec": i.SpecPath, "state": state, "version": i.Version, "started": stamp(i.Started), "trouble": i.Trouble, "broker": i.Broker,
 			"head":  doc{"pid": i.HeadPID, "host": i.HeadHost, "epoch": i.HeadEpoch},
 			"total": toJSONResources(i.Total), "free": toJSONResources(i.Free)},
 		"pools": mapAll(i.Pools, toJSONPool), "nodes": mapAll(i.Nodes, toJSONNode), "jobs": jobs, "uses": mapAll(i.Uses, toJSONUse),
@@ -98,8 +98,10 @@ func (a *app) printStatus(i wire.ClusterInfo, up bool) {
 	if n := len(i.Uses) - maxUses; n > 0 {
 		fmt.Fprintf(w, "          and %d more\n", n)
 	}
-	if i.Trouble != "" {
-		fmt.Fprintf(w, "trouble   %s\n", i.Trouble)
+	for _, t := range []string{i.Trouble, i.Broker} {
+		if t != "" {
+			fmt.Fprintf(w, "trouble   %s\n", t)
+		}
 	}
 	for _, n := range i.Nodes {
 		if n.State == "up" && n.Why != "" { // output that cannot be written there

@@ -19,6 +19,7 @@ type upOptions struct {
 	wait    time.Duration // 0 = defaultWait
 	yes     bool
 	replace bool
+	head    bool // the head is all that is waited for
 	newKeys bool // of hosts never seen are taken
 }
 
@@ -122,7 +123,18 @@ func (a *app) bringUp(ctx context.Context, spec string, o upOptions) (t target, 
 		t, started, err = a.ensureHead(ctx, h, cl, o)
 		// A head that is just dying still takes connections: look again, it will be gone.
 		if err == nil {
-			if err = a.awaitPools(ctx, t, began, o); err == nil || try == 3 || !errors.Is(err, errWentDown) {
+			if headAway(t.dir) {
+				// It may have run on where it is, with the spec of then.
+				there := o
+				there.head = true
+				if err = a.awaitPools(ctx, t, began, there); err == nil {
+					err = a.update(ctx, t, cl, o)
+				}
+			}
+			if err == nil {
+				err = a.awaitPools(ctx, t, began, o)
+			}
+			if err == nil || try == 3 || !errors.Is(err, errWentDown) {
 				return t, started, err
 			}
 			continue
@@ -146,6 +158,9 @@ func (a *app) ensureHead(ctx context.Context, h string, cl *configs.Cluster, o u
 	}
 	defer d.unlock()
 	t = d.target()
+	if t.up && headAway(t.dir) {
+		return t, false, nil // that takes somebody who is there to be asked
+	}
 	if t.up {
 		return t, false, a.update(ctx, t, cl, o)
 	}
@@ -244,6 +259,9 @@ func (a *app) awaitPools(ctx context.Context, t target, began time.Time, o upOpt
 		}
 		switch {
 		case err == nil:
+			if o.head && i.HeadPID != 0 {
+				return nil
+			}
 			done := !i.Recovering
 			for _, p := range i.Pools {
 				line := poolText(p)

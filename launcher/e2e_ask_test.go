@@ -36,24 +36,31 @@ func lockedKey(t *testing.T, l *testkit.Lab, servers ...*testkit.Server) string 
 }
 
 // askingSpec is a spec of hosts that this machine has never seen, and of the locked key.
-func askingSpec(l *testkit.Lab, key string, servers ...*testkit.Server) string {
+func askingSpec(l *testkit.Lab, where, key string, servers ...*testkit.Server) string {
 	var hosts []string
 	for _, s := range servers {
 		hosts = append(hosts, fmt.Sprintf("%q", hostPort(s)))
 	}
 	spec := sshSpec(l, strings.Join(hosts, ", "), fmt.Sprintf("min = %d", len(hosts)))
+	spec = strings.Replace(spec, `where = "here"`, fmt.Sprintf("where = %q", where), 1)
 	spec = strings.ReplaceAll(spec, fmt.Sprintf("ssh_config = %q", l.Config), `ssh_config = "/dev/null"`)
 	return strings.ReplaceAll(spec, fmt.Sprintf("identity = %q", l.Key), fmt.Sprintf("identity = %q", key))
 }
 
 // TestSSHAsks: up asks at its terminal for host keys and, once, for a key's passphrase.
 func TestSSHAsks(t *testing.T) {
+	for _, where := range []string{"here", "pool:box"} {
+		t.Run(where, func(t *testing.T) { testAsks(t, where) })
+	}
+}
+
+func testAsks(t *testing.T, where string) {
 	l := testkit.SSHD(t)
 	h := testkit.New(t)
 	h.Env = append(h.Env, "SSH_AUTH_SOCK=")
 	a := l.Start("a", testkit.ServerOptions{Unknown: true})
 	b := l.Start("b", testkit.ServerOptions{Unknown: true})
-	h.Write("boxes.toml", askingSpec(l, lockedKey(t, l, a, b), a, b))
+	h.Write("boxes.toml", askingSpec(l, where, lockedKey(t, l, a, b), a, b))
 	up := h.StartTTY("up", "boxes.toml")
 	keys, phrases := 0, 0
 	for keys < 2 || phrases < 2 { // in the order in which the hosts answer
@@ -85,11 +92,17 @@ func TestSSHAsks(t *testing.T) {
 // TestSSHCannotAsk: without a terminal up says what must be done; the flag takes new keys,
 // and an up in a terminal goes on where the first could not.
 func TestSSHCannotAsk(t *testing.T) {
+	for _, where := range []string{"here", "pool:box"} {
+		t.Run(where, func(t *testing.T) { testCannotAsk(t, where) })
+	}
+}
+
+func testCannotAsk(t *testing.T, where string) {
 	l := testkit.SSHD(t)
 	h := testkit.New(t)
 	h.Env = append(h.Env, "SSH_AUTH_SOCK=")
 	a := l.Start("a", testkit.ServerOptions{Unknown: true})
-	h.Write("boxes.toml", askingSpec(l, lockedKey(t, l, a), a))
+	h.Write("boxes.toml", askingSpec(l, where, lockedKey(t, l, a), a))
 	h.Fails(125, []string{"is in no known_hosts", "--accept-new-host-keys"}, "up", "boxes.toml")
 	if out := h.Fails(125, []string{"needs a passphrase", "ssh-add"}, "up", "--accept-new-host-keys", "boxes.toml"); strings.Contains(out.Err, "known_hosts") {
 		t.Errorf("the new key was not taken: %s", out)

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"launcher/broker"
 	"launcher/configs"
 	"launcher/internal/errs"
 	"launcher/wire"
@@ -87,6 +88,9 @@ func (d *stateDir) claim(ctx context.Context, a *app, cl *configs.Cluster, o upO
 		return nil
 	}
 	d.config = cl.HeadConfig(d.dir, d.home, bin)
+	if _, err := os.Stat(filepath.Join(d.dir, broker.HeadAtFile)); err == nil || crashed(d.dir) && old.At == "" {
+		d.config.At = old.At // a head stays where it is until its cluster is down
+	}
 	if err := os.MkdirAll(d.dir, 0o700); err != nil {
 		return stateError(d.home, err)
 	}

@@ -47,6 +47,7 @@ type ClusterInfo struct {
 	Free       Resources
 	Uses       []JobUse // what each job and program has of the cluster, the most first
 	Trouble    string   // what keeps the head from taking work, such as a full disk; "" = nothing
+	Broker     string   // that and since when new nodes must wait for the broker; "" = they need not
 }
 
 // State of a job, task or trial. Order matters: everything from StateDone on is terminal.

@@ -48,6 +48,8 @@ type HeadConfig struct {
 	Spill        string
 	CertLife     int64
 	Gone         []Pool // removed by an Update; nodes of them may still have to be given back
+	At           string // the ssh pool on whose first host the head is to run; "" = here
+	Away         bool   // the broker is on another machine
 }
 
 // Stream kinds of a session: the first two bytes of every stream.
@@ -59,6 +61,7 @@ const (
 	StreamObjects  uint16 = 5 // agent -> agent: Pull, answered by Piece and bytes: transfer.go
 	StreamTasks    uint16 = 6 // agent -> agent: tasks under leases, what becomes of them and of their references
 	StreamPrograms uint16 = 7 // agent -> agent: Program, answered by ProgramIs and bytes: transfer.go
+	StreamBroker   uint16 = 8 // a broker elsewhere -> head: that it is there; head -> broker: a call each (broker/remote.go)
 )
 
 // Messages of the log stream, of rings.

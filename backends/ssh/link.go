@@ -173,6 +173,16 @@ func (b *Backend) route(ctx context.Context, cluster, to string) (net.Conn, erro
 	if to != wire.RouteHead || !nameRE.MatchString(cluster) {
 		return nil, errs.New(errs.NotFound, "there is no way to %q", to)
 	}
+	b.mu.Lock()
+	at, away := b.heads[cluster]
+	b.mu.Unlock()
+	if away {
+		cl, err := b.link(at.site, "").get(ctx, false)
+		if err != nil {
+			return nil, err
+		}
+		return cl.JoinHead(ctx, at.ref, true)
+	}
 	var c wire.ClusterFile
 	data, err := os.ReadFile(filepath.Join(b.home, "clusters", cluster, "cluster.json"))
 	if err == nil {

@@ -94,6 +94,11 @@ func (b *Backend) site(r backends.Request) (site, error) {
 	if len(r.Nodes) != 1 || len(r.Epochs) != 1 || len(r.Places) != 1 || r.Places[0] == "" {
 		return site{}, errs.New(errs.Invalid, "pool %s: %d nodes and %d hosts in one request; ssh takes one node and its host", r.Pool, len(r.Nodes), len(r.Places))
 	}
+	return b.siteOf(r)
+}
+
+// siteOf is the host that a request names.
+func (b *Backend) siteOf(r backends.Request) (site, error) {
 	if faults := b.Check(r.Options); len(faults) > 0 {
 		return site{}, errs.New(errs.Invalid, "pool %s: %s: %s", r.Pool, faults[0].Key, faults[0].Msg)
 	}

@@ -48,15 +48,18 @@ type Backend struct {
 	hosts   map[site]*link    // guarded by mu
 	shelves map[string]*shelf // by the path of the own binary; guarded by mu
 	tokens  map[string]*turn  // guarded by mu
+	heads   map[string]headAt // of clusters whose head is on a host, by name; guarded by mu
 }
 
 var (
 	_ backends.Backend = (*Backend)(nil)
 	_ backends.Watcher = (*Backend)(nil)
+
+	_ backends.HeadHost = (*Backend)(nil)
 )
 
 func newBackend(home string, d dialer) *Backend {
-	b := &Backend{home: home, dial: d, hosts: map[site]*link{}, shelves: map[string]*shelf{}, tokens: map[string]*turn{}}
+	b := &Backend{home: home, dial: d, hosts: map[site]*link{}, shelves: map[string]*shelf{}, tokens: map[string]*turn{}, heads: map[string]headAt{}}
 	b.ctx, b.end = context.WithCancel(context.Background())
 	return b
 }
@@ -265,8 +268,8 @@ func (b *Backend) statusOf(ctx context.Context, g group, idx []int, handles [][]
 	var open []int
 	for _, i := range idx {
 		r, _ := parseHandle(handles[i])
-		if kept, ok, err := b.read(r.Cluster, r.Token); err == nil && ok && kept.End != nil {
-			out[i] = *kept.End
+		if end := b.known(ctx, r); end != nil {
+			out[i] = *end
 			continue
 		}
 		recs, ask, open = append(recs, r), append(ask, r.Handle), append(open, i)
@@ -299,6 +302,24 @@ func (b *Backend) statusOf(ctx context.Context, g group, idx []int, handles [][]
 	}
 }
 
+// known gives the end of an allocation, if that is known and the host has been told to
+// forget it: whoever hears of the last end may be about to end us.
+func (b *Backend) known(ctx context.Context, r record) *backends.Status {
+	leave, err := b.enter(ctx, r.Token)
+	if err != nil {
+		return nil
+	}
+	defer leave()
+	kept, ok, err := b.read(r.Cluster, r.Token)
+	if err != nil || !ok {
+		return nil
+	}
+	return kept.End
+}
+
+// forgetBound is how long a host may take to forget; whoever asked need not wait for it.
+const forgetBound = 10 * time.Second
+
 // ended writes an end down and lets the host forget; an end that was told once stays.
 func (b *Backend) ended(ctx context.Context, c *host.Client, r record, st backends.Status) backends.Status {
 	leave, err := b.enter(ctx, r.Token)
@@ -311,6 +332,8 @@ func (b *Backend) ended(ctx context.Context, c *host.Client, r record, st backen
 	}
 	r.End = &st
 	if b.write(r) == nil {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), forgetBound)
+		defer cancel()
 		_ = c.Forget(ctx, r.ID, [][]byte{r.Handle}) // what it keeps then is removed with the node's next life
 	}
 	return st

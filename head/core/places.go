@@ -102,6 +102,11 @@ func (c *Core) retry() {
 		}
 		p.query = c.now
 	}
+	for t, s := range c.d.st.Subs {
+		if p := c.pools[s.Pool]; p != nil && !s.Known {
+			p.stale[t] = true
+		}
+	}
 }
 
 // says notes why nodes of a pool are not there yet.

@@ -116,4 +116,13 @@ func TestRetry(t *testing.T) {
 	if p := c.poolInfos()[0]; p.Failed != 0 || p.Pending != 1 || len(p.Failures) != 0 {
 		t.Errorf("pool: %+v", p)
 	}
+	// A try that was under way fails of what was so before: it is made again at once.
+	o := asks(c.Step(now+11*second, Retry{}))
+	for token := range c.d.st.Subs {
+		c.Step(now+11*second, Submitted{Token: token, Err: errs.New(errs.Permission, "a must be asked something")})
+		o = append(o, asks(c.Step(now+11*second, Found{Pool: "box", Tokens: []string{token}, Allocs: map[string][]Alloc{}}))...)
+	}
+	if p := c.poolInfos()[0]; len(o) != 1 || p.Failed != 0 || p.Pending != 1 || len(p.Failures) != 0 {
+		t.Errorf("asked for %+v; pool: %+v", o, p)
+	}
 }

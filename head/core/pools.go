@@ -41,12 +41,13 @@ type pool struct {
 	troubles map[wire.NodeID]*trouble // of pools that are lists of machines
 	shape    *wire.Resources          // what a node of the pool has, as far as known
 	wanted   int
+	stale    map[string]bool  // tokens under way since before the newest Retry: how they fail is no news
 	cancel   map[string]bool  // handles that were cancelled
 	runs     map[string]int64 // when an allocation whose nodes have not joined was first seen to run
 }
 
 func newPool() *pool {
-	return &pool{cancel: map[string]bool{}, runs: map[string]int64{}, troubles: map[wire.NodeID]*trouble{}}
+	return &pool{stale: map[string]bool{}, cancel: map[string]bool{}, runs: map[string]int64{}, troubles: map[wire.NodeID]*trouble{}}
 }
 
 // loadPools makes the pools that the journal names.
@@ -267,8 +268,8 @@ func (c *Core) submitted(ev Submitted) {
 	}
 	if ev.Err != nil {
 		// What it left behind, if anything, is found by its token.
-		p.says(s.Nodes, errs.Line(ev.Err), !errs.Retryable(ev.Err))
-		if p != nil {
+		if p != nil && !p.stale[ev.Token] {
+			p.says(s.Nodes, errs.Line(ev.Err), !errs.Retryable(ev.Err))
 			p.final = !p.named() && !errs.Retryable(ev.Err) && !errs.Is(ev.Err, errs.Exhausted)
 		}
 		c.effect(FindAllocs{Pool: s.Pool, Tokens: []string{ev.Token}})
@@ -285,6 +286,7 @@ func (c *Core) granted(pool, token string, allocs []Alloc) {
 	c.record(RecAllocs{Token: token, Allocs: allocs})
 	if p := c.pools[pool]; p != nil {
 		p.final = false
+		delete(p.stale, token)
 	}
 	if c.down == nil || c.down.phase < downAllocs {
 		return
@@ -327,7 +329,9 @@ func (c *Core) found(ev Found) {
 			}
 			continue
 		}
-		c.blame(p, s.Nodes, "", false)
+		if p == nil || !p.stale[t] {
+			c.blame(p, s.Nodes, "", false)
+		}
 		why := "it was never started"
 		if p != nil && len(s.Nodes) > 0 {
 			why = cmp.Or(p.whyNot(s.Nodes[0]), why)
@@ -336,6 +340,9 @@ func (c *Core) found(ev Found) {
 			c.proof(id, s.Epochs[i], why)
 		}
 		c.record(RecUnsubmit{Token: t, Why: why, At: c.now})
+		if p != nil {
+			delete(p.stale, t)
+		}
 	}
 }
 

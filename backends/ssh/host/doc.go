@@ -25,20 +25,25 @@ const (
 	kindCall  uint16 = 0x4801
 	kindWatch uint16 = 0x4802
 	kindRoute uint16 = 0x4803
+	kindHead  uint16 = 0x4804 // the broker's, about a cluster's head here: head.go
 )
 
 // Messages. An answer is msgAnswer or wire.MsgError.
 const (
-	msgSubmit  uint16 = 0x4810
-	msgFind    uint16 = 0x4811
-	msgStatus  uint16 = 0x4812
-	msgCancel  uint16 = 0x4813
-	msgForget  uint16 = 0x4814
-	msgWatch   uint16 = 0x4815
-	msgFacts   uint16 = 0x4816
-	msgRoute   uint16 = 0x4817
-	msgAnswer  uint16 = 0x4820
-	msgChanged uint16 = 0x4821
+	msgSubmit    uint16 = 0x4810
+	msgFind      uint16 = 0x4811
+	msgStatus    uint16 = 0x4812
+	msgCancel    uint16 = 0x4813
+	msgForget    uint16 = 0x4814
+	msgWatch     uint16 = 0x4815
+	msgFacts     uint16 = 0x4816
+	msgRoute     uint16 = 0x4817
+	msgHeadStart uint16 = 0x4818 // headAsk -> headIs, and when it answers
+	msgHeadJoin  uint16 = 0x4819 // headAsk -> whatever the two say
+	msgHeadFetch uint16 = 0x481a // headAsk -> its record
+	msgHeadDrop  uint16 = 0x481b // headAsk
+	msgAnswer    uint16 = 0x4820
+	msgChanged   uint16 = 0x4821
 )
 
 // submit asks for nodes; Home, Binary and what depends on the host are filled in there.

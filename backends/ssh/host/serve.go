@@ -94,6 +94,8 @@ func (s *Server) stream(ctx context.Context, kind uint16, st *session.Stream) er
 			return err
 		}
 		return s.watch(ctx, st, m)
+	case kindHead:
+		return s.head(ctx, st, typ, body)
 	case kindCall:
 		ctx, cancel := context.WithTimeout(ctx, callBound)
 		defer cancel()

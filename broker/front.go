@@ -1,0 +1,377 @@
+package broker
+
+import (
+	"context"
+	"encoding/json"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	"launcher/backends"
+	"launcher/internal/errs"
+	"launcher/internal/sockpath"
+	"launcher/wire"
+	"launcher/wire/secure"
+	"launcher/wire/session"
+)
+
+// FrontOptions say what a front is for.
+type FrontOptions struct {
+	Config  wire.HeadConfig
+	Broker  *Broker
+	Desk    *Desk
+	Log     *slog.Logger
+	Version string
+}
+
+// front stands where the head of a cluster would be, on the machine that brought the
+// cluster up, while the head is on a host: at the same socket, below the same supervisor.
+// It has the head run there, is its broker, relays what commands ask, and brings the
+// record back when the cluster is down. Nothing that runs depends on it.
+type front struct {
+	o     FrontOptions
+	dir   string
+	log   *slog.Logger
+	hosts backends.HeadHost
+	at    backends.HeadAt
+	pool  wire.Pool     // of at, with its place alone
+	host  string        // this machine's name
+	poke  chan struct{} // somebody has sat down: try again at once
+	again chan struct{} // for the head: likewise
+
+	mu       sync.Mutex
+	cur      *session.Session // nil: not connected; guarded by mu, as is what follows
+	changed  chan struct{}    // closed when cur or err changes
+	err      error            // of the newest try
+	tries    int
+	sittings int
+}
+
+const (
+	firstFrontRest = time.Second
+	lastFrontRest  = 30 * time.Second
+	// fetchBound is how long a record may take to come back.
+	fetchBound = 10 * time.Minute
+)
+
+// FrontMain runs a front until the cluster is down; that is the only nil error.
+func FrontMain(ctx context.Context, o FrontOptions) error {
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	f := &front{o: o, dir: o.Config.Dir, log: o.Log, poke: make(chan struct{}, 1), again: make(chan struct{}, 1), changed: make(chan struct{})}
+	f.host, _ = os.Hostname()
+	if err := f.place(); err != nil {
+		return err
+	}
+	path := filepath.Join(f.dir, "head.sock")
+	ln, err := sockpath.Listen(path)
+	if err != nil {
+		return err
+	}
+	if err := f.writeClusterFile(); err != nil {
+		ln.Close()
+		return err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
+	wg.Go(func() {
+		cfg := session.Config{Cluster: o.Config.Name, Role: secure.RoleHead, Name: "head", Version: o.Version, Log: o.Log}
+		_ = session.ServeUnix(ctx, ln, cfg, f.serve)
+	})
+	if err := f.keep(ctx); err != nil {
+		return err
+	}
+	_ = os.Remove(filepath.Join(f.dir, clusterFile))
+	_ = os.Remove(filepath.Join(f.dir, HeadAtFile))
+	if err := os.WriteFile(filepath.Join(f.dir, downFile), nil, 0o600); err != nil {
+		return errs.Wrap(errs.Permission, err, "the state directory")
+	}
+	return sockpath.Remove(path)
+}
+
+// downFile says that a cluster went down completely.
+const downFile = "down.done"
+
+// HeadAtFile says, in a cluster's state directory, on which machine its head was started.
+// It stays there, whatever the spec says, until the cluster is down.
+const HeadAtFile = "head.at"
+
+// place finds the host of the head: where it was started, else the first of its pool.
+func (f *front) place() error {
+	c := f.o.Config
+	path := filepath.Join(f.dir, HeadAtFile)
+	var p wire.Pool
+	if b, err := os.ReadFile(path); err == nil {
+		if err := wire.Unmarshal(b, &p); err != nil {
+			return errs.Wrap(errs.Corrupt, err, "%s", path)
+		}
+	} else if k := slices.IndexFunc(c.Pools, func(p wire.Pool) bool { return p.Name == c.At }); k >= 0 {
+		p = c.Pools[k]
+	} else {
+		return errs.New(errs.Invalid, "the head is to be in pool %s, and there is none", c.At)
+	}
+	i := slices.IndexFunc(p.Places, func(s string) bool { return s != "" })
+	be, err := f.o.Broker.backend(p)
+	if err != nil {
+		return err
+	}
+	hosts, ok := backends.As[backends.HeadHost](be)
+	if !ok || i < 0 {
+		return errs.New(errs.Invalid, "no machine of pool %s can have the head", p.Name)
+	}
+	ca, err := secure.LoadAuthority(f.dir)
+	if err != nil {
+		return err
+	}
+	opts, err := options(p)
+	if err != nil {
+		return err
+	}
+	p.Places = p.Places[i : i+1]
+	f.hosts, f.pool = hosts, p
+	f.at = backends.HeadAt{Dir: f.dir, Config: c, Request: backends.Request{Cluster: c.Name, Pool: p.Name, Options: opts, Places: p.Places,
+		Nodes: []wire.NodeID{}, Join: backends.Join{CA: ca.CA()}, Home: c.Home, Binary: c.Binary}}
+	return nil
+}
+
+// writeClusterFile tells commands here that the cluster is up, by way of us.
+func (f *front) writeClusterFile() error {
+	c := f.o.Config
+	b, err := json.MarshalIndent(wire.ClusterFile{Version: 1, Name: c.Name, SpecPath: c.SpecPath, Build: f.o.Version,
+		Host: f.host, PID: os.Getpid(), Started: time.Now().UnixNano()}, "", "  ")
+	if err != nil {
+		return errs.Wrap(errs.Internal, err, "%s", clusterFile)
+	}
+	return writeWhole(filepath.Join(f.dir, clusterFile), append(b, '\n'))
+}
+
+// writeWhole replaces a file of the state directory.
+func writeWhole(path string, b []byte) error {
+	err := os.WriteFile(path+".new", b, 0o600)
+	if err == nil {
+		err = os.Rename(path+".new", path)
+	}
+	if err != nil {
+		return errs.Wrap(errs.Permission, err, "the state directory")
+	}
+	return nil
+}
+
+// keep has the head run and is connected to it, again and again, until the cluster is
+// down (nil) or ctx ends.
+func (f *front) keep(ctx context.Context) error {
+	for rest := firstFrontRest; ; {
+		f.mu.Lock()
+		with := f.sittings
+		f.mu.Unlock()
+		down, met, err := f.once(ctx)
+		switch {
+		case down && err == nil:
+			return nil
+		case ctx.Err() != nil:
+			return context.Cause(ctx)
+		case met: // it may only have restarted, or be down
+			f.log.Info("the connection to the head ended", "err", err)
+			continue
+		case !f.failed(with, err): // somebody has sat down since
+			continue
+		}
+		f.log.Warn("the head is not connected", "place", f.at.Request.Places[0], "err", err)
+		t := time.NewTimer(rest)
+		select {
+		case <-t.C:
+			rest = min(2*rest, lastFrontRest)
+		case <-f.poke:
+			rest = firstFrontRest
+		case <-ctx.Done():
+		}
+		t.Stop()
+	}
+}
+
+func (f *front) met(s *session.Session) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.cur, f.err, f.tries = s, nil, 0
+	close(f.changed)
+	f.changed = make(chan struct{})
+}
+
+// failed notes why a try failed, unless it began before the newest sitting: what it lacked
+// may be there now.
+func (f *front) failed(sitting int, err error) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if sitting != f.sittings {
+		return false
+	}
+	f.cur, f.err = nil, err
+	f.tries++
+	close(f.changed)
+	f.changed = make(chan struct{})
+	return true
+}
+
+// once has the head run and serves it as long as the connection lasts; met says that
+// there was one, down that its cluster is down and that the record is here.
+func (f *front) once(ctx context.Context) (down, met bool, err error) {
+	down, err = f.hosts.StartHead(ctx, f.at)
+	if err != nil {
+		return false, false, err
+	}
+	if down {
+		ctx, cancel := context.WithTimeout(ctx, fetchBound)
+		defer cancel()
+		return true, false, f.hosts.EndHead(ctx, f.at)
+	}
+	if err := writeWhole(filepath.Join(f.dir, HeadAtFile), wire.Marshal(f.pool)); err != nil {
+		return false, false, err
+	}
+	_ = os.Remove(filepath.Join(f.dir, downFile)) // it went there with the record
+	conn, err := f.hosts.JoinHead(ctx, f.at)
+	if err != nil {
+		return false, false, err
+	}
+	s, err := session.DialTrusted(ctx, conn, session.Config{Role: secure.RoleClient, Name: "broker", Version: f.o.Version, Log: f.log}, "head")
+	if err != nil {
+		return false, false, err
+	}
+	defer s.Close()
+	return false, true, f.o.Broker.ServeHead(ctx, s, Where{Home: f.o.Config.Home, Binary: f.o.Config.Binary, Host: f.host, Again: f.again, Here: func() {
+		f.log.Info("connected to the head", "place", f.at.Request.Places[0])
+		f.met(s)
+	}})
+}
+
+// head waits for the head, and says why it is not there.
+func (f *front) head(ctx context.Context) (*session.Session, error) {
+	ctx, cancel := context.WithTimeout(ctx, headBound)
+	defer cancel()
+	for {
+		f.mu.Lock()
+		s, err, changed := f.cur, f.err, f.changed
+		f.mu.Unlock()
+		if s != nil && s.Err() == nil {
+			return s, nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			if err == nil {
+				err = errs.New(errs.Unavailable, "it is being connected to")
+			}
+			return nil, errs.Wrap(errs.Unavailable, err, "the head of cluster %s", f.o.Config.Name)
+		}
+	}
+}
+
+// serve relays the requests of a command.
+func (f *front) serve(ctx context.Context, s *session.Session) {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	for {
+		kind, st, err := s.Accept(ctx)
+		if err != nil {
+			return
+		}
+		wg.Go(func() {
+			defer st.Close()
+			if kind != wire.StreamRequest {
+				_ = st.CloseWith(errs.New(errs.Invalid, "streams of kind %d are not relayed to the head", kind))
+				return
+			}
+			if err := f.request(ctx, st); err != nil {
+				_ = st.WriteErr(err)
+				_ = st.CloseWrite()
+			}
+		})
+	}
+}
+
+func (f *front) request(ctx context.Context, st *session.Stream) error {
+	_ = st.SetReadDeadline(time.Now().Add(headBound))
+	typ, body, err := st.ReadMsg()
+	if err != nil {
+		return nil
+	}
+	_ = st.SetReadDeadline(time.Time{})
+	switch typ {
+	case wire.MsgAttend:
+		var at wire.Attend
+		if err := wire.Unmarshal(body, &at); err != nil {
+			return err
+		}
+		return f.o.Desk.Attend(ctx, st, at, f.sat)
+	case wire.MsgInfo:
+		if i, ok := f.info(); ok {
+			return st.WriteMsg(wire.MsgOK, i)
+		}
+	}
+	head, err := f.head(ctx)
+	if err != nil {
+		return err
+	}
+	to, err := head.Open(ctx, wire.StreamRequest)
+	if err != nil {
+		return err
+	}
+	if err := to.WriteRaw(typ, body); err != nil {
+		_ = to.Close()
+		return err
+	}
+	if err := session.Relay(ctx, st, to); err != nil {
+		f.log.Debug("relay ended", "err", err)
+	}
+	return nil
+}
+
+// sat: somebody can be asked now.
+func (f *front) sat() {
+	f.mu.Lock()
+	f.err, f.tries = nil, 0
+	f.sittings++
+	f.mu.Unlock()
+	for _, c := range []chan struct{}{f.poke, f.again} {
+		select {
+		case c <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// info is what there is to say of a cluster whose head is not there, as long as it is not
+// known to be away: it is coming, or why it does not.
+func (f *front) info() (i wire.ClusterInfo, ok bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.cur != nil && f.cur.Err() == nil {
+		return i, false
+	}
+	c := f.o.Config
+	i = wire.ClusterInfo{Name: c.Name, SpecPath: c.SpecPath, SpecText: c.SpecText, Version: f.o.Version, HeadHost: f.at.Request.Places[0], Recovering: f.err == nil}
+	for _, p := range c.Pools {
+		pi := wire.PoolInfo{Name: p.Name, Backend: p.Backend, Min: p.Min, Max: p.Max, Wanted: max(p.Min, len(p.Places)), Pending: max(p.Min, 1)}
+		if f.err != nil {
+			i.Trouble = "the head cannot be reached: " + errs.Line(f.err)
+			pi.Pending = 0
+			if p.Name == c.At {
+				pi.Failed = 1
+				pi.Failures = []wire.NodeFailure{{Node: wire.NodeID(p.Name + "-0"), Place: f.at.Request.Places[0], Why: errs.Line(f.err), Tries: f.tries, Final: !errs.Retryable(f.err)}}
+				if !errs.Retryable(f.err) {
+					pi.Wanted = 1 // nothing else comes before the head
+				} else {
+					pi.Pending = 1
+				}
+			}
+		}
+		i.Pools = append(i.Pools, pi)
+	}
+	return i, true
+}
