@@ -444,6 +444,8 @@ func (c *Core) allocStatus(ev AllocStatus) {
 		p.flying = false
 		if ev.Err != nil {
 			p.why = ev.Err.Error()
+		} else if p.named() { // why one of its machines is not there stands beside that
+			p.why = ""
 		}
 	}
 	for _, it := range ev.Items {
