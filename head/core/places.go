@@ -96,7 +96,7 @@ func (c *Core) blame(p *pool, ids []wire.NodeID, why string, final bool) {
 // retry lets no pool and no machine wait for its next try.
 func (c *Core) retry() {
 	for _, p := range c.pools {
-		p.next, p.failures, p.why = 0, 0, ""
+		p.next, p.failures, p.why, p.final = 0, 0, "", false
 		for _, t := range p.troubles {
 			t.next, t.failures, t.final = 0, 0, false
 		}
