@@ -61,3 +61,9 @@ if wants bad; then
 	rootgotest bad.homes ./backends/ssh '^TestRootHosts$/^(space|quotes|missing|unwritable|read-only|noexec|asked_for|full)$'
 	rootgotest bad.other-architecture ./backends/ssh '^TestRootHosts$/^arm64$'
 fi
+
+# ---------------------------------------------------------------- 7 doctor
+if wants doctor; then
+	gotest doctor.findings ./backends/ssh '^TestExamine$'
+	gotest doctor.spec ./launcher '^TestSSHDoctor$'
+fi

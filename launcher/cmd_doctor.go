@@ -13,6 +13,9 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"launcher/backends"
+	"launcher/backends/ssh"
+	sshdial "launcher/backends/ssh/dial"
 	"launcher/configs"
 	"launcher/internal/errs"
 	"launcher/internal/sockpath"
@@ -38,6 +41,7 @@ func (a *app) cmdDoctor() *cobra.Command {
 		Use:   "doctor [SPEC]",
 		Short: "what would go wrong here, each finding with its fix",
 		Long: `Look at this machine, and at SPEC when it is given, for what would go wrong; start nothing.
+The hosts of ssh pools are reached, looked at and left as they were: nothing is copied there.
 Exit code 1 when something will not work.`,
 		Args: argCount(0, 1),
 		RunE: func(c *cobra.Command, args []string) error {
@@ -51,7 +55,7 @@ Exit code 1 when something will not work.`,
 			f.clusters()
 			python := "python3"
 			if len(args) == 1 {
-				python = f.spec(args[0], h, python)
+				python = f.spec(c.Context(), args[0], h, python)
 			}
 			f.python(c.Context(), python)
 			bad := 0
@@ -146,7 +150,7 @@ func (f *findings) clusters() {
 }
 
 // spec looks at a cluster spec and gives the Python its first local pool uses.
-func (f *findings) spec(path, h, python string) string {
+func (f *findings) spec(ctx context.Context, path, h, python string) string {
 	cl, err := configs.LoadCluster(path)
 	if err == nil {
 		err = checkBackends(cl, h)
@@ -166,7 +170,31 @@ func (f *findings) spec(path, h, python string) string {
 			python = p.Python
 		}
 	}
+	f.hosts(ctx, cl, h)
 	return python
+}
+
+// hosts looks at the machines of ssh pools.
+func (f *findings) hosts(ctx context.Context, cl *configs.Cluster, h string) {
+	port, _, _ := configs.ParsePorts(cl.Ports)
+	if port == 0 {
+		port = 20000 // the kernel chooses: any will do to see whether there is a way
+	}
+	binary, err := executable()
+	if err != nil {
+		f.add("error", "", "%v", err)
+		return
+	}
+	b := ssh.New(h, sshdial.Options{}) // nothing is asked: what would have to be is a finding
+	defer b.Close()
+	for _, p := range cl.Pools {
+		if p.Backend != ssh.Name {
+			continue
+		}
+		for _, x := range b.Examine(ctx, p.Name, backends.Options(p.Options), p.Hosts, binary, port) {
+			f.add(x.Level, x.Fix, "%s", x.What)
+		}
+	}
 }
 
 // python looks at the interpreter that Python programs would get.

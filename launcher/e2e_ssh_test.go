@@ -251,3 +251,18 @@ func TestSSHLaptop(t *testing.T) {
 		t.Errorf("left on the host after down: %q", left)
 	}
 }
+
+// TestSSHDoctor: doctor looks at the hosts of a spec and leaves nothing there.
+func TestSSHDoctor(t *testing.T) {
+	l := testkit.SSHD(t)
+	h := testkit.New(t)
+	a := l.Start("a", testkit.ServerOptions{})
+	h.Write("boxes.toml", sshSpec(l, fmt.Sprintf("%q, %q", hostPort(a), "127.9.9.9:1"), ""))
+	r := h.Run("doctor", "boxes.toml")
+	if r.Code != 1 || !strings.Contains(r.Out, "ok       "+hostPort(a)+": ") || !strings.Contains(r.Out, "error    127.9.9.9: nothing listens") {
+		t.Errorf("doctor: %s", r)
+	}
+	if left := leftOn(t, a); len(left) > 0 {
+		t.Errorf("left on the host: %q", left)
+	}
+}

@@ -73,7 +73,7 @@ func quote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + 
 // run makes the host ready over ch and gives the connection to the process there. On an
 // error ch is closed.
 func (p *provision) run(ctx context.Context, ch channel) (net.Conn, place, error) {
-	t := &talk{p: p, ch: ch, marker: "launcher-" + rand.Text()[:16], in: bufio.NewReaderSize(ch, 64<<10)}
+	t := p.talk(ch)
 	stop := context.AfterFunc(ctx, func() { ch.Close() })
 	t.late = newWatchdog(quiet, func() { ch.Close() })
 	err := t.run()
@@ -90,6 +90,10 @@ func (p *provision) run(ctx context.Context, ch channel) (net.Conn, place, error
 		err = errs.New(errs.Timeout, "%s: the host says nothing for %s", p.host, quiet).Hint("a rc file that waits for input may be why: try `ssh %s true`", p.host)
 	}
 	return nil, place{}, err
+}
+
+func (p *provision) talk(ch channel) *talk {
+	return &talk{p: p, ch: ch, marker: "launcher-" + rand.Text()[:16], in: bufio.NewReaderSize(ch, 64<<10)}
 }
 
 // watchdog bites once when it has not been fed for a while.
@@ -191,7 +195,7 @@ func (t *talk) run() error {
 	written := make(chan struct{})
 	go func() {
 		defer close(written)
-		_, _ = io.WriteString(t.ch, t.p.header(t.marker)+script)
+		_, _ = io.WriteString(t.ch, t.p.header(t.marker)+script+"main\n")
 	}()
 	greeted := false
 	arch := ""
@@ -199,15 +203,13 @@ func (t *talk) run() error {
 		verb, rest, err := t.next()
 		if err != nil {
 			if !greeted {
-				return errs.New(errs.Invalid, "%s: its login shell runs no commands: %s", t.p.host, t.said()).
-					Hint("`ssh %s /bin/sh -c true` must work without a terminal; an account whose shell is nologin cannot be used", t.p.host)
+				return t.mute()
 			}
 			return errs.New(errs.Unavailable, "%s: the host's script ended: %s", t.p.host, t.said())
 		}
 		switch verb {
 		case "noise":
-			return errs.New(errs.Invalid, "%s: the login prints without end: %s", t.p.host, t.said()).
-				Hint("see what its rc files print: `ssh %s true | head`", t.p.host)
+			return t.endless()
 		case "hello":
 			greeted = true
 		case "host":
@@ -229,6 +231,17 @@ func (t *talk) run() error {
 			return t.failed(rest)
 		}
 	}
+}
+
+// mute is a login that ends without having run the script.
+func (t *talk) mute() error {
+	return errs.New(errs.Invalid, "%s: its login shell runs no commands: %s", t.p.host, t.said()).
+		Hint("`ssh %s /bin/sh -c true` must work without a terminal; an account whose shell is nologin cannot be used", t.p.host)
+}
+
+func (t *talk) endless() error {
+	return errs.New(errs.Invalid, "%s: the login prints without end: %s", t.p.host, t.said()).
+		Hint("see what its rc files print: `ssh %s true | head`", t.p.host)
 }
 
 // failed makes an error of what the script says.

@@ -1,4 +1,5 @@
-# Runs on a host as `/bin/sh -s`, whatever the login shell is. The lines before this one
+# Runs on a host as `/bin/sh -s`, whatever the login shell is; the line after the last one
+# here says what: main, or what doctor.sh has. The lines before this one
 # set: M the marker of what it says, D a directory or nothing, U who copies, and for each
 # architecture H_ARCH and N_ARCH, sum and size of its binary.
 say() { printf '%s %s\n' "$M" "$*"; }
@@ -8,8 +9,17 @@ alive() { kill -0 "$1" 2>/dev/null && ! grep -q '^State:.*Z' "/proc/$1/status" 2
 size() { wc -c <"$1" 2>/dev/null | tr -d ' '; }
 room() { df -Pk "$1" 2>/dev/null | tail -n 1 | { read -r a b c free rest && echo "$free"; }; }
 
-# usable DIR: is it the user's own, can it be written, can programs run there, is it large enough?
+# usable DIR: can DIR be used? One that was made to see, and cannot, goes again.
 usable() {
+	made=
+	[ -d "$1" ] || made=$1
+	fit "$1" && return 0
+	[ -z "$made" ] || rmdir "$made" 2>/dev/null
+	return 1
+}
+
+# fit DIR: is it the user's own, can it be written, can programs run there, is it large enough?
+fit() {
 	e=$(mkdir -p "$1" 2>&1) || { say not "$1: it cannot be made: ${e##*: }"; return 1; }
 	[ -O "$1" ] || { say not "$1: it belongs to somebody else"; return 1; }
 	e=$(chmod 700 "$1" 2>&1) || { say not "$1: ${e##*: }"; return 1; }
@@ -89,8 +99,8 @@ copy() {
 	mv -f "$mine" "$R/bin/$K/launcher" || stop fail space "the binary cannot be moved into its place"
 }
 
-main() {
-	mask=$(umask) path=$PATH
+# greet says who the host is, and sets H, N and K for it.
+greet() {
 	umask 077
 	PATH=$PATH:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin
 	export PATH
@@ -106,6 +116,11 @@ main() {
 	esac
 	[ -n "$H" ] || stop fail binary "$machine"
 	K=${H%????????????????????????????????}
+}
+
+main() {
+	mask=$(umask) path=$PATH
+	greet
 	pick || stop fail directory "$D"
 	say root "$R"
 	bin=$R/bin/$K/launcher
@@ -115,4 +130,3 @@ main() {
 	say run
 	exec "$bin" host --root "$R"
 }
-main

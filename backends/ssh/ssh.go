@@ -450,7 +450,7 @@ func (b *Backend) DryRun(r backends.Request, w io.Writer) error {
 	}
 	p := b.provision(s, r.Binary)
 	fmt.Fprintf(w, "# node %s: ssh %s\n%s\n", r.Nodes[0], s.describe(), shell)
-	fmt.Fprintf(w, "# on its standard input, MARKER a random word, then these lines and provision.sh:\n%s", p.header("MARKER"))
+	fmt.Fprintf(w, "# on its standard input, MARKER a random word, then these lines, provision.sh, and main:\n%s", p.header("MARKER"))
 	for _, a := range arches {
 		if bin, err := p.shelf.get(a); err == nil {
 			fmt.Fprintf(w, "# where it is not there yet, for %s: %s, %s, packed\n", a, bin.path, wire.Bytes(bin.size))

@@ -119,6 +119,7 @@ type Stream struct {
 	c     *Conn
 	p     *process
 	read  sync.Mutex // the library wakes one reader only when a channel ends
+	write sync.Mutex // and looks at the end of the input without a lock
 	tail  tail
 	drain chan struct{} // closed when stderr is at its end
 	once  sync.Once
@@ -151,10 +152,18 @@ func (s *Stream) Read(b []byte) (int, error) {
 	return s.p.out.Read(b)
 }
 
-func (s *Stream) Write(b []byte) (int, error) { return s.p.in.Write(b) }
+func (s *Stream) Write(b []byte) (int, error) {
+	s.write.Lock()
+	defer s.write.Unlock()
+	return s.p.in.Write(b)
+}
 
 // CloseWrite ends the command's standard input.
-func (s *Stream) CloseWrite() error { return s.p.in.Close() }
+func (s *Stream) CloseWrite() error {
+	s.write.Lock()
+	defer s.write.Unlock()
+	return s.p.in.Close()
+}
 
 // Stderr is the end of what the command has written to standard error.
 func (s *Stream) Stderr() string { return s.tail.String() }
@@ -173,7 +182,12 @@ func (s *Stream) Wait() (Exit, error) {
 
 // Close ends the session, and the command if it reads its input or can be told.
 func (s *Stream) Close() error {
-	_ = s.p.in.Close()
+	if s.write.TryLock() {
+		_ = s.p.in.Close()
+		s.write.Unlock()
+	} else {
+		go func() { _ = s.CloseWrite() }() // a write that is held up ends with the session
+	}
 	s.p.kill()
 	go func() { _, _ = s.Wait() }() // gives the session's place back when the host confirms
 	return nil

@@ -201,3 +201,36 @@ func TestShared(t *testing.T) {
 	<-all[0].Done()
 	dialOK(t, d, to(l, s))
 }
+
+// TestCloseUnderWrite: a stream may be closed while somebody writes to it; the write ends.
+func TestCloseUnderWrite(t *testing.T) {
+	t.Parallel()
+	l := testkit.SSHD(t)
+	l.Start("a", testkit.ServerOptions{})
+	for _, transport := range []string{"go", "system"} {
+		at := named(l, "a")
+		at.Transport = transport
+		c := dialOK(t, newDialer(t, Options{}), at)
+		st, err := c.Open(bounded(t), "exec sleep 1000")
+		if err != nil {
+			t.Fatal(transport, err)
+		}
+		ended := make(chan error, 1)
+		started := make(chan struct{})
+		go func() {
+			close(started)
+			_, err := st.Write(make([]byte, 64<<20)) // more than anybody holds for a command that reads nothing
+			ended <- err
+		}()
+		<-started
+		_ = st.Close()
+		select {
+		case err := <-ended:
+			if err == nil {
+				t.Errorf("%s: all of it was written", transport)
+			}
+		case <-time.After(testkit.Bound):
+			t.Fatalf("%s: the write does not end", transport)
+		}
+	}
+}
