@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"launcher"
+	"launcher/agent/core"
 	"launcher/agent/supervisor/supervisortest"
 	"launcher/collectives"
 	"launcher/wire"
@@ -224,4 +225,32 @@ func TestGroupSurvivesAgent(t *testing.T) {
 		}
 		return false
 	})
+}
+
+// TestGroupBeforeTheHeadKnows: a group that a node has just made is known there, though the
+// head is yet to hear of it.
+func TestGroupBeforeTheHeadKnows(t *testing.T) {
+	a := testAgent(t)
+	cpu := wire.Resources{CPU: wire.Unit}
+	a.core = core.New(core.Config{Hello: wire.Hello{Node: "p-0", Total: cpu}, CPUs: []int{0}}, core.NewState())
+	id := wire.NewObjectID(1, 1, 1, 0)
+	a.core.Step(1, core.HeadUp{})
+	a.core.Step(2, core.FromHead{Msg: wire.Welcome{HeadEpoch: 1}})
+	a.core.Step(3, core.MakeGroup{Spec: wire.GroupSpec{ID: id, Bundles: []wire.Resources{cpu}, Job: "d1", Owner: 1}})
+	s := newSDKServer(a)
+	theirs := wire.GroupInfo{Spec: wire.GroupSpec{ID: wire.NewObjectID(2, 1, 1, 0)}}
+	for _, x := range []struct {
+		list []wire.GroupInfo
+		ask  wire.GroupRequest
+		want int
+	}{
+		{nil, wire.GroupRequest{What: "look", ID: id}, 1},
+		{nil, wire.GroupRequest{What: "look", ID: theirs.Spec.ID}, 0},
+		{[]wire.GroupInfo{theirs}, wire.GroupRequest{What: wire.GroupList}, 2},
+		{[]wire.GroupInfo{theirs, {Spec: wire.GroupSpec{ID: id}}}, wire.GroupRequest{What: wire.GroupList}, 2},
+	} {
+		if got := s.withOwn(x.list, x.ask); len(got) != x.want {
+			t.Errorf("%+v of %d: %d, want %d", x.ask, len(x.list), len(got), x.want)
+		}
+	}
 }

@@ -259,6 +259,7 @@ func (s *sdkServer) askGroups(ctx context.Context, args []any) (any, error) {
 	if err != nil {
 		return nil, err
 	}
+	list = s.withOwn(list, r)
 	out := []map[string]any{}
 	for i := range list {
 		g := &list[i]
@@ -279,4 +280,19 @@ func (s *sdkServer) askGroups(ctx context.Context, args []any) (any, error) {
 			"bundles": bundles, "nodes": nodes, "state": g.State.String(), "why": g.Why, "detached": g.Spec.Detached, "job": g.Spec.Job})
 	}
 	return out, nil
+}
+
+// withOwn adds the groups that this node has made and the head has not heard of yet.
+func (s *sdkServer) withOwn(list []wire.GroupInfo, r wire.GroupRequest) []wire.GroupInfo {
+	s.a.mu.Lock()
+	defer s.a.mu.Unlock()
+	for _, g := range s.a.core.Groups() {
+		if r.What == wire.GroupFind || r.What != wire.GroupList && r.ID != g.Spec.ID {
+			continue
+		}
+		if !slices.ContainsFunc(list, func(x wire.GroupInfo) bool { return x.Spec.ID == g.Spec.ID }) {
+			list = append(list, g)
+		}
+	}
+	return list
 }

@@ -120,6 +120,15 @@ func (c *Core) Group(id wire.GroupID) (info wire.GroupInfo, ok bool) {
 	return wire.GroupInfo{Spec: g.Spec, State: g.State, Nodes: g.Nodes, Why: g.why}, true
 }
 
+// Groups are all that were made here.
+func (c *Core) Groups() (all []wire.GroupInfo) {
+	for _, id := range c.s.groupIDs() {
+		info, _ := c.Group(id)
+		all = append(all, info)
+	}
+	return all
+}
+
 func (s *State) groupIDs() []wire.GroupID {
 	out := make([]wire.GroupID, 0, len(s.groups))
 	for id := range s.groups {
