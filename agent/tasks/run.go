@@ -299,7 +299,7 @@ func (c *Core) settled(t *task) {
 		}
 	}
 	c.leaves(t)
-	t.state, t.cancel = done, false // what has it made again does not cancel it
+	t.state = done
 	c.noChild(t)
 	if t.isCall() {
 		c.callEnded(t)
@@ -507,11 +507,9 @@ func (c *Core) cancel(x id, flags uint32) {
 	if t == nil {
 		return
 	}
+	var kids []*task
 	if flags&sdk.CancelRecursive != 0 {
-		t.all = true
-		for _, k := range c.childrenOf(t) { // first: with t some may end
-			c.cancel(k.id, flags)
-		}
+		t.all, kids = true, c.childrenOf(t)
 	}
 	switch t.state {
 	case waiting, queued:
@@ -525,6 +523,9 @@ func (c *Core) cancel(x id, flags uint32) {
 	case running:
 		t.cancel = true
 		c.interrupt(t, flags)
+	}
+	for _, k := range kids {
+		c.cancel(k.id, flags)
 	}
 }
 

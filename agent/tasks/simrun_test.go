@@ -186,7 +186,7 @@ func (s *sim) same(a, b *Core) {
 	about := func(c *Core) map[id]string {
 		out := map[id]string{}
 		for x, t := range c.tasks {
-			out[x] = fmt.Sprintf("state %d cancel %v kept %v alive %d client %d parent %s", t.state, t.cancel, t.kept, t.alive, t.client, t.parent)
+			out[x] = fmt.Sprintf("state %d cancel %v kept %v alive %d client %d parent %s", t.state, t.cancel && t.state != done, t.kept, t.alive, t.client, t.parent)
 			if t.state != waiting { // else they are counted when it is given
 				out[x] += fmt.Sprintf(" attempt %d retries %d", t.attempt, t.retries)
 			}
