@@ -171,6 +171,7 @@ func TestTimeline(t *testing.T) {
 
 func TestWhyOfAProgramsTask(t *testing.T) {
 	f := newFakeHead(t, "lab")
+	f.on(wire.MsgGroup, func(st *session.Stream, _ []byte) error { return st.WriteMsg(wire.MsgOK, []wire.GroupInfo{}) })
 	id := strings.Repeat("01", 16)
 	f.nodesAnswer(t, func(q wire.Query) map[wire.NodeID]any {
 		ans := map[wire.NodeID]any{"a-0": wire.SDKWhy{}, "a-1": wire.SDKWhy{}, "a-2": silent}
@@ -182,7 +183,6 @@ func TestWhyOfAProgramsTask(t *testing.T) {
 	if r := invoke("why", "-c", "lab", id); r.Out != "task f waits for 2 cores\n" {
 		t.Errorf("%q %q", r.Out, r.Err)
 	}
-	f.on(wire.MsgGroup, func(st *session.Stream, _ []byte) error { return st.WriteMsg(wire.MsgOK, []wire.GroupInfo{}) })
 	r := invoke("why", "-c", "lab", strings.Repeat("02", 16))
 	if r.Code != exitLauncher || !strings.Contains(r.Err, "no node knows") || !strings.Contains(r.Err, "a-2 did not answer") {
 		t.Errorf("%d %q", r.Code, r.Err)
