@@ -37,6 +37,9 @@ func (b *Backend) Forget(ctx context.Context, handles [][]byte) error {
 			continue
 		}
 		if _, err := os.Stat(r.path(".json")); err != nil {
+			if err := r.remove(); err != nil { // what a Forget that was killed has left
+				return err
+			}
 			continue
 		}
 		if st := b.status(ctx, r); !st.State.Ended() || len(r.marked()) > 0 {
@@ -55,10 +58,19 @@ func (b *Backend) Forget(ctx context.Context, handles [][]byte) error {
 				return err
 			}
 		}
-		for _, ext := range []string{".stop", ".end", ".json"} {
-			if err := os.Remove(r.path(ext)); err != nil && !os.IsNotExist(err) {
-				return diskError(err, r.path(ext))
-			}
+		if err := r.remove(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// remove removes the record and what stands beside it. That goes last: another process may
+// make it for as long as the record is there (see forgotten).
+func (r record) remove() error {
+	for _, ext := range []string{".json", ".end", ".stop"} {
+		if err := os.Remove(r.path(ext)); err != nil && !os.IsNotExist(err) {
+			return diskError(err, r.path(ext))
 		}
 	}
 	return nil

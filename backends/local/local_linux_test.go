@@ -300,6 +300,46 @@ func TestEnds(t *testing.T) {
 	}
 }
 
+// TestForgotten: who ends a node that another process has just forgotten leaves nothing.
+func TestForgotten(t *testing.T) {
+	w := newWorld(t)
+	b := w.open()
+	r := w.request("tok", 1)
+	r.Labels = map[string]string{"do": "leave"}
+	h := [][]byte{w.submit(b, r)[0].Handle}
+	w.end(b, backends.Alloc{Handle: h[0]})
+	rec, _ := parseHandle(h[0])
+	dir := func() (names []string) {
+		ents, _ := os.ReadDir(rec.Dir)
+		for _, e := range ents {
+			names = append(names, e.Name())
+		}
+		return names
+	}
+	if err := b.Cancel(t.Context(), h); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.Forget(t.Context(), h); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.open().Cancel(t.Context(), h); err != nil {
+		t.Fatal(err)
+	}
+	rec.writeEnd(end{backends.Done, "late"})
+	if left := dir(); len(left) > 0 {
+		t.Errorf("left: %q", left)
+	}
+	// One that was killed in the middle.
+	for _, ext := range []string{".end", ".stop"} {
+		if err := os.WriteFile(rec.path(ext), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := b.Forget(t.Context(), h); err != nil || len(dir()) > 0 {
+		t.Errorf("left by a Forget that was killed: %q, %v", dir(), err)
+	}
+}
+
 func TestKilledGuardLeavesNothing(t *testing.T) {
 	w := newWorld(t)
 	b := w.open()

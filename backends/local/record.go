@@ -157,7 +157,15 @@ func (r record) markStopped() error {
 	if err != nil {
 		return diskError(err, r.path(".stop"))
 	}
+	r.forgotten(".stop")
 	return f.Close()
+}
+
+// forgotten removes what was just made beside a record that is gone: nobody else would.
+func (r record) forgotten(ext string) {
+	if _, err := os.Stat(r.path(".json")); errors.Is(err, fs.ErrNotExist) {
+		_ = os.Remove(r.path(ext))
+	}
 }
 
 func (r record) stopped() bool {
@@ -203,5 +211,6 @@ func (r record) writeEnd(e end) end {
 			return old
 		}
 	}
+	r.forgotten(".end")
 	return e
 }
