@@ -219,7 +219,7 @@ func (b *Backend) undo(started []record) {
 	}
 	b.awaitEnds(ctx, started, b.killBound/4) // its failure would hide why the submission failed
 	for _, r := range started {
-		os.Remove(r.path(".json"))
+		_ = r.remove()
 	}
 }
 
