@@ -101,6 +101,7 @@ func (s *sdkServer) lease(e core.Effect) {
 			s.core.BundleOver(now, e.ID)
 		case core.JobsOver:
 			s.core.JobsOver(now, e.Jobs)
+			s.core.JobsNeverAgain(now, e.Held)
 		case core.TakeActor:
 			if err := s.core.TakeActor(now, e.Actor, e.Body); err != nil {
 				s.a.log.Error("an actor cannot be taken over", "actor", e.Actor, "err", err)

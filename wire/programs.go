@@ -15,7 +15,9 @@ const (
 type Programs struct {
 	Jobs []string // those that live here: they have drivers, or detached actors
 	Left []string // those that only have something left here
+	Held []string // and those of which other nodes' parts are in conversation with that
 }
 
-// JobsOver: nothing of these jobs lives on any node.
-type JobsOver struct{ Jobs []string }
+// JobsOver: nothing of these jobs lives on any node. Of those in Held nothing ever will:
+// they end though nodes hold each other's parts of them.
+type JobsOver struct{ Jobs, Held []string }

@@ -277,8 +277,8 @@ type (
 	}
 	// TakeActor: a detached actor is this node's from now on.
 	TakeActor struct{ wire.ActorTake }
-	// JobsOver: nothing of these jobs lives on any node.
-	JobsOver struct{ Jobs []string }
+	// JobsOver: nothing of these jobs lives on any node (wire.JobsOver).
+	JobsOver struct{ Jobs, Held []string }
 	// GroupChanged: what is known of a group of this node is new. Told: the head has spoken
 	// of it; Over: it is no more; Conflict: its name was taken.
 	GroupChanged struct {

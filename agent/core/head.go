@@ -106,7 +106,7 @@ func (c *Core) fromHead(msg any) {
 	case wire.ActorTake:
 		c.do(TakeActor{m})
 	case wire.JobsOver:
-		c.do(JobsOver{m.Jobs})
+		c.do(JobsOver{m.Jobs, m.Held})
 	case wire.Forget:
 		c.forget(m.Job)
 	case wire.Shutdown:

@@ -21,6 +21,8 @@ func (c *Core) Programs() (p wire.Programs, changed bool) {
 			p.Jobs = append(p.Jobs, key)
 		case j.peers == 0:
 			p.Left = append(p.Left, key)
+		default:
+			p.Held = append(p.Held, key)
 		}
 	}
 	return p, true
@@ -39,6 +41,17 @@ func (c *Core) JobsOver(now int64, keys []string) {
 	c.now = now
 	for _, key := range keys {
 		if j := c.jobs[key]; j != nil && j.drivers+j.peers == 0 {
+			c.endJob(j)
+		}
+	}
+}
+
+// JobsNeverAgain: nor ever will, whatever other nodes hold here. Actors on two nodes that have
+// handles of each other would live for ever.
+func (c *Core) JobsNeverAgain(now int64, keys []string) {
+	c.now = now
+	for _, key := range keys {
+		if j := c.jobs[key]; j != nil && j.drivers == 0 {
 			c.endJob(j)
 		}
 	}

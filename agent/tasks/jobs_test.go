@@ -80,6 +80,46 @@ func TestJobOutlivesTheConversation(t *testing.T) {
 	}
 }
 
+// TestJobThatIsHeld: what another node's part of a job holds here ends when the head says that
+// the job never lives again, and not before; of one with a driver it does not.
+func TestJobThatIsHeld(t *testing.T) {
+	w, _, maker := guest(t)
+	a := w.makeActor(maker, 1, map[string]any{"cpu": 0}, map[string]any{})
+	actor := w.born(a, 1)
+	if p, _ := w.c.Programs(); !slices.Equal(p.Held, []string{"d8-1"}) || len(p.Left)+len(p.Jobs) != 0 {
+		t.Fatalf("told %+v", p)
+	}
+	w.c.JobsOver(w.now, []string{"d8-1"})
+	w.take()
+	if q := w.c.tasks[a]; q == nil || q.state != running || len(w.stops) != 0 {
+		t.Fatalf("the actor is %+v, stops %+v", q, w.stops)
+	}
+	w.c.JobsNeverAgain(w.now, []string{"d8-1"})
+	w.take()
+	if len(w.stops) == 0 || w.c.jobs["d8-1"] != nil {
+		t.Fatalf("stops %+v", w.stops)
+	}
+	w.c.Gone(w.now, actor, "killed")
+	if w.take(); w.c.tasks[a] != nil && w.c.tasks[a].state != done {
+		t.Fatalf("the actor is %+v", w.c.tasks[a])
+	}
+	n := newDesk(t, 2)
+	if err := n.c.Restore(w.log); err != nil {
+		t.Fatal(err)
+	}
+	n.c.Resume(n.now)
+	n.take()
+	if q := n.c.tasks[a]; q != nil && q.state != done {
+		t.Fatalf("after a restart it is %+v", q)
+	}
+	w.driver(1)
+	w.take()
+	w.c.JobsNeverAgain(w.now, []string{"d1"})
+	if w.take(); w.c.jobs["d1"] == nil {
+		t.Fatal("a job was ended that has its driver here")
+	}
+}
+
 // TestJobWithNothingLeft: it ends here at once when nothing of it is left, as that of a driver
 // which was started by hand does whatever is left.
 func TestJobWithNothingLeft(t *testing.T) {

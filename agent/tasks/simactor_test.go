@@ -506,12 +506,11 @@ func (p *proc) moves() (out []func()) {
 	return out
 }
 
-// closes is a driver that ends the actors which live on by themselves: those that are detached,
-// and where there are two nodes those that have handles of each other.
+// closes is a driver that ends the actors which live on by themselves: those that are detached.
 func (s *sim) closes() {
 	p := s.driver("closing")
 	for _, x := range sortedActors(s.ledger.actors) {
-		if a := s.ledger.actors[x]; (a.kind.detached || s.pair != nil) && a.id.Node() == s.cfg.Number {
+		if a := s.ledger.actors[x]; a.kind.detached && a.id.Node() == s.cfg.Number {
 			a.ends("it was killed")
 			p.send(sdk.MsgKill, a.id[:], le32(sdk.KillForGood))
 		}

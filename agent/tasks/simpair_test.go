@@ -262,6 +262,7 @@ func (p *simPair) endJobs() {
 			o := s.peer.c.jobs[key]
 			if s.c.jobs[key].drivers == 0 && (o == nil || o.drivers == 0) {
 				s.c.JobsOver(s.now, []string{key})
+				s.c.JobsNeverAgain(s.now, []string{key})
 				s.take()
 			}
 		}

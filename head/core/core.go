@@ -47,9 +47,10 @@ type Core struct {
 
 	groups groups
 
-	living    map[string]int // on how many nodes a job of programs lives
-	jobsDue   bool           // that has changed
-	actorsDue bool           // owners of actors may be gone
+	living    map[string]int   // on how many nodes a job of programs lives
+	jobsDue   bool             // that has changed
+	goneSince map[string]int64 // since when programs are gone of which nodes hold something
+	actorsDue bool             // owners of actors may be gone
 
 	leaseID  uint64 // counts the leases of this life
 	leasing  int64  // when demand is to be matched with room; 0 = nothing has changed
@@ -289,6 +290,7 @@ func (c *Core) tick() {
 		c.full, c.looked = true, c.now
 		c.watchLeases()
 		c.watchGroups()
+		c.endHeld()
 	}
 }
 

@@ -1,6 +1,7 @@
 package core
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -84,6 +85,49 @@ func TestGroupEndsWithItsJob(t *testing.T) {
 	if y.again(); len(y.c.groups.all) != 0 {
 		t.Fatal("a new head has it")
 	}
+}
+
+// TestJobThatNodesHold: what nodes hold of a program for each other ends once the node where
+// it was started has said for a while that it is gone, and not while nobody knows.
+func TestJobThatNodesHold(t *testing.T) {
+	y := newYard(t, 4, 4, 4)
+	job := fmt.Sprintf("d%d-7", y.number(0))
+	wait := func() {
+		for range 8 { // 19 s
+			y.rest()
+			for i := range 3 {
+				if y.nodes[nodeOf(i)] != nil {
+					y.beat(i)
+				}
+			}
+		}
+	}
+	told := func(want ...string) {
+		t.Helper()
+		for i := 1; i < 3; i++ {
+			got := slices.Compact(y.over[nodeOf(i)])
+			if !slices.Equal(got, want) {
+				t.Fatalf("node %d is told that %v are over, want %v", i, got, want)
+			}
+		}
+	}
+	held := wire.Programs{Held: []string{job, "12"}} // that one has a number: it may come again
+	y.say(1, held)
+	y.say(2, held)
+	y.rest() // others are quicker than the driver's node
+	y.say(0, wire.Programs{Jobs: []string{job}})
+	wait()
+	told()
+	y.step(AgentDown{Node: nodeOf(0), Epoch: 1, Cause: "the connection broke"})
+	wait()
+	told()
+	y.up(0, 1, 4, nil)
+	y.say(0, wire.Programs{Jobs: []string{job}})
+	y.say(0, wire.Programs{})
+	y.rest()
+	told()
+	wait()
+	told(job)
 }
 
 // TestDetachedGroup: it outlives its job, its owner's node and the head, with the bundles that

@@ -127,7 +127,7 @@ func (y *yard) step(ev Event) {
 		case wire.Hold:
 			y.nodes[s.Node].hold = m
 		case wire.JobsOver:
-			y.over[s.Node] = append(y.over[s.Node], m.Jobs...)
+			y.over[s.Node] = append(append(y.over[s.Node], m.Jobs...), m.Held...)
 		}
 	}
 	if err := y.c.Check(); err != nil {
