@@ -35,6 +35,14 @@ if wants outlive; then
 		[ $rc = 0 ] || fail "outlive.$step" "exit $rc: $(tail -3 "$WORK/err")"
 	done
 	L down outlive >/dev/null 2>&1
+	spec mutual 3 2
+	L up "$WORK/mutual.toml" >/dev/null 2>&1
+	for step in make check; do
+		out=$(t1 env LAUNCHER_CLUSTER=mutual "${OWN[@]}" timeout 100 "$PY" accept/actors/mutual.py $step 2>"$WORK/err"); rc=$?
+		grep -E '^(PASS|FAIL) ' <<<"$out"
+		[ $rc = 0 ] || fail "outlive.mutual-$step" "exit $rc: $(tail -3 "$WORK/err")"
+	done
+	L down mutual >/dev/null 2>&1
 fi
 
 if wants faults; then
