@@ -116,7 +116,7 @@ fi
 if wants commands; then
 	gotest commands ./launcher 'OfPrograms|Counted|Objects|Timeline|PrivateCluster'
 	out=$(t1 env VIRTUAL_ENV="$ROOT/.venv" launcher bench core --short --json --python "$PY" 2>"$WORK/err"); rc=$?
-	rows=$(grep -c '"event":"row"' <<<"$out"); names=$("$PY" python/launcher/_bench.py --list | wc -l)
+	rows=$(grep -c '"event":"row"' <<<"$out"); names=$(PYTHONPATH=python "$PY" -m launcher._bench --list | wc -l)
 	check speed.python "exit $rc, $rows of $names rows $(head -c 200 "$WORK/err")" test $rc = 0 -a "$rows" = "$names"
 	out=$(L bench core --go --short --json 2>"$WORK/err"); rc=$?
 	rows=$(grep -c '"event":"row"' <<<"$out"); names=$(L bench core --go --list | wc -l)

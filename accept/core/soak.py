@@ -98,7 +98,8 @@ def main():
     end = eventually("the objects are gone", lambda: memory()[1] <= 2 and memory())
     assert not missing, f"{len(missing)} tasks have no line in the ledger: {sorted(missing)[:5]}"
     assert end[0] <= max(m[0] for m in marks[:2]) * 1.3 + 20, f"agents and head took {marks} MiB (resident, objects, segments), at the end {end}"
-    assert end[2] <= max(m[2] for m in marks[:2]) * 1.3 + 64, f"segments took {marks} MiB, at the end {end}"
+    # A driver gives warm memory back when it is asked at one of its calls.
+    end = eventually("the segments are given back", lambda: ray.get(ray.put(1)) and memory()[2] <= 100 and memory())
     print(f"{right} results right of {submitted} tasks, {len(lines)} runs in the ledger, {kills['worker']} workers and {kills['agent']} agents killed; MiB of agents and head, objects, segments {marks} then {end}")
 
 

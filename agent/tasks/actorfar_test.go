@@ -353,3 +353,37 @@ func TestRepeatedHold(t *testing.T) {
 		t.Fatal("it is held still")
 	}
 }
+
+// TestLateRelease: it is not forgotten when the agent dies before it has taken effect: the
+// program may not say it again.
+func TestLateRelease(t *testing.T) {
+	for _, snapshot := range []bool{false, true} {
+		w := newDesk(t, 1)
+		w.driver(1)
+		x := w.makeActor(1, 1, nil, map[string]any{})
+		w.born(x, 1)
+		h := handle(x)
+		w.c.Away(w.now, 1)
+		w.c.Back(w.now, 1)
+		w.frame(1, sdk.MsgRelease, h[:])
+		if w.take(); w.c.objects[h] == nil {
+			t.Fatal("it took effect before all was repeated")
+		}
+		log := w.log
+		if snapshot {
+			log = slices.Concat(w.c.Snapshot()...)
+		}
+		n := newDesk(t, 1)
+		if err := n.c.Restore(log); err != nil {
+			t.Fatal(err)
+		}
+		n.c.Resume(n.now)
+		n.c.Back(n.now, 1)
+		n.now += 2 * second
+		n.c.Tick(n.now)
+		n.take()
+		if n.c.objects[h] != nil {
+			t.Fatalf("snapshot %v: it is held still", snapshot)
+		}
+	}
+}

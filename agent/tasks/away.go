@@ -1,6 +1,7 @@
 package tasks
 
 import (
+	"maps"
 	"slices"
 
 	"launcher/wire/sdk"
@@ -51,22 +52,38 @@ func (c *Core) StillThere(now int64, id uint32) {
 const repeatsFor = second
 
 // repeats keeps a Release of a program that came back: a Hold of the same object may be what
-// follows in what it repeats, and all that keeps it. true = it is kept.
-func (cl *client) repeats(typ uint16, body []byte) bool {
-	if typ == sdk.MsgHold {
-		_ = sdk.IDs(body, func(x id) { cl.late = slices.DeleteFunc(cl.late, func(y id) bool { return x == y }) })
-	} else if typ == sdk.MsgRelease {
-		_ = sdk.IDs(body, func(x id) { cl.late = append(cl.late, x) })
-		return true
+// follows in what it repeats, and all that keeps it. true = it is kept. The log has it, as the
+// program may hear in the meantime that what it wrote was taken.
+func (c *Core) repeats(cl *client, typ uint16, body []byte) bool {
+	late := typ == sdk.MsgRelease && cl.back != 0
+	switch {
+	case late:
+		c.record(recLate, cl.ID, 0, body)
+		cl.letGo(body)
+	case typ == sdk.MsgHold || typ == sdk.MsgRelease:
+		_ = sdk.IDs(body, func(x id) { delete(cl.late, x) })
 	}
-	return false
+	return late
+}
+
+func (cl *client) letGo(body []byte) {
+	if cl.late == nil {
+		cl.late = map[id]struct{}{}
+	}
+	_ = sdk.IDs(body, func(x id) { cl.late[x] = struct{}{} })
+}
+
+func (cl *client) lateIDs() []byte {
+	ids := slices.Collect(maps.Keys(cl.late))
+	sortIDs(ids)
+	return bytesOfIDs(ids)
 }
 
 // hasRepeated: a program that came back has said all of it.
 func (c *Core) hasRepeated(cl *client) {
-	late := cl.late
+	late := cl.lateIDs()
 	if cl.back, cl.late = 0, nil; len(late) > 0 {
-		_ = c.Frame(c.now, cl.ID, sdk.MsgRelease, bytesOfIDs(late))
+		_ = c.Frame(c.now, cl.ID, sdk.MsgRelease, late)
 	}
 }
 

@@ -200,7 +200,7 @@ func (c *Core) Frame(now int64, from uint32, typ uint16, body []byte) error {
 	if cl == nil {
 		return errs.New(errs.NotFound, "client %d is gone", from)
 	}
-	if cl.back != 0 && cl.repeats(typ, body) {
+	if (cl.back != 0 || len(cl.late) > 0) && c.repeats(cl, typ, body) {
 		return nil
 	}
 	if typ != sdk.MsgGet && typ != sdk.MsgAwake && typ != sdk.MsgPeerSync {

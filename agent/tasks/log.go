@@ -37,6 +37,7 @@ const (
 	recAgent     = 24 // another agent is away, or (type 1) back
 	recParted    = 22 // and comes back, for that node is gone: id, why; type: what is known of it
 	recCancelled = 25 // a task that was not begun is over
+	recLate      = 26 // a program lets go of objects once it has repeated all: ids
 )
 
 // A record is: u8 kind, u8 0, u16 type of a frame, u32 client, i64 now, u32 length, body.
@@ -237,6 +238,10 @@ func (c *Core) repeat(kind uint8, from uint32, typ uint16, body []byte) error {
 	case recFrame:
 		if cl != nil {
 			_ = c.Frame(c.now, from, typ, body) // what was wrong with it then is wrong now
+		}
+	case recLate:
+		if cl != nil {
+			cl.letGo(body)
 		}
 	case recConnect:
 		var x Client

@@ -191,6 +191,11 @@ func (c *Core) Snapshot() [][]byte {
 		}
 		state(saved{Client: cl.saved()})
 	}
+	for _, cl := range clients {
+		if len(cl.late) > 0 {
+			add(recLate, cl.ID, 0, cl.lateIDs())
+		}
+	}
 	var objs []*object
 	plain := map[uint32][]byte{}
 	for _, o := range c.objects {

@@ -383,13 +383,13 @@ type client struct {
 	shapes  map[uint32]*shape
 	out     []byte
 	dirty   bool
-	away    int64  // since when its connection is broken; 0 = it is there
-	unheard int64  // of an agent: since when it has not said what it has here; 0 = it has
-	alone   bool   // so long that exclusive actors of it were ended
-	back    int64  // since when a program is there again that may repeat frames; 0 = it does not
-	late    []id   // what it has let go of meanwhile
-	level0  level  // of a driver: what it waits for
-	seen    uint64 // its count, as far as it is known
+	away    int64           // since when its connection is broken; 0 = it is there
+	unheard int64           // of an agent: since when it has not said what it has here; 0 = it has
+	alone   bool            // so long that exclusive actors of it were ended
+	back    int64           // since when a program is there again that may repeat frames; 0 = it does not
+	late    map[id]struct{} // what it has let go of meanwhile
+	level0  level           // of a driver: what it waits for
+	seen    uint64          // its count, as far as it is known
 	gaps    map[uint64]struct{}
 	things  map[*object]struct{} // that it holds or has asked for
 	streams map[*task]struct{}   // that it reads
