@@ -19,7 +19,7 @@ eventually() { local end=$((SECONDS + $1)); shift; until "$@"; do ((SECONDS < en
 # gotest POINT PACKAGE REGEXP: a point that Go tests show; they must run, and as the plain user.
 gotest() {
 	local out n
-	out=$(go test -exec "$ROOT/scripts/as-user" -count=1 -v -timeout 300s "$2" -run "$3" 2>&1)
+	out=$(go test -exec "$ROOT/scripts/as-user" -count=1 -v -timeout 300s "$2" -run "$3" "${@:4}" 2>&1)
 	local rc=$?
 	n=$(grep -cE '^--- PASS' <<<"$out")
 	if [ $rc = 0 ] && [ "$n" -gt 0 ] && ! grep -E '^\s*--- SKIP' <<<"$out" | grep -qv TestRoot; then
