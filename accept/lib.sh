@@ -16,7 +16,7 @@ t1() { "$ROOT/scripts/as-user" env LAUNCHER_HOME="$LAUNCHER_HOME" PATH="$ROOT/.b
 t2() { AS_USER=launcher-t2 "$ROOT/scripts/as-user" env LAUNCHER_HOME="$LAUNCHER_HOME" PATH="$ROOT/.build:$PATH" "$@"; }
 # eventually SECONDS COMMAND...: polls until it succeeds.
 eventually() { local end=$((SECONDS + $1)); shift; until "$@"; do ((SECONDS < end)) || return 1; read -rt 0.05 <> <(:) || true; done; }
-# gotest POINT PACKAGE REGEXP: a point that Go tests show; they must run, and as the plain user.
+# gotest POINT PACKAGE REGEXP [FLAG...]: a point that Go tests show; they must run, and as the plain user.
 gotest() {
 	local out n
 	out=$(go test -exec "$ROOT/scripts/as-user" -count=1 -v -timeout 300s "$2" -run "$3" "${@:4}" 2>&1)
