@@ -286,11 +286,22 @@ func (s *sdkServer) askGroups(ctx context.Context, args []any) (any, error) {
 func (s *sdkServer) withOwn(list []wire.GroupInfo, r wire.GroupRequest) []wire.GroupInfo {
 	s.a.mu.Lock()
 	defer s.a.mu.Unlock()
-	for _, g := range s.a.core.Groups() {
-		if r.What == wire.GroupFind || r.What != wire.GroupList && r.ID != g.Spec.ID {
-			continue
+	var own []wire.GroupInfo
+	switch r.What {
+	case wire.GroupList:
+		own = s.a.core.Groups()
+	case wire.GroupFind:
+	default:
+		if g, ok := s.a.core.Group(r.ID); ok {
+			own = []wire.GroupInfo{g}
 		}
-		if !slices.ContainsFunc(list, func(x wire.GroupInfo) bool { return x.Spec.ID == g.Spec.ID }) {
+	}
+	known := map[wire.GroupID]bool{}
+	for i := range list {
+		known[list[i].Spec.ID] = true
+	}
+	for _, g := range own {
+		if !known[g.Spec.ID] {
 			list = append(list, g)
 		}
 	}

@@ -12,6 +12,7 @@ import (
 	"syscall"
 
 	"launcher/backends"
+	"launcher/backends/records"
 	"launcher/wire"
 )
 
@@ -99,29 +100,10 @@ func killAll(pids []int) {
 func (r record) write() error {
 	b, _ := json.Marshal(r)
 	path := r.path(".json")
-	if err := writeWhole(path, append(b, '\n')); err != nil {
+	if err := records.Write(path, append(b, '\n'), true); err != nil {
 		return diskError(err, path)
 	}
 	return nil
-}
-
-func writeWhole(path string, b []byte) error {
-	f, err := os.CreateTemp(filepath.Dir(path), ".tmp-*")
-	if err != nil {
-		return err
-	}
-	defer os.Remove(f.Name())
-	_, err = f.Write(b)
-	if err == nil {
-		err = f.Sync()
-	}
-	if cerr := f.Close(); err == nil {
-		err = cerr
-	}
-	if err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	return err
 }
 
 // readRecords reads all allocations of a cluster; a directory that is not there has none.

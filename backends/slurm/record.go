@@ -1,8 +1,6 @@
 package slurm
 
 import (
-	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"io/fs"
@@ -14,6 +12,7 @@ import (
 	"syscall"
 
 	"launcher/backends"
+	"launcher/backends/records"
 	"launcher/internal/errs"
 	"launcher/wire"
 )
@@ -94,12 +93,6 @@ func jobName(token string, k int) string {
 	return "launcher-" + token + "." + strconv.Itoa(k)
 }
 
-// clusterID names a cluster in comments: not its name, which others may have too.
-func clusterID(ca []byte) string {
-	h := sha256.Sum256(ca)
-	return hex.EncodeToString(h[:4])
-}
-
 // load reads a record from its file; ok is false when there is none.
 func load(path string) (r record, ok bool, err error) {
 	data, err := os.ReadFile(path)
@@ -142,22 +135,7 @@ func writeWhole(path string, data []byte, sync bool) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return diskError(err, dir)
 	}
-	f, err := os.CreateTemp(dir, ".tmp-*") // 0600
-	if err != nil {
-		return diskError(err, dir)
-	}
-	defer os.Remove(f.Name())
-	_, err = f.Write(data)
-	if err == nil && sync {
-		err = f.Sync()
-	}
-	if cerr := f.Close(); err == nil {
-		err = cerr
-	}
-	if err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
+	if err := records.Write(path, data, sync); err != nil {
 		return diskError(err, path)
 	}
 	return nil

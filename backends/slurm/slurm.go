@@ -27,6 +27,7 @@ import (
 	"time"
 
 	"launcher/backends"
+	"launcher/backends/records"
 	"launcher/internal/errs"
 	"launcher/wire"
 )
@@ -39,13 +40,13 @@ type Backend struct {
 	home    string
 	cli     commands
 	looking chan struct{} // held by who runs squeue
+	turns   records.Turns // of submissions that are being worked on
 
 	mu       sync.Mutex
 	last     *snapshot // guarded by mu, as is all that follows
 	failed   error     // of the newest look, when it failed
 	failedAt time.Time
 	every    time.Duration            // how old a snapshot may be
-	tokens   map[string]*turn         // submissions that are being worked on
 	children map[string]chan struct{} // of steps, by path: closed when their end is on disk
 }
 
@@ -57,7 +58,7 @@ var (
 // New makes the backend for the state directory home ($LAUNCHER_HOME).
 func New(home string) *Backend {
 	return &Backend{home: home, cli: commands{counts: map[string]int{}}, looking: make(chan struct{}, 1), every: firstLook,
-		tokens: map[string]*turn{}, children: map[string]chan struct{}{}}
+		children: map[string]chan struct{}{}}
 }
 
 // Capabilities are the same for all pools.
@@ -92,37 +93,6 @@ func (b *Backend) Commands() map[string]int {
 	b.cli.mu.Lock()
 	defer b.cli.mu.Unlock()
 	return maps.Clone(b.cli.counts)
-}
-
-// turn lets one caller after the other work on a token.
-type turn struct {
-	c     chan struct{}
-	users int // guarded by Backend.mu
-}
-
-func (b *Backend) enter(ctx context.Context, token string) (leave func(), err error) {
-	b.mu.Lock()
-	t := b.tokens[token]
-	if t == nil {
-		t = &turn{c: make(chan struct{}, 1)}
-		b.tokens[token] = t
-	}
-	t.users++
-	b.mu.Unlock()
-	drop := func() {
-		b.mu.Lock()
-		defer b.mu.Unlock()
-		if t.users--; t.users == 0 {
-			delete(b.tokens, token)
-		}
-	}
-	select {
-	case t.c <- struct{}{}:
-		return func() { <-t.c; drop() }, nil
-	case <-ctx.Done():
-		drop()
-		return nil, errs.Wrap(errs.Unknown, context.Cause(ctx), "waiting for an earlier call about %s", token)
-	}
 }
 
 // job is one job that is to be.
@@ -166,7 +136,7 @@ func (b *Backend) jobs(q request, r backends.Request) (out []job, err error) {
 	}
 	for from := 0; from < len(r.Nodes); from += per {
 		to := min(from+per, len(r.Nodes))
-		j := job{pool: r.Pool, cluster: r.Cluster, id: clusterID(r.Join.CA), nodes: r.Nodes[from:to], binary: r.Binary}
+		j := job{pool: r.Pool, cluster: r.Cluster, id: records.ClusterID(r.Join.CA), nodes: r.Nodes[from:to], binary: r.Binary}
 		j.record = record{V: 1, Dir: dir, Name: jobName(r.Token, len(out)), Token: r.Token, Nodes: j.nodes}
 		j.log = j.path(logExt)
 		j.file = nodesFile{ID: j.id, Nodes: j.nodes, Epochs: r.Epochs[from:to], Config: wire.NodeConfig{
@@ -197,7 +167,7 @@ func (b *Backend) Submit(ctx context.Context, r backends.Request) ([]backends.Al
 	if err != nil {
 		return nil, err
 	}
-	leave, err := b.enter(ctx, r.Token)
+	leave, err := b.turns.Enter(ctx, r.Token)
 	if err != nil {
 		return nil, err
 	}
@@ -304,7 +274,7 @@ func (b *Backend) find(ctx context.Context, dir, token string) (out []backends.A
 	if !wordRE.MatchString(token) {
 		return nil, nil // such a token was never used
 	}
-	leave, err := b.enter(ctx, token)
+	leave, err := b.turns.Enter(ctx, token)
 	if err != nil {
 		return nil, err
 	}

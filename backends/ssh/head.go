@@ -5,6 +5,7 @@ import (
 	"net"
 
 	"launcher/backends"
+	"launcher/backends/records"
 	"launcher/backends/ssh/host"
 	"launcher/internal/errs"
 )
@@ -22,7 +23,7 @@ func (b *Backend) headHost(ctx context.Context, h backends.HeadAt) (*host.Client
 	if err != nil {
 		return nil, headAt{}, err
 	}
-	at := headAt{s, host.HeadRef{ID: clusterID(r.Join.CA), Cluster: r.Cluster}}
+	at := headAt{s, host.HeadRef{ID: records.ClusterID(r.Join.CA), Cluster: r.Cluster}}
 	b.mu.Lock()
 	b.heads[r.Cluster] = at
 	b.mu.Unlock()

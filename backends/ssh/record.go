@@ -10,6 +10,7 @@ import (
 	"syscall"
 
 	"launcher/backends"
+	"launcher/backends/records"
 	"launcher/internal/errs"
 	"launcher/wire"
 )
@@ -86,22 +87,7 @@ func (b *Backend) write(r record) error {
 		return diskError(err, dir)
 	}
 	data, _ := json.Marshal(r)
-	f, err := os.CreateTemp(dir, ".tmp-*")
-	if err != nil {
-		return diskError(err, dir)
-	}
-	defer os.Remove(f.Name())
-	_, err = f.Write(append(data, '\n'))
-	if err == nil {
-		err = f.Sync()
-	}
-	if cerr := f.Close(); err == nil {
-		err = cerr
-	}
-	if err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
+	if err := records.Write(path, append(data, '\n'), true); err != nil {
 		return diskError(err, path)
 	}
 	return nil

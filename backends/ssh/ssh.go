@@ -25,6 +25,7 @@ import (
 	"time"
 
 	"launcher/backends"
+	"launcher/backends/records"
 	"launcher/backends/ssh/host"
 	"launcher/internal/errs"
 	"launcher/wire"
@@ -43,11 +44,12 @@ type Backend struct {
 	ctx  context.Context
 	end  context.CancelFunc
 	wg   sync.WaitGroup
+	// turns are those of submissions that are being worked on.
+	turns records.Turns
 
 	mu      sync.Mutex
 	hosts   map[site]*link    // guarded by mu
 	shelves map[string]*shelf // by the path of the own binary; guarded by mu
-	tokens  map[string]*turn  // guarded by mu
 	heads   map[string]headAt // of clusters whose head is on a host, by name; guarded by mu
 }
 
@@ -59,7 +61,7 @@ var (
 )
 
 func newBackend(home string, d dialer) *Backend {
-	b := &Backend{home: home, dial: d, hosts: map[site]*link{}, shelves: map[string]*shelf{}, tokens: map[string]*turn{}, heads: map[string]headAt{}}
+	b := &Backend{home: home, dial: d, hosts: map[site]*link{}, shelves: map[string]*shelf{}, heads: map[string]headAt{}}
 	b.ctx, b.end = context.WithCancel(context.Background())
 	return b
 }
@@ -89,50 +91,13 @@ func (b *Backend) Close() error {
 	return b.dial.Close()
 }
 
-// turn lets one caller after the other work on a token.
-type turn struct {
-	c     chan struct{}
-	users int // guarded by Backend.mu
-}
-
-func (b *Backend) enter(ctx context.Context, token string) (leave func(), err error) {
-	b.mu.Lock()
-	t := b.tokens[token]
-	if t == nil {
-		t = &turn{c: make(chan struct{}, 1)}
-		b.tokens[token] = t
-	}
-	t.users++
-	b.mu.Unlock()
-	drop := func() {
-		b.mu.Lock()
-		defer b.mu.Unlock()
-		if t.users--; t.users == 0 {
-			delete(b.tokens, token)
-		}
-	}
-	select {
-	case t.c <- struct{}{}:
-		return func() { <-t.c; drop() }, nil
-	case <-ctx.Done():
-		drop()
-		return nil, errs.Wrap(errs.Unknown, context.Cause(ctx), "waiting for an earlier call about %s", token)
-	}
-}
-
-// clusterID names a cluster on hosts: not its name, which others may have too.
-func clusterID(ca []byte) string {
-	h := sha256.Sum256(ca)
-	return hex.EncodeToString(h[:4])
-}
-
 // Submit starts the node of r on its host.
 func (b *Backend) Submit(ctx context.Context, r backends.Request) ([]backends.Alloc, error) {
 	s, err := b.site(r)
 	if err != nil {
 		return nil, err
 	}
-	leave, err := b.enter(ctx, r.Token)
+	leave, err := b.turns.Enter(ctx, r.Token)
 	if err != nil {
 		return nil, err
 	}
@@ -145,7 +110,7 @@ func (b *Backend) Submit(ctx context.Context, r backends.Request) ([]backends.Al
 		return []backends.Alloc{rec.alloc()}, nil
 	}
 	if !ok {
-		rec = record{V: 1, Token: r.Token, Cluster: r.Cluster, ID: clusterID(r.Join.CA), Node: r.Nodes[0], Epoch: r.Epochs[0], Site: s}
+		rec = record{V: 1, Token: r.Token, Cluster: r.Cluster, ID: records.ClusterID(r.Join.CA), Node: r.Nodes[0], Epoch: r.Epochs[0], Site: s}
 	}
 	l := b.link(rec.Site, r.Binary)
 	c, err := l.get(ctx, true)
@@ -192,7 +157,7 @@ func (b *Backend) Find(ctx context.Context, cluster string, tokens []string) (ma
 }
 
 func (b *Backend) find(ctx context.Context, cluster, token string) ([]backends.Alloc, error) {
-	leave, err := b.enter(ctx, token)
+	leave, err := b.turns.Enter(ctx, token)
 	if err != nil {
 		return nil, err
 	}
@@ -305,7 +270,7 @@ func (b *Backend) statusOf(ctx context.Context, g group, idx []int, handles [][]
 // known gives the end of an allocation, if that is known and the host has been told to
 // forget it: whoever hears of the last end may be about to end us.
 func (b *Backend) known(ctx context.Context, r record) *backends.Status {
-	leave, err := b.enter(ctx, r.Token)
+	leave, err := b.turns.Enter(ctx, r.Token)
 	if err != nil {
 		return nil
 	}
@@ -322,7 +287,7 @@ const forgetBound = 10 * time.Second
 
 // ended writes an end down and lets the host forget; an end that was told once stays.
 func (b *Backend) ended(ctx context.Context, c *host.Client, r record, st backends.Status) backends.Status {
-	leave, err := b.enter(ctx, r.Token)
+	leave, err := b.turns.Enter(ctx, r.Token)
 	if err != nil {
 		return st
 	}

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
-	"strconv"
 	"strings"
 
 	"launcher/wire"
@@ -23,14 +22,6 @@ type trouble struct {
 }
 
 func (p *pool) named() bool { return len(p.spec.Places) > 0 }
-
-// place is the machine of a node, "" when the pool has none for it.
-func (p *pool) place(id wire.NodeID) string {
-	if i, err := strconv.Atoi(string(id)[strings.LastIndexByte(string(id), '-')+1:]); err == nil && i < len(p.spec.Places) {
-		return p.spec.Places[i]
-	}
-	return ""
-}
 
 // machines is how many the pool has.
 func (p *pool) machines() int {

@@ -331,14 +331,6 @@ func (c *Cluster) Signal(name string, sig syscall.Signal) error {
 	return syscall.Kill(n, sig)
 }
 
-// Kill ends a daemon at once; what it started lives on.
-func (c *Cluster) Kill(name string) {
-	d := c.all[name]
-	_ = c.Signal(name, syscall.SIGKILL)
-	_ = d.leash.Close()
-	<-d.done
-}
-
 // End ends a daemon in order: a controller writes down what it knows.
 func (c *Cluster) End(name string) {
 	d := c.all[name]
