@@ -61,6 +61,10 @@ type ServerOptions struct {
 	As      *User    // who logs in, where we are root; default: the test's own user
 	Shell   string   // As's login shell
 	Inside  []string // of a root shell in a mount namespace that the server then runs in; $HOME is its Home
+	IP      string   // and Port, where it listens; default: a loopback address of its own
+	Port    int
+	Enter   []string // command that runs the server elsewhere; Root is where the files there are seen from here
+	Root    string
 }
 
 // Server is one sshd.
@@ -115,7 +119,7 @@ func (l *Lab) Start(name string, o ServerOptions) *Server {
 		s.Home = filepath.Join(s.Dir, "home")
 	}
 	who := l.User
-	for _, d := range []string{s.Dir, s.Home} {
+	for _, d := range []string{s.Dir, o.Root + s.Home} {
 		if err := os.MkdirAll(d, 0o700); err != nil {
 			l.t.Fatal(err)
 		}
@@ -127,14 +131,16 @@ func (l *Lab) Start(name string, o ServerOptions) *Server {
 				l.t.Fatal(err)
 			}
 		}
-		if err := os.Chown(s.Home, o.As.UID, o.As.GID); err != nil {
+		if err := os.Chown(o.Root+s.Home, o.As.UID, o.As.GID); err != nil {
 			l.t.Fatal(err)
 		}
 	}
 	n := make([]byte, 5)
 	_, _ = rand.Read(n)
-	s.IP = fmt.Sprintf("127.%d.%d.%d", 1+n[0]%250, n[1], 1+n[2]%250)
-	s.Port = 20000 + (int(n[3])<<8+int(n[4]))%10000
+	if s.IP, s.Port = o.IP, o.Port; s.IP == "" {
+		s.IP = fmt.Sprintf("127.%d.%d.%d", 1+n[0]%250, n[1], 1+n[2]%250)
+		s.Port = 20000 + (int(n[3])<<8+int(n[4]))%10000
+	}
 	if len(o.Keys) == 0 {
 		o.Keys = []string{"ed25519"}
 	}
@@ -235,25 +241,34 @@ func (s *Server) start() {
 // inside is a command that runs another in the server's own mount namespace, where its
 // user has another shell and what Inside says is done; nothing if there is no need.
 func (s *Server) inside() []string {
+	if s.opts.Enter != nil {
+		return s.opts.Enter
+	}
 	lines := []string{"export HOME=" + shellWord(s.Home)}
-	if u := s.opts.As; u != nil {
-		shell := s.opts.Shell
-		if shell == "" {
-			shell = "/bin/bash"
-		}
-		for file, line := range map[string]string{ // a password that is only impossible: "!" would lock the account
-			"passwd": fmt.Sprintf("%s:x:%d:%d::%s:%s", u.Name, u.UID, u.GID, s.Home, shell),
-			"shadow": u.Name + ":*:19000:0:99999:7:::",
-		} {
-			own := shellWord(filepath.Join(s.Dir, file))
-			lines = append(lines, fmt.Sprintf("{ grep -v '^%s:' /etc/%s; printf '%%s\\n' %s; } >%s", u.Name, file, shellWord(line), own),
-				fmt.Sprintf("chmod 644 %s; mount --bind %s /etc/%s", own, own, file))
-		}
+	if s.opts.As != nil {
+		lines = append(lines, account(s.opts.As, s.Dir, s.Home, s.opts.Shell)...)
 	}
 	if lines = append(lines, s.opts.Inside...); len(lines) == 1 {
 		return nil
 	}
 	return []string{"unshare", "-m", "--propagation", "private", "/bin/sh", "-ec", strings.Join(lines, "\n") + "\nexec \"$@\"", "sh"}
+}
+
+// account is shell lines that give a user another home and shell in a mount namespace; the
+// files for it lie in dir.
+func account(u *User, dir, home, shell string) (lines []string) {
+	if shell == "" {
+		shell = "/bin/bash"
+	}
+	for file, line := range map[string]string{ // a password that is only impossible: "!" would lock the account
+		"passwd": fmt.Sprintf("%s:x:%d:%d::%s:%s", u.Name, u.UID, u.GID, home, shell),
+		"shadow": u.Name + ":*:19000:0:99999:7:::",
+	} {
+		own := shellWord(filepath.Join(dir, file))
+		lines = append(lines, fmt.Sprintf("{ grep -v '^%s:' /etc/%s; printf '%%s\n' %s; } >%s", u.Name, file, shellWord(line), own),
+			fmt.Sprintf("chmod 644 %s; mount --bind %s /etc/%s", own, own, file))
+	}
+	return lines
 }
 
 func shellWord(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
@@ -271,7 +286,7 @@ func (s *Server) processes() []int {
 	for _, d := range dirs {
 		stat, err := os.ReadFile(d + "/stat")
 		open, end := bytes.IndexByte(stat, '('), bytes.LastIndexByte(stat, ')')
-		if err != nil || open < 0 || !strings.HasPrefix(string(stat[open+1:end]), "sshd") {
+		if err != nil || open < 0 || !strings.HasPrefix(string(stat[open+1:end]), "sshd") && string(stat[open+1:end]) != "nsenter" {
 			continue
 		}
 		if f := strings.Fields(string(stat[end+1:])); len(f) > 1 {

@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -101,6 +102,8 @@ type Home struct {
 	Work string // where commands run
 	User *User  // nil: ourselves
 	Env  []string
+
+	Enter []string // command that runs others elsewhere, as User
 }
 
 // Bound is how long one command may take unless it says otherwise.
@@ -168,11 +171,12 @@ func (h *Home) Cmd(ctx context.Context, args ...string) *exec.Cmd {
 
 // Program prepares any program in the Home.
 func (h *Home) Program(ctx context.Context, name string, args ...string) *exec.Cmd {
-	c := exec.CommandContext(ctx, name, args...)
+	line := append(append(slices.Clone(h.Enter), name), args...)
+	c := exec.CommandContext(ctx, line[0], line[1:]...)
 	c.Dir, c.Env = h.Work, h.Environ()
 	c.WaitDelay = 5 * time.Second
 	c.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	if h.User != nil {
+	if h.User != nil && h.Enter == nil {
 		c.SysProcAttr.Credential = &syscall.Credential{Uid: uint32(h.User.UID), Gid: uint32(h.User.GID), Groups: []uint32{uint32(h.User.GID)}}
 	}
 	return c
