@@ -32,7 +32,10 @@ if wants cluster; then
 	gotest cluster.demand ./launcher '^TestSlurmDemand$'
 	gotest cluster.refused ./launcher '^TestSlurmRefused$'
 	gotest cluster.walltime ./launcher '^TestSlurmWalltime$'
-	gotest cluster.successor ./head/core '^TestSuccessor$'
+	gotest cluster.successor ./head/core '^TestSuccessor'
+	gotest cluster.lead ./head/core '^TestLead$|^TestEndComesNearer$'
+	gotest cluster.chain ./head/core '^TestChain$'
+	gotest cluster.time-request ./head/core '^TestTimeRequest$'
 	gotest cluster.together ./head/core '^TestNodesOfOneAllocation|^TestRefusedForGood$'
 fi
 

@@ -202,7 +202,7 @@ func (c *Cluster) WirePools() []wire.Pool {
 			Name: p.Name, Backend: p.Backend, Min: p.Min, Max: p.Max, Idle: int64(p.Idle), Hold: p.Hold,
 			Setup: p.Setup, Env: p.Env, Python: p.Python, Container: p.Container,
 			Resources: p.Resources, Labels: p.Labels, Share: p.Share, Options: wire.Marshal(p.Options),
-			Places: p.Hosts,
+			Places: p.Hosts, Total: int64(p.Total), Until: p.Until, UntilAt: untilAt(p.Until, time.Now()), MaxJobs: p.MaxJobs,
 		}
 	}
 	return out

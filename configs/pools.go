@@ -333,3 +333,23 @@ func yarnKeys(t *table, _ string) (limit, defMin, defMax int) {
 	t.str("staging", "")
 	return 0, 0, 0
 }
+
+// untilAt is the time that until names: the next one where it is a time of day.
+func untilAt(until string, now time.Time) int64 {
+	if until == "" {
+		return 0
+	}
+	if t, err := time.ParseInLocation("2006-01-02 15:04", strings.Replace(until, "T", " ", 1), now.Location()); err == nil {
+		return t.UnixNano()
+	}
+	t, err := time.ParseInLocation("15:04", until, now.Location())
+	if err != nil {
+		return 0
+	}
+	y, m, d := now.Date()
+	at := time.Date(y, m, d, t.Hour(), t.Minute(), 0, 0, now.Location())
+	if !at.After(now) {
+		at = time.Date(y, m, d+1, t.Hour(), t.Minute(), 0, 0, now.Location())
+	}
+	return at.UnixNano()
+}

@@ -10,10 +10,6 @@ var notBuiltYet = map[string]func(*node) bool{
 	"head.replicas":    is(int64(3)),
 	"security.encrypt": is("control"),
 	"pool.backend":     is("yarn"),
-	"pool.overlap":     is(true),
-	"pool.total":       set,
-	"pool.until":       set,
-	"pool.max_jobs":    set,
 	"pool.container":   not(""),
 	// job files
 	"kind":                is("map"),

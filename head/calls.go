@@ -85,6 +85,8 @@ func (h *head) submitNodes(e core.SubmitNodes) {
 				Memory:  c.ObjectMemory,
 				Spill:   c.Spill,
 				Places:  e.Places,
+				After:   e.After,
+				Within:  e.Within,
 				// Nodes on this machine are on its loopback address, whatever others need.
 				Ports:     elsewhere(p, c.Ports),
 				Interface: elsewhere(p, c.Interface),

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"launcher/internal/testkit"
 	"launcher/internal/testkit/slurmtest"
@@ -192,27 +193,36 @@ launcher run --as-ray -- python prog.py
 	}
 }
 
-// Near the end of a job's time, also one that was changed meanwhile, its node is drained
-// and the next job is asked for while it still runs.
+// A job's end, also one that is moved while it runs, is noticed: the next job is asked for
+// beforehand and waits for it, the node is drained, and work goes on in the next job.
 func TestSlurmWalltime(t *testing.T) {
 	slurmtest.Whole(t)
 	h, c := slurmHome(t, slurmtest.Options{Nodes: 2})
-	h.Write("queue.toml", slurmSpec("min = 1\nmax = 1"))
+	h.Write("queue.toml", slurmSpec("min = 1\nmax = 1\nmax_jobs = 2"))
 	h.OK("up", "queue.toml")
-	c.OK(t, "scontrol", "update", "JobId=1", "TimeLimit=2")
+	c.OK(t, "scontrol", "update", "JobId=1", "EndTime="+time.Now().Add(50*time.Second).Format("2006-01-02T15:04:05"))
+	awaitOut := func(want string, args ...string) {
+		t.Helper()
+		testkit.Eventually(t, 2*testkit.Bound, func() string {
+			if out := h.OK(args...); !strings.Contains(out, want) {
+				return out
+			}
+			return ""
+		})
+	}
+	awaitOut("burst-0 leaves in", "why", "burst")
 	testkit.Eventually(t, 2*testkit.Bound, func() string {
-		out := h.OK("nodes")
-		if !strings.Contains(out, "burst-1") || !strings.Contains(out, "up") {
+		if out := c.OK(t, "squeue", "-h", "-t", "all", "-o", "%A %E"); !strings.Contains(out, "2 afterany:1") {
 			return out
 		}
 		return ""
 	})
-	if jobs := c.OK(t, "squeue", "-h", "-t", "all", "-o", "%A %T"); !strings.Contains(jobs, "1 ") || !strings.Contains(jobs, "2 RUNNING") {
-		t.Errorf("jobs: %q", jobs)
-	}
+	awaitOut("its allocation ends", "why", "burst")
+	awaitOut("burst-1", "nodes")
 	if out := h.OK("run", "--", "echo", "on"); out != "on\n" {
 		t.Errorf("on the next job's node: %q", out)
 	}
+	awaitOut("max_jobs = 2", "why", "burst")
 	h.OK("down", "queue")
 	if left := c.OK(t, "squeue", "-h"); left != "" {
 		t.Errorf("left in the queue: %q", left)

@@ -326,6 +326,10 @@ type Pool struct {
 	Share     string
 	Options   []byte   // msgpack of the backend's own table, decoded by the backend
 	Places    []string // particular machines, for backends that have such: node NAME-i is the i-th; "" = none any more
+	Total     int64    // the chain of allocations ends so long after its first node came, nanoseconds; 0 = never
+	Until     string   // it ends at this time of day or at this time, as the spec has it
+	UntilAt   int64    // which is this, unix nanoseconds; 0 = never
+	MaxJobs   int      // most allocations of the chain; 0 = any number
 }
 
 // ErrorFrame is the body of MsgError.

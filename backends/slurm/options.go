@@ -20,6 +20,7 @@ type request struct {
 	Memory        int64         // of each node, bytes; 0 = not asked
 	GPUs          int           // of each node; 0 = not asked
 	Exclusive     bool
+	Overlap       bool     // the job in another's place may run beside it
 	Args          []string // more options of sbatch, verbatim
 }
 
@@ -146,9 +147,7 @@ func parse(o backends.Options) (q request, faults []backends.Fault) {
 		}
 		q.Memory = n
 	}
-	if r.boolean("overlap") {
-		r.fault("overlap", "not in this version")
-	}
+	q.Overlap = r.boolean("overlap")
 	for _, a := range q.Args {
 		if !strings.HasPrefix(a, "-") || strings.ContainsAny(a, "\n\r") {
 			r.fault("args", `%q is not one option; give each as sbatch takes it, such as "--mail-type=END"`, a)

@@ -58,11 +58,18 @@ func (q request) script(j job) (string, error) {
 	opt("qos", q.QOS)
 	opt("constraint", q.Constraint)
 	opt("reservation", q.Reservation)
-	if q.Time > 0 {
-		line("--time=%s", maxTime(q.Time))
+	limit := q.Time
+	if j.within > 0 && limit > 0 {
+		limit = min(limit, max(j.within, time.Minute))
 	}
-	if q.TimeMin > 0 && q.TimeMin < q.Time {
+	if limit > 0 {
+		line("--time=%s", maxTime(limit))
+	}
+	if q.TimeMin > 0 && q.TimeMin < limit {
 		line("--time-min=%s", maxTime(q.TimeMin))
+	}
+	if len(j.after) > 0 {
+		line("--dependency=afterany:%s", strings.Join(j.after, ":"))
 	}
 	opt("cpus-per-task", strconv.Itoa(q.CPUs))
 	if q.Memory > 0 {

@@ -101,6 +101,8 @@ type job struct {
 	pool, cluster, id string
 	nodes             []wire.NodeID
 	binary, log       string
+	after             []string      // jobs that it waits for
+	within            time.Duration // it is of no use for longer; 0 = any time
 	file              nodesFile
 }
 
@@ -136,7 +138,10 @@ func (b *Backend) jobs(q request, r backends.Request) (out []job, err error) {
 	}
 	for from := 0; from < len(r.Nodes); from += per {
 		to := min(from+per, len(r.Nodes))
-		j := job{pool: r.Pool, cluster: r.Cluster, id: records.ClusterID(r.Join.CA), nodes: r.Nodes[from:to], binary: r.Binary}
+		j := job{pool: r.Pool, cluster: r.Cluster, id: records.ClusterID(r.Join.CA), nodes: r.Nodes[from:to], binary: r.Binary, within: time.Duration(r.Within)}
+		if !q.Overlap {
+			j.after = numbers(r.After)
+		}
 		j.record = record{V: 1, Dir: dir, Name: jobName(r.Token, len(out)), Token: r.Token, Nodes: j.nodes}
 		j.log = j.path(logExt)
 		j.file = nodesFile{ID: j.id, Nodes: j.nodes, Epochs: r.Epochs[from:to], Config: wire.NodeConfig{
@@ -147,6 +152,18 @@ func (b *Backend) jobs(q request, r backends.Request) (out []job, err error) {
 		out = append(out, j)
 	}
 	return out, nil
+}
+
+// numbers are the jobs of handles that have not ended, as far as is known.
+func numbers(handles [][]byte) (ids []string) {
+	for _, h := range handles {
+		if r, ok := parseHandle(h); ok {
+			if rec, ok, err := load(r.path(recordExt)); err == nil && ok && rec.End == nil && rec.Step == nil && rec.Job != "" {
+				ids = append(ids, rec.Job)
+			}
+		}
+	}
+	return ids
 }
 
 func (b *Backend) request(r backends.Request) (request, error) {
@@ -217,6 +234,12 @@ func (b *Backend) submit(ctx context.Context, q request, j job) (record, error) 
 	if err == nil {
 		rec.Job, _, _ = strings.Cut(strings.TrimSpace(out), ";")
 		return rec, rec.write()
+	}
+	if len(j.after) > 0 && strings.Contains(strings.ToLower(err.Error()), "dependency") {
+		// They ended so long ago that Slurm has forgotten them.
+		rec.forget()
+		j.after = nil
+		return b.submit(ctx, q, j)
 	}
 	if k := errs.KindOf(err); k == errs.Unavailable || k == errs.Timeout || k == errs.Cancelled {
 		return rec, err // it may have worked: Find asks

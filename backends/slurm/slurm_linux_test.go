@@ -162,7 +162,7 @@ func laws(w *world, o backends.Options, most int) backendtest.Harness {
 		},
 		Good: []backends.Options{{}, {"partition": "gpu", "time": "4h", "nodes_per_job": int64(2), "gres": "gpu:a100:8"}, {"time": []any{"1h", "8h"}, "memory": "64GiB", "exclusive": true}},
 		Bad: []backends.Options{{"partitoin": "x"}, {"partition": "a b", "time": "soon"}, {"time": []any{"1h"}, "args": []any{"x"}}, {"cpus": int64(-1), "memory": "much"},
-			{"account": "x\n#SBATCH --wrap=y"}, {"exclusive": "yes"}, {"overlap": true}},
+			{"account": "x\n#SBATCH --wrap=y"}, {"exclusive": "yes"}, {"overlap": "no"}},
 		Bound: bound,
 	}
 }

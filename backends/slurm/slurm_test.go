@@ -99,6 +99,37 @@ exec srun --overlap -N 2 -n 2 --ntasks-per-node=1 --cpu-bind=none --export=ALL -
 	}
 }
 
+// A job in another's place waits for it, unless they may overlap, and asks for no more time
+// than the chain has.
+func TestSuccessorScript(t *testing.T) {
+	home := t.TempDir()
+	b := New(home)
+	dir, _ := b.dirOf("lab")
+	first := record{V: 1, Dir: dir, Name: "launcher-a", Token: "a", Nodes: []wire.NodeID{"burst-0"}, Job: "41"}
+	if err := first.write(); err != nil {
+		t.Fatal(err)
+	}
+	over := record{V: 1, Dir: dir, Name: "launcher-b", Token: "b", Nodes: []wire.NodeID{"burst-1"}, Job: "40", End: &backends.Status{State: backends.Done}}
+	if err := over.write(); err != nil {
+		t.Fatal(err)
+	}
+	for _, overlap := range []bool{false, true} {
+		q, faults := parse(backends.Options{"time": []any{"10m", "4h"}, "overlap": overlap})
+		if len(faults) > 0 {
+			t.Fatal(faults)
+		}
+		jobs, err := b.jobs(q, backends.Request{Token: "c", Cluster: "lab", Pool: "burst", Nodes: []wire.NodeID{"burst-2"}, Epochs: []wire.Epoch{1},
+			After: [][]byte{over.alloc().Handle, first.alloc().Handle}, Within: int64(90 * time.Minute)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		text, err := q.script(jobs[0])
+		if err != nil || strings.Contains(text, "#SBATCH --dependency=afterany:41\n") == overlap || !strings.Contains(text, "--time=1:30:00\n#SBATCH --time-min=0:10:00\n") {
+			t.Errorf("overlap %v: %v\n%s", overlap, err, text)
+		}
+	}
+}
+
 // What a failure says decides whether it is known that nothing was submitted.
 func TestKinds(t *testing.T) {
 	for said, want := range map[string]errs.Kind{

@@ -195,6 +195,8 @@ type SubmitNodes struct {
 	Nodes  []wire.NodeID
 	Epochs []wire.Epoch
 	Places []string // where, of pools that are lists of machines
+	After  [][]byte // allocations in whose place these nodes come
+	Within int64    // they are of no use for longer; 0 = any time
 }
 
 // FindAllocs looks up submissions whose answer a dead head never wrote down; the answer

@@ -30,7 +30,7 @@ func (d *Durable) apply(r Record, live bool) error {
 		}
 		s.Head = r
 		if r.Again {
-			s.Down = nil
+			s.Down, s.Chains = nil, map[string]*chainD{}
 		}
 	case RecPools:
 		s.Pools, s.SpecText, s.SpecPath = r.Pools, r.SpecText, r.SpecPath
@@ -78,6 +78,7 @@ func (d *Durable) applyNode(r Record) error {
 			return errs.New(errs.Corrupt, "allocations of submission %q, which is not known", r.Token)
 		}
 		sub.Known = true
+		s.chain(sub.Pool).Allocs += len(r.Allocs)
 		for _, a := range r.Allocs {
 			sub.Allocs = append(sub.Allocs, &allocD{Handle: a.Handle, Nodes: a.Nodes})
 		}
@@ -116,6 +117,9 @@ func (d *Durable) applyNode(r Record) error {
 			return errs.New(errs.Corrupt, "node %s of epoch %d joined, which was not asked for", r.Node, r.Epoch)
 		}
 		n.State, n.Since, n.Host, n.Total, n.Cause = nodeUp, r.At, r.Host, r.Total, ""
+		if ch := s.chain(n.Pool); ch.First == 0 {
+			ch.First = r.At
+		}
 		if n.Number == 0 {
 			n.Number = r.Number
 		}

@@ -174,7 +174,7 @@ func (c *Core) start() {
 	c.started = true
 	first := c.d.st.Created == 0
 	c.record(RecHead{Epoch: c.d.st.Head.Epoch + 1, Cluster: c.cfg.Cluster, Nonce: c.cfg.Nonce, Version: c.cfg.Version, At: c.now, Again: c.cfg.Again})
-	if first || c.d.st.SpecText != c.cfg.SpecText || len(c.d.st.Pools) == 0 {
+	if first || c.cfg.Again || c.d.st.SpecText != c.cfg.SpecText || len(c.d.st.Pools) == 0 {
 		pools, moved := c.mergePools(c.cfg.Pools)
 		for _, id := range sortedKeys(moved) {
 			if d := c.d.st.Nodes[id]; d != nil && d.State == nodeUp && d.Drain == nil {

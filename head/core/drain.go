@@ -39,30 +39,22 @@ func (c *Core) releaseIdle(p *pool, up int) {
 
 // together lists the nodes that are up of the allocation that n is of.
 func (c *Core) together(n *node) []*node {
-	if s := c.d.st.Subs[c.durable(n).Token]; s != nil {
-		for _, a := range s.Allocs {
-			if !slices.Contains(a.Nodes, n.id) {
-				continue
-			}
-			var all []*node
-			for _, id := range a.Nodes {
-				if m := c.nodes[id]; m != nil && c.durable(m).Token == s.Token {
-					all = append(all, m)
-				}
-			}
-			return all
+	a, token := c.allocOf(n), c.durable(n).Token
+	if a == nil {
+		return []*node{n}
+	}
+	var all []*node
+	for _, id := range a.Nodes {
+		if m := c.nodes[id]; m != nil && c.durable(m).Token == token {
+			all = append(all, m)
 		}
 	}
-	return []*node{n}
+	return all
 }
 
 // watchDrain sees a draining node off: what is queued comes back, what runs is told to
-// leave, and when nothing is left so does the node. A node whose allocation ends soon
-// drains by itself.
+// leave, and when nothing is left so does the node.
 func (c *Core) watchDrain(n *node, d *nodeD) {
-	if end := n.hello.Deadline * second; end != 0 && d.Drain == nil && c.now >= end-2*60*second {
-		c.record(RecDrain{Node: n.id, Epoch: n.epoch, Deadline: end - 30*second, Keep: true})
-	}
 	if d.Drain == nil || !n.conn || !n.greeted {
 		return
 	}
@@ -105,11 +97,13 @@ func (c *Core) drain(id uint64, r wire.DrainRequest) {
 		c.fail(id, errs.New(errs.NotFound, "no node %s is up", r.Node).Hint("`launcher nodes` lists them"))
 		return
 	}
-	d := RecDrain{Node: n.id, Epoch: n.epoch, Keep: r.Simulate}
-	if r.Simulate || r.Grace > 0 {
-		d.Deadline = c.now + cmp.Or(r.Grace, defaultGrace)
-	}
-	if c.durable(n).Drain == nil {
+	if r.Simulate {
+		c.leaveBy(n, c.now+cmp.Or(r.Grace, defaultGrace), "a preemption is simulated")
+	} else if c.durable(n).Drain == nil {
+		d := RecDrain{Node: n.id, Epoch: n.epoch, Why: "its user drains it"}
+		if r.Grace > 0 {
+			d.Deadline = c.now + r.Grace
+		}
 		c.record(d)
 	}
 	c.watchDrain(n, c.durable(n))

@@ -46,6 +46,14 @@ type state struct {
 	Numbers  uint32 // the highest number that a life of a node ever got
 	Groups   map[wire.GroupID]*RecGroup
 	Actors   map[wire.ObjectID]*actorD
+	Chains   map[string]*chainD // by pool
+}
+
+// chainD is what a pool has had since the cluster was brought up: jobs of a queue that
+// followed one another.
+type chainD struct {
+	Allocs int
+	First  int64 // when its first node came
 }
 
 // subD is a submission that may still have something at the backend.
@@ -186,6 +194,9 @@ func NewDurable(machines map[wire.Kind]Maker) *Durable {
 }
 
 func (s *state) make() {
+	if s.Chains == nil {
+		s.Chains = map[string]*chainD{}
+	}
 	if s.Subs == nil {
 		s.Subs = map[string]*subD{}
 	}

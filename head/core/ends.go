@@ -131,9 +131,7 @@ func (c *Core) ended1(n *node, e *wire.Ended) {
 		j.timed(e.Ended - e.Started)
 	}
 	j.requeue(one(i))
-	if l, ok := j.leaving[i]; ok && l.attempt == e.Proc.Attempt {
-		delete(j.leaving, i)
-	}
+	j.leftOff(i, e.Proc.Attempt, c.now)
 	c.forgetSteps(j, i, false)
 }
 

@@ -53,7 +53,7 @@ func (c *Core) gangChanged(j *job, i uint32) {
 			}
 		}
 		delete(j.gangs, i)
-		delete(j.leaving, i)
+		j.leftOff(i, g.attempt, c.now)
 		c.forgetSteps(j, i, c.broken(d) && j.d.Cancel == nil && j.d.State == 0)
 		j.dry = false
 		if j.d.Cancel == nil {

@@ -260,7 +260,7 @@ func (c *Core) nodeInfos() []wire.NodeInfo {
 		}
 		if n := c.nodes[id]; n != nil {
 			h := &n.hello
-			x.Addr, x.Restarts, x.PID, x.Python, x.Clock, x.Deadline = h.Addr, h.Restarts, h.PID, h.Python, n.offset, h.Deadline
+			x.Addr, x.Restarts, x.PID, x.Python, x.Clock, x.Deadline = h.Addr, h.Restarts, h.PID, h.Python, n.offset, n.ends/second
 			x.Topology = h.Topology
 			x.Free, x.Running, x.Queued, x.Load1, x.MemFree, x.GPUs, x.Seen = n.beat.Free, n.beat.Running, n.beat.Queued, n.beat.Load1, n.beat.MemFree, n.beat.GPUs, n.seen
 			if n.greeted {
@@ -288,7 +288,7 @@ func (c *Core) nodeInfos() []wire.NodeInfo {
 func (c *Core) poolInfos() []wire.PoolInfo {
 	out := []wire.PoolInfo{}
 	for _, p := range c.sortedPools() {
-		x := wire.PoolInfo{Name: p.spec.Name, Backend: p.spec.Backend, Min: p.spec.Min, Max: p.spec.Max, Failed: p.failures, Wanted: p.wanted, Why: p.why, Final: p.final}
+		x := wire.PoolInfo{Name: p.spec.Name, Backend: p.spec.Backend, Min: p.spec.Min, Max: p.spec.Max, Failed: p.failures, Wanted: p.wanted, Why: cmp.Or(p.why, p.over), Final: p.final}
 		x.Up, x.Pending, _, _ = c.standing(p)
 		if p.named() {
 			x.Failures = c.failing(p)

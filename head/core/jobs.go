@@ -37,6 +37,10 @@ type job struct {
 	gangs    map[uint32]*gang
 	limbo    []limbo
 	leaving  map[uint32]leave
+	heard    map[uint32]heard // when tasks last reported
+	pace     int64            // between two reports, 0 = not known, as are the next
+	saved    int64            // between two reports, the second with a checkpoint
+	left     int64            // from being told to leave until it had
 	steps    map[uint32]*steps
 	avoid    map[wire.NodeID]string // nodes that can never run it, and why
 	dur      int64                  // how long its tasks run, smoothed; 0 = not known
@@ -70,7 +74,7 @@ type limbo struct {
 
 func (c *Core) newJob(d *jobD) *job {
 	j := &job{id: d.ID, d: d, c: c, gang: isGang(&d.Spec), need: d.Spec.Resources, grace: cmp.Or(d.Spec.Grace, defaultGrace),
-		nodes: map[wire.NodeID]*node{}, gangs: map[uint32]*gang{}, leaving: map[uint32]leave{}, steps: map[uint32]*steps{}, avoid: map[wire.NodeID]string{}}
+		nodes: map[wire.NodeID]*node{}, gangs: map[uint32]*gang{}, leaving: map[uint32]leave{}, heard: map[uint32]heard{}, steps: map[uint32]*steps{}, avoid: map[wire.NodeID]string{}}
 	c.jobs[d.ID] = j
 	k, _ := slices.BinarySearchFunc(c.queue, j, precedence)
 	c.queue = slices.Insert(c.queue, k, j)

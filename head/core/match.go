@@ -43,7 +43,7 @@ func (c *Core) unused(n *node) wire.Resources {
 
 // suits reports whether a node may run tasks of a demand at all.
 func (c *Core) suits(n *node, to *node, s *wire.Shape) bool {
-	if !n.total.Fits(s.Resources) || s.Time > 0 && n.hello.Deadline != 0 && c.now+s.Time > n.hello.Deadline*second {
+	if !n.total.Fits(s.Resources) || s.Time > 0 && !n.lasts(c.now+s.Time) {
 		return false
 	}
 	switch st := &s.Strategy; st.Kind {

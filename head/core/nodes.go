@@ -37,6 +37,9 @@ type node struct {
 	asked    int64
 	idle     int64 // since when it has nothing to do; 0 = it has
 	moved    bool  // its work has been told to leave
+	alloc    int64 // when its allocation ends; 0 = never, or nobody knows
+	ends     int64 // when it leaves at the latest: with its allocation, or with its pool's chain
+	endsWhy  string
 
 	free      wire.Resources // by its last Beat, less what it was told to give since
 	tasks     wire.Resources // what SDK tasks have, likewise
@@ -132,6 +135,9 @@ func (c *Core) agentUp(ev AgentUp) {
 	n.offset = h.Clock - c.now
 	if h.Clock == 0 {
 		n.offset = 0
+	}
+	if h.Deadline != 0 && n.alloc == 0 { // what the backend says of it is newer
+		n.alloc = h.Deadline*second - n.offset
 	}
 	n.beat.GPUs, n.beat.Why = h.GPUs, h.Why
 	n.count()
@@ -471,6 +477,7 @@ func (c *Core) watchNodes() {
 		if d == nil {
 			continue
 		}
+		c.watchEnd(n)
 		c.watchDrain(n, d)
 	}
 }

@@ -141,10 +141,8 @@ func (c *Core) eligible(n *node, j *job) string {
 		}
 		return "it has " + n.total.String()
 	}
-	if d := n.hello.Deadline; d != 0 {
-		if t := cmp.Or(s.TimeRequest, s.TimeLimit); t > 0 && c.now+t > d*second {
-			return "it goes away before the job's time is over"
-		}
+	if t := cmp.Or(s.TimeRequest, s.TimeLimit); t > 0 && !n.lasts(c.now+t) {
+		return fmt.Sprintf("it leaves in %s (%s), before the %s that the job asks for are over", lasting(n.ends-c.now), n.endsWhy, lasting(t))
 	}
 	return ""
 }

@@ -56,9 +56,9 @@ func (c *Core) submitPlaces(p *pool, k int) {
 		case m == "" || t != nil && c.now < t.next:
 			continue
 		case d == nil:
-			c.ask(p, []wire.NodeID{id}, []wire.Epoch{1}, []string{m})
+			c.ask(p, SubmitNodes{Nodes: []wire.NodeID{id}, Epochs: []wire.Epoch{1}, Places: []string{m}})
 		case d.State == nodeGone && (d.Drain == nil || d.Drain.Keep) && !c.allocated(d):
-			c.ask(p, []wire.NodeID{id}, []wire.Epoch{d.Epoch + 1}, []string{m})
+			c.ask(p, SubmitNodes{Nodes: []wire.NodeID{id}, Epochs: []wire.Epoch{d.Epoch + 1}, Places: []string{m}})
 		default:
 			continue
 		}
@@ -183,6 +183,9 @@ func (c *Core) mergePools(pools []wire.Pool) (merged []wire.Pool, moved map[wire
 		k := slices.IndexFunc(c.d.st.Pools, func(q wire.Pool) bool { return q.Name == p.Name && q.Backend == p.Backend })
 		if k < 0 {
 			continue
+		}
+		if old := &c.d.st.Pools[k]; old.Until == p.Until && old.UntilAt > c.now {
+			p.UntilAt = old.UntilAt // the same time of day is another time tomorrow
 		}
 		was := c.d.st.Pools[k].Places
 		p.Places = mergePlaces(was, p.Places)

@@ -41,6 +41,7 @@ type pool struct {
 	troubles map[wire.NodeID]*trouble // of pools that are lists of machines
 	shape    *wire.Resources          // what a node of the pool has, as far as known
 	wanted   int
+	over     string           // why no more are asked for
 	stale    map[string]bool  // tokens under way since before the newest Retry: how they fail is no news
 	cancel   map[string]bool  // handles that were cancelled
 	runs     map[string]int64 // when an allocation whose nodes have not joined was first seen to run
@@ -108,13 +109,13 @@ func (c *Core) standing(p *pool) (up, pending, retired, busy int) {
 			}
 		case d.State == nodeAsked:
 			pending++
+		case d.State == nodeUp && c.replaced(c.nodes[d.ID]):
+			// Its time is nearly over: the one in its place is asked for beforehand.
 		case d.State == nodeUp && d.Drain == nil:
 			up++
 			if n := c.nodes[d.ID]; n != nil && n.idle == 0 {
 				busy++
 			}
-		case d.State == nodeUp && d.Drain.Keep && c.nodes[d.ID] != nil && c.nodes[d.ID].hello.Deadline != 0:
-			// Its time is nearly over: the one in its place is asked for beforehand.
 		default:
 			pending++ // lost or leaving: its place is not free yet
 		}
@@ -133,12 +134,15 @@ func (c *Core) keepPools() {
 		up, pending, retired, busy := c.standing(p)
 		p.wanted = c.want(p, up, busy)
 		p.wanted = max(0, min(p.wanted, p.spec.Max-retired))
+		if p.over = c.chainOver(p); p.over != "" {
+			p.wanted = min(p.wanted, up+pending)
+		}
 		switch missing := p.wanted - up - pending; {
 		case missing <= 0:
 		case p.named():
 			c.submitPlaces(p, missing)
 		case p.asking == 0 && c.now >= p.next:
-			c.submit(p, missing)
+			c.extend(p, missing)
 		}
 		c.releaseIdle(p, up)
 	}
@@ -150,7 +154,8 @@ func (c *Core) want(p *pool, up, busy int) int {
 	if p.named() && p.spec.Idle == 0 {
 		floor = max(floor, p.machines()) // min is only what makes the cluster complete
 	}
-	need := c.demand(p)
+	_, leaving := c.leavers(p)
+	need := c.demand(p) + leaving
 	if p.spec.Idle > 0 && !p.spec.Hold && need == 0 && up > 0 {
 		// With an idle time, even the first nodes go when nothing is left to do; while
 		// any is needed, or none has joined yet, min stands.
@@ -217,7 +222,7 @@ func (c *Core) demand(p *pool) int {
 }
 
 // submit asks for k nodes that are not there.
-func (c *Core) submit(p *pool, k int) {
+func (c *Core) submit(p *pool, k int, after [][]byte) {
 	var ids []wire.NodeID
 	var epochs []wire.Epoch
 	for i := 0; len(ids) < k && i < 1<<20; i++ {
@@ -230,16 +235,16 @@ func (c *Core) submit(p *pool, k int) {
 			ids, epochs = append(ids, id), append(epochs, d.Epoch+1)
 		}
 	}
-	c.ask(p, ids, epochs, nil)
+	c.ask(p, SubmitNodes{Nodes: ids, Epochs: epochs, After: after, Within: c.within(p)})
 }
 
 // ask journals a submission and hands it to the broker.
-func (c *Core) ask(p *pool, ids []wire.NodeID, epochs []wire.Epoch, places []string) {
+func (c *Core) ask(p *pool, e SubmitNodes) {
 	c.byTok++
-	r := RecSubmission{Token: fmt.Sprintf("%s-%d-%d", c.d.st.Head.Nonce, c.Epoch(), c.byTok), Pool: p.spec.Name, At: c.now, Nodes: ids, Epochs: epochs}
-	c.record(r)
+	e.Pool, e.Token = p.spec.Name, fmt.Sprintf("%s-%d-%d", c.d.st.Head.Nonce, c.Epoch(), c.byTok)
+	c.record(RecSubmission{Token: e.Token, Pool: e.Pool, At: c.now, Nodes: e.Nodes, Epochs: e.Epochs})
 	p.asking++
-	c.effect(SubmitNodes{Pool: p.spec.Name, Token: r.Token, Nodes: ids, Epochs: epochs, Places: places})
+	c.effect(e)
 }
 
 // allocated reports whether the backend may still have something of a node that is gone.
@@ -458,7 +463,8 @@ func (c *Core) allocStatus(ev AllocStatus) {
 				c.proof(id, s.Epochs[k], cmp.Or(it.Why, "the backend says that it died"))
 			}
 			if n := c.nodes[id]; n != nil && n.epoch == s.Epochs[k] && it.Deadline != 0 && slices.Contains(a.Nodes, id) {
-				n.hello.Deadline = it.Deadline
+				n.alloc = it.Deadline * second
+				c.watchEnd(n)
 			}
 		}
 		if it.State < AllocDone {

@@ -130,6 +130,7 @@ type RecDrain struct {
 	Epoch    wire.Epoch
 	Deadline int64
 	Keep     bool
+	Why      string
 }
 
 // RecJob: a job was accepted.

@@ -15,6 +15,7 @@ type leave struct {
 	attempt  wire.Attempt
 	why      wire.LeaveReason
 	deadline int64 // 0 = never
+	at       int64 // when it was told
 	stopped  bool
 }
 
@@ -36,6 +37,7 @@ func (c *Core) report(n *node, r wire.Report) {
 			a = c.d.advice
 			j.dry = false
 		}
+		j.reportedAt(r)
 		j.metrics, j.step = r.Metrics, r.Step
 		j.touch()
 		if a.Leave != wire.LeaveNo {
@@ -68,15 +70,21 @@ func (j *jobD) news(r wire.Report) bool {
 // answer to its report.
 func (c *Core) tellLeave(j *job, i uint32, why wire.LeaveReason, deadline int64, but *node) {
 	t := j.try(i)
-	if l, ok := j.leaving[i]; ok && l.attempt == t.Attempt {
+	l, told := j.leaving[i]
+	told = told && l.attempt == t.Attempt
+	if told && (deadline == 0 || l.deadline != 0 && l.deadline <= deadline) {
 		return
 	}
 	on := c.where(j, i)
 	if len(on) == 0 || j.d.Done.has(i) {
 		return
 	}
-	c.record(RecTold{Job: j.id, Index: i, Attempt: t.Attempt, Leave: why})
-	j.leaving[i] = leave{attempt: t.Attempt, why: why, deadline: deadline}
+	if !told {
+		c.record(RecTold{Job: j.id, Index: i, Attempt: t.Attempt, Leave: why})
+		l = leave{attempt: t.Attempt, why: why, at: c.now}
+	}
+	l.deadline, why = deadline, l.why
+	j.leaving[i] = l
 	for _, n := range on {
 		if n == but {
 			continue

@@ -156,6 +156,16 @@ func (c *Core) whyPool(p *pool) []string {
 			out = append(out, p.why)
 		}
 	}
+	if p.over != "" {
+		out = append(out, "no more nodes are asked for: "+p.over)
+	}
+	for _, n := range c.order {
+		if d := c.durable(n); n.pool == p.spec.Name && d.Drain != nil && d.Drain.Why != "" {
+			out = append(out, fmt.Sprintf("%s leaves: %s", n.id, d.Drain.Why))
+		} else if n.pool == p.spec.Name && n.ends != 0 {
+			out = append(out, fmt.Sprintf("%s leaves in %s: %s", n.id, lasting(n.ends-c.now), n.endsWhy))
+		}
+	}
 	if p.next > c.now && up+pending < p.wanted {
 		out = append(out, fmt.Sprintf("asked for again in %d s", (p.next-c.now+second-1)/second))
 	}

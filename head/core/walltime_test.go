@@ -1,0 +1,228 @@
+package core
+
+import (
+	"strconv"
+	"strings"
+	"testing"
+
+	"launcher/wire"
+)
+
+// granted is a queue whose first submission, of n nodes, was granted and has joined at 2 s.
+func granted(t *testing.T, p wire.Pool, n int) *Core {
+	t.Helper()
+	p.Min, p.Max = n, n
+	c := queue(t, p)
+	join(c, sortedKeys(c.d.st.Subs)[0], "h1", 2*second)
+	return c
+}
+
+// join lets the backend grant a submission as one allocation and its nodes come.
+func join(c *Core, token, handle string, at int64) (ids []wire.NodeID) {
+	s := c.d.st.Subs[token]
+	c.Step(at, Submitted{Token: token, Allocs: []Alloc{{Handle: []byte(handle), Nodes: s.Nodes}}})
+	for i, id := range s.Nodes {
+		c.Step(at, AgentUp{Node: id, Epoch: s.Epochs[i], Hello: wire.Hello{Total: wire.Resources{CPU: wire.Unit}}})
+	}
+	return s.Nodes
+}
+
+func ends(handle string, at int64) AllocStatus {
+	return AllocStatus{Pool: "burst", Items: []AllocItem{{Handle: []byte(handle), State: AllocRunning, Deadline: at}}}
+}
+
+// first gives the first second, up to one, in which something is so.
+func first(c *Core, from, to int64, is func(Output) bool) int64 {
+	for now := from; now <= to; now++ {
+		for _, n := range c.order {
+			n.seen = now * second // they are not silent
+		}
+		if is(c.Step(now*second, Tick{})) {
+			return now
+		}
+	}
+	return 0
+}
+
+func drained(c *Core, id wire.NodeID) func(Output) bool {
+	return func(Output) bool { return c.d.st.Nodes[id].Drain != nil }
+}
+
+func submitOne(c *Core, at int64, s wire.JobSpec) wire.JobID {
+	s.Kind, s.Command = wire.KindRun, []string{"x"}
+	if s.Resources.Nothing() {
+		s.Resources = wire.Resources{CPU: wire.Unit}
+	}
+	c.Step(at, ClientReq{ID: uint64(at), Req: wire.Submit{Token: strconv.FormatInt(at, 10), Spec: s}})
+	return c.d.st.NextJob
+}
+
+// A node is drained before its time is over: by what stopping takes; by what saving takes
+// where it has work, once that has shown how long; never by more than a quarter of it.
+func TestLead(t *testing.T) {
+	for _, x := range []struct {
+		name string
+		end  int64
+		work func(c *Core)
+		want int64 // before the end
+	}{
+		{"idle", 5000, func(*Core) {}, 30},
+		{"unknown", 5000, func(c *Core) { submitOne(c, 3*second, wire.JobSpec{}) }, 120},
+		{"reports", 5000, func(c *Core) {
+			j := c.jobs[submitOne(c, 3*second, wire.JobSpec{})]
+			for k := range int64(3) {
+				c.Step(4*second, AgentMsg{Node: "burst-0", Epoch: 1, Msg: wire.Report{Proc: wire.Proc{Try: j.try(0)}, Step: k, Time: (4 + 100*k) * second}})
+			}
+		}, 230},
+		{"checkpoints", 5000, func(c *Core) {
+			j := c.jobs[submitOne(c, 3*second, wire.JobSpec{})]
+			for k := range int64(3) {
+				c.Step(4*second, AgentMsg{Node: "burst-0", Epoch: 1, Msg: wire.Report{Proc: wire.Proc{Try: j.try(0)}, Step: k, Time: (4 + 10*k) * second, Checkpoint: "/c"}})
+			}
+		}, 50},
+		{"left", 5000, func(c *Core) { c.jobs[submitOne(c, 3*second, wire.JobSpec{})].left = 5 * second }, 40},
+		{"for ever", 5000, func(c *Core) { c.jobs[submitOne(c, 3*second, wire.JobSpec{})].left = 3600 * second }, 1230},
+		{"short", 122, func(c *Core) { submitOne(c, 3*second, wire.JobSpec{}) }, 30},
+	} {
+		c := granted(t, wire.Pool{}, 1)
+		c.Step(3*second, ends("h1", x.end))
+		x.work(c)
+		if at := first(c, 5, x.end, drained(c, "burst-0")); x.end-at != x.want {
+			t.Errorf("%s: drained %d s before its end, wanted %d", x.name, x.end-at, x.want)
+		}
+	}
+}
+
+// An end that comes nearer counts at once, also for a node that is being drained; work is
+// told of it.
+func TestEndComesNearer(t *testing.T) {
+	c := granted(t, wire.Pool{}, 1)
+	c.Step(3*second, ends("h1", 5000))
+	j := c.jobs[submitOne(c, 3*second, wire.JobSpec{})]
+	c.Step(4*second, AgentMsg{Node: "burst-0", Epoch: 1, Msg: wire.Running{Items: []wire.TryState{{Try: j.try(0), Running: true, Started: 4 * second}}}})
+	c.Step(1000*second, ends("h1", 1100))
+	c.Step(1001*second, Tick{})
+	if l := j.leaving[0]; l.why != wire.LeavePreempted || l.deadline != 1070*second {
+		t.Fatalf("told %+v", l)
+	}
+	c.Step(1002*second, ends("h1", 1050))
+	o := c.Step(1003*second, Tick{})
+	if l := j.leaving[0]; l.deadline != 1020*second {
+		t.Errorf("told %+v when it came nearer", l)
+	}
+	told := false
+	for _, e := range o.Effects {
+		s, ok := e.(SendAgent)
+		if a, is := s.Msg.(wire.Advice); ok && is {
+			told = a.Deadline == 1020*second
+		}
+	}
+	if !told {
+		t.Errorf("the agent is not told: %+v", o.Effects)
+	}
+	if lines := strings.Join(c.whyPool(c.pools["burst"]), "\n"); !strings.Contains(lines, "burst-0 leaves: its allocation ends") {
+		t.Errorf("why: %s", lines)
+	}
+}
+
+// The one in a node's place is asked for before it is drained, once, and told after what.
+func TestSuccessor(t *testing.T) {
+	c := granted(t, wire.Pool{}, 2)
+	const end = 5000
+	if ask := asks(c.Step(3*second, ends("h1", end))); len(ask) > 0 {
+		t.Fatalf("asked for %+v long before the end", ask)
+	}
+	var ask []SubmitNodes
+	at := first(c, 4, end, func(o Output) bool { ask = asks(o); return len(ask) > 0 })
+	if at != end-330 || len(ask) != 1 || len(ask[0].Nodes) != 2 || ask[0].Nodes[0] != "burst-2" || len(ask[0].After) != 1 || string(ask[0].After[0]) != "h1" {
+		t.Fatalf("%d s before the end %+v is asked for, wanted two other nodes after h1", end-at, ask)
+	}
+	if d := c.d.st.Nodes["burst-0"]; d.Drain != nil || !c.usable(c.nodes["burst-0"]) {
+		t.Errorf("the old node is not used any more: %+v", d)
+	}
+	if again := asks(c.Step((end-20)*second, Tick{})); len(again) > 0 {
+		t.Errorf("asked for %+v once more", again)
+	}
+	// One that the user has drained is not replaced.
+	c = granted(t, wire.Pool{}, 1)
+	c.Step(3*second, ends("h1", end))
+	c.Step(4*second, ClientReq{ID: 9, Req: wire.DrainRequest{Node: "burst-0"}})
+	if at := first(c, 5, end, func(o Output) bool { return len(asks(o)) > 0 }); at != 0 {
+		t.Error("in the place of a node that the user drained another one is asked for")
+	}
+}
+
+// Where nodes come by demand, one that works is followed by another, one that idles is not.
+func TestSuccessorByDemand(t *testing.T) {
+	for _, work := range []bool{true, false} {
+		c := queue(t, wire.Pool{Max: 1, Idle: 1000000 * second})
+		submitOne(c, second, wire.JobSpec{})
+		join(c, sortedKeys(c.d.st.Subs)[0], "h1", 2*second)
+		c.Step(3*second, ends("h1", 5000))
+		if !work {
+			c.Step(3*second, ClientReq{ID: 2, Req: wire.Cancel{Job: 1}})
+			c.Step(3*second, AgentMsg{Node: "burst-0", Epoch: 1, Msg: wire.Done{Seq: 1, Items: []wire.Ended{{Proc: wire.Proc{Try: wire.Try{Task: wire.Task{Job: 1}, Attempt: 1}}, Code: -1, Reason: wire.ReasonCancelled}}}})
+		}
+		if at := first(c, 5, 4990, func(o Output) bool { return len(asks(o)) > 0 }); (at != 0) != work {
+			t.Errorf("with work %v: another node asked for at %d", work, at)
+		}
+	}
+}
+
+// A chain of allocations ends by max_jobs, total, until; why says so.
+func TestChain(t *testing.T) {
+	for _, x := range []struct {
+		name string
+		pool wire.Pool
+		want string
+		ends int64 // of the first node, if that is sooner
+	}{
+		{"max_jobs", wire.Pool{MaxJobs: 1}, "max_jobs = 1", 5000},
+		{"total", wire.Pool{Total: 3000 * second}, "total = 50 min", 3002},
+		{"until", wire.Pool{UntilAt: 2000 * second, Until: "06:00"}, "until = 06:00", 2000},
+	} {
+		c := granted(t, x.pool, 1)
+		c.Step(3*second, ends("h1", 5000))
+		asked := int64(0)
+		at := first(c, 4, 5000, func(o Output) bool {
+			if len(asks(o)) > 0 {
+				asked = c.now / second
+			}
+			return c.d.st.Nodes["burst-0"].Drain != nil
+		})
+		if at != x.ends-30 || asked != 0 {
+			t.Errorf("%s: drained at %d, wanted %d; another node asked for at %d", x.name, at, x.ends-30, asked)
+		}
+		if lines := strings.Join(c.whyPool(c.pools["burst"]), "\n"); !strings.Contains(lines, "no more nodes are asked for") || !strings.Contains(lines, x.want) {
+			t.Errorf("%s: why says %s", x.name, lines)
+		}
+	}
+	// What is asked for is told how long it is of use; a cluster that is brought up anew
+	// begins another chain.
+	c := granted(t, wire.Pool{Total: 10000 * second}, 1)
+	c.Step(3*second, ends("h1", 5000))
+	var ask []SubmitNodes
+	at := first(c, 4, 5000, func(o Output) bool { ask = asks(o); return len(ask) > 0 })
+	if len(ask) != 1 || ask[0].Within != (10002-at)*second {
+		t.Errorf("at %d %+v is asked for", at, ask)
+	}
+	if err := c.d.Apply(RecHead{Epoch: 9, Again: true}); err != nil || len(c.d.st.Chains) != 0 {
+		t.Errorf("brought up anew: %v %+v", err, c.d.st.Chains)
+	}
+}
+
+// Work is not put where it would not come to its end, and why says so.
+func TestTimeRequest(t *testing.T) {
+	c := granted(t, wire.Pool{}, 1)
+	c.Step(3*second, ends("h1", 5000))
+	short := submitOne(c, 4*second, wire.JobSpec{TimeRequest: 600 * second})
+	long := submitOne(c, 5*second, wire.JobSpec{TimeRequest: 6000 * second})
+	c.Step(6*second, Tick{})
+	n := c.nodes["burst-0"]
+	if n.shares[short] == nil || n.shares[long] != nil {
+		t.Errorf("on the node: %v", sortedKeys(n.shares))
+	}
+	if lines := strings.Join(c.whyJob(c.d.st.Jobs[long]), "\n"); !strings.Contains(lines, "it leaves in 83 min") || !strings.Contains(lines, "100 min that the job asks for") {
+		t.Errorf("why: %s", lines)
+	}
+}
