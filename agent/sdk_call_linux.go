@@ -21,8 +21,7 @@ func (s *sdkServer) call(cl *sdkClient, request uint32, body []byte) error {
 	}
 	verb, _ := args[0].(string)
 	if verb == "sync" { // what was sent before it has been dealt with
-		s.core.Synced(cl.ID)
-		s.answer(cl, request, nil, nil)
+		s.core.Synced(cl.ID, request)
 		return nil
 	}
 	if verb == "metrics" { // of the program

@@ -347,7 +347,7 @@ func TestRepeatedHold(t *testing.T) {
 	w.c.Away(w.now, 2)
 	w.c.Back(w.now, 2)
 	w.frame(2, sdk.MsgRelease, h[:])
-	w.c.Synced(2)
+	w.c.Synced(2, 0)
 	w.take()
 	if w.c.objects[h] != nil || w.restored().objects[h] != nil {
 		t.Fatal("it is held still")

@@ -234,3 +234,35 @@ func TestSpreadBeginsEvenly(t *testing.T) {
 		t.Fatalf("%d ran here, %d there", here, there)
 	}
 }
+
+// TestAnsweredBeforeOnTop: a worker that has handed back drops what comes before the answer;
+// what it is given on top in the same turn comes after it.
+func TestAnsweredBeforeOnTop(t *testing.T) {
+	w := newDesk(t, 2)
+	w.c.cfg.MaxWorkers = 1
+	w.driver(1)
+	w.frame(1, sdk.MsgSubmit, submit(taskOf(1, 1), 1, 1))
+	w.take()
+	worker := w.starts[0].ID
+	w.startAll()
+	w.shape(worker, 1, map[string]any{"name": "f"})
+	w.in[worker] = nil
+	x := taskOf(worker, 1)
+	w.frame(worker, sdk.MsgSubmit, submit(x, 1, 1))
+	w.frame(worker, sdk.MsgHandBack, le32(2))
+	w.c.Synced(worker, 9)
+	w.frame(worker, sdk.MsgGet, get(sdk.GetValue|sdk.GetBlocks, x.With(1)))
+	w.take()
+	answered := false
+	for _, f := range w.in[worker] {
+		switch {
+		case f.typ == sdk.MsgAnswer && u32(f.body) == 9:
+			answered = true
+		case f.typ == sdk.MsgExec && !answered:
+			t.Fatal("it was given a task before the answer")
+		case f.typ == sdk.MsgExec && id(f.body[:16]) == x:
+			return
+		}
+	}
+	t.Fatal("what it waits for was not given to it")
+}

@@ -491,13 +491,20 @@ func (c *Core) handBack(cl *client, from uint32) {
 	cl.handed, cl.deaf = !cl.top().blocked, true
 }
 
-// Synced: a client's Call that only asks to be answered is about to be. A worker that has
-// handed back drops all that it is given before.
-func (c *Core) Synced(client uint32) {
-	if cl := c.clients[client]; cl != nil {
-		cl.deaf = false
-		c.hasRepeated(cl)
+// Synced answers a client's Call that asks for nothing else, if it has a number. A worker that
+// has handed back drops all that it is given before.
+func (c *Core) Synced(client, request uint32) {
+	cl := c.clients[client]
+	if cl == nil {
+		return
 	}
+	if request != 0 {
+		at := c.frame(cl, sdk.MsgAnswer, 0)
+		cl.out = append(append32(append32(cl.out, request), 0), wire.Marshal(nil)...)
+		cl.finish(at)
+	}
+	cl.deaf = false
+	c.hasRepeated(cl)
 }
 
 // cancel ends a task that was asked to end, and with CancelRecursive what it submitted, which

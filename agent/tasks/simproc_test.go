@@ -12,7 +12,7 @@ import (
 
 var errLost = errors.New("it is not there")
 
-// message is a frame on its way. sync is a Call, which is answered in its place.
+// message is a frame on its way. sync is a Call that asks only to be answered.
 type message struct {
 	typ  uint16
 	body []byte
@@ -248,8 +248,7 @@ func (p *proc) deliver(n int) {
 	for _, m := range p.out[p.next : p.next+n] {
 		p.next++
 		if m.sync {
-			p.s.c.Synced(p.id)
-			p.in = append(p.in, message{sync: true})
+			p.s.c.Synced(p.id, 1)
 			continue
 		}
 		if err := p.s.c.Frame(p.s.now, p.id, m.typ, m.body); err != nil {
@@ -281,7 +280,7 @@ func (p *proc) read() {
 	m := p.in[0]
 	p.in = p.in[1:]
 	switch {
-	case m.sync:
+	case m.typ == sdk.MsgAnswer:
 		// All up to the first Call that is not answered has been handled.
 		i := slices.IndexFunc(p.out, func(m message) bool { return m.sync })
 		p.out, p.next = p.out[i+1:], p.next-i-1
