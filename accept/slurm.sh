@@ -39,7 +39,12 @@ if wants cluster; then
 	gotest cluster.together ./head/core '^TestNodesOfOneAllocation|^TestRefusedForGood$'
 fi
 
-# ---------------------------------------------------------------- 4 in a batch script
+# ---------------------------------------------------------------- 4 four minutes of work in allocations of one minute
+if wants training; then
+	gotest training.allocations ./launcher '^TestSlurmTraining$' -timeout 900s
+fi
+
+# ---------------------------------------------------------------- 5 in a batch script
 if wants allocation; then
 	gotest allocation.run ./launcher '^TestSlurmAllocation$'
 	gotest allocation.work ./launcher '^TestSlurmBatchWork$'
