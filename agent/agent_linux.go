@@ -20,6 +20,7 @@ import (
 	"launcher/internal/clock"
 	"launcher/internal/errs"
 	"launcher/wire"
+	"launcher/wire/follow"
 	"launcher/wire/secure"
 	"launcher/wire/session"
 )
@@ -40,8 +41,11 @@ type Options struct {
 	opened func(*agent) // for tests: called before anything is served
 }
 
+// followName is where the copy of the head's journal is kept.
+const followName = "follow"
+
 // leftover is what is removed at the end of a node, below its directory.
-var leftover = []string{"spool", "tasks", "workers"}
+var leftover = []string{"spool", "tasks", "workers", followName}
 
 // agent is one life of a node's agent.
 type agent struct {
@@ -61,6 +65,7 @@ type agent struct {
 	workers *workers.Pool
 	anyone  wire.Job // the job of programs that no job started
 	spool   *spool.Spool
+	copies  *follow.Copies
 	events  queue
 	head    *headLink
 	ship    *shipper
@@ -206,6 +211,8 @@ func (a *agent) open(ctx context.Context, d detected) (err error) {
 	if a.fds, err = a.spool.AddStored(a.fds); err != nil {
 		a.log.Error("output of an earlier agent cannot be taken up", "err", err)
 	}
+	a.copies = follow.New(filepath.Join(a.cfg.Dir, followName), 0)
+	a.copies.Heard(uint64(a.state.state.HeadEpoch()))
 	a.ship = newShipper(a)
 	a.head = newHeadLink(a)
 	a.links = newPeerLinks(a, a.state.state.Number())

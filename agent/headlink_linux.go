@@ -131,6 +131,7 @@ func (h *headLink) connect(ctx context.Context) error {
 	defer cancel()
 	wg.Go(func() { c.write(ctx) })
 	wg.Go(func() { h.a.ship.serve(ctx, s) })
+	wg.Go(func() { h.accept(ctx, s) })
 	stop := context.AfterFunc(ctx, func() { _ = s.Close() })
 	defer stop()
 	h.set(c)
@@ -212,9 +213,34 @@ func (h *headLink) read(ctx context.Context, c *headConn) error {
 			h.a.links.dir.told(m)
 			continue
 		case wire.Welcome:
+			h.a.copies.Heard(uint64(m.HeadEpoch))
 			h.a.links.greeted(c, m)
 		}
 		h.a.events.add(event{ev: core.FromHead{Msg: msg}, conn: c})
+	}
+}
+
+// accept takes the streams that the head opens: its journal, of which a copy is kept here.
+func (h *headLink) accept(ctx context.Context, s *session.Session) {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	for {
+		kind, st, err := s.Accept(ctx)
+		if err != nil {
+			return
+		}
+		wg.Go(func() {
+			defer st.Close()
+			if kind != wire.StreamFollow {
+				_ = st.CloseWith(errs.New(errs.Invalid, "an agent does not take streams of kind %d from the head", kind))
+				return
+			}
+			if err := h.a.copies.Serve(st); err != nil && s.Err() == nil {
+				h.a.log.Warn("the head's journal is not followed here", "err", err)
+				_ = st.WriteErr(err)
+				_ = st.CloseWrite()
+			}
+		})
 	}
 }
 

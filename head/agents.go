@@ -24,6 +24,7 @@ const (
 type agentConn struct {
 	node  wire.NodeID
 	epoch wire.Epoch
+	host  string
 	s     *session.Session
 	st    *session.Stream
 
@@ -61,7 +62,7 @@ func (h *head) serveAgent(ctx context.Context, s *session.Session, st *session.S
 	}
 	// Measured at the handshake: free of what the message waited for.
 	hello.Clock = h.clock.Now() + int64(s.Peer().Clock)
-	c := &agentConn{node: hello.Node, epoch: hello.Epoch, s: s, st: st, more: make(chan struct{}, 1)}
+	c := &agentConn{node: hello.Node, epoch: hello.Epoch, host: hello.Host, s: s, st: st, more: make(chan struct{}, 1)}
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	ctx, cancel := context.WithCancel(ctx)

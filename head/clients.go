@@ -159,8 +159,11 @@ func (h *head) answer(ctx context.Context, st *session.Stream, req any) error {
 		}
 	}
 	say := func(v any) error {
-		if i, ok := v.(wire.ClusterInfo); ok && h.remote() != nil {
-			i.Broker = h.remote().Away()
+		if i, ok := v.(wire.ClusterInfo); ok {
+			if h.remote() != nil {
+				i.Broker = h.remote().Away()
+			}
+			i.Followers = h.follow.info()
 			v = i
 		}
 		_ = st.SetWriteDeadline(time.Now().Add(writeBound))

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -56,6 +57,8 @@ type cluster struct {
 	end  chan error
 	stop context.CancelFunc
 	opts func(*Options)
+	// spoken is the epoch of the newest head that any agent has spoken to.
+	spoken atomic.Int64
 
 	mu     sync.Mutex
 	reqs   []backends.Request
@@ -311,7 +314,7 @@ func (a *agent) once(ctx context.Context) error {
 		return err
 	}
 	a.mu.Lock()
-	h := wire.Hello{Node: a.node, Epoch: a.epoch, Pool: a.req.Pool, Token: a.req.Token, Version: "v-test", Host: "here", Addr: "127.0.0.1:1",
+	h := wire.Hello{Node: a.node, Epoch: a.epoch, Pool: a.req.Pool, Token: a.req.Token, Version: "v-test", Host: a.host(), HeadEpoch: wire.Epoch(a.c.spoken.Load()), Addr: "127.0.0.1:1",
 		Total: wire.Resources{CPU: 4 * wire.Unit, Memory: 8 << 30}, Unacked: wire.Done{Seq: a.seq, Items: slices.Clone(a.ended)}, Clock: time.Now().UnixNano()}
 	for t := range a.held {
 		h.Tries = append(h.Tries, wire.TryState{Try: t, Running: true})
@@ -326,6 +329,7 @@ func (a *agent) once(ctx context.Context) error {
 	defer s.Close()
 	wg.Go(func() { a.sendLogs(s) })
 	wg.Go(func() { a.beat(s, st) })
+	wg.Go(func() { a.follow(ctx, s) })
 	for {
 		typ, body, err := st.ReadMsg()
 		if err != nil {
@@ -357,6 +361,12 @@ func (a *agent) beat(s *session.Session, st *session.Stream) {
 
 func (a *agent) message(st *session.Stream, typ uint16, body []byte) error {
 	switch typ {
+	case wire.MsgWelcome:
+		var m wire.Welcome
+		if err := wire.Unmarshal(body, &m); err != nil {
+			return err
+		}
+		a.c.spoken.Store(max(a.c.spoken.Load(), int64(m.HeadEpoch)))
 	case wire.MsgAssign:
 		var m wire.Assign
 		if err := wire.Unmarshal(body, &m); err != nil {

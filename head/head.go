@@ -68,6 +68,9 @@ type Options struct {
 	Log      *slog.Logger // nil = discard
 	Version  string       // build version; "" = the binary's own
 
+	// Followers is how many nodes, on machines of their own, keep a copy of the journal.
+	Followers int
+
 	Clock   clock.Clock   // nil = the machine's
 	Ready   func()        // called once the head answers; may be nil
 	Suspect time.Duration // silence after which a node gets nothing new; 0 = 5 s

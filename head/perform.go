@@ -44,6 +44,8 @@ func (h *head) perform(p performed) {
 	case core.ConfigChanged:
 		h.newConfig(e)
 		h.wg.Go(h.keepConfig)
+	case core.Replaced:
+		h.replaced(e.Err)
 	case core.CloseDown:
 		h.wg.Go(func() { h.closeDown() })
 	default:

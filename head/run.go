@@ -56,6 +56,7 @@ type head struct {
 	logs    *logKeeper
 	tables  *tableKeeper
 	nodes   *nodeWatch
+	follow  *followers
 	wg      sync.WaitGroup // what effects started
 
 	items   chan item
@@ -78,6 +79,7 @@ type head struct {
 
 	clientID  atomic.Uint64
 	closeOnce sync.Once
+	fenced    chan error // a newer head is known of
 	configMu  sync.Mutex // held while head.config is being written
 	mu        sync.Mutex
 	config    wire.HeadConfig              // guarded by mu once the head serves
@@ -104,7 +106,7 @@ func serveCluster(ctx context.Context, o Options) (err error) {
 	defer cancel()
 	h := &head{
 		o: o, log: o.Log, clock: o.Clock, dir: o.Dir, ctx: ctx, started: o.Clock.Now(),
-		items: make(chan item, 1024), over: make(chan struct{}), release: releaseQueue{more: make(chan struct{}, 1)}, closed: make(chan struct{}),
+		items: make(chan item, 1024), over: make(chan struct{}), release: releaseQueue{more: make(chan struct{}, 1)}, closed: make(chan struct{}), fenced: make(chan error, 1),
 		current: map[wire.NodeID]*agentConn{}, clients: map[uint64]*request{}, bells: map[wire.JobID]chan struct{}{},
 	}
 	h.host, _ = os.Hostname()
@@ -145,6 +147,7 @@ func serveCluster(ctx context.Context, o Options) (err error) {
 		}
 	}()
 	h.logs, h.tables, h.nodes = newLogKeeper(h), newTableKeeper(h), newNodeWatch(h)
+	h.follow = newFollowers(h)
 	return h.serve(ctx, cancel)
 }
 
@@ -166,6 +169,7 @@ func (h *head) serve(ctx context.Context, cancel context.CancelFunc) error {
 	g.Go(func() error { h.logs.run(ctx); return nil })
 	g.Go(func() error { h.tables.run(ctx); return nil })
 	g.Go(func() error { return h.watchJournal(ctx) })
+	g.Go(func() error { return h.follow.run(ctx) })
 	g.Go(func() error { h.id.Keep(ctx, h.ca.Renewer(h.id.Subject(), h.certLife()), h.log); return nil })
 	if epoch := h.epoch(); epoch != 0 {
 		if err := h.writeClusterFile(epoch); err != nil {
@@ -201,6 +205,8 @@ func (h *head) serve(ctx context.Context, cancel context.CancelFunc) error {
 			return errs.New(errs.Lost, "the head's supervisor is gone")
 		case <-h.closed:
 			return errDown
+		case err := <-h.fenced:
+			return err
 		}
 	})
 	err = g.Wait()
@@ -217,6 +223,14 @@ func (h *head) serve(ctx context.Context, cancel context.CancelFunc) error {
 func (h *head) epoch() (e wire.Epoch) {
 	h.do(func(c *core.Core) { e = c.Epoch() })
 	return e
+}
+
+// replaced ends the head, for a newer one is known of.
+func (h *head) replaced(err error) {
+	select {
+	case h.fenced <- err:
+	default:
+	}
 }
 
 // errDown ends the head because the cluster is down.
@@ -314,7 +328,11 @@ func (h *head) identity() (err error) {
 
 // recover opens the journal and makes the core of what it says.
 func (h *head) recover(again bool) error {
-	j, rec, err := journal.Open(filepath.Join(h.dir, "journal"), journal.Options{Log: h.log, OnStall: h.stalled, RetryEvery: h.o.journalRetry})
+	o := journal.Options{Log: h.log, OnStall: h.stalled, RetryEvery: h.o.journalRetry}
+	if h.o.Followers > 0 {
+		o.Recent = recentBytes
+	}
+	j, rec, err := journal.Open(filepath.Join(h.dir, "journal"), o)
 	if err != nil {
 		return err
 	}
@@ -345,9 +363,13 @@ func (h *head) recover(again bool) error {
 		Machines:  h.o.Machines,
 		Suspect:   int64(h.o.Suspect),
 		Lost:      int64(h.o.Lost),
+		Term:      h.config.Term,
 	}
 	cfg := h.views.cfg
 	cfg.Again = again
+	if h.o.Keeper == nil || h.o.Keeper.Restarts() == 0 {
+		cfg.Silent = h.config.Silent
+	}
 	h.core = core.New(cfg, d)
 	return nil
 }

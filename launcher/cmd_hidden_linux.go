@@ -81,6 +81,9 @@ func (a *app) cmdSlurmNode() *cobra.Command {
 	return c
 }
 
+// followers is how many machines keep a copy of the journal of a head that is on a host.
+const followers = 2
+
 // headMain runs the head of the cluster in dir, below its supervisor.
 func (a *app) headMain(ctx context.Context, dir string) error {
 	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, os.Interrupt)
@@ -96,7 +99,7 @@ func (a *app) headMain(ctx context.Context, dir string) error {
 	}
 	defer keeper.Close()
 	if hc.Away {
-		err = head.Main(ctx, head.Options{Dir: dir, Broker: broker.NewRemote(log), Machines: machines(), Keeper: keeper, Log: log})
+		err = head.Main(ctx, head.Options{Dir: dir, Broker: broker.NewRemote(log), Machines: machines(), Keeper: keeper, Log: log, Followers: followers})
 		return headEnd(err)
 	}
 	desk := broker.NewDesk(keeper.Restarts() == 0) // after a restart there is no up that waits

@@ -59,7 +59,8 @@ func statusDoc(i wire.ClusterInfo, up bool) doc {
 		"cluster": doc{"name": i.Name, "spec": i.SpecPath, "state": state, "version": i.Version, "started": stamp(i.Started), "trouble": i.Trouble, "broker": i.Broker,
 			"head":  doc{"pid": i.HeadPID, "host": i.HeadHost, "epoch": i.HeadEpoch},
 			"total": toJSONResources(i.Total), "free": toJSONResources(i.Free)},
-		"pools": mapAll(i.Pools, toJSONPool), "nodes": mapAll(i.Nodes, toJSONNode), "jobs": jobs, "uses": mapAll(i.Uses, toJSONUse),
+		"followers": mapAll(i.Followers, func(f wire.FollowerInfo) doc { return doc{"node": f.Node, "behind": f.Behind} }),
+		"pools":     mapAll(i.Pools, toJSONPool), "nodes": mapAll(i.Nodes, toJSONNode), "jobs": jobs, "uses": mapAll(i.Uses, toJSONUse),
 	}
 }
 
@@ -98,6 +99,9 @@ func (a *app) printStatus(i wire.ClusterInfo, up bool) {
 	if n := len(i.Uses) - maxUses; n > 0 {
 		fmt.Fprintf(w, "          and %d more\n", n)
 	}
+	if len(i.Followers) > 0 {
+		fmt.Fprintf(w, "journal   %s\n", followersText(i.Followers))
+	}
 	for _, t := range []string{i.Trouble, i.Broker} {
 		if t != "" {
 			fmt.Fprintf(w, "trouble   %s\n", t)
@@ -108,6 +112,19 @@ func (a *app) printStatus(i wire.ClusterInfo, up bool) {
 			fmt.Fprintf(w, "trouble   %s: %s\n", n.ID, n.Why)
 		}
 	}
+}
+
+// followersText says who keeps a copy of the head's journal, and how far behind it is.
+func followersText(fs []wire.FollowerInfo) string {
+	var out []string
+	for _, f := range fs {
+		s := string(f.Node)
+		if f.Behind > 0 {
+			s += fmt.Sprintf(" (%s behind)", plural(int(f.Behind), "record"))
+		}
+		out = append(out, s)
+	}
+	return "copied to " + strings.Join(out, ", ")
 }
 
 // failureText says why a machine of a pool is not there.

@@ -48,6 +48,14 @@ type ClusterInfo struct {
 	Uses       []JobUse // what each job and program has of the cluster, the most first
 	Trouble    string   // what keeps the head from taking work, such as a full disk; "" = nothing
 	Broker     string   // that and since when new nodes must wait for the broker; "" = they need not
+	Followers  []FollowerInfo
+}
+
+// FollowerInfo is a node that keeps a copy of the head's journal.
+type FollowerInfo struct {
+	Node   NodeID
+	Host   string
+	Behind uint64 // records that it does not have yet
 }
 
 // State of a job, task or trial. Order matters: everything from StateDone on is terminal.

@@ -1,5 +1,7 @@
 package wire
 
+import "strconv"
+
 // NodeConfig is what a backend gives a node's first process (`launcher node`) on its
 // standard input, msgpack: everything the node needs to join, secrets included. It is
 // never written to disk; the supervisor keeps it in memory for the agents it starts.
@@ -47,9 +49,12 @@ type HeadConfig struct {
 	ObjectMemory string
 	Spill        string
 	CertLife     int64
-	Gone         []Pool // removed by an Update; nodes of them may still have to be given back
-	At           string // the ssh pool on whose first host the head is to run; "" = here
-	Away         bool   // the broker is on another machine
+	Gone         []Pool   // removed by an Update; nodes of them may still have to be given back
+	At           string   // the pool on one of whose machines the head is to run; "" = here
+	Away         bool     // the broker is on another machine
+	Term         uint64   // how often the head was started elsewhere because its machine was lost
+	Seat         NodeID   // with Away: the node of the head's machine
+	Silent       []NodeID // nodes that were not heard of for so long that they count as lost when the head starts
 }
 
 // Stream kinds of a session: the first two bytes of every stream.
@@ -62,6 +67,7 @@ const (
 	StreamTasks    uint16 = 6 // agent -> agent: tasks under leases, what becomes of them and of their references
 	StreamPrograms uint16 = 7 // agent -> agent: Program, answered by ProgramIs and bytes: transfer.go
 	StreamBroker   uint16 = 8 // a broker elsewhere -> head: that it is there; head -> broker: a call each (broker/remote.go)
+	StreamFollow   uint16 = 9 // head -> agent: its journal, for a copy there (wire/follow)
 )
 
 // Messages of the log stream, of rings.
@@ -120,3 +126,6 @@ const (
 	RouteSocket = "route.sock"
 	RouteHead   = "head"
 )
+
+// PlaceNode names the node of the i-th machine of a pool that lists machines.
+func PlaceNode(pool string, i int) NodeID { return NodeID(pool + "-" + strconv.Itoa(i)) }

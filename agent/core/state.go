@@ -82,6 +82,9 @@ func NewState() *State {
 	return &State{byJob: map[wire.JobID]*job{}, byTry: map[wire.Try]*Try{}, bundles: map[wire.BundleID]RecBundle{}, groups: map[wire.GroupID]*ownGroup{}}
 }
 
+// HeadEpoch is that of the newest head that has greeted.
+func (s *State) HeadEpoch() wire.Epoch { return s.headEpoch }
+
 // Number is what the head calls this life of the node (wire.Welcome); 0 until it has
 // greeted for the first time.
 func (s *State) Number() uint32 { return s.number }

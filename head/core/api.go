@@ -41,6 +41,9 @@ type Config struct {
 	Suspect int64 // silence after which a node gets nothing new; 5 s
 	Lost    int64 // silence after which its work is run again elsewhere; 15 s
 
+	Term   uint64        // how often the head was started elsewhere from a copy of the journal
+	Silent []wire.NodeID // nodes that were not heard of for so long that they count as lost
+
 	Again bool // the cluster had gone down and is brought up anew
 }
 
@@ -253,6 +256,9 @@ type ConfigChanged struct {
 	SpecPath string
 }
 
+// Replaced: a head of a newer epoch has been heard of; this one ends.
+type Replaced struct{ Err error }
+
 // CloseDown: the cluster is down, everything is given back; the head ends.
 type CloseDown struct{}
 
@@ -267,6 +273,7 @@ func (JobChanged) effect()        {}
 func (JobLogsWanted) effect()     {}
 func (DeleteCheckpoints) effect() {}
 func (ConfigChanged) effect()     {}
+func (Replaced) effect()          {}
 func (CloseDown) effect()         {}
 
 // Output is what a Step gives back.

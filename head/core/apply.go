@@ -29,6 +29,10 @@ func (d *Durable) apply(r Record, live bool) error {
 			return errs.New(errs.Corrupt, "head epoch %d after %d", r.Epoch, s.Head.Epoch)
 		}
 		s.Head = r
+		if r.Moved { // what the end of the journal gave out is never given out again
+			s.NextJob += movedGap
+			s.Numbers += movedGap
+		}
 		if r.Again {
 			s.Down, s.Chains = nil, map[string]*chainD{}
 		}

@@ -168,12 +168,26 @@ func (c *Core) send(n *node, typ uint16, msg any) {
 	}
 }
 
+const (
+	// termShift leaves room, below the epochs of a term, for the restarts of a head that was
+	// replaced and does not know it: whatever they get, it is less.
+	termShift = 16
+	// movedGap is how many jobs and numbers of nodes the lost end of a journal may have
+	// given out.
+	movedGap = 1000
+)
+
 // start takes the next head epoch and rebuilds the soft state as far as the journal
 // knows it; the agents' Hellos give the rest.
 func (c *Core) start() {
 	c.started = true
 	first := c.d.st.Created == 0
-	c.record(RecHead{Epoch: c.d.st.Head.Epoch + 1, Cluster: c.cfg.Cluster, Nonce: c.cfg.Nonce, Version: c.cfg.Version, At: c.now, Again: c.cfg.Again})
+	epoch := c.d.st.Head.Epoch + 1
+	moved := !first && epoch < wire.Epoch(c.cfg.Term<<termShift)
+	if moved {
+		epoch = wire.Epoch(c.cfg.Term<<termShift) + 1
+	}
+	c.record(RecHead{Epoch: epoch, Cluster: c.cfg.Cluster, Nonce: c.cfg.Nonce, Version: c.cfg.Version, At: c.now, Again: c.cfg.Again, Moved: moved})
 	if first || c.cfg.Again || c.d.st.SpecText != c.cfg.SpecText || len(c.d.st.Pools) == 0 {
 		pools, moved := c.mergePools(c.cfg.Pools)
 		for _, id := range sortedKeys(moved) {
@@ -187,6 +201,9 @@ func (c *Core) start() {
 		if d := c.d.st.Nodes[id]; d.State == nodeUp {
 			n := c.newNode(d)
 			n.seen = c.now
+			if slices.Contains(c.cfg.Silent, n.id) {
+				n.seen -= c.cfg.Lost
+			}
 			c.recovering = true
 		} else if d.State == nodeLost {
 			c.leased = max(c.leased, d.Since+exclusiveLease)

@@ -116,6 +116,12 @@ func (c *Core) agentUp(ev AgentUp) {
 		c.effect(DropAgent{Node: ev.Node, Epoch: ev.Epoch, Err: err})
 		return
 	}
+	if h.HeadEpoch > c.Epoch() {
+		err := errs.New(errs.Fenced, "node %s has spoken to a head of epoch %d; this one, of epoch %d, was replaced", ev.Node, h.HeadEpoch, c.Epoch())
+		c.effect(DropAgent{Node: ev.Node, Epoch: ev.Epoch, Err: errs.Wrap(errs.Unavailable, err, "the head")})
+		c.effect(Replaced{Err: err})
+		return
+	}
 	if d.State != nodeUp || d.Number == 0 {
 		number := d.Number
 		if number == 0 {

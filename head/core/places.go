@@ -47,7 +47,7 @@ func (p *pool) troubleOf(id wire.NodeID) *trouble {
 // submitPlaces asks for up to k machines, each by itself.
 func (c *Core) submitPlaces(p *pool, k int) {
 	for i, m := range p.spec.Places {
-		id := wire.NodeID(fmt.Sprintf("%s-%d", p.spec.Name, i))
+		id := wire.PlaceNode(p.spec.Name, i)
 		d := c.d.st.Nodes[id]
 		t := p.troubles[id]
 		switch {
@@ -126,7 +126,7 @@ func (p *pool) whyNot(id wire.NodeID) string {
 // failing lists the machines of a pool that are known not to come at the moment.
 func (c *Core) failing(p *pool) (out []wire.NodeFailure) {
 	for i, m := range p.spec.Places {
-		id := wire.NodeID(fmt.Sprintf("%s-%d", p.spec.Name, i))
+		id := wire.PlaceNode(p.spec.Name, i)
 		t, d := p.troubles[id], c.d.st.Nodes[id]
 		if m == "" || t == nil || t.failures == 0 || d != nil && d.State == nodeUp {
 			continue
@@ -191,7 +191,7 @@ func (c *Core) mergePools(pools []wire.Pool) (merged []wire.Pool, moved map[wire
 		p.Places = mergePlaces(was, p.Places)
 		for n, m := range was {
 			if m != "" && (n >= len(p.Places) || p.Places[n] != m) {
-				moved[wire.NodeID(fmt.Sprintf("%s-%d", p.Name, n))] = true
+				moved[wire.PlaceNode(p.Name, n)] = true
 			}
 		}
 	}

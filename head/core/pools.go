@@ -226,7 +226,7 @@ func (c *Core) submit(p *pool, k int, after [][]byte) {
 	var ids []wire.NodeID
 	var epochs []wire.Epoch
 	for i := 0; len(ids) < k && i < 1<<20; i++ {
-		id := wire.NodeID(fmt.Sprintf("%s-%d", p.spec.Name, i))
+		id := wire.PlaceNode(p.spec.Name, i)
 		d := c.d.st.Nodes[id]
 		switch {
 		case d == nil:

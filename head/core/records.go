@@ -54,6 +54,7 @@ type RecHead struct {
 	Version string
 	At      int64
 	Again   bool // the cluster had gone down and is brought up anew
+	Moved   bool // it goes on with a copy of the journal, which may lack the end
 }
 
 // RecPools sets the pools, at the first start and by Update.

@@ -44,6 +44,8 @@ type Options struct {
 	SlowAfter time.Duration
 	// RetryEvery is how often a write to a full or failing disk is tried again; 0 = 1 s.
 	RetryEvery time.Duration
+	// Recent is how many bytes of the newest records stay in memory for Recent; 0 = none.
+	Recent int
 	// OnStall is told when writing begins to fail, and with nil when it goes on. It is
 	// called from the journal's own goroutine and must not block.
 	OnStall func(error)
@@ -84,6 +86,8 @@ type Journal struct {
 	changed chan struct{} // closed and replaced whenever safe grows: for readers
 	rotate  bool          // begin a new segment before the next write
 	closing bool
+	recent  [][]byte // the newest safe records, up to record safe; guarded by mu
+	size    int      // of recent
 
 	seg  *segment // the writer's own
 	open func(path string) (file, error)

@@ -624,3 +624,21 @@ func FuzzOpen(f *testing.F) {
 		}
 	})
 }
+
+// TestRecent: what is in memory is what is on disk, and only the newest of it.
+func TestRecent(t *testing.T) {
+	j, _ := mustOpen(t, t.TempDir(), Options{Recent: 1000})
+	defer mustClose(t, j)
+	fill(t, j, 200)
+	for seq := uint64(1); seq <= 201; seq++ {
+		recs, ok := j.Recent(seq, 300)
+		if ok != (seq > 160) && (seq < 150 || seq > 190) || seq == 201 && len(recs) > 0 {
+			t.Errorf("from record %d: %d records, %v", seq, len(recs), ok)
+		}
+		for i, r := range recs {
+			if want := val(seq + uint64(i)); !bytes.Equal(r, want) {
+				t.Fatalf("record %d is %q, want %q", seq+uint64(i), r, want)
+			}
+		}
+	}
+}

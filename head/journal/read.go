@@ -5,6 +5,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"launcher/internal/errs"
 )
@@ -60,6 +61,27 @@ func (j *Journal) ReadFrom(seq uint64, fn func(seq uint64, record []byte) error)
 		return next, errs.New(errs.NotFound, "journal record %d is in a snapshot", next)
 	}
 	return next, nil
+}
+
+// Recent gives safe records from number seq on, of about so many bytes at most, as far as
+// they are in memory; ok is false when they are not, and ReadFrom has them.
+func (j *Journal) Recent(seq uint64, most int) (records [][]byte, ok bool) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if seq > j.safe {
+		return nil, true
+	}
+	have := uint64(len(j.recent))
+	if back := j.safe - seq + 1; back <= have {
+		all := j.recent[have-back:]
+		size, n := 0, 0
+		for n < len(all) && (n == 0 || size+len(all[n]) <= most) {
+			size += len(all[n])
+			n++
+		}
+		return slices.Clone(all[:n]), true
+	}
+	return nil, false
 }
 
 // Newest gives the newest snapshot and the number of the last record in it; nil, 0 when

@@ -1,31 +1,18 @@
 package journal
 
 import (
-	"encoding/binary"
-	"fmt"
-	"hash/crc32"
 	"io"
 	"os"
 	"path/filepath"
-	"strconv"
-	"strings"
 
 	"launcher/internal/errs"
 	"launcher/wire/reclog"
 )
 
-// A segment begins with
-//
-//	magic "LNCHJNL1" · epoch u64 · first u64 · CRC32C of these three u32 · zero u32
-//
-// and reclog records numbered from first follow.
 const (
-	segMagic  = "LNCHJNL1"
-	segHeader = 32
+	segHeader = reclog.SegmentHeader
 	maxRecord = reclog.MaxRecord
 )
-
-var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 // file is what a segment is written to; *os.File but in tests.
 type file interface {
@@ -41,24 +28,16 @@ type segName struct {
 	epoch uint64
 }
 
-func segmentName(first, epoch uint64) string { return fmt.Sprintf("seg-%016x.%d", first, epoch) }
+func segmentName(first, epoch uint64) string { return reclog.SegmentName(first, epoch) }
 
 func parseSegment(name string) (segName, bool) {
-	s, ok := strings.CutPrefix(name, "seg-")
-	hex, dec, ok2 := strings.Cut(s, ".")
-	first, err := strconv.ParseUint(hex, 16, 64)
-	epoch, err2 := strconv.ParseUint(dec, 10, 64)
-	n := segName{name, first, epoch}
-	return n, ok && ok2 && err == nil && err2 == nil && segmentName(first, epoch) == name
+	first, epoch, ok := reclog.ParseSegment(name)
+	return segName{name, first, epoch}, ok
 }
 
-func snapshotName(seq uint64) string { return fmt.Sprintf("snap-%016x", seq) }
+func snapshotName(seq uint64) string { return reclog.SnapshotName(seq) }
 
-func parseSnapshot(name string) (uint64, bool) {
-	s, ok := strings.CutPrefix(name, "snap-")
-	seq, err := strconv.ParseUint(s, 16, 64)
-	return seq, ok && err == nil && snapshotName(seq) == name
-}
+func parseSnapshot(name string) (uint64, bool) { return reclog.ParseSnapshot(name) }
 
 // segment is the one being written.
 type segment struct {
@@ -111,12 +90,7 @@ func (j *Journal) newSegment(first uint64, records [][]byte) (_ *segment, err er
 }
 
 func segmentHeader(epoch, first uint64) []byte {
-	b := make([]byte, 0, segHeader)
-	b = append(b, segMagic...)
-	b = binary.LittleEndian.AppendUint64(b, epoch)
-	b = binary.LittleEndian.AppendUint64(b, first)
-	b = binary.LittleEndian.AppendUint32(b, crc32.Checksum(b, castagnoli))
-	return append(b, 0, 0, 0, 0)
+	return reclog.AppendSegmentHeader(nil, epoch, first)
 }
 
 // checkHeader says whether f begins as a segment with the name n does. torn: it holds no

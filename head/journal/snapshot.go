@@ -1,22 +1,15 @@
 package journal
 
 import (
-	"encoding/binary"
 	"fmt"
-	"hash/crc32"
 	"os"
 	"path/filepath"
 
 	"launcher/internal/errs"
+	"launcher/wire/reclog"
 )
 
-// A snapshot is
-//
-//	magic "LNCHSNP1" · seq u64 · length u64 · CRC32C of these and the state u32 · state
-const (
-	snapMagic  = "LNCHSNP1"
-	snapHeader = 28
-)
+const snapHeader = reclog.SnapshotHeader
 
 // Snapshot keeps state as what records up to seq, all of them safe, add up to, and then
 // removes the segments that nobody needs any more. One caller at a time. It may take as
@@ -104,12 +97,7 @@ func writeSnapshot(tmp string, seq uint64, state []byte) (err error) {
 }
 
 func snapshotHeader(seq uint64, state []byte) []byte {
-	b := make([]byte, 0, snapHeader)
-	b = append(b, snapMagic...)
-	b = binary.LittleEndian.AppendUint64(b, seq)
-	b = binary.LittleEndian.AppendUint64(b, uint64(len(state)))
-	crc := crc32.Update(crc32.Checksum(b, castagnoli), castagnoli, state)
-	return binary.LittleEndian.AppendUint32(b, crc)
+	return reclog.AppendSnapshotHeader(nil, seq, state)
 }
 
 func readSnapshot(dir string, seq uint64) ([]byte, error) {

@@ -145,6 +145,7 @@ func (j *Journal) settle(batch [][]byte, rotate bool, err error) {
 	was := j.stalled
 	j.stalled, j.began = err, time.Time{}
 	if err == nil {
+		j.remember(batch)
 		clear(j.pending[:len(batch)])
 		j.pending = j.pending[len(batch):]
 		if len(j.pending) == 0 {
@@ -170,6 +171,24 @@ func (j *Journal) settle(batch [][]byte, rotate bool, err error) {
 	if (err == nil) != (was == nil) && j.opts.OnStall != nil {
 		j.opts.OnStall(err)
 	}
+}
+
+// remember keeps what has become safe for Recent. mu must be held.
+func (j *Journal) remember(batch [][]byte) {
+	if j.opts.Recent == 0 {
+		return
+	}
+	j.recent = append(j.recent, batch...)
+	for _, b := range batch {
+		j.size += len(b)
+	}
+	drop := 0
+	for j.size > j.opts.Recent {
+		j.size -= len(j.recent[drop])
+		drop++
+	}
+	clear(j.recent[:drop])
+	j.recent = j.recent[drop:]
 }
 
 // fail ends the journal's use.

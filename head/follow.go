@@ -1,0 +1,335 @@
+package head
+
+import (
+	"context"
+	"slices"
+	"sync"
+	"time"
+
+	"launcher/head/core"
+	"launcher/internal/errs"
+	"launcher/wire"
+	"launcher/wire/follow"
+	"launcher/wire/session"
+)
+
+const (
+	// recentBytes of the journal stay in memory for followers that keep up.
+	recentBytes = 4 << 20
+	// followGap is between two messages to a follower: what comes meanwhile goes together.
+	followGap = 10 * time.Millisecond
+	// followBound is how long a follower may take for one message.
+	followBound = 30 * time.Second
+	// followLook is how often it is looked at who follows.
+	followLook = 500 * time.Millisecond
+	// followRest is how long a node that could not follow is left alone.
+	followRest = 5 * time.Second
+	// compactAfter is how much is sent before a newer snapshot goes after it, at least.
+	compactAfter = 16 << 20
+)
+
+// followers keeps copies of the journal on other machines, so that the cluster survives
+// the loss of this one. Nothing waits for them.
+type followers struct {
+	h    *head
+	want int
+
+	mu   sync.Mutex
+	of   map[*agentConn]*follower // guarded by mu
+	rest map[wire.NodeID]time.Time
+}
+
+type follower struct {
+	conn    *agentConn
+	machine string
+	stop    context.CancelFunc
+	epoch   wire.Epoch
+
+	mu   sync.Mutex
+	next uint64 // it has all before; guarded by mu
+	met  bool   // it has answered
+}
+
+func newFollowers(h *head) *followers {
+	return &followers{h: h, want: h.o.Followers, of: map[*agentConn]*follower{}, rest: map[wire.NodeID]time.Time{}}
+}
+
+// run has others follow until ctx ends. It returns an error when a follower knows of a
+// newer head.
+func (f *followers) run(ctx context.Context) error {
+	if f.want == 0 {
+		return nil
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel(nil)
+	tick := time.NewTicker(followLook)
+	defer tick.Stop()
+	for {
+		for _, n := range f.choose() {
+			wg.Go(func() {
+				err := f.serve(ctx, n)
+				f.left(n, err)
+				if errs.Is(err, errs.Fenced) {
+					cancel(errs.Wrap(errs.Fenced, err, "node %s", n.conn.node))
+				}
+			})
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			if err := context.Cause(ctx); errs.Is(err, errs.Fenced) {
+				return err
+			}
+			return nil
+		}
+	}
+}
+
+// choose gives new followers: on machines of their own, none on ours.
+func (f *followers) choose() []*follower {
+	var conns []*agentConn
+	var epoch wire.Epoch
+	cfg := f.h.nowConfig()
+	f.h.do(func(c *core.Core) {
+		epoch = c.Epoch()
+		for _, id := range c.Members() {
+			if a := f.h.current[id]; a != nil {
+				conns = append(conns, a)
+			}
+		}
+	})
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	taken := []string{machineOf(cfg.Seat, cfg, f.h.host)}
+	for a, x := range f.of {
+		if !slices.Contains(conns, a) {
+			x.stop()
+		}
+		taken = append(taken, x.machine)
+	}
+	var out []*follower
+	for _, a := range conns {
+		if len(f.of) >= f.want {
+			break
+		}
+		m := machineOf(a.node, cfg, a.host)
+		if f.of[a] != nil || slices.Contains(taken, m) || time.Now().Before(f.rest[a.node]) {
+			continue
+		}
+		taken = append(taken, m)
+		x := &follower{conn: a, machine: m, epoch: epoch, stop: func() {}}
+		f.of[a] = x
+		out = append(out, x)
+	}
+	return out
+}
+
+// machineOf names the machine of a node. Where the pool is a list of machines that is its
+// place, else what the kernel there says.
+func machineOf(id wire.NodeID, c wire.HeadConfig, host string) string {
+	for _, p := range c.Pools {
+		if len(p.Places) == 0 {
+			continue
+		}
+		for i, place := range p.Places {
+			if place != "" && id == wire.PlaceNode(p.Name, i) {
+				return "place " + place
+			}
+		}
+	}
+	return host
+}
+
+func (f *followers) left(n *follower, err error) {
+	f.mu.Lock()
+	delete(f.of, n.conn)
+	f.rest[n.conn.node] = time.Now().Add(followRest)
+	f.mu.Unlock()
+	if f.h.ctx.Err() == nil {
+		f.h.log.Info("a follower of the journal is gone", "node", n.conn.node, "err", err)
+	}
+}
+
+// serve sends the journal to one follower until it goes.
+func (f *followers) serve(ctx context.Context, n *follower) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	f.mu.Lock()
+	n.stop = cancel
+	f.mu.Unlock()
+	ctxOpen, stop := context.WithTimeout(ctx, followBound)
+	st, err := n.conn.s.Open(ctxOpen, wire.StreamFollow)
+	stop()
+	if err != nil {
+		return err
+	}
+	defer st.Close()
+	defer context.AfterFunc(ctx, func() { _ = st.Close() })()
+	j := f.h.journal
+	next, err := tellFollower(st, follow.MsgBegin, follow.Begin{Epoch: uint64(n.epoch), Last: j.Safe()})
+	if err != nil {
+		return err
+	}
+	n.have(next)
+	f.h.log.Info("a node follows the journal", "node", n.conn.node, "machine", n.machine)
+	size, snap := 0, uint64(0)
+	for {
+		changed := j.Changed()
+		sent, err := f.some(st, n, &size, &snap)
+		if err != nil {
+			return err
+		}
+		if !sent {
+			select {
+			case <-changed:
+			case <-ctx.Done():
+				return ctx.Err()
+			case <-n.conn.s.Done():
+				return n.conn.s.Err()
+			}
+		}
+		select {
+		case <-time.After(followGap):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// some sends what the follower lacks, about a message of it. Now and then a newer snapshot
+// goes, too, so that the copy does not grow for ever: sent is how much went since the last
+// look, snap the newest that went.
+func (f *followers) some(st *session.Stream, n *follower, sent *int, snap *uint64) (some bool, err error) {
+	n.mu.Lock()
+	next := max(n.next, 1)
+	n.mu.Unlock()
+	records, err := f.records(next)
+	lacks := errs.Is(err, errs.NotFound) // it is in a snapshot
+	if err != nil && !lacks {
+		return false, err
+	}
+	if lacks || *sent > compactAfter {
+		*sent = 0
+		state, seq, err := f.h.journal.Newest()
+		if err != nil {
+			return false, err
+		}
+		if lacks && seq < next {
+			return false, errs.New(errs.NotFound, "journal record %d is neither in a segment nor in a snapshot", next)
+		}
+		if lacks || seq > *snap {
+			*snap = seq
+			return true, n.parts(st, follow.Part{Seq: seq, Snapshot: true}, state)
+		}
+	}
+	if len(records) == 0 {
+		return false, nil
+	}
+	for _, r := range records {
+		*sent += len(r)
+	}
+	if len(records) == 1 && len(records[0]) > follow.MaxPart {
+		return true, n.parts(st, follow.Part{Seq: next}, records[0])
+	}
+	if next, err = tellFollower(st, follow.MsgRecords, follow.Records{First: next, Records: records}); err == nil {
+		n.have(next)
+	}
+	return true, err
+}
+
+// records are those from number next on, as many as go into a message; errs.NotFound when
+// they are in a snapshot.
+func (f *followers) records(next uint64) (records [][]byte, err error) {
+	j := f.h.journal
+	if records, ok := j.Recent(next, follow.MaxPart); ok {
+		return records, nil
+	}
+	size := 0
+	_, err = j.ReadFrom(next, func(_ uint64, b []byte) error {
+		if size += len(b); size > follow.MaxPart && len(records) > 0 {
+			return errEnough
+		}
+		records = append(records, slices.Clone(b))
+		return nil
+	})
+	if len(records) > 0 {
+		err = nil
+	}
+	return records, err
+}
+
+var errEnough = errs.New(errs.Exhausted, "enough for one message")
+
+func (n *follower) have(next uint64) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.next, n.met = next, true
+}
+
+// parts sends what is too long for one message.
+func (n *follower) parts(st *session.Stream, p follow.Part, data []byte) error {
+	for len(data) > follow.MaxPart {
+		p.Data = data[:follow.MaxPart]
+		data = data[follow.MaxPart:]
+		_ = st.SetDeadline(time.Now().Add(followBound))
+		if err := st.WriteMsg(follow.MsgPart, p); err != nil {
+			return err
+		}
+	}
+	p.Data, p.Final = data, true
+	next, err := tellFollower(st, follow.MsgPart, p)
+	if err == nil {
+		n.have(next)
+	}
+	return err
+}
+
+// tellFollower sends a message and waits until the follower has it on disk.
+func tellFollower(st *session.Stream, typ uint16, msg any) (next uint64, err error) {
+	_ = st.SetDeadline(time.Now().Add(followBound))
+	if err := st.WriteMsg(typ, msg); err != nil {
+		return 0, err
+	}
+	got, body, err := st.ReadMsg()
+	if err != nil {
+		return 0, err
+	}
+	switch got {
+	case wire.MsgError:
+		var w errs.Wire
+		if err := wire.Unmarshal(body, &w); err != nil {
+			return 0, err
+		}
+		return 0, w.FromWire()
+	case follow.MsgHave:
+		var h follow.Have
+		err := wire.Unmarshal(body, &h)
+		return h.Next, err
+	}
+	return 0, errs.New(errs.Corrupt, "a follower answers with message %#x", got)
+}
+
+// info says who follows and how far behind each is.
+func (f *followers) info() (out []wire.FollowerInfo) {
+	if f.want == 0 {
+		return nil
+	}
+	safe := f.h.journal.Safe()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, x := range f.of {
+		x.mu.Lock()
+		if x.met {
+			i := wire.FollowerInfo{Node: x.conn.node, Host: x.conn.host}
+			if x.next <= safe {
+				i.Behind = safe + 1 - max(x.next, 1)
+			}
+			out = append(out, i)
+		}
+		x.mu.Unlock()
+	}
+	slices.SortFunc(out, func(a, b wire.FollowerInfo) int { return slices.Compare([]byte(a.Node), []byte(b.Node)) })
+	return out
+}
