@@ -5,6 +5,7 @@ package backendtest
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"fmt"
 	"slices"
 	"strings"
@@ -94,7 +95,13 @@ func (s *suite) request(token string, n int) backends.Request {
 	return r
 }
 
-func (s *suite) token() string { return strings.ReplaceAll(s.Name(), "/", "-") }
+func (s *suite) token() string { return Token(strings.ReplaceAll(s.Name(), "/", "-")) }
+
+var run = "-" + rand.Text()[:8]
+
+// Token is a token of this run of the tests alone: processes are found by tokens, those of
+// a run beside this one too.
+func Token(name string) string { return name + run }
 
 // submit submits and sees to the end of what it made.
 func (s *suite) submit(r backends.Request) []backends.Alloc {

@@ -109,7 +109,7 @@ func (w *world) request(token string, n int) backends.Request {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	r := backends.Request{Token: token, Cluster: "lab", Pool: "local", Options: backends.Options{"nodes": int64(64)},
+	r := backends.Request{Token: backendtest.Token(token), Cluster: "lab", Pool: "local", Options: backends.Options{"nodes": int64(64)},
 		Resources: &wire.Resources{CPU: wire.Unit}, Home: w.home, Binary: exe, Join: backends.Join{Addrs: []string{"127.0.0.1:1"}, CA: []byte("PEM"), Key: []byte("key")}}
 	for range n {
 		r.Nodes = append(r.Nodes, wire.NodeID("local-"+strconv.Itoa(w.next)))
@@ -202,7 +202,7 @@ func TestConfiguration(t *testing.T) {
 	if err := json.Unmarshal(w.wait("local-5", "up"), &c); err != nil {
 		t.Fatal(err)
 	}
-	if c.Cluster != "lab" || c.Node != "local-5" || c.Epoch != 1 || c.Token != "tok" || string(c.JoinKey) != "key" || c.Labels["fabric"] != "ib" ||
+	if c.Cluster != "lab" || c.Node != "local-5" || c.Epoch != 1 || c.Token != r.Token || string(c.JoinKey) != "key" || c.Labels["fabric"] != "ib" ||
 		c.Slot != 5 || c.Slots != 64 || len(c.CPUs) != 1 || c.CacheDir != filepath.Join(w.home, "cache") {
 		t.Errorf("configuration %+v", c)
 	}
@@ -394,7 +394,7 @@ func TestNewLife(t *testing.T) {
 	w.wait(r.Nodes[0], "up")
 	rec, _ := parseHandle(old[0].Handle)
 	syscall.Kill(rec.PID, syscall.SIGSTOP)
-	r.Token, r.Epochs = "two", []wire.Epoch{2}
+	r.Token, r.Epochs = backendtest.Token("two"), []wire.Epoch{2}
 	fresh := w.submit(b, r)
 	if rec.alive() || len(rec.marked()) > 0 {
 		t.Error("the earlier life goes on")

@@ -244,8 +244,7 @@ func TestCutLink(t *testing.T) {
 func TestOtherVersion(t *testing.T) {
 	w := newWorld(t)
 	old := w.open()
-	id := rand.Text() // processes of a token are found by it, those of a test beside this one too
-	r := w.request("old"+id, 1)
+	r := w.request("old", 1)
 	a, err := old.Submit(t.Context(), r)
 	if err != nil {
 		t.Fatal(err)
@@ -253,7 +252,7 @@ func TestOtherVersion(t *testing.T) {
 	old.Close()
 	b := w.open()
 	defer b.Close()
-	r2 := w.request("new"+id, 1)
+	r2 := w.request("new", 1)
 	r2.Binary = copyOwn(t, t.TempDir(), "launcher", "of another version")
 	a2, err := b.Submit(t.Context(), r2)
 	if err != nil {
@@ -268,7 +267,7 @@ func TestOtherVersion(t *testing.T) {
 		t.Errorf("%+v, %v", st, err)
 	}
 	// The same node in its next life, of the new version: what is left of the old one goes.
-	r3 := w.request("next"+id, 1)
+	r3 := w.request("next", 1)
 	r3.Binary, r3.Nodes, r3.Epochs = r2.Binary, r.Nodes, []wire.Epoch{2}
 	a3, err := b.Submit(t.Context(), r3)
 	if err != nil {

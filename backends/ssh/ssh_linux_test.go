@@ -181,7 +181,7 @@ func (w *world) request(token string, n int) backends.Request {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	r := backends.Request{Token: token, Cluster: "lab", Pool: "boxes", Home: w.home, Binary: exe,
+	r := backends.Request{Token: backendtest.Token(token), Cluster: "lab", Pool: "boxes", Home: w.home, Binary: exe,
 		Options: backends.Options{"hosts": []any{w.host}, "directory": w.root},
 		Join:    backends.Join{Addrs: []string{"127.0.0.1:1"}, CA: []byte("PEM"), Key: []byte("key")}}
 	maps.Copy(r.Options, w.options)
@@ -272,7 +272,7 @@ func TestHostIsAway(t *testing.T) {
 	if _, err := b.Submit(t.Context(), w.request("second", 1)); !errs.Retryable(err) {
 		t.Errorf("submit to a host that is away: %v", err)
 	}
-	if found, err := b.Find(t.Context(), "lab", []string{"second"}); err != nil || len(found) > 0 {
+	if found, err := b.Find(t.Context(), "lab", []string{backendtest.Token("second")}); err != nil || len(found) > 0 {
 		t.Errorf("find of what was never sent: %v, %v", found, err)
 	}
 	if n := len(w.processes("node")); n != 1 {
