@@ -3,6 +3,7 @@
 # ONLY="WORD..." runs the parts whose names begin so.
 source "$(dirname "$0")/lib.sh"
 wants() { [ -z "${ONLY:-}" ] || for w in $ONLY; do case $1 in "$w"*) return 0 ;; esac; done; [ -z "${ONLY:-}" ]; }
+export LAUNCHER_TEST_SSH=all
 
 # ---------------------------------------------------------------- 1 reaching hosts
 if wants reach; then
@@ -66,4 +67,11 @@ fi
 if wants doctor; then
 	gotest doctor.findings ./backends/ssh '^TestExamine$'
 	gotest doctor.spec ./launcher '^TestSSHDoctor$'
+fi
+
+# ---------------------------------------------------------------- pretend hosts: networks of their own, cut, slow and lossy
+if wants demo; then
+	rootgotest demo.pretend-hosts ./internal/testkit '^TestRootPretendHosts$'
+	rootgotest demo.files ./launcher '^TestRootNet$'
+	rootgotest demo.four-hosts ./launcher '^TestRootNetDemo$'
 fi

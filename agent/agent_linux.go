@@ -45,7 +45,7 @@ type Options struct {
 const followName = "follow"
 
 // leftover is what is removed at the end of a node, below its directory.
-var leftover = []string{"spool", "tasks", "workers", followName}
+var leftover = []string{"spool", "tasks", "workers", "jobs", followName}
 
 // agent is one life of a node's agent.
 type agent struct {
@@ -70,6 +70,7 @@ type agent struct {
 	head    *headLink
 	ship    *shipper
 	starts  *starter
+	trees   *trees
 	done    done
 	ends    chan struct{} // a process has ended: there may be something to sweep
 	local   *localServer
@@ -189,7 +190,7 @@ func (a *agent) open(ctx context.Context, d detected) (err error) {
 		return err
 	}
 	a.groups = newGroups(a)
-	a.starts = newStarter(a)
+	a.starts, a.trees = newStarter(a), newTrees(a)
 	a.fdMu.Lock()
 	a.claims = newClaims(a.log, a.super, a.clock, a.cfg.Share == "ignore", a.fds)
 	a.fdMu.Unlock()
@@ -310,7 +311,7 @@ func (a *agent) farewell(ctx context.Context) error {
 	a.log.Info("leaving", "why", a.why)
 	names := leftover
 	if !a.ship.complete() {
-		names = []string{"tasks"} // the only copy of some output stays
+		names = []string{"tasks", "jobs"} // the only copy of some output stays
 		a.log.Warn("output that the head did not take stays in the spool", "dir", filepath.Join(a.cfg.Dir, "spool"))
 	}
 	for _, name := range names {

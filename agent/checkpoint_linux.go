@@ -60,7 +60,7 @@ func resumeDir(step string, rank uint32) string {
 
 // saveCheckpoint copies a directory that a rank reported to the job's checkpoint place,
 // whole and safe or not at all, and gives the directory of the step.
-func saveCheckpoint(ctx context.Context, j *wire.Job, p wire.Proc, step int64, from string) (string, error) {
+func (a *agent) saveCheckpoint(ctx context.Context, j *wire.Job, p wire.Proc, step int64, from string) (string, error) {
 	root := checkpointRoot(j, p.Index)
 	at := filepath.Join(root, fmt.Sprintf("step-%d.a%d", step, p.Attempt))
 	st, err := os.Stat(from)
@@ -72,6 +72,9 @@ func saveCheckpoint(ctx context.Context, j *wire.Job, p wire.Proc, step int64, f
 	case within(from, at) || within(at, from):
 		return "", errs.New(errs.Invalid, "the reported checkpoint %s cannot be copied to %s, which lies in it", from, at).
 			Hint("write checkpoints to $LAUNCHER_CHECKPOINT_OUT, or anywhere else, and report them from there")
+	}
+	if rel := inRecord(j.Job, at); rel != "" && !a.trees.seesRecord(j) {
+		return at, a.trees.put(ctx, wire.Tree{Job: j.Job, Path: fmt.Sprintf("%s/rank-%d", rel, p.Rank)}, from)
 	}
 	fail := func(err error) (string, error) {
 		return "", diskErr(err, "the checkpoint of step %d cannot be saved to %s", step, at)

@@ -16,10 +16,10 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"launcher/agent/bundle"
 	"launcher/agent/tasks"
 	"launcher/internal/errs"
 	"launcher/wire"
+	"launcher/wire/bundle"
 	"launcher/wire/session"
 )
 

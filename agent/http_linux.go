@@ -36,18 +36,18 @@ func newHTTPServer(s *localServer) *httpServer {
 	h := &httpServer{s: s, l: &oneListener{conns: make(chan net.Conn), addr: s.l.Addr()}}
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /v1/report", h.report)
-	mux.HandleFunc("GET /v1/should-leave", h.simple(core.OpLeave, leaveBody))
-	mux.HandleFunc("GET /v1/params", h.simple(core.OpParams, func(r core.LocalReply) any {
+	mux.HandleFunc("GET /v1/should-leave", h.simple(core.OpLeave, func(_ wire.Proc, r core.LocalReply) any { return leaveBody(r) }))
+	mux.HandleFunc("GET /v1/params", h.simple(core.OpParams, func(_ wire.Proc, r core.LocalReply) any {
 		if len(r.Params) == 0 {
 			return struct{}{}
 		}
 		return json.RawMessage(r.Params)
 	}))
-	mux.HandleFunc("GET /v1/checkpoint", h.simple(core.OpCheckpoint, func(r core.LocalReply) any {
+	mux.HandleFunc("GET /v1/checkpoint", h.simple(core.OpCheckpoint, func(p wire.Proc, r core.LocalReply) any {
 		return struct {
 			Path string `json:"path"`
 			Step int64  `json:"step"`
-		}{r.Checkpoint, r.Step}
+		}{s.a.trees.local(p.Job, r.Checkpoint), r.Step}
 	}))
 	mux.Handle("GET /metrics", s.a.metrics.handler())
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
@@ -127,7 +127,7 @@ func leaveBody(r core.LocalReply) any {
 }
 
 // simple is a question without a body.
-func (h *httpServer) simple(op core.LocalOp, body func(core.LocalReply) any) http.HandlerFunc {
+func (h *httpServer) simple(op core.LocalOp, body func(wire.Proc, core.LocalReply) any) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		p, err := caller(r)
 		if err != nil {
@@ -141,7 +141,7 @@ func (h *httpServer) simple(op core.LocalOp, body func(core.LocalReply) any) htt
 			fail(w, err)
 			return
 		}
-		answer(w, http.StatusOK, body(reply))
+		answer(w, http.StatusOK, body(p, reply))
 	}
 }
 
@@ -221,7 +221,7 @@ func (h *httpServer) save(ctx context.Context, p wire.Proc, step *int64, dir str
 	if *step < 0 {
 		*step = reply.Step + 1
 	}
-	return saveCheckpoint(ctx, reply.Job, p, *step, dir)
+	return h.s.a.saveCheckpoint(ctx, reply.Job, p, *step, dir)
 }
 
 func answer(w http.ResponseWriter, status int, v any) {

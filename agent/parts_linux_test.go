@@ -97,7 +97,7 @@ func TestCheckpointSavedAgain(t *testing.T) {
 	at := filepath.Join(root, "checkpoints", "4", "step-3.a2")
 	for _, text := range []string{"one", "two"} {
 		must(t, os.WriteFile(filepath.Join(from, "w"), []byte(text), 0o600))
-		got, err := saveCheckpoint(context.Background(), j, p, 3, from)
+		got, err := (&agent{}).saveCheckpoint(context.Background(), j, p, 3, from)
 		if err != nil || got != at {
 			t.Fatalf("%s, %v", got, err)
 		}
@@ -108,7 +108,7 @@ func TestCheckpointSavedAgain(t *testing.T) {
 	must(t, os.WriteFile(filepath.Join(from, "w"), []byte("three"), 0o600))
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
-	if _, err := saveCheckpoint(ctx, j, p, 3, from); err == nil {
+	if _, err := (&agent{}).saveCheckpoint(ctx, j, p, 3, from); err == nil {
 		t.Error("a save that was given up succeeded")
 	}
 	if b, _ := os.ReadFile(filepath.Join(at, "rank-0", "w")); string(b) != "two" {
@@ -125,7 +125,7 @@ func TestCheckpointDiskFull(t *testing.T) {
 	from := t.TempDir()
 	must(t, os.WriteFile(filepath.Join(from, "w"), make([]byte, 2<<20), 0o600))
 	j := &wire.Job{Job: 1, Spec: wire.JobSpec{Kind: wire.KindTrain, Train: &wire.TrainSpec{Checkpoints: small}}}
-	_, err := saveCheckpoint(context.Background(), j, procOf(1, 0), 1, from)
+	_, err := (&agent{}).saveCheckpoint(context.Background(), j, procOf(1, 0), 1, from)
 	if !errs.Is(err, errs.Exhausted) || len(errs.HintsOf(err)) == 0 || !strings.Contains(err.Error(), "step 1") {
 		t.Errorf("got %v", err)
 	}

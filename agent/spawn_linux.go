@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -30,14 +29,13 @@ type starter struct {
 
 	mu     sync.Mutex
 	queue  []core.Spawn           // guarded by mu
-	seen   map[string]bool        // directories whose token file was found; guarded by mu
 	places map[wire.Proc]struct{} // processes with files of their own; guarded by mu
 	more   chan struct{}
 	empty  string // a file with {}: the parameters of what has none
 }
 
 func newStarter(a *agent) *starter {
-	return &starter{a: a, seen: map[string]bool{}, places: map[wire.Proc]struct{}{}, more: make(chan struct{}, spawners)}
+	return &starter{a: a, places: map[wire.Proc]struct{}{}, more: make(chan struct{}, spawners)}
 }
 
 func (s *starter) order(e core.Spawn) {
@@ -158,7 +156,10 @@ func (s *starter) try(ctx context.Context, e *core.Spawn) (started supervisor.St
 	if len(e.Argv) == 0 {
 		return started, errs.New(errs.Invalid, "there is no command to run")
 	}
-	if err := s.checkDir(e.Job); err != nil {
+	if e.Dir, err = s.a.trees.workdir(ctx, e.Job); err != nil {
+		return started, err
+	}
+	if e.Checkpoint, err = s.a.trees.checkpoint(ctx, e.Job, e.Checkpoint); err != nil {
 		return started, err
 	}
 	more, err := s.files(e)
@@ -199,33 +200,6 @@ func (s *starter) try(ctx context.Context, e *core.Spawn) (started supervisor.St
 	return started, nil
 }
 
-// checkDir holds the rule of working directories: a node runs a command in the
-// submitter's directory only when it sees that very directory.
-func (s *starter) checkDir(j *wire.Job) error {
-	dir, token := j.Spec.Dir, j.Spec.DirToken
-	if token == "" {
-		return nil
-	}
-	path := filepath.Join(dir, token)
-	s.mu.Lock()
-	ok := s.seen[path]
-	s.mu.Unlock()
-	if ok {
-		return nil
-	}
-	if _, err := os.Stat(path); err != nil {
-		if !errors.Is(err, fs.ErrNotExist) {
-			return errs.Wrap(errs.Permission, err, "node %s cannot look into the working directory %s", s.a.cfg.Node, dir)
-		}
-		return errs.New(errs.NotFound, "node %s does not see the working directory %s that the job was submitted from", s.a.cfg.Node, dir).
-			Hint("submit from a directory that all nodes share, or name one with --workdir")
-	}
-	s.mu.Lock()
-	s.seen[path] = true
-	s.mu.Unlock()
-	return nil
-}
-
 // place is the directory of a process's own files.
 func (a *agent) place(p wire.Proc) string {
 	var b []byte
@@ -244,7 +218,7 @@ func (a *agent) place(p wire.Proc) string {
 func (s *starter) files(e *core.Spawn) (vars []string, err error) {
 	dir := s.a.place(e.Proc)
 	params, checkpoints := s.empty, filepath.Join(dir, "checkpoint")
-	if e.Job.Spec.Kind != wire.KindArray || e.Params != nil || e.Hostfile != nil {
+	if e.Job.Spec.Kind != wire.KindArray || e.Params != nil || e.Hostfile != nil || e.Dir != e.Job.Spec.Dir {
 		s.mu.Lock()
 		s.places[e.Proc] = struct{}{}
 		s.mu.Unlock()
@@ -262,6 +236,18 @@ func (s *starter) files(e *core.Spawn) (vars []string, err error) {
 	}
 	return append(vars, "LAUNCHER_PARAMS="+params, "LAUNCHER_CHECKPOINT_OUT="+checkpoints,
 		"LAUNCHER_CHECKPOINT_IN="+resumeDir(e.Checkpoint, e.Proc.Rank)), nil
+}
+
+// has reports whether processes of a job have files here.
+func (s *starter) has(job wire.JobID) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for p := range s.places {
+		if p.Job == job {
+			return true
+		}
+	}
+	return false
 }
 
 // clean removes the files of a process that has ended.

@@ -145,6 +145,10 @@ func (h *head) answer(ctx context.Context, st *session.Stream, req any) error {
 		return h.serveLogs(ctx, st, req.(wire.LogsRequest))
 	case wire.Attend:
 		return h.attend(ctx, st, req.(wire.Attend))
+	case wire.TreePut:
+		return h.putTree(st, req.(wire.TreePut).Tree)
+	case wire.TreeGet:
+		return h.getTree(ctx, st, req.(wire.TreeGet).Tree)
 	case wire.Query:
 		v, err := h.query(ctx, req.(wire.Query), st.Unwanted())
 		if err != nil {
@@ -238,6 +242,10 @@ func decodeRequest(typ uint16, body []byte) (any, error) {
 		return decode[wire.Query](body)
 	case wire.MsgAttend:
 		return decode[wire.Attend](body)
+	case wire.MsgTreePut:
+		return decode[wire.TreePut](body)
+	case wire.MsgTreeGet:
+		return decode[wire.TreeGet](body)
 	}
 	return nil, errs.New(errs.Version, "this head does not know requests of type %#x", typ).Hint("bring the cluster up again with this version of launcher")
 }

@@ -239,6 +239,7 @@ var errDown = errors.New("the cluster is down")
 // finish leaves the state directory as that of a cluster that is down.
 func (h *head) finish() error {
 	_ = os.Remove(filepath.Join(h.dir, clusterFile))
+	_ = os.RemoveAll(filepath.Join(h.dir, "dirs")) // no node is left to want one
 	if err := record.WriteFile(filepath.Join(h.dir, downFile), nil); err != nil {
 		return err
 	}

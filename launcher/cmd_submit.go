@@ -101,7 +101,7 @@ launcher train JOB.toml.`,
 			}
 			cmd := args
 			if strings.HasSuffix(args[0], ".py") {
-				cmd = append([]string{"python"}, args...)
+				cmd = append([]string{"python3"}, args...) // not every machine has python
 			}
 			s, err := f.spec(cmd)
 			if err != nil {

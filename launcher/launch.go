@@ -153,7 +153,10 @@ func (a *app) submit(ctx context.Context, t target, s wire.JobSpec) (*client, wi
 		c, err := dial(ctx, t)
 		if err == nil {
 			var got wire.Submitted
-			if err = c.call(ctx, wire.MsgSubmit, req, &got); err == nil {
+			if err = a.ship(ctx, c, &req.Spec); err == nil {
+				err = c.call(ctx, wire.MsgSubmit, req, &got)
+			}
+			if err == nil {
 				return c, got.Job, nil
 			}
 			c.Close()

@@ -18,7 +18,7 @@ type JobSpec struct {
 	Kind     Kind
 	Command  []string // argv; array: "{}" is replaced by the element's line; sweep: expanded per trial (Sweep.Command)
 	Dir      string   // absolute working directory on the submitter's machine
-	DirToken string   // name of a file in Dir that proves a node sees the same directory; "" = do not check
+	DirToken string   // what tells whether a node sees the same directory (package bundle); "" = do not check
 	Env      []string // KEY=VALUE, added to the node's environment
 	KeepEnv  bool     // keep the outer allocation's variables (SLURM_* and the like)
 
@@ -44,6 +44,7 @@ type JobSpec struct {
 
 	Outputs []string // globs that come back where Dir is not shared
 	Limits  Limits   // what the job may use at a time, its programs' tasks included
+	DirSum  string   // what the head has of Dir for nodes that do not see it (Tree.Sum); "" = nothing
 }
 
 // ArraySpec says which elements an array has.

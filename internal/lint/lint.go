@@ -25,6 +25,8 @@ var arrows = []arrow{
 	{"agent/core", "wire", "messages are its events"},
 	{"agent", "wire/secure", "it joins and renews its certificate"},
 	{"agent", "wire/session", "it talks to the head and to peers"},
+	{"agent", "wire/bundle", "directories come from machines that it shares no files with"},
+	{"head", "wire/bundle", "checkpoints come and go the same way"},
 	{"agent", "wire/sdk", "it talks to programs about objects and tasks"},
 	{"agent", "wire/reclog", "its state is a record log in memory"},
 	{"agent", "wire/follow", "it keeps a copy of the head's journal"},

@@ -19,6 +19,9 @@ func from(n *Net, args ...string) Result {
 
 // TestRootPretendHosts: what a pretend host is, and what can be done to its link.
 func TestRootPretendHosts(t *testing.T) {
+	if os.Getenv("LAUNCHER_TEST_SSH") != "all" {
+		t.Skip("SKIP: LAUNCHER_TEST_SSH=all runs what takes long")
+	}
 	n := NewNet(t, "numpy")
 	jump := n.Host("jump", HostOptions{})
 	far := n.Host("far", HostOptions{Behind: jump, Cable: &Cable{Delay: 50 * time.Millisecond}})

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io"
 	"io/fs"
+	"math"
 	"os"
 	"path"
 	"path/filepath"
@@ -42,6 +43,7 @@ type list struct {
 	dir     string
 	entries []entry
 	size    int64
+	whole   bool             // nothing is left out
 	tops    map[string]int64 // size by name in dir
 }
 
@@ -49,6 +51,15 @@ type list struct {
 // leave out, as a tar stream. The same files give the same stream.
 func Pack(ctx context.Context, w io.Writer, dir string) error {
 	return pack(ctx, w, dir, Max, MaxFiles)
+}
+
+// PackAll is Pack of everything, however much it is.
+func PackAll(ctx context.Context, w io.Writer, dir string) error {
+	l := &list{dir: dir, whole: true, tops: map[string]int64{}}
+	if err := l.walk(ctx, "", nil, math.MaxInt); err != nil {
+		return err
+	}
+	return l.writeAll(ctx, w)
 }
 
 func pack(ctx context.Context, w io.Writer, dir string, most int64, files int) error {
@@ -61,6 +72,10 @@ func pack(ctx context.Context, w io.Writer, dir string, most int64, files int) e
 		return errs.New(errs.Invalid, "the working_dir %s has %s, and a node that does not see it can be brought at most %s; the most is in %s (%s)",
 			dir, wire.Bytes(l.size), wire.Bytes(most), top, wire.Bytes(l.tops[top])).Hint("leave files out by a .launcherignore in it (the language of .gitignore), or pass data as objects")
 	}
+	return l.writeAll(ctx, w)
+}
+
+func (l *list) writeAll(ctx context.Context, w io.Writer) error {
 	t := tar.NewWriter(w)
 	for _, e := range l.entries {
 		if ctx.Err() != nil {
@@ -87,6 +102,9 @@ func (l *list) walk(ctx context.Context, rel string, rules []rule, files int) er
 		return l.unread(rel, err)
 	}
 	for _, name := range ignoreFiles {
+		if l.whole {
+			break
+		}
 		text, err := os.ReadFile(filepath.Join(l.dir, rel, name))
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return l.unread(path.Join(rel, name), err)

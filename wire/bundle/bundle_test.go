@@ -122,3 +122,53 @@ func TestNothingOutside(t *testing.T) {
 		}
 	}
 }
+
+// TestSame: a directory is the one that it is, and no other.
+func TestSame(t *testing.T) {
+	a, b := t.TempDir(), t.TempDir()
+	for _, name := range []string{"", "one file", "two"} {
+		if name != "" {
+			for _, d := range []string{a, b} {
+				if err := os.WriteFile(filepath.Join(d, name), nil, 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		tok := Token(a)
+		if tok == "" || !Same(a, tok) || Same(b, tok) || Same(filepath.Join(a, "none"), tok) {
+			t.Errorf("with %q, token %q: itself %t, another %t", name, tok, Same(a, tok), Same(b, tok))
+		}
+	}
+	tok := Token(a)
+	if err := os.WriteFile(filepath.Join(a, "new"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if !Same(a, tok) {
+		t.Error("with a file more it is another directory")
+	}
+	for _, bad := range []string{"", ".token", "1 2", "1 2 ../x"} {
+		if Same(a, bad) {
+			t.Errorf("it is what %q tells of", bad)
+		}
+	}
+}
+
+// TestPackAll leaves nothing out.
+func TestPackAll(t *testing.T) {
+	from, to := t.TempDir(), t.TempDir()
+	for name, text := range map[string]string{".gitignore": "*", ".git": "x", "__pycache__": "y"} {
+		if err := os.WriteFile(filepath.Join(from, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var b bytes.Buffer
+	if err := PackAll(t.Context(), &b, from); err != nil {
+		t.Fatal(err)
+	}
+	if err := Unpack(&b, to); err != nil {
+		t.Fatal(err)
+	}
+	if all, _ := os.ReadDir(to); len(all) != 3 {
+		t.Errorf("%d files came, wanted 3", len(all))
+	}
+}

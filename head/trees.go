@@ -1,0 +1,216 @@
+package head
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"syscall"
+	"time"
+
+	"launcher/internal/errs"
+	"launcher/wire"
+	"launcher/wire/bundle"
+	"launcher/wire/session"
+)
+
+const (
+	// maxTrees is how much of working directories is kept, those that were wanted last.
+	maxTrees = 2 << 30
+	// treePause is how long the other side may take between two pieces.
+	treePause = 30 * time.Second
+)
+
+var (
+	sumRE  = regexp.MustCompile(`^[0-9a-f]{64}$`)
+	stepRE = regexp.MustCompile(`^checkpoints/([0-9]+/)?step-[0-9]+\.a[0-9]+$`)
+	rankRE = regexp.MustCompile(`^checkpoints/([0-9]+/)?step-[0-9]+\.a[0-9]+/rank-[0-9]+$`)
+)
+
+// pieces reads and writes a stream with a bound on each piece.
+type pieces struct{ *session.Stream }
+
+func (p pieces) Read(b []byte) (int, error) {
+	_ = p.SetReadDeadline(time.Now().Add(treePause))
+	return p.Stream.Read(b)
+}
+
+func (p pieces) Write(b []byte) (int, error) {
+	_ = p.SetWriteDeadline(time.Now().Add(treePause))
+	return p.Stream.Write(b)
+}
+
+// treePath is where a tree lies; as is what its path must look like.
+func (h *head) treePath(t wire.Tree, as *regexp.Regexp) (string, error) {
+	if t.Sum != "" {
+		if !sumRE.MatchString(t.Sum) {
+			return "", errs.New(errs.Invalid, "%q is no sum of a directory", t.Sum)
+		}
+		return filepath.Join(h.dir, "dirs", t.Sum), nil
+	}
+	if !as.MatchString(t.Path) {
+		return "", errs.New(errs.Invalid, "%q is no checkpoint", t.Path)
+	}
+	if _, ok, err := h.job(t.Job); err != nil || !ok {
+		return "", errs.Wrap(errs.NotFound, err, "there is no job %d", t.Job)
+	}
+	return filepath.Join(h.dir, "jobs", strconv.FormatUint(uint64(t.Job), 10), t.Path), nil
+}
+
+// putTree takes a tree.
+func (h *head) putTree(st *session.Stream, t wire.Tree) error {
+	to, err := h.treePath(t, rankRE)
+	if err != nil {
+		return err
+	}
+	is := wire.TreeWanted{Wanted: true}
+	if t.Sum != "" {
+		is.Wanted = os.Chtimes(to, time.Now(), time.Now()) != nil
+	}
+	if err := st.WriteMsg(wire.MsgOK, is); err != nil || !is.Wanted {
+		return err
+	}
+	if t.Sum == "" {
+		err = takeTree(pieces{st}, to)
+	} else {
+		err = h.takeDir(pieces{st}, to, t.Sum)
+	}
+	if err != nil {
+		return treeErr(err)
+	}
+	return st.WriteMsg(wire.MsgOK, struct{}{})
+}
+
+func treeErr(err error) error {
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		return errs.Wrap(errs.Exhausted, err, "the head's disk").Hint("make room on that file system, or check its quota")
+	}
+	return err
+}
+
+// takeTree unpacks a tree, whole and safe or not at all; an older one is replaced.
+func takeTree(r io.Reader, to string) error {
+	if err := os.MkdirAll(filepath.Dir(to), 0o700); err != nil {
+		return err
+	}
+	tmp, err := os.MkdirTemp(filepath.Dir(to), ".saving-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(tmp)
+	whole := filepath.Join(tmp, "new")
+	if err := os.Mkdir(whole, 0o700); err != nil {
+		return err
+	}
+	if err := bundle.Unpack(r, whole); err != nil {
+		return err
+	}
+	if err := syncTree(whole); err != nil {
+		return err
+	}
+	if err := os.Rename(to, filepath.Join(tmp, "old")); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if err := os.Rename(whole, to); err != nil {
+		return err
+	}
+	return syncTree(filepath.Dir(to), to)
+}
+
+// syncTree makes what is below a directory safe; what is below but needs no look is skip.
+func syncTree(dir string, skip ...string) error {
+	return filepath.WalkDir(dir, func(p string, d fs.DirEntry, err error) error {
+		switch {
+		case err != nil:
+			return err
+		case slices.Contains(skip, p):
+			return fs.SkipDir
+		case !d.IsDir() && !d.Type().IsRegular():
+			return nil
+		}
+		f, err := os.Open(p)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		if err := f.Sync(); err != nil && !errors.Is(err, syscall.EINVAL) { // some cannot sync a directory
+			return err
+		}
+		return nil
+	})
+}
+
+// takeDir keeps a working directory as it came.
+func (h *head) takeDir(r io.Reader, to, sum string) error {
+	if err := os.MkdirAll(filepath.Dir(to), 0o700); err != nil {
+		return err
+	}
+	f, err := os.CreateTemp(filepath.Dir(to), ".new-")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(f.Name()) // nothing, once it has its name
+	defer f.Close()
+	s := sha256.New()
+	if _, err := io.Copy(io.MultiWriter(f, s), io.LimitReader(r, maxTrees)); err != nil {
+		return err
+	}
+	if hex.EncodeToString(s.Sum(nil)) != sum {
+		return errs.New(errs.Corrupt, "a directory came with other contents than it was said to have")
+	}
+	if err := os.Rename(f.Name(), to); err != nil {
+		return err
+	}
+	h.tidyTrees(filepath.Dir(to))
+	return nil
+}
+
+// tidyTrees removes those working directories that were not wanted for longest.
+func (h *head) tidyTrees(dir string) {
+	ents, _ := os.ReadDir(dir)
+	var all []fs.FileInfo
+	for _, e := range ents {
+		if fi, err := e.Info(); err == nil && (sumRE.MatchString(fi.Name()) || time.Since(fi.ModTime()) > time.Hour) {
+			all = append(all, fi)
+		}
+	}
+	slices.SortFunc(all, func(a, b fs.FileInfo) int { return b.ModTime().Compare(a.ModTime()) })
+	for size := int64(0); len(all) > 0; all = all[1:] {
+		if size += all[0].Size(); size > maxTrees {
+			_ = os.Remove(filepath.Join(dir, all[0].Name()))
+		}
+	}
+}
+
+// getTree gives a tree.
+func (h *head) getTree(ctx context.Context, st *session.Stream, t wire.Tree) error {
+	from, err := h.treePath(t, stepRE)
+	if err != nil {
+		return err
+	}
+	f, err := os.Open(from)
+	if err != nil {
+		return errs.Wrap(errs.NotFound, err, "the head does not have it any more")
+	}
+	defer f.Close()
+	if err := st.WriteMsg(wire.MsgOK, struct{}{}); err != nil {
+		return err
+	}
+	if t.Sum != "" {
+		_ = os.Chtimes(from, time.Now(), time.Now())
+		_, err = io.Copy(pieces{st}, f)
+	} else {
+		err = bundle.PackAll(ctx, pieces{st}, from)
+	}
+	if err != nil {
+		_ = st.CloseWith(err)
+	}
+	return nil
+}
