@@ -40,14 +40,15 @@ var silent = errs.New(errs.Timeout, "node a-2 did not answer within 3s")
 
 func TestTasksOfPrograms(t *testing.T) {
 	f := newFakeHead(t, "lab")
-	id := strings.Repeat("ab", 16)
+	id, other := strings.Repeat("ab", 16), strings.Repeat("cd", 16)
 	f.nodesAnswer(t, func(q wire.Query) map[wire.NodeID]any {
 		var args wire.SDKTaskQuery
 		if q.What != wire.QueryTasks || json.Unmarshal(q.Args, &args) != nil || args.Job != 0 && args.Job != 7 {
 			t.Errorf("asked %s %s", q.What, q.Args)
 		}
 		return map[wire.NodeID]any{
-			"a-0": wire.SDKTasks{Tasks: []wire.SDKTask{{ID: id, Name: "square", State: wire.TaskWaiting, Attempt: 1, WaitsFor: []string{"cd", "ef"}, Submitted: 1}},
+			"a-0": wire.SDKTasks{Tasks: []wire.SDKTask{{ID: other, Name: "square", State: wire.TaskWaiting, Attempt: 1, WaitsFor: []string{"cd", "ef"}, Submitted: 1},
+				{ID: id, Name: "square", State: wire.TaskRunning, Away: true, Parent: "12", Submitted: 1}},
 				Counts: []wire.SDKTaskCount{{Name: "square", State: wire.TaskWaiting, Count: 1}}},
 			"a-1": wire.SDKTasks{Tasks: []wire.SDKTask{{ID: id, Name: "square", State: wire.TaskRunning, Node: "a-1", Worker: 42, Submitted: 2, Started: 3}},
 				Counts: []wire.SDKTaskCount{{Name: "square", State: wire.TaskRunning, Count: 1}}},
@@ -65,7 +66,7 @@ func TestTasksOfPrograms(t *testing.T) {
 		Unreached []unreached
 	}
 	r = invoke("tasks", "-c", "lab", "--json", "--job", "7")
-	if err := json.Unmarshal([]byte(r.Out), &got); err != nil || len(got.SDK) != 2 || len(got.Counts) != 2 || len(got.Unreached) != 1 || got.SDK[0].State != wire.TaskRunning {
+	if err := json.Unmarshal([]byte(r.Out), &got); err != nil || len(got.SDK) != 2 || len(got.Counts) != 2 || len(got.Unreached) != 1 || got.SDK[0].State != wire.TaskRunning || got.SDK[0].Parent != "12" || got.SDK[0].Worker != 42 {
 		t.Errorf("%v %s", err, r.Out)
 	}
 	if r := invoke("tasks", "-c", "lab", "--state", "gone"); r.Code != exitLauncher || !strings.Contains(r.Err, "no state of a task") {
@@ -73,6 +74,25 @@ func TestTasksOfPrograms(t *testing.T) {
 	}
 	if r := invoke("tasks", "-c", "lab", "7", "--name", "x"); r.Code != exitLauncher || !strings.Contains(r.Err, "--name NAME") {
 		t.Errorf("%d %q", r.Code, r.Err)
+	}
+}
+
+// TestWhyOfATaskThatIsAway: the node that runs a task says what it waits for; its owner, where
+// that is not reached.
+func TestWhyOfATaskThatIsAway(t *testing.T) {
+	f := newFakeHead(t, "lab")
+	runs := any(wire.SDKWhy{Lines: []string{"f runs in pid 42"}})
+	f.nodesAnswer(t, func(wire.Query) map[wire.NodeID]any {
+		return map[wire.NodeID]any{"a-0": wire.SDKWhy{Lines: []string{"f is with another node"}, Away: true}, "a-1": runs}
+	})
+	f.on(wire.MsgGroup, say([]wire.GroupInfo{}))
+	id := strings.Repeat("ab", 16)
+	if r := invoke("why", "-c", "lab", id); r.Code != 0 || !strings.Contains(r.Out, "pid 42") || strings.Contains(r.Out, "another node") {
+		t.Errorf("%d %q %q", r.Code, r.Out, r.Err)
+	}
+	runs = silent
+	if r := invoke("why", "-c", "lab", id); r.Code != 0 || !strings.Contains(r.Out, "another node") {
+		t.Errorf("%d %q %q", r.Code, r.Out, r.Err)
 	}
 }
 

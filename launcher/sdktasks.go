@@ -47,11 +47,10 @@ func (a *app) sdkTasks(ctx context.Context, f sdkTaskFlags) (wire.SDKTasks, []un
 }
 
 func mergeTasks(by map[wire.NodeID]wire.SDKTasks) wire.SDKTasks {
-	all := wire.SDKTasks{Tasks: []wire.SDKTask{}}
+	all := wire.SDKTasks{Tasks: oneOfEach(by)}
 	type key struct{ name, state string }
 	at := map[key]int{}
 	for _, t := range by {
-		all.Tasks = append(all.Tasks, t.Tasks...)
 		for _, c := range t.Counts {
 			k := key{c.Name, c.State}
 			i, ok := at[k]
@@ -71,6 +70,34 @@ func mergeTasks(by map[wire.NodeID]wire.SDKTasks) wire.SDKTasks {
 		return cmp.Or(cmp.Compare(x.Name, y.Name), cmp.Compare(rank(x.State), rank(y.State)))
 	})
 	return all
+}
+
+// oneOfEach has one line of each task: of one that its owner gave to another node that node's,
+// with what only the owner knows.
+func oneOfEach(by map[wire.NodeID]wire.SDKTasks) []wire.SDKTask {
+	out := []wire.SDKTask{}
+	owners, there := map[string]wire.SDKTask{}, map[string]bool{}
+	for _, n := range by {
+		for _, t := range n.Tasks {
+			if t.Away {
+				owners[t.ID] = t
+			} else {
+				there[t.ID] = true
+			}
+		}
+	}
+	for _, n := range by {
+		for _, t := range n.Tasks {
+			if t.Away && there[t.ID] {
+				continue
+			}
+			if o, ok := owners[t.ID]; ok {
+				t.Parent, t.Submitted = o.Parent, o.Submitted
+			}
+			out = append(out, t)
+		}
+	}
+	return out
 }
 
 // printSDKTasks prints the tasks, or how many there are of each name when they are many.
@@ -181,8 +208,16 @@ func (a *app) whySDK(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
+	var owner []string
 	for _, w := range by {
-		lines = append(lines, w.Lines...)
+		if w.Away {
+			owner = w.Lines
+		} else {
+			lines = append(lines, w.Lines...)
+		}
+	}
+	if len(lines) == 0 {
+		lines = owner
 	}
 	if len(lines) == 0 {
 		e := errs.New(errs.NotFound, "no node knows a task or object %s", id).Hint("`launcher tasks` and `launcher objects` list them; what has ended and is referred to by nobody is forgotten")

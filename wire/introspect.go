@@ -32,7 +32,7 @@ type SDKTaskQuery struct {
 	Name   string   `json:"name,omitempty"`
 	States []string `json:"states,omitempty"` // none: those that have not ended
 	Actors bool     `json:"actors,omitempty"` // the creations of actors that live, too
-	Limit  int      `json:"limit"`            // list at most so many; counts are of all
+	Limit  int      `json:"limit"`            // list at most so many; counts are of all that are not away
 }
 
 // SDKTasks are the tasks that match, those that run first, then in the order of their
@@ -50,6 +50,7 @@ type SDKTask struct {
 	State     string   `json:"state"`
 	Attempt   uint32   `json:"attempt"`
 	Node      NodeID   `json:"node,omitempty"`      // where it runs or ran
+	Away      bool     `json:"away,omitempty"`      // another node has it, whose line says more
 	Worker    int      `json:"worker,omitempty"`    // pid
 	Parent    string   `json:"parent,omitempty"`    // the task that submitted it
 	WaitsFor  []string `json:"waits_for,omitempty"` // objects, the first few
@@ -173,9 +174,11 @@ type SDKWhyQuery struct {
 	ID string `json:"id"`
 }
 
-// SDKWhy is what the owner says, in lines; other nodes answer with none.
+// SDKWhy is what the owner says, in lines, and the node that runs the task; others answer with
+// none.
 type SDKWhy struct {
 	Lines []string `json:"lines"`
+	Away  bool     `json:"away,omitempty"` // another node has the task and says more
 }
 
 // SDKProcess is a driver or worker of a node.

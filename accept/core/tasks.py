@@ -313,11 +313,18 @@ def locality():
     def use(a):
         return where_am_i()
 
-    big = make.options(scheduling_strategy=on(THERE)).remote()
-    ray.wait([big], fetch_local=False, timeout=20)
-    got = collections.Counter(ray.get([use.remote(big) for _ in range(3)], timeout=30))
-    assert got[THERE] >= 2, got
-    return f"three tasks with 16 MiB that {THERE} has ran on {dict(got)}"
+    rounds = []
+
+    def goes_there():
+        big = make.options(scheduling_strategy=on(THERE)).remote()
+        ray.wait([big], fetch_local=False, timeout=20)
+        rounds.append(collections.Counter(ray.get([use.remote(big) for _ in range(3)], timeout=30)))
+        return rounds[-1][THERE] >= 2
+
+    # They wait 200 ms for room there, which on a busy machine may come later than that. Nothing
+    # but the object takes them there: this node has room.
+    eventually("tasks run where their argument is", goes_there)
+    return f"three tasks with 16 MiB that {THERE} has ran on {dict(rounds[-1])}, in round {len(rounds)}"
 
 
 @point("tasks.cancel")

@@ -33,7 +33,7 @@ func (c *Core) Numbers() Numbers {
 			}
 			continue
 		}
-		if s := c.stateOf(t); s != wire.TaskDone {
+		if s := c.stateOf(t); s != wire.TaskDone && !t.isAway() {
 			n.Tasks[s]++
 		}
 	}

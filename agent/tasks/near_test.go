@@ -1,6 +1,7 @@
 package tasks
 
 import (
+	"strings"
 	"testing"
 
 	"launcher/wire"
@@ -92,5 +93,45 @@ func TestWaitsForLargeArgumentsOnly(t *testing.T) {
 		if p.pump(); len(a.starts) != 1 || len(a.pulled) != 1 {
 			t.Fatalf("%d workers started here, pulled from %v", len(a.starts), a.pulled)
 		}
+	}
+}
+
+// TestShownOnce: a task that its owner gave to another node is counted by that one alone, which
+// says what it does and what it waits for.
+func TestShownOnce(t *testing.T) {
+	p := newPair(t, 1, 1)
+	a, b := p.nodes[0], p.nodes[1]
+	a.driver(1)
+	a.shape(1, 2, map[string]any{"name": "outer", "strategy": []any{"node", "b", false}})
+	x := taskOf(1, 1)
+	a.frame(1, sdk.MsgSubmit, submit(x, 2, 1))
+	p.pump()
+	p.leaseAll(1)
+	worker := b.starts[0].ID
+	b.startAll()
+	p.pump()
+	b.shape(worker, 1, map[string]any{"name": "inner"})
+	y := wire.NewObjectID(8, worker, 1, 0)
+	b.frame(worker, sdk.MsgSubmit, submit(y, 1, 1))
+	b.frame(worker, sdk.MsgGet, get(sdk.GetValue|sdk.GetBlocks, y.With(1)))
+	p.pump()
+
+	owner, runs := a.c.Tasks(wire.SDKTaskQuery{Limit: 9}), b.c.Tasks(wire.SDKTaskQuery{Limit: 9, Name: "outer"})
+	if len(owner.Tasks) != 1 || !owner.Tasks[0].Away || owner.Tasks[0].Node != "" || len(owner.Counts) != 0 || a.c.Numbers().Tasks[wire.TaskRunning] != 0 {
+		t.Fatalf("the owner says %+v", owner)
+	}
+	if len(runs.Tasks) != 1 || runs.Tasks[0].Away || runs.Tasks[0].State != wire.TaskBlocked || runs.Tasks[0].Node != "b" || len(runs.Counts) != 1 {
+		t.Fatalf("the node that runs it says %+v", runs)
+	}
+	if s := a.c.Tasks(wire.SDKTaskQuery{Limit: 9, States: []string{wire.TaskRunning}}); len(s.Tasks) != 0 {
+		t.Fatalf("it does not run but waits: %+v", s)
+	}
+	q := wire.SDKWhyQuery{ID: x.String()}
+	if w := a.c.Why(q); !w.Away || len(w.Lines) != 1 {
+		t.Fatalf("why, from its owner: %+v", w)
+	}
+	w := b.c.Why(q)
+	if w.Away || len(w.Lines) != 2 || !strings.Contains(w.Lines[0], "waits for the result of inner ("+y.String()) || !strings.HasPrefix(w.Lines[1], "inner (") {
+		t.Fatalf("why, from who runs it: %+v", w)
 	}
 }

@@ -100,22 +100,11 @@ func (c *Core) why(t *task) string {
 		if t.isCall() && t.missing == 0 {
 			return c.whyCall(t)
 		}
-		n := 0
-		first := ""
-		for d := range t.deps().all() {
-			if o := c.objects[d]; o == nil || o.state != here {
-				if n++; n == 1 {
-					first = d.String()
-					if o != nil && o.task != nil {
-						first = "the result of " + o.task.shape.name + " (" + o.task.id.String() + ")"
-					}
-				}
-			}
-		}
+		n, first := c.missingOf(t)
 		if n > 1 {
-			return fmt.Sprintf("waits for %d arguments, first %s", n, first)
+			return fmt.Sprintf("waits for %d arguments, first %s", n, c.nameOf(first))
 		}
-		return "waits for its argument " + first
+		return "waits for its argument " + c.nameOf(first)
 	case queued:
 		ahead := 0
 		for _, s := range c.ready {
@@ -137,11 +126,19 @@ func (c *Core) why(t *task) string {
 		}
 		return fmt.Sprintf("waits for its turn: %d tasks of other shapes are queued", ahead)
 	case running:
-		if t.worker() == nil {
+		if t.isAway() {
 			return "is with another node"
 		}
 		if c.stateOf(t) == wire.TaskBlocked {
-			return fmt.Sprintf("runs in pid %d, and waits for %d objects", t.worker().PID, t.level.waits)
+			out := fmt.Sprintf("runs in pid %d, and waits for ", t.worker().PID)
+			switch n, first := c.missingOf(t); n {
+			case 0:
+				return out + "what it runs meanwhile"
+			case 1:
+				return out + c.nameOf(first)
+			default:
+				return out + fmt.Sprintf("%d objects, first %s", n, c.nameOf(first))
+			}
 		}
 		if t.level != nil && len(t.level.tasks) > 0 && t.level.tasks[0] != t {
 			return fmt.Sprintf("is with pid %d, behind %d others", t.worker().PID, slices.Index(t.level.tasks, t))
@@ -149,6 +146,35 @@ func (c *Core) why(t *task) string {
 		return fmt.Sprintf("runs in pid %d", t.worker().PID)
 	}
 	return "has ended"
+}
+
+// isAway reports whether a task was given to another node, which has more to say of it.
+func (t *task) isAway() bool {
+	return t.state == running && (t.worker() == nil || t.worker().remote != nil)
+}
+
+// missingOf counts the objects that a task waits for.
+func (c *Core) missingOf(t *task) (n int, first id) {
+	on := t.deps().all()
+	if t.state == running {
+		on = slices.Values(t.level.on)
+	}
+	for x := range on {
+		if o := c.objects[x]; o == nil || o.state != here {
+			if n++; n == 1 {
+				first = x
+			}
+		}
+	}
+	return n, first
+}
+
+// nameOf names an object for people.
+func (c *Core) nameOf(x id) string {
+	if o := c.objects[x]; o != nil && o.task != nil {
+		return "the result of " + o.task.shape.name + " (" + o.task.id.String() + ")"
+	}
+	return x.String()
 }
 
 // lacking says what the first task of a shape waits for, and who is in its way.
@@ -179,7 +205,9 @@ func (c *Core) lacking(s *shape) string {
 
 func (c *Core) line(t *task) wire.SDKTask {
 	x := wire.SDKTask{ID: t.id.String(), Name: t.shape.name, Job: jobID(t.shape.job.key), State: c.stateOf(t), Attempt: c.attemptHere(t), Node: c.cfg.Node, Submitted: t.submitted, Started: t.started, Why: c.why(t)}
-	if t.worker() != nil {
+	if x.Away = t.isAway(); x.Away {
+		x.Node = ""
+	} else if t.worker() != nil {
 		x.Worker = t.worker().PID
 	}
 	switch {
@@ -213,10 +241,16 @@ func (c *Core) Tasks(q wire.SDKTaskQuery) wire.SDKTasks {
 		if len(q.States) == 0 && state == wire.TaskDone || len(q.States) > 0 && !slices.Contains(q.States, state) {
 			continue
 		}
+		if t.isAway() && len(q.States) > 0 {
+			continue // who has it knows its state
+		}
 		if q.ID != "" && q.ID != t.id.String() && !c.makes(t, q.ID) || q.Job != 0 && jobID(t.shape.job.key) != q.Job || q.Name != "" && q.Name != t.shape.name {
 			continue
 		}
 		list = append(list, t)
+		if t.isAway() {
+			continue
+		}
 		k := nameState{t.shape.name, state}
 		if counts[k] == nil {
 			counts[k] = &wire.SDKTaskCount{Name: k.name, State: state, Why: c.why(t)}
@@ -246,6 +280,9 @@ func (c *Core) Tasks(q wire.SDKTaskQuery) wire.SDKTasks {
 	})
 	return out
 }
+
+// maxWhy is how many tasks of a chain are told of, each of which waits for the next.
+const maxWhy = 20
 
 // makes reports whether an object, by its id in hexadecimal, is one of a task's.
 func (c *Core) makes(t *task, object string) bool {
@@ -333,22 +370,22 @@ func (c *Core) objectLine(o *object) wire.SDKObject {
 // Why says in lines what a task, or the task of an object, waits for.
 func (c *Core) Why(q wire.SDKWhyQuery) wire.SDKWhy {
 	b, err := hex.DecodeString(q.ID)
-	if err != nil || len(b) != 16 || !c.mine(id(b)) {
+	if err != nil || len(b) != 16 {
+		return wire.SDKWhy{Lines: []string{}}
+	}
+	t := c.tasks[id(b).Task()]
+	if !c.mine(id(b)) && (t == nil || t.state == done) {
 		return wire.SDKWhy{Lines: []string{}}
 	}
 	lines := []string{}
-	seen := map[id]bool{}
-	for t := c.tasks[id(b).Task()]; t != nil && !seen[t.id]; {
+	away := t != nil && t.isAway()
+	for seen := map[id]bool{}; t != nil && !seen[t.id]; t = c.waitsFor(t) {
+		if len(lines) == maxWhy {
+			lines = append(lines, "... and so on")
+			break
+		}
 		seen[t.id] = true
 		lines = append(lines, fmt.Sprintf("%s (%s) %s", t.shape.name, t.id, c.why(t)))
-		var next *task
-		for d := range t.deps().all() {
-			if o := c.objects[d]; t.state == waiting && o != nil && o.state != here && o.task != nil {
-				next = o.task
-				break
-			}
-		}
-		t = next
 	}
 	if o := c.objects[id(b)]; len(lines) == 0 && o != nil {
 		lines = append(lines, fmt.Sprintf("object %s is %s", o.id, c.objectLine(o).State))
@@ -356,5 +393,16 @@ func (c *Core) Why(q wire.SDKWhyQuery) wire.SDKWhy {
 	if len(lines) == 0 {
 		lines = append(lines, fmt.Sprintf("node %s knows no task or object %s: it has ended and nothing refers to it", c.cfg.Node, q.ID))
 	}
-	return wire.SDKWhy{Lines: lines}
+	return wire.SDKWhy{Lines: lines, Away: away}
+}
+
+// waitsFor is a task that another one waits for, if this node knows of it.
+func (c *Core) waitsFor(t *task) *task {
+	if s := c.stateOf(t); s != wire.TaskWaiting && s != wire.TaskBlocked {
+		return nil
+	}
+	if n, x := c.missingOf(t); n > 0 && c.objects[x] != nil {
+		return c.objects[x].task
+	}
+	return nil
 }

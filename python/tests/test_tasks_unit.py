@@ -380,6 +380,17 @@ class ObjectTest(Case):
         self.assertEqual((p.returncode, p.stdout), (0, "1\nend\n"), p.stderr)
 
 
+class StateTest(unittest.TestCase):
+    def test_a_task_that_is_away_is_one_task(self):
+        from launcher.util import state
+
+        owner = {"id": "ab", "name": "f", "state": "running", "attempt": 1, "parent": "12", "submitted": 10**6, "away": True}
+        runs = {"id": "ab", "name": "f", "state": "blocked", "attempt": 1, "worker": 42, "submitted": 2 * 10**6}
+        (t,) = state._one_of_each([(owner, "a"), (runs, "b")])
+        self.assertEqual((t.node_id, t.worker_pid, t.parent_task_id, t.creation_time_ms), ("b", 42, "12", 1))
+        self.assertEqual([t.state for t in state._one_of_each([(owner, "a")])], ["RUNNING"])
+
+
 class NoClusterTest(unittest.TestCase):
     def test_nothing_there(self):
         with tempfile.TemporaryDirectory() as d:

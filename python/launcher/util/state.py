@@ -95,8 +95,15 @@ def _task(t: Dict[str, Any], node: str) -> State:
     )  # fmt: skip
 
 
+def _one_of_each(lines: List[Tuple[Dict[str, Any], str]]) -> List[State]:
+    """Of a task that its owner gave to another node that one's line, with what only the owner knows."""
+    there = {t["id"] for t, _ in lines if not t.get("away")}
+    known = {t["id"]: {"parent": t.get("parent"), "submitted": t.get("submitted")} for t, _ in lines if t.get("away")}
+    return [_task({**t, **known.get(t["id"], {})}, node) for t, node in lines if not t.get("away") or t["id"] not in there]
+
+
 def _tasks(args: Dict[str, Any], timeout: float) -> List[State]:
-    now = [_task(t, node) for node, a in _ask("tasks", {"limit": 0, "actors": True, **args}, timeout).items() for t in a["tasks"]]
+    now = _one_of_each([(t, node) for node, a in _ask("tasks", {"limit": 0, "actors": True, **args}, timeout).items() for t in a["tasks"]])
     there = {t.task_id for t in now}
     before = [_task(t, node) for node, a in _ask("timeline", {"limit": 20_000}, timeout).items() for t in reversed(a["events"])]
     return now + [t for t in before if t.task_id not in there and args.get("id") in (None, t.task_id)]
