@@ -49,15 +49,17 @@ func (r benchRow) met() bool {
 // its own adds a line to benches.
 type benchmark struct {
 	name, about string
+	asked       bool // runs only when it is named
 	run         func(ctx context.Context, e *benchEnv, emit func(benchRow)) error
 }
 
 func benches() []benchmark {
 	return []benchmark{
-		{"start", "up of a local cluster to the first output of a run", benchStart},
-		{"true", "`true` as a task beside the same os/exec call in a loop", benchTrue},
-		{"idle", "memory and CPU of head, supervisors and agents with nothing to do", benchIdle},
-		{"collectives", "all-reduce by size, shared and private buffers, Go and Python ranks, beside memcpy", benchCollectives},
+		{"start", "up of a local cluster to the first output of a run", false, benchStart},
+		{"true", "`true` as a task beside the same os/exec call in a loop", false, benchTrue},
+		{"idle", "memory and CPU of head, supervisors and agents with nothing to do", false, benchIdle},
+		{"collectives", "all-reduce by size, shared and private buffers, Go and Python ranks, beside memcpy", false, benchCollectives},
+		{"up-ssh", "up of 32 hosts (sshds on this machine) beside `ssh true`, the binary's copy beside scp; only when named", true, benchSSH},
 	}
 }
 

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 )
@@ -45,15 +46,54 @@ func residentBytes(pid int) int64 {
 
 // cpuSeconds is the CPU time of a process so far.
 func cpuSeconds(pid int) float64 {
+	f := statFields(pid)
+	if len(f) < 15 {
+		return 0
+	}
+	return ticks(f[11]) + ticks(f[12])
+}
+
+// cpuOf is the CPU time of processes whose environment has word in it, of roots and of all
+// that descends from these, with that of their children that have ended.
+func cpuOf(word string, roots []int) (s float64) {
+	parent, ours := map[int]int{}, map[int]bool{}
+	for _, r := range roots {
+		ours[r] = true
+	}
+	dirs, _ := filepath.Glob("/proc/[0-9]*")
+	for _, d := range dirs {
+		pid, _ := strconv.Atoi(filepath.Base(d))
+		if f := statFields(pid); len(f) > 1 {
+			parent[pid], _ = strconv.Atoi(f[1])
+		}
+		if env, err := os.ReadFile(d + "/environ"); err == nil && pid != os.Getpid() && strings.Contains(string(env), word) {
+			ours[pid] = true
+		}
+	}
+	for pid := range parent {
+		for p := pid; p > 1; p = parent[p] {
+			if !ours[p] {
+				continue
+			}
+			if f := statFields(pid); len(f) > 14 {
+				s += ticks(f[11]) + ticks(f[12]) + ticks(f[13]) + ticks(f[14])
+			}
+			break
+		}
+	}
+	return s
+}
+
+// statFields are those of /proc/PID/stat after the name.
+func statFields(pid int) []string {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
-		return 0
+		return nil
 	}
-	f := strings.Fields(string(b[strings.LastIndexByte(string(b), ')')+1:]))
-	if len(f) < 13 {
-		return 0
-	}
-	u, _ := strconv.ParseFloat(f[11], 64)
-	s, _ := strconv.ParseFloat(f[12], 64)
-	return (u + s) / 100 // USER_HZ
+	return strings.Fields(string(b[strings.LastIndexByte(string(b), ')')+1:]))
+}
+
+func ticks(s string) float64 {
+	v, _ := strconv.ParseFloat(s, 64)
+	return v / 100 // USER_HZ
 }

@@ -57,7 +57,7 @@ func (a *app) cmdBench() *cobra.Command {
 				a.benchHeading()
 			}
 			for _, b := range all {
-				if len(args) > 0 && !slices.Contains(args, b.name) {
+				if len(args) > 0 && !slices.Contains(args, b.name) || len(args) == 0 && b.asked {
 					continue
 				}
 				a.screen.progress("running " + b.name)
