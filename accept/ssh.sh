@@ -17,6 +17,7 @@ if wants provision; then
 	gotest provision.logins ./backends/ssh '^TestLogins$'
 	gotest provision.cut-copy ./backends/ssh '^TestCutCopy$'
 	gotest provision.two-copies ./backends/ssh '^TestTwoCopies$'
+	gotest provision.old-binaries ./backends/ssh '^TestOldBinaries$'
 	gotest provision.laws ./backends/ssh '^TestLawsOverSSH$'
 	gotest provision.away ./backends/ssh '^TestHostIsAway$'
 	gotest provision.failed-node ./backends/ssh '^TestFailedNode$'

@@ -6,9 +6,12 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -282,5 +285,82 @@ func TestOtherVersion(t *testing.T) {
 	}
 	if n := w.processes("node"); len(n) > 0 {
 		t.Errorf("processes %d are left", n)
+	}
+}
+
+// TestOldBinaries: of other versions' binaries those that run stay, and the two last used,
+// and all where a host that cannot be seen may run them.
+func TestOldBinaries(t *testing.T) {
+	w := newWorld(t)
+	b := w.open()
+	defer b.Close()
+	a, err := b.Submit(t.Context(), w.request("runs", 1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	bin := func() (names []string) {
+		dirs, _ := filepath.Glob(filepath.Join(w.root, "bin", "*", "launcher"))
+		for _, d := range dirs {
+			names = append(names, filepath.Base(filepath.Dir(d)))
+		}
+		return names
+	}
+	running := bin()
+	hosts := func(n int) { // those that hang up end by themselves
+		testkit.Eventually(t, testkit.Bound, func() string {
+			if got := len(w.processes("host")); got > n {
+				return fmt.Sprintf("%d processes of hosts", got)
+			}
+			return ""
+		})
+	}
+	links := 1
+	use := func(version string) string {
+		t.Helper()
+		past := time.Now().Add(-time.Hour) // else a file system may give two the same time
+		for i, n := range bin() {
+			if err := os.Chtimes(filepath.Join(w.root, "bin", n), past, past.Add(time.Duration(i)*time.Second)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		s := newShelf(copyOwn(t, t.TempDir(), "launcher", version), t.TempDir())
+		if _, err := ready(t, &shells{}, site{Directory: w.root}, s); err != nil {
+			t.Fatal(err)
+		}
+		hosts(links)
+		b, err := s.get(runtime.GOARCH)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b.sum[:32]
+	}
+	shared := filepath.Join(w.root, "hosts", "another", "x")
+	if err := os.MkdirAll(shared, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	use("1")
+	use("2")
+	use("3")
+	if got := bin(); len(got) != 4 {
+		t.Errorf("binaries in a shared home: %q, wanted all four", got)
+	}
+	if err := os.RemoveAll(filepath.Dir(shared)); err != nil {
+		t.Fatal(err)
+	}
+	newest := use("4")
+	got := bin()
+	if !slices.Contains(got, newest) || !slices.Contains(got, running[0]) || len(got) > 3 {
+		t.Errorf("binaries: %q, wanted %s, %s, which runs, and the one used before", got, newest, running[0])
+	}
+	if err := b.Cancel(t.Context(), [][]byte{a[0].Handle}); err != nil {
+		t.Fatal(err)
+	}
+	b.Close() // its process runs that binary, too
+	links = 0
+	hosts(links)
+	use("5")
+	last := use("6")
+	if got := bin(); slices.Contains(got, running[0]) || !slices.Contains(got, last) || len(got) != 2 {
+		t.Errorf("binaries when nothing runs: %q, wanted %s and the one before", got, last)
 	}
 }
