@@ -49,3 +49,9 @@ if wants allocation; then
 	gotest allocation.run ./launcher '^TestSlurmAllocation$'
 	gotest allocation.work ./launcher '^TestSlurmBatchWork$'
 fi
+
+# ---------------------------------------------------------------- 5 what sites are like
+if wants site; then
+	gotest site.setup ./agent '^TestSetup'
+	gotest site.setup-shown ./launcher '^TestSlurmSetup$'
+fi

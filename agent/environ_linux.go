@@ -1,15 +1,12 @@
 package agent
 
 import (
-	"bytes"
 	"context"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
-	"time"
 
 	"launcher/agent/core"
 	"launcher/internal/errs"
@@ -34,13 +31,6 @@ type jobEnv struct {
 	vars []string
 	at   map[string]int // where in vars a name is
 	own  map[string]bool
-}
-
-// setupOutcome is the environment after a pool's setup lines, run once per node.
-type setupOutcome struct {
-	once sync.Once
-	vars []string
-	err  error
 }
 
 func newEnvironment(a *agent) *environment {
@@ -206,89 +196,4 @@ func inherited(outer []string, keep bool) []string {
 		}
 	}
 	return out
-}
-
-// setupBound is how long a pool's setup lines may take; modules on a busy file system
-// are slow.
-const setupBound = 5 * time.Minute
-
-// setup runs the pool's setup lines in a login shell, once, and gives the environment
-// that they leave.
-func (e *environment) setup(ctx context.Context, spec *wire.Job, base []string) ([]string, error) {
-	key := strings.Join(spec.Setup, "\n")
-	if spec.Spec.KeepEnv {
-		key += "\x00keep"
-	}
-	e.mu.Lock()
-	s := e.setups[key]
-	if s == nil {
-		s = &setupOutcome{}
-		e.setups[key] = s
-	}
-	e.mu.Unlock()
-	s.once.Do(func() { s.vars, s.err = runSetup(ctx, spec.Setup, append(base, spec.PoolEnv...)) })
-	if s.err != nil {
-		e.mu.Lock()
-		if e.setups[key] == s {
-			delete(e.setups, key) // it may be put right
-		}
-		e.mu.Unlock()
-		return nil, errs.Wrap(errs.Unknown, s.err, "node %s", e.a.cfg.Node)
-	}
-	return s.vars, nil
-}
-
-func runSetup(ctx context.Context, lines, env []string) ([]string, error) {
-	ctx, cancel := context.WithTimeout(ctx, setupBound)
-	defer cancel()
-	shell := "bash"
-	if _, err := exec.LookPath(shell); err != nil {
-		shell = "sh"
-	}
-	// The environment comes by a descriptor of its own: setup lines may print. The first
-	// line that fails ends it and is named.
-	var script strings.Builder
-	for _, l := range lines {
-		script.WriteString("LAUNCHER_SETUP_LINE=" + quote(l) + "\n" + l + " || { echo \"setup line failed: $LAUNCHER_SETUP_LINE\" >&2; exit 1; }\n")
-	}
-	script.WriteString("unset LAUNCHER_SETUP_LINE\nenv -0 >&3\n")
-	r, w, err := os.Pipe()
-	if err != nil {
-		return nil, errs.Wrap(errs.Exhausted, err, "running setup")
-	}
-	defer r.Close()
-	cmd := exec.CommandContext(ctx, shell, "-l", "-c", script.String())
-	cmd.Env, cmd.ExtraFiles, cmd.WaitDelay = env, []*os.File{w}, time.Second
-	var out bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &out
-	if err := cmd.Start(); err != nil {
-		w.Close()
-		return nil, errs.Wrap(errs.Unavailable, err, "running setup")
-	}
-	w.Close()
-	var got bytes.Buffer
-	_, _ = got.ReadFrom(r)
-	if err := cmd.Wait(); err != nil {
-		said := lastLines(out.String())
-		if said != "" {
-			said = ": " + said
-		}
-		return nil, errs.Wrap(errs.Invalid, err, "the pool's setup fails%s", said).
-			Hint("try the lines of setup in a login shell on that node")
-	}
-	var vars []string
-	for kv := range strings.SplitSeq(got.String(), "\x00") {
-		if name, _, ok := strings.Cut(kv, "="); ok && name != "_" && name != "SHLVL" && name != "PWD" && name != "OLDPWD" {
-			vars = append(vars, kv)
-		}
-	}
-	return vars, nil
-}
-
-func quote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
-
-// lastLines is the end of what a program printed, on one line.
-func lastLines(s string) string {
-	lines := strings.Split(strings.TrimSpace(s), "\n")
-	return strings.Join(lines[max(0, len(lines)-3):], "; ")
 }

@@ -19,7 +19,7 @@ func TestNodeTellsWhatItLacks(t *testing.T) {
 		change func(*wire.NodeConfig)
 		want   string
 	}{
-		"p-1": {func(c *wire.NodeConfig) { c.Setup = []string{"true", "exit 3"} }, "node p-1: the pool's setup fails: exit status 3"},
+		"p-1": {func(c *wire.NodeConfig) { c.Setup = []string{"true", "exit 3"} }, "node p-1: setup line 2 `exit 3` ended with 3"},
 		"p-2": {func(c *wire.NodeConfig) { c.Python = "/no/such" }, "/no/such"},
 		"p-3": {func(c *wire.NodeConfig) { c.Setup = []string{"export X=1"} }, ""},
 	} {
