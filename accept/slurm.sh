@@ -54,4 +54,7 @@ fi
 if wants site; then
 	gotest site.setup ./agent '^TestSetup'
 	gotest site.setup-shown ./launcher '^TestSlurmSetup$'
+	gotest site.doctor ./backends/slurm '^TestSiteFacts$|^TestExamine'
+	gotest site.propose ./launcher '^TestSlurmPropose$'
+	gotest site.examples ./launcher '^TestSlurmExamples$'
 fi

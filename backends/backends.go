@@ -174,3 +174,7 @@ func As[T any](b Backend) (T, bool) {
 		b = w.Unwrap()
 	}
 }
+
+// Finding is one thing that doctor tells of a pool. Level is ok, note (worth knowing),
+// warning (will hurt) or error (will not work).
+type Finding struct{ Level, What, Fix string }

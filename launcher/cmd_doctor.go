@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"launcher/backends"
+	"launcher/backends/slurm"
 	"launcher/backends/ssh"
 	sshdial "launcher/backends/ssh/dial"
 	"launcher/configs"
@@ -37,11 +38,15 @@ func (f *findings) add(level, fix, format string, args ...any) {
 }
 
 func (a *app) cmdDoctor() *cobra.Command {
-	return &cobra.Command{
+	var propose, partition string
+	var noJob bool
+	c := &cobra.Command{
 		Use:   "doctor [SPEC]",
 		Short: "what would go wrong here, each finding with its fix",
 		Long: `Look at this machine, and at SPEC when it is given, for what would go wrong; start nothing.
 The hosts of ssh pools are reached, looked at and left as they were: nothing is copied there.
+For slurm pools Slurm is asked for its limits, and one node is looked at by a job of a minute, if one is free.
+With --propose slurm a spec for the Slurm of this machine is printed, for up.
 Exit code 1 when something will not work.`,
 		Args: argCount(0, 1),
 		RunE: func(c *cobra.Command, args []string) error {
@@ -50,12 +55,15 @@ Exit code 1 when something will not work.`,
 			if err != nil {
 				return err
 			}
+			if propose != "" {
+				return a.propose(c.Context(), propose, partition, h)
+			}
 			f.stateDir(h)
 			f.machine(h)
 			f.clusters()
 			python := "python3"
 			if len(args) == 1 {
-				python = f.spec(c.Context(), args[0], h, python)
+				python = f.spec(c.Context(), args[0], h, python, noJob)
 			}
 			f.python(c.Context(), python)
 			bad := 0
@@ -81,6 +89,30 @@ Exit code 1 when something will not work.`,
 			return nil
 		},
 	}
+	c.Flags().StringVar(&propose, "propose", "", "print a spec that works here: slurm")
+	c.Flags().StringVar(&partition, "partition", "", "with --propose: of this partition (default: the site's)")
+	c.Flags().BoolVar(&noJob, "no-job", false, "start no job to look at a node of a slurm pool")
+	return c
+}
+
+// propose prints a spec of what is found.
+func (a *app) propose(ctx context.Context, backend, partition, h string) error {
+	if backend != slurm.Name {
+		return errs.New(errs.Invalid, "--propose %s", backend).Hint("specs are proposed for slurm")
+	}
+	b := slurm.New(h)
+	defer b.Close()
+	text, err := b.Propose(ctx, partition)
+	if err != nil {
+		return err
+	}
+	if a.json {
+		a.printJSON(doc{"spec": text})
+		a.told = true
+		return nil
+	}
+	fmt.Fprint(a.out, text)
+	return nil
 }
 
 // stateDir looks at $LAUNCHER_HOME.
@@ -150,7 +182,7 @@ func (f *findings) clusters() {
 }
 
 // spec looks at a cluster spec and gives the Python its first local pool uses.
-func (f *findings) spec(ctx context.Context, path, h, python string) string {
+func (f *findings) spec(ctx context.Context, path, h, python string, noJob bool) string {
 	cl, err := configs.LoadCluster(path)
 	if err == nil {
 		err = checkBackends(cl, h)
@@ -171,6 +203,7 @@ func (f *findings) spec(ctx context.Context, path, h, python string) string {
 		}
 	}
 	f.hosts(ctx, cl, h)
+	f.slurm(ctx, cl, h, noJob)
 	return python
 }
 
@@ -192,6 +225,26 @@ func (f *findings) hosts(ctx context.Context, cl *configs.Cluster, h string) {
 			continue
 		}
 		for _, x := range b.Examine(ctx, p.Name, backends.Options(p.Options), p.Hosts, binary, port) {
+			f.add(x.Level, x.Fix, "%s", x.What)
+		}
+	}
+}
+
+// slurm looks at the Slurm of slurm pools.
+func (f *findings) slurm(ctx context.Context, cl *configs.Cluster, h string, noJob bool) {
+	port, _, _ := configs.ParsePorts(cl.Ports)
+	b := slurm.New(h)
+	defer b.Close()
+	for _, p := range cl.Pools {
+		if p.Backend != slurm.Name {
+			continue
+		}
+		binary, err := executable()
+		if err != nil {
+			f.add("error", "", "%v", err)
+			return
+		}
+		for _, x := range b.Examine(ctx, slurm.Patient{Pool: p.Name, Options: backends.Options(p.Options), Max: p.Max, Binary: binary, Port: port, NoJob: noJob}) {
 			f.add(x.Level, x.Fix, "%s", x.What)
 		}
 	}

@@ -1,6 +1,9 @@
 package main
 
 import (
+	"context"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -39,6 +42,91 @@ setup = ["true", "echo no such module; exit 4"]`))
 	}
 	h.Fails(125, []string{want}, "run", "--", "true")
 	h.OK("down", "queue")
+	if left := c.OK(t, "squeue", "-h"); left != "" {
+		t.Errorf("left in the queue: %q", left)
+	}
+}
+
+// The spec that doctor proposes has no faults for doctor, comes up and works.
+func TestSlurmPropose(t *testing.T) {
+	slurmtest.Whole(t)
+	h, c := slurmHome(t, slurmtest.Options{Nodes: 2, GPUs: 2, Lines: []string{"SelectTypeParameters=CR_Core_Memory"},
+		Parts: []string{"PartitionName=Short Nodes=n1 MaxTime=90 MaxNodes=1", "PartitionName=shut Nodes=n2 State=DOWN"}})
+	for _, want := range []string{"main", "Short"} {
+		args := []string{"doctor", "--propose", "slurm"}
+		if want != "main" {
+			args = append(args, "--partition", want)
+		}
+		spec := h.OK(args...)
+		for _, w := range []string{`partition = "` + want + `"`, "gres = \"gpu:2\"\n", "cpus = 2 ", `memory = "4000MiB"`, "shut: not for you: it is down"} {
+			if !strings.Contains(spec, w) {
+				t.Errorf("%q is not in\n%s", w, spec)
+			}
+		}
+		h.Write("site.toml", "name = \"site\"\n"+spec)
+		out := h.OK("doctor", "site.toml")
+		if !strings.Contains(out, "Slurm would start a job of one node at once") || !strings.Contains(out, "reaches this machine at") {
+			t.Errorf("doctor: %s", out)
+		}
+		h.OK("up", "site.toml")
+		if out := h.OK("run", "--cpus", "2", "--gpus", "2", "--", "sh", "-c", "echo on $CUDA_VISIBLE_DEVICES"); out != "on 0,1\n" {
+			t.Errorf("work on %s: %q", want, out)
+		}
+		h.OK("down", "site")
+	}
+	h.Fails(125, []string{"specs are proposed for slurm"}, "doctor", "--propose", "yarn")
+	h.Fails(125, []string{"there is no partition nosuch", "main, Short, shut"}, "doctor", "--propose", "slurm", "--partition", "nosuch")
+	if left := c.OK(t, "squeue", "-h"); left != "" {
+		t.Errorf("left in the queue: %q", left)
+	}
+}
+
+// Every script in examples/slurm is submitted as its own comment says, and the spec there
+// comes up.
+func TestSlurmExamples(t *testing.T) {
+	slurmtest.Whole(t)
+	h, c := slurmHome(t, slurmtest.Options{Nodes: 2})
+	for _, dir := range []string{"slurm", "digits", "ray"} {
+		if err := os.CopyFS(filepath.Join(h.Work, "examples", dir), os.DirFS("../examples/"+dir)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	py := testkit.Python(t, "msgpack", "cloudpickle", "numpy")
+	h.Env = append(h.Env, "PATH="+filepath.Dir(testkit.Binary(t))+":"+filepath.Dir(py)+":"+os.Getenv("PATH"))
+	scripts, _ := filepath.Glob("../examples/slurm/*.sh")
+	if len(scripts) != 5 {
+		t.Fatalf("scripts %q", scripts)
+	}
+	want := map[string][]string{
+		"array":   {"square of 0 is 0\n", "square of 999 is 998001\n"},
+		"train":   {"0.26186455"},
+		"sweep":   {"lr", "hidden", "loss"},
+		"ray":     {"all darts: 120000\npi is about 3.1"},
+		"several": {"left 0\n", "left 9\n", "right 0\n", "right 9\n"},
+	}
+	for _, s := range scripts {
+		name := strings.TrimSuffix(filepath.Base(s), ".sh")
+		ctx, cancel := context.WithTimeout(t.Context(), 2*testkit.Bound)
+		r := testkit.Finish(h.Program(ctx, "sbatch", "--wait", "--parsable", "examples/slurm/"+name+".sh"))
+		cancel()
+		log, _ := filepath.Glob(filepath.Join(h.Work, name+"-*.log"))
+		if len(log) != 1 || r.Code != 0 {
+			t.Errorf("%s: %s, logs %q", name, r, log)
+		}
+		for _, l := range log {
+			out, _ := os.ReadFile(l)
+			for _, w := range want[name] {
+				if !strings.Contains(string(out), w) {
+					t.Errorf("%s: %q is not in\n%s", name, w, out)
+				}
+			}
+		}
+	}
+	h.OK("up", "examples/slurm/cluster.toml")
+	if out := h.OK("run", "--array", "0-99", "--", "sh", "-c", "echo on"); strings.Count(out, "on\n") != 100 {
+		t.Errorf("on the spec's cluster: %q", out)
+	}
+	h.OK("down", "cluster")
 	if left := c.OK(t, "squeue", "-h"); left != "" {
 		t.Errorf("left in the queue: %q", left)
 	}

@@ -80,8 +80,14 @@ func environment(own []string, q *request) (out []string) {
 
 // run runs a command to its end and gives what it printed.
 func (c *commands) run(ctx context.Context, env []string, input string, name string, args ...string) (string, error) {
+	out, _, err := c.both(ctx, env, input, name, args...)
+	return out, err
+}
+
+// both is run that also gives what the command said beside it.
+func (c *commands) both(ctx context.Context, env []string, input string, name string, args ...string) (output, said string, err error) {
 	if err := c.turn(ctx, name); err != nil {
-		return "", err
+		return "", "", err
 	}
 	ctx, cancel := context.WithTimeout(ctx, callBound)
 	defer cancel()
@@ -89,22 +95,21 @@ func (c *commands) run(ctx context.Context, env []string, input string, name str
 	var out, errb bytes.Buffer
 	cmd.Env, cmd.Stdin, cmd.Stdout, cmd.Stderr, cmd.WaitDelay = env, strings.NewReader(input), &out, &errb, time.Second
 	cmd.Dir = "/"
-	err := cmd.Run()
-	if err == nil {
-		return out.String(), nil
+	if err = cmd.Run(); err == nil {
+		return out.String(), errb.String(), nil
 	}
 	if errors.Is(err, exec.ErrNotFound) || errors.Is(err, fs.ErrNotExist) {
-		return "", errs.New(errs.NotFound, "there is no %s on this machine", name).
+		return "", "", errs.New(errs.NotFound, "there is no %s on this machine", name).
 			Hint("bring the cluster up on a login node of the Slurm cluster, with Slurm's commands on PATH")
 	}
 	if ctx.Err() != nil {
-		return "", errs.Wrap(errs.Timeout, context.Cause(ctx), "%s does not answer", name)
+		return "", "", errs.Wrap(errs.Timeout, context.Cause(ctx), "%s does not answer", name)
 	}
-	said := complaint(errb.String())
-	if said == "" {
-		said = err.Error()
+	words := complaint(errb.String())
+	if words == "" {
+		words = err.Error()
 	}
-	return out.String(), errs.New(kindOf(said), "%s: %s", name, said)
+	return out.String(), errb.String(), errs.New(kindOf(words), "%s: %s", name, words)
 }
 
 // complaint is what a command said, in a line: the first error is what is wrong.

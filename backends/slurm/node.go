@@ -189,23 +189,28 @@ func usable() int {
 		if !ok {
 			continue
 		}
-		n := 0
-		for part := range strings.SplitSeq(strings.TrimSpace(list), ",") {
-			a, b, two := strings.Cut(part, "-")
-			lo, err1 := strconv.Atoi(a)
-			hi := lo
-			var err2 error
-			if two {
-				hi, err2 = strconv.Atoi(b)
-			}
-			if err1 != nil || err2 != nil || hi < lo {
-				return 0
-			}
-			n += hi - lo + 1
-		}
-		return n
+		return countCores(strings.TrimSpace(list))
 	}
 	return 0
+}
+
+// countCores counts a list such as 0-3,8; 0 = it is none.
+func countCores(list string) int {
+	n := 0
+	for part := range strings.SplitSeq(list, ",") {
+		a, b, two := strings.Cut(part, "-")
+		lo, err1 := strconv.Atoi(a)
+		hi := lo
+		var err2 error
+		if two {
+			hi, err2 = strconv.Atoi(b)
+		}
+		if err1 != nil || err2 != nil || hi < lo {
+			return 0
+		}
+		n += hi - lo + 1
+	}
+	return n
 }
 
 // lastLines is the end of a log.

@@ -1,0 +1,279 @@
+package slurm
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"launcher/backends"
+	"launcher/internal/errs"
+	"launcher/wire"
+)
+
+// Patient is a pool that doctor looks at.
+type Patient struct {
+	Pool    string
+	Options backends.Options
+	Max     int
+	Binary  string
+	Port    int // one that the head may use; 0 = any
+	NoJob   bool
+	Wait    time.Duration // of the job that looks at a node; 0 = visitWait
+}
+
+// examination collects what is found of one pool.
+type examination struct {
+	Patient
+	q     request
+	s     site
+	p     *partition
+	found []backends.Finding
+}
+
+func (x *examination) tell(level, fix, format string, args ...any) {
+	x.found = append(x.found, backends.Finding{Level: level, What: x.Pool + ": " + fmt.Sprintf(format, args...), Fix: fix})
+}
+
+func (x *examination) fail(err error) {
+	x.tell("error", strings.Join(errs.HintsOf(err), "; "), "%s", err.Error())
+}
+
+// Examine looks at Slurm, at what a pool asks of it and, by a job of one minute on one
+// node, at a node. Nothing else is started, nothing is left.
+func (b *Backend) Examine(ctx context.Context, who Patient) []backends.Finding {
+	x := &examination{Patient: who}
+	x.Wait = cmp.Or(x.Wait, visitWait)
+	var faults []backends.Fault
+	if x.q, faults = parse(who.Options); len(faults) > 0 {
+		for _, f := range faults {
+			x.tell("error", "", "%s: %s", f.Key, f.Msg)
+		}
+		return x.found
+	}
+	if a, ok := inside(x.q); ok {
+		x.tell("ok", "", "the nodes of Slurm job %s, %s", a.Job, plural(a.Nodes, "node"))
+		return x.found
+	}
+	var err error
+	if x.s, err = b.readSite(ctx); err != nil {
+		x.fail(err)
+		return x.found
+	}
+	if tooOld(x.s.version) {
+		x.tell("error", "Slurm 20.11 or newer is needed", "Slurm is of version %s", x.s.version)
+		return x.found
+	}
+	if x.p = x.s.partition(x.q.Partition); x.p == nil {
+		if x.q.Partition == "" {
+			x.tell("error", `name one: partition = "..."`, "no partition is the default; there are %s", x.s.names())
+		} else {
+			x.tell("error", "", "there is no partition %s; there are %s", x.q.Partition, x.s.names())
+		}
+		return x.found
+	}
+	x.tell("ok", "", "Slurm %s, partition %s: %s", x.s.version, x.p.name, x.describe())
+	x.partition()
+	x.account()
+	x.memory()
+	x.gres()
+	x.tracking()
+	if b.testOnly(ctx, x) && !who.NoJob {
+		b.visit(ctx, x)
+	}
+	return x.found
+}
+
+// describe is a partition in a line.
+func (x *examination) describe() string { return describe(x.p) }
+
+func describe(p *partition) string {
+	cpus, mem, gpus := p.least()
+	s := fmt.Sprintf("%s with %s", plural(len(p.nodes), "node"), plural(cpus, "core"))
+	if mem > 1 {
+		s += ", " + wire.Bytes(mem<<20)
+	}
+	if kind, n := gpusOf(gpus); n > 0 {
+		s += fmt.Sprintf(", %s", plural(n, strings.TrimSpace(kind+" GPU")))
+	}
+	if d := span(p.keys["MaxTime"]); d > 0 {
+		s += ", jobs of at most " + maxTime(d)
+	}
+	return s
+}
+
+// least is what each node of the partition has.
+func (p *partition) least() (cpus int, memory int64, gres string) {
+	gpus := -1
+	for i, n := range p.nodes {
+		if i == 0 || n.cpus < cpus {
+			cpus = n.cpus
+		}
+		if i == 0 || n.memory < memory {
+			memory = n.memory
+		}
+		if _, k := gpusOf(n.gres); gpus < 0 || k < gpus {
+			gpus, gres = k, n.gres
+		}
+	}
+	return cpus, memory, gres
+}
+
+func (x *examination) partition() {
+	if why := x.p.usable; why != "" {
+		x.tell("error", "name another: "+x.s.names(), "partition %s cannot be used: %s", x.p.name, why)
+	}
+	most := span(x.p.keys["MaxTime"])
+	def := span(x.p.keys["DefaultTime"])
+	switch {
+	case x.q.Time == 0 && def > 0:
+		x.tell("note", `say how long: time = "4h"`, "no time is asked for: jobs get %s, the partition's default", maxTime(def))
+	case x.q.Time == 0 && most > 0:
+		x.tell("note", `say how long: time = "1h"; shorter jobs start sooner`, "no time is asked for: jobs get %s, the partition's most", maxTime(most))
+	case most > 0 && x.q.Time > most && (x.q.TimeMin == 0 || x.q.TimeMin > most):
+		x.tell("error", fmt.Sprintf("time = %q; the next job follows by itself", minutes(most)), "time asks for more than partition %s ever gives, %s", x.p.name, maxTime(most))
+	}
+	if n := number(x.p.keys["MaxNodes"]); n > 0 && x.Max > n && (x.q.PerJob == 0 || x.q.PerJob > n) {
+		x.tell("warning", fmt.Sprintf("nodes_per_job = %d", n), "a job of partition %s has at most %s, and the pool may ask for %d at once", x.p.name, plural(n, "node"), x.Max)
+	}
+	if n := number(x.p.keys["MinNodes"]); n > 1 {
+		x.tell("warning", "", "a job of partition %s has at least %d nodes: work on fewer waits", x.p.name, n)
+	}
+	if have := len(x.p.nodes); x.Max > have && have > 0 {
+		x.tell("warning", fmt.Sprintf("max = %d", have), "max is %d, and partition %s has %s", x.Max, x.p.name, plural(have, "node"))
+	}
+	down := 0
+	for _, n := range x.p.nodes {
+		if strings.HasPrefix(n.state, "down") || strings.HasPrefix(n.state, "drain") || strings.HasPrefix(n.state, "unk") || strings.HasSuffix(n.state, "*") {
+			down++
+		}
+	}
+	if down > 0 {
+		x.tell("note", "", "%d of %s of partition %s are down or drained", down, plural(len(x.p.nodes), "node"), x.p.name)
+	}
+	if m := x.p.keys["PreemptMode"]; m != "" && m != "OFF" && x.s.conf["PreemptType"] != "preempt/none" {
+		x.tell("note", "", "jobs of partition %s may be preempted (%s, grace %s s): work goes on elsewhere, nothing is counted against it", x.p.name, m, x.p.keys["GraceTime"])
+	}
+}
+
+// account compares with the limits of the user's accounts and the QOS.
+func (x *examination) account() {
+	if x.s.conf["AccountingStorageType"] != "accounting_storage/slurmdbd" {
+		if x.q.Account != "" || x.q.QOS != "" {
+			x.tell("note", "leave account and qos out", "this Slurm keeps no accounts")
+		}
+		return
+	}
+	if len(x.s.limits) == 0 {
+		x.tell("note", "ask who runs the site", "Slurm's accounting does not say which accounts are yours")
+		return
+	}
+	var mine []limits
+	var names []string
+	for _, l := range x.s.limits {
+		names = append(names, l.account)
+		if (x.q.Account == "" || l.account == x.q.Account) && (l.partition == "" || l.partition == x.p.name) {
+			mine = append(mine, l)
+		}
+	}
+	if len(mine) == 0 {
+		x.tell("error", "account = one of "+strings.Join(names, ", "), "account %q is not yours in partition %s", x.q.Account, x.p.name)
+		return
+	}
+	l := mine[0]
+	if x.q.QOS != "" && !contains(l.qos, x.q.QOS) {
+		x.tell("error", "qos = one of "+l.qos, "QOS %s may not be used with account %s", x.q.QOS, l.account)
+	}
+	x.limit("account "+l.account, l)
+	for _, name := range []string{x.q.QOS, x.p.keys["QoS"]} {
+		if q, ok := x.s.qos[name]; ok {
+			x.limit("QOS "+name, q)
+		}
+	}
+}
+
+func (x *examination) limit(of string, l limits) {
+	if d := span(l.wall); d > 0 && x.q.Time > d && (x.q.TimeMin == 0 || x.q.TimeMin > d) {
+		x.tell("error", fmt.Sprintf("time = %q", minutes(d)), "time asks for more than %s allows, %s", of, maxTime(d))
+	}
+	for w := range strings.SplitSeq(l.tres, ",") {
+		if k, v, ok := strings.Cut(w, "="); ok && k == "node" && number(v) > 0 && x.Max > number(v) {
+			x.tell("warning", "max = "+v, "%s allows %s nodes, and max is %d", of, v, x.Max)
+		}
+	}
+	if n := number(l.submit); n > 0 && n < 4 {
+		x.tell("note", "", "%s allows %s in the queue at a time: the next job before the end of this one needs two", of, plural(n, "job"))
+	}
+}
+
+// minutes is a time as specs have it.
+func minutes(d time.Duration) string {
+	if d%time.Hour == 0 {
+		return strconv.Itoa(int(d/time.Hour)) + "h"
+	}
+	return strconv.Itoa(int(d/time.Minute)) + "m"
+}
+
+func (x *examination) memory() {
+	_, have, _ := x.p.least()
+	switch {
+	case x.q.Memory > 0 && have <= 1:
+		x.tell("error", "leave memory out", "the site does not tell Slurm how much memory its nodes have: jobs that ask for any are refused")
+	case x.q.Memory > 0 && x.q.Memory > have<<20:
+		x.tell("error", fmt.Sprintf(`memory = "%dMiB"`, have), "memory asks for more than nodes of partition %s have, %s", x.p.name, wire.Bytes(have<<20))
+	case !x.s.consumes(x.p):
+		x.tell("ok", "", "memory is not shared out among jobs (SelectTypeParameters=%s): it need not be asked for", x.s.conf["SelectTypeParameters"])
+	case x.q.Memory == 0 && x.s.defMem(x.p) == "":
+		x.tell("warning", fmt.Sprintf(`memory = "%dMiB" for all of a node, or less`, have), "memory is shared out among jobs, none is asked for, and there is no default: each job waits for a whole node's")
+	case x.q.Memory == 0:
+		x.tell("note", `memory = "16GiB", of each node`, "memory is shared out among jobs and none is asked for: jobs get %s", x.s.defMem(x.p))
+	default:
+		x.tell("ok", "", "memory is shared out among jobs, and %s is asked for", wire.Bytes(x.q.Memory))
+	}
+}
+
+func (x *examination) gres() {
+	_, _, gres := x.p.least()
+	kind, have := gpusOf(gres)
+	asked := x.q.GPUs
+	if asked == 0 {
+		_, asked = gpusOf(x.q.Gres)
+	}
+	switch {
+	case x.q.GPUs > 0 && !x.s.tres():
+		x.tell("error", fmt.Sprintf(`gres = "gpu:%d" in its place`, x.q.GPUs), "gpus_per_node needs select/cons_tres, and the site has %s", x.s.conf["SelectType"])
+	case x.q.GPUs > 0 && x.q.Gres != "":
+		x.tell("warning", "leave one of them out", "both gres and gpus_per_node are asked for")
+	case asked > 0 && have == 0:
+		x.tell("error", "name a partition with GPUs, or ask for none", "the nodes of partition %s have no GPUs (%s)", x.p.name, gres)
+	case asked > have:
+		x.tell("error", fmt.Sprintf("ask for at most %d", have), "%s are asked for on each node, and not all nodes of partition %s have more than %d", plural(asked, "GPU"), x.p.name, have)
+	case asked == 0 && have > 0:
+		x.tell("note", fmt.Sprintf("gres = %q", gresOf(kind, have)), "nodes of partition %s have %s, and the pool asks for none", x.p.name, plural(have, "GPU"))
+	}
+}
+
+func gresOf(kind string, n int) string {
+	if kind != "" {
+		kind += ":"
+	}
+	return fmt.Sprintf("gpu:%s%d", kind, n)
+}
+
+// tracking is about how Slurm watches what runs.
+func (x *examination) tracking() {
+	if t := x.s.conf["ProctrackType"]; t == "proctrack/pgid" {
+		x.tell("warning", "the site should use proctrack/cgroup", "Slurm follows processes by their group (%s): what leaves it is not ended with the job", t)
+	}
+	gather, params := x.s.conf["JobAcctGatherType"], x.s.conf["JobAcctGatherParams"]
+	if gather == "jobacct_gather/linux" && !strings.Contains(params, "UsePss") && !strings.Contains(params, "NoShared") {
+		level, kills := "note", ""
+		if strings.Contains(params, "OverMemoryKill") {
+			level, kills = "warning", ", and ends jobs by that"
+		}
+		x.tell(level, `a smaller [objects] memory, more memory in the pool, or ask the site for JobAcctGatherParams=UsePss`,
+			"Slurm's accounting counts shared memory once for each process that maps it (%s, %s)%s", gather, params, kills)
+	}
+}

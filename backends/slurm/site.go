@@ -1,0 +1,287 @@
+package slurm
+
+import (
+	"context"
+	"os/user"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// site is what a Slurm cluster says of itself to its users.
+type site struct {
+	version string
+	conf    map[string]string
+	parts   []partition
+	limits  []limits // of this user; none where there is no accounting
+	qos     map[string]limits
+}
+
+// partition is one as scontrol shows it, with what its nodes have.
+type partition struct {
+	name   string
+	keys   map[string]string
+	nodes  []siteNode
+	usable string // why not; "" = it is
+}
+
+// siteNode is a kind of node as sinfo shows it.
+type siteNode struct {
+	name, gres, state string
+	cpus              int
+	memory            int64 // MiB
+}
+
+// limits are those of an association or a QOS; "" = none.
+type limits struct {
+	account, partition, qos  string
+	wall, tres, jobs, submit string
+}
+
+// readSite asks Slurm, with three to five of its commands.
+func (b *Backend) readSite(ctx context.Context) (s site, err error) {
+	ask := func(name string, args ...string) (string, error) {
+		return b.cli.run(ctx, environment(environ(), nil), "", name, args...)
+	}
+	out, err := ask("scontrol", "show", "config")
+	if err != nil {
+		return s, err
+	}
+	s.conf = map[string]string{}
+	for line := range strings.Lines(out) {
+		if k, v, ok := strings.Cut(line, "="); ok {
+			s.conf[strings.TrimSpace(k)] = strings.TrimSpace(v)
+		}
+	}
+	s.version = s.conf["SLURM_VERSION"]
+	if out, err = ask("scontrol", "-o", "show", "partition"); err != nil {
+		return s, err
+	}
+	for line := range strings.Lines(out) {
+		keys := map[string]string{}
+		for w := range strings.FieldsSeq(line) {
+			if k, v, ok := strings.Cut(w, "="); ok {
+				keys[k] = v
+			}
+		}
+		if keys["PartitionName"] != "" {
+			s.parts = append(s.parts, partition{name: keys["PartitionName"], keys: keys})
+		}
+	}
+	if out, err = ask("sinfo", "-h", "-N", "-o", "%N|%R|%c|%m|%G|%T"); err != nil {
+		return s, err
+	}
+	for line := range strings.Lines(out) {
+		f := strings.Split(strings.TrimSpace(line), "|")
+		if len(f) != 6 {
+			continue
+		}
+		n := siteNode{name: f[0], gres: f[4], state: f[5]}
+		n.cpus, _ = strconv.Atoi(strings.TrimSuffix(f[2], "+"))
+		n.memory, _ = strconv.ParseInt(strings.TrimSuffix(f[3], "+"), 10, 64)
+		for i := range s.parts {
+			if s.parts[i].name == f[1] {
+				s.parts[i].nodes = append(s.parts[i].nodes, n)
+			}
+		}
+	}
+	if s.conf["AccountingStorageType"] == "accounting_storage/slurmdbd" {
+		s.readLimits(ask)
+	}
+	for i := range s.parts {
+		s.parts[i].usable = s.refuses(&s.parts[i])
+	}
+	return s, nil
+}
+
+// readLimits asks the accounting. Sites may keep it to themselves: then none is known.
+func (s *site) readLimits(ask func(string, ...string) (string, error)) {
+	u, err := user.Current()
+	if err != nil {
+		return
+	}
+	rows := func(n int, args ...string) (out [][]string) {
+		text, err := ask("sacctmgr", append([]string{"-n", "-P", "show"}, args...)...)
+		if err != nil {
+			return nil
+		}
+		for line := range strings.Lines(text) {
+			if f := strings.Split(strings.TrimRight(line, "\n"), "|"); len(f) == n {
+				out = append(out, f)
+			}
+		}
+		return out
+	}
+	for _, f := range rows(7, "assoc", "user="+u.Username, "format=Account,Partition,QOS,MaxWall,MaxTRES,MaxJobs,MaxSubmit") {
+		s.limits = append(s.limits, limits{f[0], f[1], f[2], f[3], f[4], f[5], f[6]})
+	}
+	s.qos = map[string]limits{}
+	for _, f := range rows(5, "qos", "format=Name,MaxWall,MaxTRESPU,MaxJobsPU,MaxSubmitPU") {
+		s.qos[f[0]] = limits{qos: f[0], wall: f[1], tres: f[2], jobs: f[3], submit: f[4]}
+	}
+}
+
+// refuses says why a partition takes no job of ours, as far as can be seen.
+func (s *site) refuses(p *partition) string {
+	switch {
+	case p.keys["State"] != "UP":
+		return "it is " + strings.ToLower(p.keys["State"])
+	case len(p.nodes) == 0:
+		return "it has no nodes"
+	case p.keys["RootOnly"] == "YES":
+		return "only root may use it"
+	case p.keys["ReqResv"] == "YES":
+		return "it takes jobs with a reservation only"
+	}
+	if allowed := p.keys["AllowAccounts"]; allowed != "ALL" && allowed != "" && len(s.limits) > 0 {
+		ok := false
+		for _, l := range s.limits {
+			ok = ok || contains(allowed, l.account)
+		}
+		if !ok {
+			return "it is for accounts " + allowed
+		}
+	}
+	if allowed := p.keys["AllowGroups"]; allowed != "ALL" && allowed != "" && !inGroup(allowed) {
+		return "it is for groups " + allowed
+	}
+	return ""
+}
+
+func inGroup(allowed string) bool {
+	u, err := user.Current()
+	if err != nil {
+		return true // Slurm will say
+	}
+	ids, err := u.GroupIds()
+	if err != nil {
+		return true
+	}
+	for _, id := range ids {
+		if g, err := user.LookupGroupId(id); err == nil && contains(allowed, g.Name) {
+			return true
+		}
+	}
+	return false
+}
+
+func contains(list, word string) bool {
+	for w := range strings.SplitSeq(list, ",") {
+		if w == word {
+			return true
+		}
+	}
+	return false
+}
+
+func (s *site) partition(name string) *partition {
+	for i := range s.parts {
+		if p := &s.parts[i]; name == p.name || name == "" && p.keys["Default"] == "YES" {
+			return p
+		}
+	}
+	return nil
+}
+
+func (s *site) names() string {
+	var out []string
+	for _, p := range s.parts {
+		out = append(out, p.name)
+	}
+	return strings.Join(out, ", ")
+}
+
+// consumes reports whether memory is shared out among jobs, in this partition.
+func (s *site) consumes(p *partition) bool {
+	t := p.keys["SelectTypeParameters"]
+	if t == "" || t == "NONE" {
+		t = s.conf["SelectTypeParameters"]
+	}
+	return strings.Contains(strings.ToUpper(t), "MEMORY")
+}
+
+// tres reports whether jobs may ask for GPUs by --gpus-per-node.
+func (s *site) tres() bool { return s.conf["SelectType"] == "select/cons_tres" }
+
+// defMem is what a job gets that asks for no memory, in words; "" = all of a node.
+func (s *site) defMem(p *partition) string {
+	for _, k := range []string{"DefMemPerCPU", "DefMemPerNode", "DefMemPerGPU"} {
+		v := p.keys[k]
+		if v == "" {
+			v = s.conf[k]
+		}
+		if v != "" && v != "UNLIMITED" && v != "0" {
+			return v + " MB per " + strings.ToLower(strings.TrimPrefix(k, "DefMemPer"))
+		}
+	}
+	return ""
+}
+
+// number reads a limit that may be UNLIMITED; 0 = none.
+func number(s string) int {
+	n, _ := strconv.Atoi(s)
+	return n
+}
+
+// span reads a time as Slurm writes it, D-HH:MM:SS and shorter; 0 = no limit.
+func span(s string) time.Duration {
+	days, rest, ok := strings.Cut(s, "-")
+	d := 0
+	if ok {
+		d, _ = strconv.Atoi(days)
+	} else {
+		rest = s
+	}
+	f := strings.Split(rest, ":")
+	v := make([]int, 3)
+	for i := range min(len(f), 3) {
+		n, err := strconv.Atoi(f[i])
+		if err != nil {
+			return 0
+		}
+		v[i] = n
+	}
+	if len(f) == 2 && !ok { // MM:SS
+		v = []int{0, v[0], v[1]}
+	} else if len(f) == 1 && !ok { // MM
+		v = []int{0, v[0], 0}
+	}
+	return time.Duration(((d*24+v[0])*60+v[1])*60+v[2]) * time.Second
+}
+
+// tooOld is a version before the first that has --overlap.
+func tooOld(version string) bool {
+	major, rest, _ := strings.Cut(version, ".")
+	minor, _, _ := strings.Cut(rest, ".")
+	a, err1 := strconv.Atoi(major)
+	m, err2 := strconv.Atoi(minor)
+	return err1 == nil && err2 == nil && (a < 20 || a == 20 && m < 11)
+}
+
+// gpusOf reads gpu:8, gpu:a100:8(S:0-1) and lists of them: type and count of GPUs.
+func gpusOf(gres string) (kind string, n int) {
+	depth := 0
+	for part := range strings.FieldsFuncSeq(gres, func(r rune) bool {
+		switch r {
+		case '(':
+			depth++
+		case ')':
+			depth--
+		}
+		return r == ',' && depth == 0
+	}) {
+		part, _, _ = strings.Cut(part, "(")
+		f := strings.Split(part, ":")
+		if f[0] != "gpu" || len(f) < 2 {
+			continue
+		}
+		k, err := strconv.Atoi(f[len(f)-1])
+		if err != nil {
+			continue
+		}
+		if n += k; len(f) == 3 {
+			kind = f[1]
+		}
+	}
+	return kind, n
+}
