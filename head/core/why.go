@@ -165,6 +165,9 @@ func (c *Core) whyPool(p *pool) []string {
 		} else if n.pool == p.spec.Name && n.ends != 0 {
 			out = append(out, fmt.Sprintf("%s leaves in %s: %s", n.id, lasting(n.ends-c.now), n.endsWhy))
 		}
+		if n.pool == p.spec.Name && n.beat.Why != "" {
+			out = append(out, n.beat.Why)
+		}
 	}
 	if p.next > c.now && up+pending < p.wanted {
 		out = append(out, fmt.Sprintf("asked for again in %d s", (p.next-c.now+second-1)/second))
