@@ -86,6 +86,7 @@ type agent struct {
 
 	questions questions // what the head may ask
 	links     *peerLinks
+	routes    *routes
 	transfer  *transfer.Transfer
 
 	wg   sync.WaitGroup // what effects started
@@ -106,6 +107,7 @@ func Main(ctx context.Context, o Options) error {
 	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, os.Interrupt)
 	defer stop()
 	a := &agent{o: o, log: o.Log, super: o.Supervisor, clock: clock.Real{}}
+	a.routes = newRoutes(a)
 	if a.super == nil {
 		c, err := supervisor.Connect(ctx)
 		if err != nil {

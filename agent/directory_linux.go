@@ -4,6 +4,7 @@ import (
 	"context"
 	"slices"
 	"sync"
+	"time"
 
 	"launcher/agent/core"
 	"launcher/internal/errs"
@@ -27,6 +28,8 @@ type known struct {
 	peer  wire.Peer
 	ready chan struct{} // closed once the head has said who it is; guarded by directory.mu
 	told  bool          // ready is closed
+	// helped is closed and made anew when the head says who may relay; guarded by directory.mu
+	helped chan struct{}
 }
 
 func newDirectory(h *headLink) *directory {
@@ -58,12 +61,19 @@ func (d *directory) ask(c *headConn, numbers ...uint32) {
 
 // told: the head says who a number is, or that it is no more.
 func (d *directory) told(p wire.Peer) {
+	if p.Gone {
+		d.head.a.routes.forget(p.Number)
+	}
 	if p.Gone { // before conversations with it end: what it owned may have another owner
 		d.news(p)
 	}
 	d.mu.Lock()
 	k := d.follow(p.Number)
 	k.peer = p
+	if p.Far {
+		close(k.helped)
+		k.helped = make(chan struct{})
+	}
 	if !k.told && (p.Gone || p.Addr != "") {
 		k.told = true
 		close(k.ready)
@@ -78,7 +88,7 @@ func (d *directory) told(p wire.Peer) {
 func (d *directory) follow(number uint32) *known {
 	k := d.known[number]
 	if k == nil {
-		k = &known{peer: wire.Peer{Number: number}, ready: make(chan struct{})}
+		k = &known{peer: wire.Peer{Number: number}, ready: make(chan struct{}), helped: make(chan struct{})}
 		d.known[number] = k
 		d.ask(d.conn, number)
 	}
@@ -119,4 +129,29 @@ func (d *directory) peer(ctx context.Context, number uint32) (wire.Peer, error) 
 		return k.peer, errs.New(errs.Lost, "node %s is gone: %s", k.peer.Node, k.peer.Cause)
 	}
 	return k.peer, nil
+}
+
+// helpers are the nodes that may relay to a life which this node has said that it does not
+// reach; the head is given a moment to name them.
+func (d *directory) helpers(ctx context.Context, number uint32) []uint32 {
+	late := time.NewTimer(viaWait)
+	defer late.Stop()
+	d.mu.Lock()
+	k := d.follow(number)
+	d.mu.Unlock()
+	for {
+		d.mu.Lock()
+		via, far, more := k.peer.Via, k.peer.Far, k.helped
+		d.mu.Unlock()
+		if far {
+			return via
+		}
+		select {
+		case <-more:
+		case <-late.C:
+			return nil
+		case <-ctx.Done():
+			return nil
+		}
+	}
 }

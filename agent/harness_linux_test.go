@@ -63,6 +63,8 @@ type fakeHead struct {
 	joins int
 	life  time.Duration
 	admit func(secure.JoinRequest) error // more to say about who joins
+	walls map[[2]wire.NodeID]bool        // who is given a wrong address of whom
+	via   map[wire.NodeID][]uint32       // who is told to relay to whom
 }
 
 type logKey struct {
@@ -146,6 +148,23 @@ func (h *fakeHead) session(ctx context.Context, s *session.Session) {
 				s.Close()
 			case wire.StreamLogs:
 				h.takeLogs(s, st)
+			case wire.StreamRelay:
+				m, err := relayFor(st)
+				h.mu.Lock()
+				var to *session.Session
+				for id, n := range h.nodes {
+					if err == nil && numberOf(id) == m.Number {
+						to = n.s
+					}
+				}
+				h.mu.Unlock()
+				if to == nil {
+					_ = st.WriteErr(errs.New(errs.Unavailable, "there is no node of number %d", m.Number))
+					return
+				}
+				if on, err := to.Open(ctx, wire.StreamRelayed); err == nil && st.WriteMsg(wire.MsgOK, struct{}{}) == nil {
+					_ = session.Relay(ctx, st, on)
+				}
 			case wire.StreamRequest:
 				if typ, body, err := st.ReadMsg(); err == nil {
 					_ = st.WriteRaw(wire.MsgOK, append([]byte{byte(typ)}, body...))
@@ -211,9 +230,21 @@ func (h *fakeHead) control(s *session.Session, st *session.Stream) {
 				for id, x := range h.nodes {
 					if numberOf(id) == k {
 						p = wire.Peer{Number: k, Node: id, Addr: x.hellos[len(x.hellos)-1].Addr}
+						if h.walls[[2]wire.NodeID{name, id}] {
+							p.Addr = "127.0.0.1:1"
+						}
 					}
 				}
 				_ = st.WriteMsg(wire.MsgPeer, p)
+			}
+		case wire.MsgReach:
+			var m wire.Reach
+			err = wire.Unmarshal(body, &m)
+			msg = m
+			for id := range h.nodes {
+				if numberOf(id) == m.Number && !m.OK {
+					_ = st.WriteMsg(wire.MsgPeer, wire.Peer{Number: m.Number, Node: id, Addr: "127.0.0.1:1", Far: true, Via: h.via[id]})
+				}
 			}
 		case wire.MsgTold:
 			msg, err = decode[wire.Told](body)

@@ -110,7 +110,7 @@ func headAddrs(cfg wire.NodeConfig) []string {
 }
 
 func (a *agent) sessionConfig() session.Config {
-	return session.Config{Identity: a.id, Version: a.o.Version, Log: a.log, Epoch: uint64(a.cfg.Epoch), Token: a.cfg.Token}
+	return session.Config{Identity: a.id, Version: a.o.Version, Log: a.log, Epoch: uint64(a.cfg.Epoch), Token: a.cfg.Token, Meter: &a.routes.meter}
 }
 
 // connect makes a session and serves it until it ends.
@@ -135,7 +135,13 @@ func (h *headLink) connect(ctx context.Context) error {
 	stop := context.AfterFunc(ctx, func() { _ = s.Close() })
 	defer stop()
 	h.set(c)
-	h.a.events.add(event{ev: core.HeadUp{Addr: h.a.peers.addrFor(st.LocalAddr())}, conn: c})
+	up := core.HeadUp{Route: "ssh"}
+	if _, ok := st.LocalAddr().(*net.TCPAddr); ok {
+		up.Route = "direct"
+	}
+	addrs := h.a.peers.addrsFor(st.LocalAddr())
+	up.Addr, up.Addrs = addrs[0], addrs[1:]
+	h.a.events.add(event{ev: up, conn: c})
 	h.a.log.Info("session with the head", "addr", s.Peer().Addr, "version", s.Peer().Version)
 	err = h.read(ctx, c)
 	h.a.events.add(event{ev: core.HeadDown{Why: err.Error()}, conn: c})
@@ -212,6 +218,9 @@ func (h *headLink) read(ctx context.Context, c *headConn) error {
 		case wire.Peer:
 			h.a.links.dir.told(m)
 			continue
+		case wire.Probe:
+			h.a.wg.Go(func() { h.a.routes.probe(ctx, m) })
+			continue
 		case wire.Welcome:
 			h.a.copies.Heard(uint64(m.HeadEpoch))
 			h.a.links.greeted(c, m)
@@ -231,7 +240,12 @@ func (h *headLink) accept(ctx context.Context, s *session.Session) {
 		}
 		wg.Go(func() {
 			defer st.Close()
-			if kind != wire.StreamFollow {
+			switch kind {
+			case wire.StreamFollow:
+			case wire.StreamRelayed:
+				h.a.routes.relayed(ctx, st)
+				return
+			default:
 				_ = st.CloseWith(errs.New(errs.Invalid, "an agent does not take streams of kind %d from the head", kind))
 				return
 			}
@@ -289,6 +303,8 @@ func decodeHead(typ uint16, body []byte) (any, error) {
 		return decode[wire.ActorTake](body)
 	case wire.MsgJobsOver:
 		return decode[wire.JobsOver](body)
+	case wire.MsgProbe:
+		return decode[wire.Probe](body)
 	case wire.MsgPeer:
 		return decode[wire.Peer](body)
 	case wire.MsgAsk:
@@ -331,7 +347,7 @@ func (h *headLink) send(c *headConn, e core.ToHead) {
 	}
 	msg := e.Msg
 	if r, ok := msg.(wire.Reserved); ok && r.OK {
-		host, _, _ := net.SplitHostPort(h.a.peers.addrFor(c.st.LocalAddr()))
+		host, _, _ := net.SplitHostPort(h.a.peers.addrsFor(c.st.LocalAddr())[0])
 		r.Addr, r.Port = host, freePort(host)
 		msg = r
 	}

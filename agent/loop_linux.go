@@ -163,7 +163,8 @@ func (a *agent) tick() core.Tick {
 	if err != nil {
 		a.log.Debug("memory cannot be read", "err", err)
 	}
-	return core.Tick{Load1: detect.Load("/"), MemFree: m.Room}
+	return core.Tick{Load1: detect.Load("/"), MemFree: m.Room,
+		Rate: a.routes.rates.sample(a.clock.Now(), a.routes.meter.Load()), Relays: a.routes.relays()}
 }
 
 // effect is an effect with the session that the core believed in when it gave it.

@@ -10,7 +10,6 @@ import (
 
 	"launcher/internal/errs"
 	"launcher/wire"
-	"launcher/wire/secure"
 	"launcher/wire/session"
 )
 
@@ -22,6 +21,7 @@ const (
 	// of theirs is not to wait behind objects.
 	bulkLanes = 2
 	taskLane  = bulkLanes
+	relayLane = bulkLanes + 1 // connections that this node wants relayed
 )
 
 // peerLinks are the sessions that this node has opened to other agents, one per life of a
@@ -114,7 +114,7 @@ func (l *peerLinks) link(ctx context.Context, key linkKey) *peerLink {
 	l.a.wg.Go(func() {
 		ctx, cancel := context.WithTimeout(ctx, linkBound)
 		defer cancel()
-		x.peer, x.s, x.err = l.dial(ctx, key.number)
+		x.peer, x.s, x.err = l.dial(ctx, key)
 		if x.err != nil {
 			l.mu.Lock()
 			if l.open[key] == x {
@@ -127,21 +127,13 @@ func (l *peerLinks) link(ctx context.Context, key linkKey) *peerLink {
 	return x
 }
 
-func (l *peerLinks) dial(ctx context.Context, number uint32) (wire.Peer, *session.Session, error) {
-	p, err := l.dir.peer(ctx, number)
+func (l *peerLinks) dial(ctx context.Context, key linkKey) (wire.Peer, *session.Session, error) {
+	p, err := l.dir.peer(ctx, key.number)
 	if err != nil {
 		return p, nil, err
 	}
-	s, err := session.Dial(ctx, []string{p.Addr}, l.a.sessionConfig(), secure.RoleAgent)
-	if err != nil {
-		return p, nil, errs.Wrap(errs.Unavailable, err, "node %s", p.Node)
-	}
-	if s.Peer().Name != string(p.Node) {
-		err := errs.New(errs.Fenced, "at %s is node %s, not node %s", p.Addr, s.Peer().Name, p.Node)
-		_ = s.CloseWith(err)
-		return p, nil, err
-	}
-	return p, s, nil
+	s, err := l.a.routes.dial(ctx, p, key.lane != relayLane)
+	return p, s, err
 }
 
 // close ends all sessions.

@@ -5,6 +5,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -132,16 +133,30 @@ func (p *peers) addr() string {
 	return net.JoinHostPort(host, p.port)
 }
 
-// addrFor is where others reach it, given the local end of a connection to the head.
-func (p *peers) addrFor(local net.Addr) string {
-	if t, ok := local.(*net.TCPAddr); ok && p.host == "" {
-		return net.JoinHostPort(t.IP.String(), p.port)
+// addrsFor are where others reach it, best first, given the local end of a connection to
+// the head: the interface that leads there, unless another was named, then all others.
+func (p *peers) addrsFor(local net.Addr) []string {
+	if p.host != "" {
+		return []string{p.addr()}
 	}
-	return p.addr()
+	out := ownAddrs(p.port)
+	if t, ok := local.(*net.TCPAddr); ok {
+		at := net.JoinHostPort(t.IP.String(), p.port)
+		return append([]string{at}, slices.DeleteFunc(out, func(x string) bool { return x == at })...)
+	}
+	if len(out) == 0 {
+		out = []string{p.addr()}
+	}
+	return out
 }
 
 // serve takes other agents' sessions until ctx ends.
 func (p *peers) serve(ctx context.Context) error {
+	return session.Serve(ctx, p.l, p.config(), p.session)
+}
+
+// config lets agents in.
+func (p *peers) config() session.Config {
 	cfg := p.a.sessionConfig()
 	cfg.Allow = func(peer session.Peer) error {
 		if peer.Role != secure.RoleAgent {
@@ -150,7 +165,7 @@ func (p *peers) serve(ctx context.Context) error {
 		}
 		return nil
 	}
-	return session.Serve(ctx, p.l, cfg, p.session)
+	return cfg
 }
 
 // session serves the streams of another agent.
@@ -162,6 +177,10 @@ func (p *peers) session(ctx context.Context, s *session.Session) {
 		}
 		if p.a.links.serves[kind] != nil {
 			p.a.wg.Go(func() { p.a.links.serve(ctx, s, st, kind) })
+			continue
+		}
+		if kind == wire.StreamRelay {
+			p.a.wg.Go(func() { p.a.routes.serve(ctx, st) })
 			continue
 		}
 		if kind != wire.StreamRing {
@@ -206,13 +225,12 @@ func (p *peers) ring(s *session.Session, st *session.Stream) error {
 
 // dial opens a stream to another node's part of a group, on a connection of its own.
 func (p *peers) dial(ctx context.Context, gang wire.Try, to wire.GangNode, lane uint32) (net.Conn, error) {
-	s, err := session.Dial(ctx, []string{to.Addr}, p.a.sessionConfig(), secure.RoleAgent)
-	if err != nil {
-		return nil, err
+	peer := wire.Peer{Number: to.Number, Node: to.Node, Addr: to.Addr}
+	if known, err := p.a.links.dir.peer(ctx, to.Number); err == nil {
+		peer = known // with all its addresses
 	}
-	if s.Peer().Name != string(to.Node) {
-		err := errs.New(errs.Permission, "at %s is node %s, not node %s", to.Addr, s.Peer().Name, to.Node)
-		_ = s.CloseWith(err)
+	s, err := p.a.routes.dial(ctx, peer, true)
+	if err != nil {
 		return nil, err
 	}
 	st, err := s.Open(ctx, wire.StreamRing)
@@ -234,6 +252,11 @@ func knock(ctx context.Context, st *session.Stream, open wire.RingOpen) error {
 	if err := st.WriteMsg(wire.MsgRingOpen, open); err != nil {
 		return err
 	}
+	return answered(st)
+}
+
+// answered reads the other side's yes or no.
+func answered(st *session.Stream) error {
 	_ = st.SetReadDeadline(time.Now().Add(openBound))
 	typ, body, err := st.ReadMsg()
 	_ = st.SetReadDeadline(time.Time{})

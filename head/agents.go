@@ -103,6 +103,53 @@ func (h *head) member(ctx context.Context, s *session.Session, said <-chan struc
 	return nil
 }
 
+// relay joins a stream of one agent with one to another, which reach each other no better.
+func (h *head) relay(ctx context.Context, s *session.Session, st *session.Stream, said <-chan struct{}) {
+	to, err := h.relayed(ctx, s, st, said)
+	if err == nil {
+		err = st.WriteMsg(wire.MsgOK, struct{}{})
+	} else {
+		_ = st.SetWriteDeadline(time.Now().Add(writeBound))
+		_ = st.WriteErr(err)
+	}
+	if err != nil {
+		_ = st.CloseWith(err)
+		if to != nil {
+			_ = to.CloseWith(err)
+		}
+		return
+	}
+	_ = session.Relay(ctx, st, to)
+}
+
+// relayed opens the stream to the other agent.
+func (h *head) relayed(ctx context.Context, s *session.Session, st *session.Stream, said <-chan struct{}) (*session.Stream, error) {
+	if err := h.member(ctx, s, said); err != nil {
+		return nil, err
+	}
+	_ = st.SetReadDeadline(time.Now().Add(helloBound))
+	typ, body, err := st.ReadMsg()
+	_ = st.SetReadDeadline(time.Time{})
+	var m wire.Relay
+	switch {
+	case err != nil:
+		return nil, err
+	case typ != wire.MsgRelay:
+		return nil, errs.New(errs.Corrupt, "a message of type %#x where %#x is due", typ, wire.MsgRelay)
+	}
+	if err := wire.Unmarshal(body, &m); err != nil {
+		return nil, err
+	}
+	var conn *agentConn
+	if !h.do(func(c *core.Core) { conn = h.current[c.NodeOf(m.Number)] }) {
+		return nil, errEnding()
+	}
+	if conn == nil {
+		return nil, errs.New(errs.Unavailable, "node number %d is not connected to the head", m.Number)
+	}
+	return conn.s.Open(ctx, wire.StreamRelayed)
+}
+
 // readAgent gives an agent's messages to the core until the stream ends.
 func (h *head) readAgent(c *agentConn) error {
 	for {
@@ -165,6 +212,8 @@ func decodeAgent(typ uint16, body []byte) (any, error) {
 		return decode[wire.LeaseGrant](body)
 	case wire.MsgLeaseBack:
 		return decode[wire.LeaseBack](body)
+	case wire.MsgReach:
+		return decode[wire.Reach](body)
 	case wire.MsgPeerAsk:
 		return decode[wire.PeerAsk](body)
 	case wire.MsgTold:

@@ -357,6 +357,8 @@ func (h *head) serveSession(ctx context.Context, s *session.Session) {
 				}
 				return nil
 			})
+		case agent && kind == wire.StreamRelay:
+			g.Go(func() error { h.relay(ctx, s, st, said); return nil })
 		case kind == wire.StreamRequest:
 			g.Go(func() error { h.serveRequest(ctx, st); return nil })
 		case kind == wire.StreamBroker && h.remote() != nil && peer.Role == secure.RoleClient:

@@ -203,11 +203,11 @@ func (a *app) cmdNodes() *cobra.Command {
 }
 
 func nodeRows(nodes []wire.NodeInfo) [][]string {
-	rows := [][]string{{"NODE", "STATE", "HOST", "CORES", "GPUS", "MEMORY", "RUNNING", "QUEUED", "LOAD", "CLOCK", "ROUTE", "UP", "WHY"}}
+	rows := [][]string{{"NODE", "STATE", "HOST", "CORES", "GPUS", "MEMORY", "RUNNING", "QUEUED", "LOAD", "CLOCK", "ROUTE", "RATE", "UP", "WHY"}}
 	for _, n := range nodes {
 		rows = append(rows, []string{string(n.ID), n.State, n.Host, share(n.Free.CPU, n.Total.CPU), share(n.Free.GPU, n.Total.GPU),
 			wire.Bytes(n.Total.Memory-n.Free.Memory) + "/" + wire.Bytes(n.Total.Memory), fmt.Sprint(n.Running), fmt.Sprint(n.Queued),
-			fmt.Sprintf("%.2f", n.Load1), clockText(n.Clock), n.Route, since(n.Since), n.Why})
+			fmt.Sprintf("%.2f", n.Load1), clockText(n.Clock), n.Route, wire.Bytes(n.Rate) + "/s", since(n.Since), n.Why})
 	}
 	if slices.ContainsFunc(nodes, func(n wire.NodeInfo) bool { return n.Topology.Known() }) {
 		rows[0] = slices.Insert(rows[0], 5, "TOPOLOGY")

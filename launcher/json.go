@@ -304,6 +304,7 @@ type jsonNode struct {
 	PID      int           `json:"pid"`
 	Python   string        `json:"python"`
 	Route    string        `json:"route"`
+	Rate     int64         `json:"rate"` // bytes a second, at its busiest in the last minute
 	Why      string        `json:"why,omitempty"`
 	Topology *jsonTopology `json:"topology,omitempty"`
 }
@@ -312,7 +313,7 @@ func toJSONNode(n wire.NodeInfo) jsonNode {
 	o := jsonNode{ID: string(n.ID), Pool: n.Pool, Host: n.Host, Addr: n.Addr, State: n.State, Total: toJSONResources(n.Total),
 		Free: toJSONResources(n.Free), GPUs: []jsonGPU{}, Running: n.Running, Queued: n.Queued, Load: n.Load1, MemFree: n.MemFree,
 		Restarts: n.Restarts, Since: stamp(n.Since), Seen: stamp(n.Seen), Deadline: n.Deadline, Clock: n.Clock, PID: n.PID,
-		Python: n.Python, Route: n.Route, Why: n.Why, Topology: toJSONTopology(n.Topology)}
+		Python: n.Python, Route: n.Route, Rate: n.Rate, Why: n.Why, Topology: toJSONTopology(n.Topology)}
 	for _, g := range n.GPUs {
 		o.GPUs = append(o.GPUs, jsonGPU{UUID: g.UUID, Name: g.Name, Memory: g.Memory, Busy: g.Busy, Index: g.Index, Declared: g.Declared})
 	}

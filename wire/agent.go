@@ -70,6 +70,8 @@ type Hello struct {
 	Bundles   []BundleID
 	Programs  Programs
 	Topology  Topology
+	Addrs     []string // where it may be reached, beside Addr
+	Route     string   // how it reaches the head: direct | ssh
 }
 
 // GPU is one device of a node.
@@ -208,10 +210,11 @@ type Start struct {
 
 // GangNode is a node's share of a gang: ranks First .. First+Count-1.
 type GangNode struct {
-	Node  NodeID
-	Addr  string
-	First uint32
-	Count uint32
+	Node   NodeID
+	Addr   string
+	First  uint32
+	Count  uint32
+	Number uint32 // of its life
 }
 
 // Release gives a reservation back that will not be started.
@@ -337,6 +340,8 @@ type Beat struct {
 	Jobs    []JobUse     // what jobs have of the node, by job
 	Tasks   Resources    // what SDK tasks have of it, leases that are not used included, less the cores that waiting processes lend
 	Lasting Resources    // what actors and bundles of placement groups have of it
+	Rate    int64        // bytes a second, sent and received, in its busiest second of the last minute
+	Relays  []string     // how it reaches nodes that it cannot reach itself: NODE via NODE
 }
 
 // JobUse is what a job has of a node.

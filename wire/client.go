@@ -207,7 +207,8 @@ type NodeInfo struct {
 	Clock    int64 // its clock minus the head's, measured at join, nanoseconds
 	PID      int
 	Python   string
-	Route    string // direct | unix | relay
+	Route    string // to the head: direct | ssh; and how it reaches nodes that it cannot reach itself
+	Rate     int64  // as in Beat
 	Why      string
 	Number   uint32 // of this life of it (Welcome.Number); 0 before it joined
 	Topology Topology

@@ -187,6 +187,9 @@ type Hold struct {
 const (
 	MsgPeerAsk uint16 = 0x010e // agent -> head
 	MsgPeer    uint16 = 0x0214 // head -> agent
+	MsgReach   uint16 = 0x011a // agent -> head
+	MsgProbe   uint16 = 0x021a // head -> agent
+	MsgRelay   uint16 = 0x0514 // agent -> head or agent: the first of a StreamRelay
 )
 
 // PeerAsk asks for the lives of nodes behind numbers (Welcome.Number). The head answers
@@ -209,4 +212,24 @@ type Peer struct {
 	Cause  string       // with Gone
 	Proof  bool         // with Gone: it is certain that all of it has ended
 	Moved  []ActorMoved // with Gone: the actors that it owned, which live on
+	Addrs  []string     // where it may be reached, too
+	Far    bool         // the agent that asks has said that it cannot reach it
+	Via    []uint32     // with Far: nodes that may reach both, best first
 }
+
+// Reach says whether an agent reaches another one without help: told when it cannot, when
+// it can again, and in answer to a Probe.
+type Reach struct {
+	Number uint32
+	OK     bool
+	Addr   string // with OK: the address that answered
+	Why    string
+}
+
+// Probe asks an agent which of the lives of nodes it reaches without help.
+type Probe struct{ Numbers []uint32 }
+
+// Relay asks for a way to the life of a node: by the head over the session that it has
+// with it, by an agent over a connection of its own. What follows is between both ends,
+// mTLS and all.
+type Relay struct{ Number uint32 }

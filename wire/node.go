@@ -59,15 +59,17 @@ type HeadConfig struct {
 
 // Stream kinds of a session: the first two bytes of every stream.
 const (
-	StreamControl  uint16 = 1 // agent <-> head: the messages of agent.go; one per session
-	StreamRequest  uint16 = 2 // command or SDK -> head (or agent, which relays): client.go
-	StreamLogs     uint16 = 3 // agent -> head: LogBatch, answered by LogAck
-	StreamRing     uint16 = 4 // agent -> agent: RingOpen, then a collective's traffic
-	StreamObjects  uint16 = 5 // agent -> agent: Pull, answered by Piece and bytes: transfer.go
-	StreamTasks    uint16 = 6 // agent -> agent: tasks under leases, what becomes of them and of their references
-	StreamPrograms uint16 = 7 // agent -> agent: Program, answered by ProgramIs and bytes: transfer.go
-	StreamBroker   uint16 = 8 // a broker elsewhere -> head: that it is there; head -> broker: a call each (broker/remote.go)
-	StreamFollow   uint16 = 9 // head -> agent: its journal, for a copy there (wire/follow)
+	StreamControl  uint16 = 1  // agent <-> head: the messages of agent.go; one per session
+	StreamRequest  uint16 = 2  // command or SDK -> head (or agent, which relays): client.go
+	StreamLogs     uint16 = 3  // agent -> head: LogBatch, answered by LogAck
+	StreamRing     uint16 = 4  // agent -> agent: RingOpen, then a collective's traffic
+	StreamObjects  uint16 = 5  // agent -> agent: Pull, answered by Piece and bytes: transfer.go
+	StreamTasks    uint16 = 6  // agent -> agent: tasks under leases, what becomes of them and of their references
+	StreamPrograms uint16 = 7  // agent -> agent: Program, answered by ProgramIs and bytes: transfer.go
+	StreamBroker   uint16 = 8  // a broker elsewhere -> head: that it is there; head -> broker: a call each (broker/remote.go)
+	StreamFollow   uint16 = 9  // head -> agent: its journal, for a copy there (wire/follow)
+	StreamRelay    uint16 = 10 // agent -> head or agent: Relay, answered by MsgOK, then a connection to another agent
+	StreamRelayed  uint16 = 11 // head -> agent: a connection of another agent
 )
 
 // Messages of the log stream, of rings.

@@ -38,7 +38,11 @@ type Event interface{ event() }
 type (
 	// HeadUp: a session with the head is up and its control stream open. The core greets.
 	// Addr, if set, is where others reach this node, as that session tells.
-	HeadUp struct{ Addr string }
+	HeadUp struct {
+		Addr  string
+		Addrs []string // others at which the node may be reached
+		Route string   // how the head is reached: direct | ssh
+	}
 	// HeadDown: it is gone. Messages of a session that is gone must not be given any more.
 	HeadDown struct{ Why string }
 	// FromHead is a message of the head, by value: wire.Welcome, wire.Job, wire.Assign,
@@ -153,6 +157,8 @@ type (
 	// Tick: time passed. Due says when the next is wanted.
 	Tick struct {
 		Load1   float64
+		Rate    int64    // see wire.Beat
+		Relays  []string // likewise
 		MemFree int64
 	}
 	// Flush ends a burst of events.

@@ -64,6 +64,8 @@ type Core struct {
 	beatBusy    bool // the last beat told of work
 	load        float64
 	memFree     int64
+	rate        int64
+	relays      []string
 	admitting   bool           // something changed that may let queued tries start
 	roomGiven   bool           // room has come free that tasks may want
 	kept        wire.Resources // of a gang that did not fit: tasks leave it
@@ -128,6 +130,7 @@ func (c *Core) Step(now int64, ev Event) Output {
 		if ev.Addr != "" {
 			c.cfg.Hello.Addr = ev.Addr
 		}
+		c.cfg.Hello.Addrs, c.cfg.Hello.Route = ev.Addrs, ev.Route
 		c.hello()
 	case HeadDown:
 		c.headDown()
@@ -201,7 +204,7 @@ func (c *Core) Step(now int64, ev Event) Output {
 	case LogsShipped:
 		c.shipped = true
 	case Tick:
-		c.load, c.memFree = ev.Load1, ev.MemFree
+		c.load, c.memFree, c.rate, c.relays = ev.Load1, ev.MemFree, ev.Rate, ev.Relays
 		c.timers()
 		c.holdOver()
 		c.bundlesDue()
@@ -277,7 +280,7 @@ func (c *Core) beat() {
 		}
 	}
 	c.leases.told = c.tasksUse()
-	b := wire.Beat{Free: c.pool.available().Add(c.unusedLeases(), -1), Tasks: c.leases.told, Lasting: c.lasting(), Queued: c.s.queued(), Running: running, Load1: c.load, MemFree: c.memFree, GPUs: c.pool.gpuList(), Python: c.cfg.Hello.Python, Why: c.cfg.Hello.Why}
+	b := wire.Beat{Free: c.pool.available().Add(c.unusedLeases(), -1), Tasks: c.leases.told, Lasting: c.lasting(), Queued: c.s.queued(), Running: running, Load1: c.load, MemFree: c.memFree, GPUs: c.pool.gpuList(), Python: c.cfg.Hello.Python, Why: c.cfg.Hello.Why, Rate: c.rate, Relays: c.relays}
 	b.Jobs = c.jobsUse()
 	for job, why := range c.held {
 		b.Held = append(b.Held, wire.HeldOutput{Job: job, Why: why})

@@ -89,10 +89,6 @@ func (c *Core) placeGangs(full bool, on []*node) {
 func (c *Core) choose(j *job, room func(*node) wire.Resources) []wire.GangNode {
 	s := &j.d.Spec
 	want := max(1, s.Ranks)
-	type option struct {
-		n *node
-		k uint32
-	}
 	var opts []option
 	sum := uint32(0)
 	for _, n := range c.order {
@@ -118,6 +114,9 @@ func (c *Core) choose(j *job, room func(*node) wire.Resources) []wire.GangNode {
 		return nil
 	}
 	slices.SortStableFunc(opts, func(a, b option) int { return cmp.Compare(b.k, a.k) })
+	if opts = c.meeting(j, opts, want); len(opts) == 0 {
+		return nil
+	}
 	if s.Nodes > 0 {
 		opts = opts[:s.Nodes]
 		per := s.RanksPerNode
@@ -245,11 +244,13 @@ func (c *Core) startGang(j *job, g *gang) {
 		p := &g.nodes[k]
 		n := c.nodes[p.Node]
 		x := n.parts[wire.Task{Job: j.id, Index: g.index}]
-		p.Addr = cmp.Or(n.hello.Addr, x.addr)
+		p.Addr, p.Number = cmp.Or(n.hello.Addr, x.addr), c.durable(n).Number
 		rec.World += p.Count
 		rec.Epochs = append(rec.Epochs, n.epoch)
 		if k == 0 {
 			rec.Master, rec.Port = x.addr, x.port
+		} else if r := n.reaches[g.nodes[0].Number]; k == 1 && r.ok && needsSockets(&j.d.Spec) {
+			rec.Master = hostOf(r.addr) // which answered
 		}
 	}
 	rec.Nodes = g.nodes
@@ -336,6 +337,9 @@ func (c *Core) claimGangs(n *node, states []wire.GangState) (drop []wire.Try) {
 // were to leave.
 func (c *Core) watchGangs() {
 	for _, j := range slices.Clone(c.queue) {
+		if j.gang && j.pending.len() > 0 && needsSockets(&j.d.Spec) {
+			c.askAgain(j)
+		}
 		for _, i := range sortedKeys(j.gangs) {
 			g := j.gangs[i]
 			switch {

@@ -53,6 +53,8 @@ type node struct {
 	heldTold  int64                   // when it was last told of that
 	heldStart int64                   // and from when on
 	watches   map[uint32]bool         // numbers whose lives it follows
+	reaches   map[uint32]reach        // what it has told of reaching others
+	probed    map[uint32]int64        // when it was asked that
 	programs  wire.Programs
 }
 
@@ -76,7 +78,7 @@ type part struct {
 func (c *Core) newNode(d *nodeD) *node {
 	n := &node{id: d.ID, epoch: d.Epoch, pool: d.Pool, total: d.Total, since: d.Since, seen: c.now,
 		shares: map[wire.JobID]*share{}, parts: map[wire.Task]*part{},
-		demands: map[uint32]*demand{}, gives: map[wire.LeaseID]*lease{}, takes: map[wire.LeaseID]*lease{}, watches: map[uint32]bool{}}
+		demands: map[uint32]*demand{}, gives: map[wire.LeaseID]*lease{}, takes: map[wire.LeaseID]*lease{}, watches: map[uint32]bool{}, reaches: map[uint32]reach{}}
 	c.nodes[d.ID] = n
 	i, _ := slices.BinarySearchFunc(c.order, n, byName)
 	c.order = slices.Insert(c.order, i, n)
@@ -328,6 +330,8 @@ func (c *Core) agentMsg(ev AgentMsg) {
 		c.bundleNews(n, m)
 	case wire.PeerAsk:
 		c.peerAsk(n, m)
+	case wire.Reach:
+		c.reach(n, m)
 	case wire.Leaving:
 		if m.Dead {
 			c.nodeGone(n, true, cmp.Or(m.Why, "it left"))

@@ -281,6 +281,7 @@ func (c *Core) waiting(j *job) []string {
 	if j.backoff > c.now {
 		out = append(out, fmt.Sprintf("a node refused its reservation (%s), tried again in %d ms", j.refused, (j.backoff-c.now)/millisecond))
 	}
+	out = append(out, c.whyApart(j)...)
 	up := 0
 	reasons := map[string][]string{}
 	note := func(n *node, why string) { reasons[why] = append(reasons[why], string(n.id)) }

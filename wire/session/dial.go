@@ -33,9 +33,21 @@ func Dial(ctx context.Context, addrs []string, cfg Config, want secure.Role) (*S
 		if err != nil {
 			return nil, err
 		}
+		if err := cfg.expects(h, addr); err != nil {
+			conn.Close()
+			return nil, err
+		}
 		p := h.peer(conn)
 		return newSession(ctx, conn, p, cfg, true), nil
 	})
+}
+
+// expects refuses another peer than the one that is wanted.
+func (c *Config) expects(h hello, where string) error {
+	if c.PeerName == "" || h.Body.Name == c.PeerName {
+		return nil
+	}
+	return errs.New(errs.Fenced, "at %s is %s, not %s", where, h.Body.Name, c.PeerName)
 }
 
 // DialConn makes a session over a connection that something else set up (an ssh channel,
@@ -45,6 +57,9 @@ func DialConn(ctx context.Context, conn net.Conn, cfg Config, want secure.Role) 
 	ctx, cancel := context.WithTimeout(ctx, cfg.Handshake)
 	defer cancel()
 	c, h, err := clientTLS(ctx, conn, cfg, cfg.Identity.ClientTLS(want), purposeSession, want.String())
+	if err == nil {
+		err = cfg.expects(h, "the other end")
+	}
 	if err != nil {
 		conn.Close()
 		return nil, err

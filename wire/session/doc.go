@@ -16,6 +16,7 @@ import (
 	"fmt"
 	"log/slog"
 	"runtime/debug"
+	"sync/atomic"
 	"time"
 
 	"launcher/wire"
@@ -42,6 +43,11 @@ type Config struct {
 	// An agent only: which node it is, for Renewer.
 	Epoch uint64
 	Token string
+
+	// PeerName is who must be at the other end of what is dialled; "" = anyone of the role.
+	PeerName string
+	// Meter counts what all sessions that have it send and receive; nil = nobody counts.
+	Meter *atomic.Int64
 
 	// Allow may refuse a peer that has authenticated; its error is sent to the peer.
 	Allow func(Peer) error

@@ -66,6 +66,7 @@ type Session struct {
 	wbuf   []byte     // guarded by wmu
 	direct bool       // conn can writev
 
+	meter   *atomic.Int64 // bytes sent and received; may be nil
 	closing atomic.Bool
 	heard   atomic.Uint64 // frames received
 
@@ -85,7 +86,7 @@ type Session struct {
 }
 
 func newSession(ctx context.Context, conn net.Conn, peer Peer, cfg Config, client bool) *Session {
-	s := &Session{conn: conn, peer: peer, log: cfg.Log, client: client, every: cfg.KeepAlive, streams: map[uint32]*Stream{},
+	s := &Session{conn: conn, peer: peer, log: cfg.Log, meter: cfg.Meter, client: client, every: cfg.KeepAlive, streams: map[uint32]*Stream{},
 		accepted: make(chan struct{}, 1), kick: make(chan struct{}, 1), pings: map[uint64]chan struct{}{}}
 	s.next = 2
 	if client {
@@ -302,6 +303,7 @@ func (s *Session) send(body []byte) error {
 		s.wbuf = append(s.wbuf, body...)
 		_, err = s.conn.Write(s.wbuf)
 	}
+	s.count(muxHeader + len(body))
 	if err != nil {
 		err = s.broken(err, "sending to")
 		s.fail(err)
@@ -376,6 +378,12 @@ func (s *Session) tend() {
 	}
 }
 
+func (s *Session) count(n int) {
+	if s.meter != nil {
+		s.meter.Add(int64(n))
+	}
+}
+
 func (s *Session) receive() {
 	// 32 KiB: a chunk's body is mostly read past the buffer, straight to its place.
 	r := bufio.NewReaderSize(s.conn, 32<<10)
@@ -400,6 +408,7 @@ func (s *Session) receive() {
 			return
 		}
 		s.heard.Add(1)
+		s.count(muxHeader + n)
 		if err := s.handle(h[4], h[5], binary.LittleEndian.Uint32(h[8:]), body); err != nil {
 			s.fail(err)
 			return

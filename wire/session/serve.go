@@ -26,8 +26,12 @@ func Serve(ctx context.Context, ln net.Listener, cfg Config, handle Handler) err
 	if cfg.Identity == nil {
 		return errs.New(errs.Internal, "Serve without an identity")
 	}
+	return serve(ctx, ln, cfg, handle, tlsGreeter(cfg))
+}
+
+func tlsGreeter(cfg Config) greeter {
 	tc := cfg.Identity.ServerTLS()
-	return serve(ctx, ln, cfg, handle, func(ctx context.Context, conn net.Conn) (*Session, error) {
+	return func(ctx context.Context, conn net.Conn) (*Session, error) {
 		c := tls.Server(conn, tc)
 		if err := c.HandshakeContext(ctx); err != nil {
 			if errors.Is(err, io.EOF) {
@@ -36,7 +40,19 @@ func Serve(ctx context.Context, ln net.Listener, cfg Config, handle Handler) err
 			return nil, errs.Wrap(errs.Corrupt, err, "no TLS handshake")
 		}
 		return greetTLS(ctx, c, cfg)
-	})
+	}
+}
+
+// ServeRelayed serves one connection that something else brought here, as Serve does those of
+// a listener. It returns when the session has ended.
+func ServeRelayed(ctx context.Context, conn net.Conn, cfg Config, handle Handler) error {
+	cfg = cfg.withDefaults()
+	s, err := handshake(ctx, conn, cfg, tlsGreeter(cfg))
+	if err != nil {
+		return err
+	}
+	run(ctx, s, handle)
+	return nil
 }
 
 // ServeUnix accepts sessions of the same user on a unix socket, as Serve.
