@@ -2,6 +2,7 @@
 # Hosts over SSH, with real sshds: a point per promise. See accept/lib.sh for the form;
 # ONLY="WORD..." runs the parts whose names begin so.
 source "$(dirname "$0")/lib.sh"
+export LAUNCHER_TEST_SSH=all
 wants() { [ -z "${ONLY:-}" ] || for w in $ONLY; do case $1 in "$w"*) return 0 ;; esac; done; [ -z "${ONLY:-}" ]; }
 export LAUNCHER_TEST_SSH=all
 
@@ -36,6 +37,9 @@ fi
 if wants route; then
 	gotest route.stdio ./backends/ssh/host '^TestRoute$'
 	gotest route.no-network ./launcher '^TestSSHRoute$'
+	gotest route.relay ./launcher '^TestSSHRelay$'
+	gotest route.through-a-node ./agent '^TestRoute|^TestProbe$'
+	gotest route.sockets ./head/core '^TestTranscripts$/^sockets$'
 fi
 
 # ---------------------------------------------------------------- 5 the cluster: up, run, a changed spec, down
