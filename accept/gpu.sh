@@ -93,7 +93,7 @@ with=$(run yields 8)
 kill "$foreign" 2>/dev/null
 wait "$foreign" 2>/dev/null
 after=$(run yields 60)
-check gpu.foreign "with another's process: ${with:-waits}; after it: $after" test -z "$(grep -x got <<<"$with")" -a -n "$(grep "others use" <<<"$with")" -a -n "$(grep -x got <<<"$after")"
+check gpu.foreign "with another's process: ${with:-waits}; after it: $after" test -z "$(grep -x got <<<"$with")" -a -n "$(grep "held by another user" <<<"$with")" -a -n "$(grep -x got <<<"$after")"
 L down yields >/dev/null 2>&1
 
 out=$(L doctor "$WORK/gpus.toml" 2>&1)

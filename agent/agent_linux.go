@@ -275,7 +275,7 @@ func (a *agent) serve(ctx context.Context, d detected) error {
 	g.Go(func() error { a.groups.watch(in); return nil })
 	g.Go(func() error { return a.sdk.run(in) })
 	g.Go(func() error { a.renew(in); return nil })
-	g.Go(func() error { a.watchGPUs(in); return nil })
+	g.Go(func() error { a.watchOthers(in); return nil })
 	g.Go(func() error { a.claims.run(in); return nil })
 	g.Go(func() error { a.findPython(in, d); return nil })
 	g.Go(func() error {

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"os"
 	"strings"
@@ -10,13 +11,15 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"launcher/agent/detect"
 	"launcher/internal/clock"
 )
 
 // claims are this node's locks on GPUs of its machine, so that clusters of whatever users
-// do not take the same one. A lock is a datagram socket bound to an abstract name: it needs
+// do not take the same one. A lock is a socket that listens at an abstract name: it needs
 // no file and no rights, all users of the machine (of one network namespace) meet there,
-// and it goes with the last process that has it open. Those that matter are with the
+// whoever connects learns from the kernel whose it is, nobody is answered, and it goes with
+// the last process that has it open. Those that matter are with the
 // supervisor, too, and so outlive the agent while work of the node uses the GPU.
 type claims struct {
 	log    *slog.Logger
@@ -49,6 +52,9 @@ const (
 	// claimLinger is how long a lock is kept that nothing uses: the next task may be near.
 	claimLinger = time.Second
 	claimBound  = 5 * time.Second
+	// claimBacklog is how many may ask between two times that they are let in; whoever
+	// comes then learns that it is locked, and not by whom.
+	claimBacklog = 16
 )
 
 // newClaims takes up the locks that an earlier agent left with the supervisor.
@@ -57,6 +63,7 @@ func newClaims(log *slog.Logger, super claimKeeper, clk clock.Clock, ignore bool
 	for name, f := range fds {
 		if uuid, ok := strings.CutPrefix(name, claimPrefix); ok {
 			delete(fds, name)
+			_ = unix.Listen(int(f.Fd()), claimBacklog) // it is this process that has it now
 			c.held[uuid] = &claim{f: f, kept: true, dropped: c.clock.Now()}
 		}
 	}
@@ -90,15 +97,33 @@ func (c *claims) Claim(uuid string) bool {
 }
 
 func bindClaim(uuid string) (*os.File, error) {
-	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return nil, err
 	}
-	if err := unix.Bind(fd, claimAddr(uuid)); err != nil {
+	if err = unix.Bind(fd, claimAddr(uuid)); err == nil {
+		err = unix.Listen(fd, claimBacklog)
+	}
+	if err != nil {
 		unix.Close(fd)
 		return nil, err
 	}
 	return os.NewFile(uintptr(fd), claimPrefix+uuid), nil
+}
+
+// admit lets in who has asked, and out again: what they wanted to know they know.
+func (h *claim) admit() {
+	for {
+		p := []unix.PollFd{{Fd: int32(h.f.Fd()), Events: unix.POLLIN}}
+		if n, err := unix.Poll(p, 0); n != 1 || err != nil {
+			return
+		}
+		fd, _, err := unix.Accept4(int(h.f.Fd()), unix.SOCK_CLOEXEC)
+		if err != nil {
+			return
+		}
+		unix.Close(fd)
+	}
 }
 
 // Drop lets go of a GPU, soon.
@@ -118,20 +143,34 @@ func (c *claims) stir() {
 	}
 }
 
-// others reports whether another cluster has a GPU.
-func (c *claims) others(uuid string) bool {
+// others reports whether another cluster has a GPU, and whose.
+func (c *claims) others(uuid string) (who string, yes bool) {
 	c.mu.Lock()
 	own := c.held[uuid] != nil
 	c.mu.Unlock()
 	if own || c.ignore {
-		return false
+		return "", false
 	}
-	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
-		return false
+		return "", false
 	}
 	defer unix.Close(fd)
-	return unix.Connect(fd, claimAddr(uuid)) == nil
+	switch err := unix.Connect(fd, claimAddr(uuid)); err {
+	case nil:
+	case unix.ECONNREFUSED, unix.ENOENT:
+		return "", false
+	default: // too many ask at once
+		return "another cluster on the machine", true
+	}
+	cred, err := unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED)
+	switch {
+	case err != nil:
+		return "another cluster on the machine", true
+	case int(cred.Uid) == os.Getuid():
+		return fmt.Sprintf("another cluster of yours (process %d)", cred.Pid), true
+	}
+	return fmt.Sprintf("another user's process %d (%s)", cred.Pid, detect.UserName("/", int(cred.Uid))), true
 }
 
 // sawMiss reports whether a Claim has failed since it was last asked.
@@ -169,6 +208,9 @@ func (c *claims) tidy(ctx context.Context) (wait time.Duration) {
 	var jobs []job
 	c.mu.Lock()
 	for uuid, h := range c.held {
+		if h.admit(); wait == 0 || wait > claimEvery {
+			wait = claimEvery
+		}
 		if h.used {
 			if !h.kept {
 				jobs = append(jobs, job{uuid, h, true})

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"slices"
 	"sync"
@@ -74,10 +75,10 @@ func TestClaims(t *testing.T) {
 	a := newClaims(logx.Discard(), k, clk, false, nil)
 	b := newClaims(logx.Discard(), newKeeper(t), clk, false, nil)
 	defer b.close()
-	if a.others(uuid) || b.others(uuid) || !a.Claim(uuid) || !a.Claim(uuid) {
+	if has(a, uuid) || has(b, uuid) || !a.Claim(uuid) || !a.Claim(uuid) {
 		t.Fatal("a free GPU cannot be had")
 	}
-	if b.Claim(uuid) || !b.others(uuid) || a.others(uuid) || !b.sawMiss() || b.sawMiss() {
+	if b.Claim(uuid) || !has(b, uuid) || has(a, uuid) || !b.sawMiss() || b.sawMiss() {
 		t.Fatal("two have the same GPU")
 	}
 	a.tidy(t.Context())
@@ -91,13 +92,13 @@ func TestClaims(t *testing.T) {
 		t.Fatal("the lock went with the agent")
 	}
 	again := newClaims(logx.Discard(), k, clk, false, map[string]*os.File{claimPrefix + uuid: dup(t, k.fds[claimPrefix+uuid]), "other": nil})
-	if again.others(uuid) || !again.Claim(uuid) {
+	if has(again, uuid) || !again.Claim(uuid) {
 		t.Fatal("the next agent does not have it")
 	}
 
 	// Not used any more: it is kept for a moment, and taken up again within it.
 	again.Drop(uuid)
-	if wait := again.tidy(t.Context()); wait != claimLinger || b.Claim(uuid) {
+	if wait := again.tidy(t.Context()); wait > claimLinger || wait == 0 || b.Claim(uuid) {
 		t.Fatalf("let go at once; wait %v", wait)
 	}
 	clk.Advance(claimLinger)
@@ -114,18 +115,51 @@ func TestClaims(t *testing.T) {
 	again.Drop(uuid)
 	clk.Advance(claimLinger)
 	again.tidy(t.Context())
-	if len(k.fds) != 0 || b.others(uuid) || !b.Claim(uuid) {
+	if len(k.fds) != 0 || has(b, uuid) || !b.Claim(uuid) {
 		t.Fatal("it is not free when nothing uses it")
 	}
 	if again.Claim(uuid) || !again.sawMiss() {
 		t.Fatal("two have the same GPU")
 	}
 	yes := newClaims(logx.Discard(), newKeeper(t), clk, true, nil)
-	if yes.others(uuid) || !yes.Claim(uuid) || yes.sawMiss() {
+	if has(yes, uuid) || !yes.Claim(uuid) || yes.sawMiss() {
 		t.Error(`share = "ignore" minds others`)
 	}
 	yes.Drop(uuid)
 	yes.close()
+}
+
+func has(c *claims, uuid string) bool {
+	_, yes := c.others(uuid)
+	return yes
+}
+
+// TestClaimTells: who finds a GPU locked hears whose it is, however many ask, and nobody
+// waits.
+func TestClaimTells(t *testing.T) {
+	uuid := "GPU-test-" + t.Name() + time.Now().Format(time.RFC3339Nano)
+	clk := clock.NewFake(1)
+	a := newClaims(logx.Discard(), newKeeper(t), clk, false, nil)
+	defer a.close()
+	b := newClaims(logx.Discard(), newKeeper(t), clk, false, nil)
+	defer b.close()
+	if !a.Claim(uuid) {
+		t.Fatal("a free GPU cannot be had")
+	}
+	want := fmt.Sprintf("another cluster of yours (process %d)", os.Getpid())
+	for range 3 {
+		for range claimBacklog {
+			if who, yes := b.others(uuid); !yes || who != want {
+				t.Fatalf("%v, %q, want %q", yes, who, want)
+			}
+		}
+		for range claimBacklog { // nobody lets them in
+			if _, yes := b.others(uuid); !yes {
+				t.Fatal("not locked any more")
+			}
+		}
+		a.tidy(t.Context())
+	}
 }
 
 func dup(t *testing.T, f *os.File) *os.File {

@@ -235,7 +235,9 @@ func (a *agent) findGPUs(ctx context.Context) []wire.GPU {
 func (a *agent) markClaimed(found []wire.GPU) []wire.GPU {
 	gpus := slices.Clone(found)
 	for i := range gpus {
-		gpus[i].Busy = gpus[i].Busy || a.claims.others(gpus[i].UUID)
+		if who, yes := a.claims.others(gpus[i].UUID); yes && !gpus[i].Busy {
+			gpus[i].Busy, gpus[i].By = true, who
+		}
 	}
 	return gpus
 }
@@ -247,7 +249,7 @@ func shareGPUs(all []wire.GPU, cfg wire.NodeConfig) []wire.GPU {
 			continue
 		}
 		if cfg.Share == "ignore" {
-			g.Busy = false
+			g.Busy, g.By = false, ""
 		}
 		out = append(out, g)
 	}
@@ -265,37 +267,70 @@ func declareGPUs(found []wire.GPU, cfg wire.NodeConfig, n int) []wire.GPU {
 
 const (
 	// gpuEvery is how often GPUs are looked at for others' processes, claimEvery for others'
-	// locks, which costs nothing.
+	// locks, which costs nothing, coresEvery for what others do with the cores.
 	gpuEvery   = 30 * time.Second
 	claimEvery = time.Second
+	coresEvery = 5 * time.Second
+	firstLooks = 4 // at the cores are a second apart, so that a busy machine is known as one soon
 )
 
-// watchGPUs tells the core when others take GPUs or give them back, on nodes with GPUs.
-func (a *agent) watchGPUs(ctx context.Context) {
+// yieldsCores reports whether cores that others keep busy are not offered: the pool shares
+// by yielding, has not said itself how many cores there are, and no batch system has given
+// this node its own.
+func (a *agent) yieldsCores() bool {
+	return a.cfg.Share == "yield" && (a.cfg.Resources == nil || a.cfg.Resources.CPU == 0) && os.Getenv("SLURM_JOB_ID") == ""
+}
+
+// watchOthers tells the core when others take GPUs and cores of the machine or give them
+// back.
+func (a *agent) watchOthers(ctx context.Context) {
 	found := a.gpus
-	if len(found) == 0 || a.cfg.Share == "ignore" {
+	if a.cfg.Share == "ignore" {
+		found = nil
+	}
+	cores := a.yieldsCores()
+	if len(found) == 0 && !cores {
 		return
 	}
-	var told []wire.GPU // the greeting may be out of date
+	var told, now core.ResourcesChanged // the greeting may be out of date
+	now.Total, now.GPUs = a.total, a.gpus
+	others := detect.NewOthers("/")
 	tick := time.NewTicker(claimEvery)
 	defer tick.Stop()
-	looked := a.clock.Now()
+	began := a.clock.Now()
+	gpusAt, coresAt := began, began
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
 		}
-		if now := a.clock.Now(); now-looked >= int64(gpuEvery) {
-			looked = now
-			if got := a.findGPUs(ctx); ctx.Err() == nil && len(got) > 0 {
-				found = got
+		at := a.clock.Now()
+		if len(found) > 0 {
+			if at-gpusAt >= int64(gpuEvery) {
+				gpusAt = at
+				if got := a.findGPUs(ctx); ctx.Err() == nil && len(got) > 0 {
+					found = got
+				}
 			}
+			now.GPUs = a.markClaimed(found)
 		}
-		gpus := a.markClaimed(found)
-		if a.claims.sawMiss() || !slices.Equal(gpus, told) {
-			told = gpus
-			a.events.push(core.ResourcesChanged{Total: a.total, GPUs: gpus})
+		if cores && (at-coresAt >= int64(coresEvery) || at-began < firstLooks*int64(claimEvery)+int64(claimEvery)/2) {
+			coresAt = at
+			busy, on := others.Look(at)
+			now.Others, now.Cores = a.yielded(busy), on
+		}
+		if a.claims.sawMiss() || now.Others != told.Others || !slices.Equal(now.Cores, told.Cores) && now.Others > 0 || !slices.Equal(now.GPUs, told.GPUs) {
+			told = now
+			a.events.push(now)
 		}
 	}
+}
+
+// yielded is what of this node's cores is left to others who keep so many of the machine's
+// busy. Nodes that divide a machine divide that, too; one core is offered whatever happens,
+// or a busy neighbour would stop the cluster.
+func (a *agent) yielded(busy int) int64 {
+	n := int64(busy) * wire.Unit / int64(max(1, a.cfg.Slots))
+	return max(0, min(n, a.total.CPU-wire.Unit))
 }

@@ -48,7 +48,7 @@ type Pool struct {
 	Container string
 	Resources *wire.Resources // instead of what detection finds; nil = detect
 	Labels    map[string]string
-	Share     string         // yield | ignore
+	Share     string         // yield | ignore; "" = yield, but for cores
 	Options   map[string]any // the backend's own keys as they stand in the file
 	Hosts     []string       // the machines that they list, of an ssh pool
 

@@ -133,8 +133,8 @@ license = 2
 	res := &wire.Resources{CPU: 25000, Memory: 1 << 30, Custom: map[string]int64{"license": 20000}}
 	want := []Pool{
 		{Name: "p", Backend: "local", Min: 1, Max: 4, Idle: 90 * time.Second, Setup: []string{"a", "b"}, Env: []string{"Z=1", "A=x=y"},
-			Python: "/work place/.venv/bin/python", Resources: res, Labels: map[string]string{"fabric": "ib"}, Share: "yield", Options: map[string]any{"nodes": int64(4)}, Line: 7},
-		{Name: "q", Backend: "local", Min: 1, Max: 1, Python: "python3.11", Share: "yield", Options: map[string]any{}, Line: 22},
+			Python: "/work place/.venv/bin/python", Resources: res, Labels: map[string]string{"fabric": "ib"}, Options: map[string]any{"nodes": int64(4)}, Line: 7},
+		{Name: "q", Backend: "local", Min: 1, Max: 1, Python: "python3.11", Options: map[string]any{}, Line: 22},
 	}
 	if !reflect.DeepEqual(c.Pools, want) {
 		t.Errorf("pools\n got %+v\nwant %+v", c.Pools, want)

@@ -135,7 +135,11 @@ func readPool(t *table, dir string) Pool {
 		}
 		p.Labels[k] = values[i]
 	}
-	p.Share = t.oneOf("share", "yield", "yield", "ignore")
+	shares := "" // GPUs that others use are left to them; on boxes that people share, cores, too
+	if p.Backend == "ssh" {
+		shares = "yield"
+	}
+	p.Share = t.oneOf("share", shares, "yield", "ignore")
 	if keys == nil { // whose keys the others are, nobody knows: those of any backend pass
 		guess := &table{f: &file{}, obj: t.obj, bad: map[string]bool{}}
 		for _, b := range known {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"maps"
@@ -111,6 +112,9 @@ func (a *app) printStatus(i wire.ClusterInfo, up bool) {
 		if n.State == "up" && n.Why != "" { // output that cannot be written there
 			fmt.Fprintf(w, "trouble   %s: %s\n", n.ID, n.Why)
 		}
+		if n.Taken != "" {
+			fmt.Fprintf(w, "others    %s: %s\n", n.ID, n.Taken)
+		}
 	}
 }
 
@@ -207,7 +211,7 @@ func nodeRows(nodes []wire.NodeInfo) [][]string {
 	for _, n := range nodes {
 		rows = append(rows, []string{string(n.ID), n.State, n.Host, share(n.Free.CPU, n.Total.CPU), share(n.Free.GPU, n.Total.GPU),
 			wire.Bytes(n.Total.Memory-n.Free.Memory) + "/" + wire.Bytes(n.Total.Memory), fmt.Sprint(n.Running), fmt.Sprint(n.Queued),
-			fmt.Sprintf("%.2f", n.Load1), clockText(n.Clock), n.Route, wire.Bytes(n.Rate) + "/s", since(n.Since), n.Why})
+			fmt.Sprintf("%.2f", n.Load1), clockText(n.Clock), n.Route, wire.Bytes(n.Rate) + "/s", since(n.Since), cmp.Or(n.Why, n.Taken)})
 	}
 	if slices.ContainsFunc(nodes, func(n wire.NodeInfo) bool { return n.Topology.Known() }) {
 		rows[0] = slices.Insert(rows[0], 5, "TOPOLOGY")

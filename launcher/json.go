@@ -239,7 +239,8 @@ type jsonGPU struct {
 	Busy   bool   `json:"busy"`
 	Index  int32  `json:"index"`
 	// Declared: the pool says that it is there, the driver does not show it.
-	Declared bool `json:"declared,omitempty"`
+	Declared bool   `json:"declared,omitempty"`
+	By       string `json:"by,omitempty"` // with busy: who has it
 }
 
 // jsonTopology is how a node's GPUs and cores lie to each other. Links are nvidia-smi's
@@ -304,7 +305,8 @@ type jsonNode struct {
 	PID      int           `json:"pid"`
 	Python   string        `json:"python"`
 	Route    string        `json:"route"`
-	Rate     int64         `json:"rate"` // bytes a second, at its busiest in the last minute
+	Taken    string        `json:"taken"` // what of it other people have, and who
+	Rate     int64         `json:"rate"`  // bytes a second, at its busiest in the last minute
 	Why      string        `json:"why,omitempty"`
 	Topology *jsonTopology `json:"topology,omitempty"`
 }
@@ -313,9 +315,9 @@ func toJSONNode(n wire.NodeInfo) jsonNode {
 	o := jsonNode{ID: string(n.ID), Pool: n.Pool, Host: n.Host, Addr: n.Addr, State: n.State, Total: toJSONResources(n.Total),
 		Free: toJSONResources(n.Free), GPUs: []jsonGPU{}, Running: n.Running, Queued: n.Queued, Load: n.Load1, MemFree: n.MemFree,
 		Restarts: n.Restarts, Since: stamp(n.Since), Seen: stamp(n.Seen), Deadline: n.Deadline, Clock: n.Clock, PID: n.PID,
-		Python: n.Python, Route: n.Route, Rate: n.Rate, Why: n.Why, Topology: toJSONTopology(n.Topology)}
+		Python: n.Python, Route: n.Route, Rate: n.Rate, Taken: n.Taken, Why: n.Why, Topology: toJSONTopology(n.Topology)}
 	for _, g := range n.GPUs {
-		o.GPUs = append(o.GPUs, jsonGPU{UUID: g.UUID, Name: g.Name, Memory: g.Memory, Busy: g.Busy, Index: g.Index, Declared: g.Declared})
+		o.GPUs = append(o.GPUs, jsonGPU{UUID: g.UUID, Name: g.Name, Memory: g.Memory, Busy: g.Busy, Index: g.Index, Declared: g.Declared, By: g.By})
 	}
 	return o
 }

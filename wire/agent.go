@@ -72,6 +72,7 @@ type Hello struct {
 	Topology  Topology
 	Addrs     []string // where it may be reached, beside Addr
 	Route     string   // how it reaches the head: direct | ssh
+	Others    int64    // as in Beat
 }
 
 // GPU is one device of a node.
@@ -83,6 +84,7 @@ type GPU struct {
 	Index    int32  // the driver's number; slices have their GPU's
 	Bus      string // PCI address, 0000:07:00.0; "" = unknown
 	Declared bool   // the pool says that it is there, detection does not: programs know it by number
+	By       string // with Busy: who has it
 }
 
 // Visible is what CUDA_VISIBLE_DEVICES calls the device.
@@ -341,6 +343,7 @@ type Beat struct {
 	Tasks   Resources    // what SDK tasks have of it, leases that are not used included, less the cores that waiting processes lend
 	Lasting Resources    // what actors and bundles of placement groups have of it
 	Rate    int64        // bytes a second, sent and received, in its busiest second of the last minute
+	Others  int64        // cores that others keep busy and that are not offered, in Units
 	Relays  []string     // how it reaches nodes that it cannot reach itself: NODE via NODE
 }
 

@@ -209,6 +209,7 @@ type NodeInfo struct {
 	Python   string
 	Route    string // to the head: direct | ssh; and how it reaches nodes that it cannot reach itself
 	Rate     int64  // as in Beat
+	Taken    string // what of it other people have, and who
 	Why      string
 	Number   uint32 // of this life of it (Welcome.Number); 0 before it joined
 	Topology Topology

@@ -149,10 +149,12 @@ type (
 	}
 	// LogsShipped answers ShipLogs.
 	LogsShipped struct{}
-	// ResourcesChanged: other amounts, or GPUs that others took or gave back.
+	// ResourcesChanged: other amounts, or GPUs that others took or gave back, or cores.
 	ResourcesChanged struct {
-		Total wire.Resources
-		GPUs  []wire.GPU
+		Total  wire.Resources
+		GPUs   []wire.GPU
+		Others int64 // of Total.CPU: what others keep busy
+		Cores  []int // those on which they were seen
 	}
 	// Tick: time passed. Due says when the next is wanted.
 	Tick struct {

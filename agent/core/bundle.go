@@ -32,7 +32,7 @@ func (p *pool) keepBundle(r RecBundle) *bundle {
 		g := wire.GPU{UUID: s.UUID}
 		if i := slices.IndexFunc(p.gpus, func(x gpu) bool { return x.uuid == s.UUID }); i >= 0 {
 			g = p.gpus[i].info
-			g.Busy = false
+			g.Busy, g.By = false, ""
 		}
 		gpus = append(gpus, g)
 	}

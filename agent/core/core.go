@@ -161,8 +161,9 @@ func (c *Core) Step(now int64, ev Event) Output {
 		}
 	case ResourcesChanged:
 		c.pool.set(ev.Total, ev.GPUs)
+		c.pool.others, c.pool.avoid = ev.Others, ev.Cores
 		c.roomGiven = true
-		c.cfg.Hello.Total, c.cfg.Hello.GPUs = ev.Total, ev.GPUs
+		c.cfg.Hello.Total, c.cfg.Hello.GPUs, c.cfg.Hello.Others = ev.Total, ev.GPUs, ev.Others
 		c.admitting = true
 	case OutputFailed:
 		for _, t := range c.s.tries {
@@ -280,7 +281,7 @@ func (c *Core) beat() {
 		}
 	}
 	c.leases.told = c.tasksUse()
-	b := wire.Beat{Free: c.pool.available().Add(c.unusedLeases(), -1), Tasks: c.leases.told, Lasting: c.lasting(), Queued: c.s.queued(), Running: running, Load1: c.load, MemFree: c.memFree, GPUs: c.pool.gpuList(), Python: c.cfg.Hello.Python, Why: c.cfg.Hello.Why, Rate: c.rate, Relays: c.relays}
+	b := wire.Beat{Free: c.pool.available().Add(c.unusedLeases(), -1), Tasks: c.leases.told, Lasting: c.lasting(), Queued: c.s.queued(), Running: running, Load1: c.load, MemFree: c.memFree, GPUs: c.pool.gpuList(), Python: c.cfg.Hello.Python, Why: c.cfg.Hello.Why, Rate: c.rate, Relays: c.relays, Others: c.pool.others}
 	b.Jobs = c.jobsUse()
 	for job, why := range c.held {
 		b.Held = append(b.Held, wire.HeldOutput{Job: job, Why: why})

@@ -16,7 +16,10 @@ type pool struct {
 	cores []core
 	bind  bool // cores are handed out one by one; false when there are more than exist
 	gpus  []gpu
-	topo  *topology
+	// others is what other users keep busy of the cores, avoid on which they were seen.
+	others int64
+	avoid  []int
+	topo   *topology
 	// claims are of the node's own pool: what bundles have is claimed already.
 	claims Claims
 
@@ -69,9 +72,11 @@ func (p *pool) set(total wire.Resources, gpus []wire.GPU) {
 	}
 }
 
-// available is what can be handed out now: what is free, less GPUs that others use.
+// available is what can be handed out now: what is free, less GPUs and cores that others
+// use. What runs is not taken anything for them.
 func (p *pool) available() wire.Resources {
 	r := p.free
+	r.CPU = min(r.CPU, max(0, r.CPU-p.others))
 	room := int64(0)
 	for _, g := range p.gpus {
 		if !g.busy && !g.gone {
@@ -120,7 +125,7 @@ func (p *pool) claimed(slots []Slot) bool {
 		for _, x := range s.GPUs {
 			if !p.claims.Claim(x.UUID) {
 				if i := p.gpuOf(x.UUID); i >= 0 {
-					p.gpus[i].busy, p.gpus[i].info.Busy = true, true
+					p.gpus[i].busy, p.gpus[i].info.Busy, p.gpus[i].info.By = true, true, "another cluster on the machine"
 				}
 				all = false
 			}
@@ -300,6 +305,9 @@ func (p *pool) pickCores(units int64, gpus []Share) []int {
 	}
 	if len(free) < n {
 		return nil
+	}
+	if calm := slices.DeleteFunc(slices.Clone(free), func(id int) bool { return slices.Contains(p.avoid, id) }); len(calm) >= n {
+		free = calm
 	}
 	free = p.topo.nearCores(free, n, gpus, p.nodesOfFree)
 	// The smallest run of neighbours that is long enough, else simply the first cores.

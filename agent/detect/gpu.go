@@ -2,6 +2,7 @@ package detect
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -51,8 +52,8 @@ func judge(ds []device, root string, uid int) []wire.GPU {
 	for _, d := range ds {
 		g := wire.GPU{UUID: d.uuid, Name: d.name, Memory: d.memory, Index: int32(d.index), Bus: d.bus}
 		for _, pid := range d.pids {
-			if foreign(root, pid, uid) {
-				g.Busy = true
+			if who, yes := foreign(root, pid, uid); yes && !g.Busy {
+				g.Busy, g.By = true, who
 			}
 		}
 		out = append(out, g)
@@ -60,15 +61,21 @@ func judge(ds []device, root string, uid int) []wire.GPU {
 	return out
 }
 
-// foreign reports whether a process is another user's. One that cannot be seen is:
-// our own always can, unless it has just ended, and the next look will tell.
-func foreign(root string, pid, uid int) bool {
+// foreign reports whether a process is another user's, and whose. One that cannot be seen
+// is: our own always can, unless it has just ended, and the next look will tell.
+func foreign(root string, pid, uid int) (who string, yes bool) {
 	st, err := os.Stat(filepath.Join(root, "proc", strconv.Itoa(pid)))
 	if err != nil {
-		return true
+		return fmt.Sprintf("process %d, which cannot be seen from here", pid), true
 	}
 	sys, ok := st.Sys().(*syscall.Stat_t)
-	return !ok || int(sys.Uid) != uid
+	switch {
+	case !ok:
+		return fmt.Sprintf("process %d", pid), true
+	case int(sys.Uid) != uid:
+		return fmt.Sprintf("another user's process %d (%s)", pid, UserName(root, int(sys.Uid))), true
+	}
+	return "", false
 }
 
 // visible narrows devices to those that CUDA_VISIBLE_DEVICES names, in its order. The

@@ -261,7 +261,7 @@ func (c *Core) nodeInfos() []wire.NodeInfo {
 		if n := c.nodes[id]; n != nil {
 			h := &n.hello
 			x.Addr, x.Restarts, x.PID, x.Python, x.Clock, x.Deadline = h.Addr, h.Restarts, h.PID, h.Python, n.offset, n.ends/second
-			x.Topology, x.Rate = h.Topology, n.beat.Rate
+			x.Topology, x.Rate, x.Taken = h.Topology, n.beat.Rate, n.others()
 			x.Route = strings.Join(append([]string{h.Route}, n.beat.Relays...), ", ")
 			x.Free, x.Running, x.Queued, x.Load1, x.MemFree, x.GPUs, x.Seen = n.beat.Free, n.beat.Running, n.beat.Queued, n.beat.Load1, n.beat.MemFree, n.beat.GPUs, n.seen
 			if n.greeted {

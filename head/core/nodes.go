@@ -147,7 +147,7 @@ func (c *Core) agentUp(ev AgentUp) {
 	if h.Deadline != 0 && n.alloc == 0 { // what the backend says of it is newer
 		n.alloc = h.Deadline*second - n.offset
 	}
-	n.beat.GPUs, n.beat.Why = h.GPUs, h.Why
+	n.beat.GPUs, n.beat.Why, n.beat.Others = h.GPUs, h.Why, h.Others
 	n.count()
 	c.endLeases(n, "node "+string(n.id)+" has connected again")
 	n.free, n.tasks, n.watches, n.heldTold = wire.Resources{}, wire.Resources{}, map[uint32]bool{}, 0
@@ -172,9 +172,25 @@ func (c *Core) agentUp(ev AgentUp) {
 	c.full = true
 }
 
-// count works out what the node may hand out: GPUs that others use are not offered.
+// others says what of the node other people have.
+func (n *node) others() string {
+	var out []string
+	if n.beat.Others > 0 {
+		out = append(out, fmt.Sprintf("other users keep %g of its %g cores busy", float64(n.beat.Others)/wire.Unit, float64(n.hello.Total.CPU)/wire.Unit))
+	}
+	for _, g := range n.beat.GPUs {
+		if g.Busy {
+			out = append(out, fmt.Sprintf("gpu %d: held by %s", g.Index, cmp.Or(g.By, "others")))
+		}
+	}
+	return strings.Join(out, "; ")
+}
+
+// count works out what the node may hand out: GPUs and cores that others use are not
+// offered.
 func (n *node) count() {
 	n.total, n.foreign = n.hello.Total, 0
+	n.total.CPU = max(0, n.total.CPU-n.beat.Others)
 	gpus := n.hello.GPUs
 	if n.beat.GPUs != nil {
 		gpus = n.beat.GPUs
@@ -311,7 +327,7 @@ func (c *Core) agentMsg(ev AgentMsg) {
 		n.beat = m
 		n.hello.Python = cmp.Or(m.Python, n.hello.Python)
 		n.count()
-		if n.total.GPU != old.GPU {
+		if n.total.GPU != old.GPU || n.total.CPU != old.CPU {
 			c.touchNode(n)
 		}
 	case wire.Demand:

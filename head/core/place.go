@@ -136,8 +136,8 @@ func (c *Core) eligible(n *node, j *job) string {
 	case j.avoid[n.id] != "":
 		return j.avoid[n.id]
 	case !n.total.Fits(j.need):
-		if n.foreign > 0 {
-			return fmt.Sprintf("it has %s; others use %d of its GPUs", n.total, n.foreign)
+		if who := n.others(); who != "" {
+			return fmt.Sprintf("it has %s; %s", n.total, who)
 		}
 		return "it has " + n.total.String()
 	}
