@@ -75,8 +75,37 @@ if wants doctor; then
 fi
 
 # ---------------------------------------------------------------- pretend hosts: networks of their own, cut, slow and lossy
+# nettest POINT TEST: a test of ./launcher on pretend hosts, with what it measured. They
+# mostly wait, so they run side by side.
+nettest() {
+	local out
+	out=$(cd launcher && timeout 290 "$WORK/net.test" -test.run "^$2\$" -test.v -test.timeout 280s 2>&1)
+	if grep -qE '^--- PASS' <<<"$out"; then
+		pass "$1" "$2 ($(sed -nE 's/^--- PASS: [^ ]+ \((.*)\)/\1/p' <<<"$out")) $(sed -nE 's/^ +e2e_[a-z_]+\.go:[0-9]+: //p' <<<"$out")"
+	elif grep -qE '^--- SKIP' <<<"$out"; then
+		skip "$1" "$(grep SKIP: <<<"$out" | head -1)"
+	else
+		fail "$1" "$2: $(grep -aE '^ +e2e_|^panic' <<<"$out" | head -5)"
+	fi
+}
 if wants demo; then
 	rootgotest demo.pretend-hosts ./internal/testkit '^TestRootPretendHosts$'
-	rootgotest demo.files ./launcher '^TestRootNet$'
-	rootgotest demo.four-hosts ./launcher '^TestRootNetDemo$'
+fi
+if wants demo || wants net; then
+	if ! is_root; then
+		skip demo.four-hosts "needs root"
+	elif go test -c -o "$WORK/net.test" ./launcher; then
+		wants demo && nettest demo.files TestRootNet
+		wants demo && nettest demo.four-hosts TestRootNetDemo
+		if wants net; then
+			nettest net.laptop-away TestRootNetLaptop &
+			nettest net.host-cut TestRootNetCut &
+			nettest net.power-off TestRootNetPower &
+			nettest net.two-factors TestRootNetTwoFactors &
+			nettest net.loss-delay-rate TestRootNetBad &
+			wait
+		fi
+	else
+		fail demo.four-hosts "the tests do not build"
+	fi
 fi

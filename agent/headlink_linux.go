@@ -109,6 +109,15 @@ func headAddrs(cfg wire.NodeConfig) []string {
 	return out
 }
 
+// peerConfig is that of sessions with other agents. They outlive a link that is cut for a
+// while: until the head gives a node up (15 s, and what TCP needs to try again), a gang
+// need not begin anew.
+func (a *agent) peerConfig() session.Config {
+	c := a.sessionConfig()
+	c.Mute = 8
+	return c
+}
+
 func (a *agent) sessionConfig() session.Config {
 	return session.Config{Identity: a.id, Version: a.o.Version, Log: a.log, Epoch: uint64(a.cfg.Epoch), Token: a.cfg.Token, Meter: &a.routes.meter}
 }

@@ -157,7 +157,7 @@ func (p *peers) serve(ctx context.Context) error {
 
 // config lets agents in.
 func (p *peers) config() session.Config {
-	cfg := p.a.sessionConfig()
+	cfg := p.a.peerConfig()
 	cfg.Allow = func(peer session.Peer) error {
 		if peer.Role != secure.RoleAgent {
 			return errs.New(errs.Permission, "this is the agent of node %s: only other agents connect here", p.a.cfg.Node).

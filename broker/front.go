@@ -52,7 +52,7 @@ type front struct {
 
 const (
 	firstFrontRest = time.Second
-	lastFrontRest  = 30 * time.Second
+	lastFrontRest  = 8 * time.Second // somebody may be waiting for the link to come back
 	// fetchBound is how long a record may take to come back.
 	fetchBound = 10 * time.Minute
 )

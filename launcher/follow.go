@@ -13,6 +13,7 @@ import (
 	"syscall"
 	"time"
 
+	"launcher/broker"
 	"launcher/internal/errs"
 	"launcher/wire"
 )
@@ -21,6 +22,8 @@ const (
 	// reconnectBound is how long a foreground command waits for a head that is away; its
 	// supervisor brings it back within seconds.
 	reconnectBound = 60 * time.Second
+	// farBound is the same where the head is on another machine: the link to it may be cut.
+	farBound = time.Hour
 	// logsBound is how long the rest of a job's output may take after its end.
 	logsBound = 30 * time.Second
 )
@@ -46,7 +49,7 @@ type follower struct {
 // run follows until the job is over. c is the first connection to use; it is closed.
 func (f *follower) run(ctx context.Context, c *client) (wire.JobInfo, error) {
 	var away time.Time
-	told := false
+	told, bound := false, f.patience()
 	for {
 		if c != nil {
 			before := f.offset
@@ -65,8 +68,8 @@ func (f *follower) run(ctx context.Context, c *client) (wire.JobInfo, error) {
 				away = time.Now()
 			}
 		}
-		if time.Since(away) > reconnectBound {
-			return f.last, errs.New(errs.Unavailable, "the head of cluster %s has been away for %s", f.target.name, reconnectBound).
+		if time.Since(away) > bound {
+			return f.last, errs.New(errs.Unavailable, "the head of cluster %s has been away for %s", f.target.name, bound).
 				Hint("the job goes on without it; `launcher attach %d` joins it again", f.job)
 		}
 		if !told && time.Since(away) > 2*time.Second {
@@ -87,6 +90,17 @@ func (f *follower) run(ctx context.Context, c *client) (wire.JobInfo, error) {
 			}
 		}
 	}
+}
+
+// patience is how long the head may be away. Only a head of this machine has an address in
+// the cluster's file.
+func (f *follower) patience() time.Duration {
+	if !f.target.inside {
+		if c, err := broker.ReadClusterFile(f.target.dir); err == nil && len(c.Addrs) == 0 {
+			return farBound
+		}
+	}
+	return reconnectBound
 }
 
 // once follows over one connection; nil means that the job is over and its output passed on.

@@ -223,6 +223,7 @@ func (n *Net) Host(name string, o HostOptions) *Host {
 	}
 	lines = append(lines, "chmod 1777 /tmp /var/tmp", "mount -t tmpfs -o mode=1777 none /dev/shm", "mount -t tmpfs -o mode=755 none /run", "mkdir /run/sshd",
 		"mkdir -p "+shellWord(dir), "mount --bind /mnt/own "+shellWord(dir), "cd /")
+	lines = append(lines, o.Server.Inside...)
 	h := &Host{net: n}
 	h.space = newSpace(n.t, syscall.CLONE_NEWNS|syscall.CLONE_NEWUTS|syscall.CLONE_NEWIPC|syscall.CLONE_NEWPID|syscall.CLONE_NEWNET, lines...)
 	h.Link = n.plug(h.space, o.Cable)
@@ -344,6 +345,17 @@ func (h *Host) Left() []string {
 	}
 	slices.Sort(out)
 	return out
+}
+
+// Seen is where a path of the host is seen from here.
+func (h *Host) Seen(path string) string { return h.opts.Root + path }
+
+// Write makes a file on the host, which its user may read.
+func (h *Host) Write(path, text string) {
+	h.net.t.Helper()
+	if err := os.WriteFile(h.Seen(path), []byte(text), 0o644); err != nil {
+		h.net.t.Fatal(err)
+	}
 }
 
 // Read gives a file of the host, "" when it is not there.

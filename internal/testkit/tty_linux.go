@@ -87,6 +87,9 @@ func (t *Terminal) Expect(words ...string) int {
 	return which
 }
 
+// Hangup closes the terminal.
+func (t *Terminal) Hangup() { _ = t.tty.Close() }
+
 // Type types a line.
 func (t *Terminal) Type(line string) {
 	t.t.Helper()

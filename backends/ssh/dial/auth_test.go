@@ -3,11 +3,8 @@ package dial
 import (
 	"context"
 	"crypto/ecdsa"
-	"crypto/hmac"
 	"crypto/rand"
-	"crypto/sha1"
 	"crypto/x509"
-	"encoding/binary"
 	"encoding/pem"
 	"fmt"
 	"os"
@@ -249,7 +246,7 @@ func TestRootTwoFactors(t *testing.T) {
 	fails(t, newDialer(t, Options{}), named(l, "a"), NoTerminal, "jump", "there is no terminal")
 	fails(t, newDialer(t, Options{Asker: says("000000")}), named(l, "a"), Denied)
 	counter := uint64(5)
-	phone := &person{answer: func(string) string { counter++; return oneTime(secret, counter) }}
+	phone := &person{answer: func(string) string { counter++; return testkit.OneTime(secret, counter) }}
 	d := newDialer(t, Options{Asker: phone})
 	for _, name := range []string{"a", "b", "jump"} {
 		output(t, dialOK(t, d, named(l, name)), "true")
@@ -264,15 +261,6 @@ func TestRootTwoFactors(t *testing.T) {
 	if len(phone.asked) != 1 {
 		t.Errorf("asked %q", phone.asked)
 	}
-}
-
-// oneTime is RFC 4226's password.
-func oneTime(secret []byte, counter uint64) string {
-	h := hmac.New(sha1.New, secret)
-	_ = binary.Write(h, binary.BigEndian, counter)
-	sum := h.Sum(nil)
-	at := sum[len(sum)-1] & 15
-	return fmt.Sprintf("%06d", (binary.BigEndian.Uint32(sum[at:])&0x7fffffff)%1000000)
 }
 
 func TestCertificate(t *testing.T) {
