@@ -62,6 +62,9 @@ func (t *trees) workdir(ctx context.Context, j *wire.Job) (string, error) {
 		return "", errs.New(errs.NotFound, "node %s does not see the working directory %s that the job was submitted from, and it could not be brought there", t.a.cfg.Node, s.Dir).
 			Hint("submit from a directory that all nodes share, or a smaller one, or name one with --workdir")
 	}
+	if len(s.Outputs) > 0 {
+		return "", errs.New(errs.Unbuilt, "node %s does not see the working directory %s, and bringing outputs back from there is not in this version", t.a.cfg.Node, s.Dir)
+	}
 	to := filepath.Join(t.root(j.Job), "workdir")
 	if err := t.bring(ctx, wire.Tree{Sum: s.DirSum}, to); err != nil {
 		return "", errs.Wrap(errs.Unknown, err, "bringing the working directory to node %s", t.a.cfg.Node)

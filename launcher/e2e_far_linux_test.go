@@ -85,7 +85,7 @@ func TestRootNetBad(t *testing.T) {
 	if out := ok(time.Minute, "run", "--array", "0-49", "--", "sh", "-c", "echo $LAUNCHER_TASK_INDEX"); len(strings.Fields(out)) != 50 {
 		t.Errorf("an array of 50: %q", out)
 	}
-	if out := ok(2*time.Minute, "train", "-n", "2", "--per-node", "1", "train.py"); !strings.Contains(out, optimum+"2\n") || strings.Contains(out, "going on from step") {
+	if out := ok(2*time.Minute, "train", "-n", "2", "--per-node", "1", "train.py", "--steps", "2"); !strings.Contains(out, "steps 2  ranks 2\n") || strings.Contains(out, "going on from step") {
 		t.Errorf("the training: %s", out)
 	}
 	ok(time.Minute, "down", "boxes")

@@ -171,6 +171,14 @@ func worst(failed []error) error {
 
 func dialTLS(ctx context.Context, addr string, cfg Config, tc *tls.Config, purpose uint8, want secure.Role) (net.Conn, hello, error) {
 	conn, err := connect(ctx, addr)
+	for err != nil && purpose == purposeJoin && strings.HasPrefix(addr, routePrefix) && ctx.Err() == nil {
+		// A node that was just started may be faster than the process that opens the socket.
+		select {
+		case <-time.After(routePause):
+			conn, err = connect(ctx, addr)
+		case <-ctx.Done():
+		}
+	}
 	if err != nil {
 		return nil, hello{}, dialErr(err, addr)
 	}
@@ -186,7 +194,10 @@ func dialTLS(ctx context.Context, addr string, cfg Config, tc *tls.Config, purpo
 // this node's host, over the socket (wire.RouteSocket) at path, to the head.
 func RouteAddr(path string) string { return routePrefix + path }
 
-const routePrefix = "route:"
+const (
+	routePrefix = "route:"
+	routePause  = 50 * time.Millisecond
+)
 
 func connect(ctx context.Context, addr string) (net.Conn, error) {
 	path, ok := strings.CutPrefix(addr, routePrefix)
