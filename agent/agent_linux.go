@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 
 	"launcher/agent/core"
 	"launcher/agent/spool"
@@ -241,7 +242,7 @@ func (a *agent) coreConfig(d detected) core.Config {
 			Node: c.Node, Epoch: c.Epoch, Restarts: a.super.Restarts(), Pool: c.Pool, Token: c.Token, Version: a.o.Version,
 			Host: d.Host, Addr: a.peers.addr(), Total: d.Total, GPUs: a.markClaimed(d.GPUs), Topology: d.Lie, Labels: c.Labels, Deadline: c.Deadline, PID: os.Getpid(), Python: d.Python, Why: a.trouble,
 		},
-		CPUs: d.CPUs, Claims: a.claims, Grace: c.Grace, Binary: a.o.Binary, Socket: a.local.path, Cluster: c.Cluster, Dir: c.Dir,
+		CPUs: d.CPUs, Claims: a.claims, Grace: c.Grace, Binary: a.o.Binary, Socket: a.local.path, Cluster: c.Cluster, Dir: c.Dir, Signalled: c.Notice > 0,
 	}
 }
 
@@ -262,9 +263,26 @@ func (a *agent) serve(ctx context.Context, d detected) error {
 	// A signal is an order to the core, not the end of the parts.
 	g, in := errgroup.WithContext(context.WithoutCancel(ctx))
 	stop := context.AfterFunc(ctx, func() {
-		a.events.push(core.StopNode{Why: "node " + string(a.cfg.Node) + " was told to stop", Grace: int64(stopGrace)})
+		if why := "node " + string(a.cfg.Node) + " was told to stop"; a.cfg.Notice == 0 {
+			a.events.push(core.StopNode{Why: why, Grace: int64(stopGrace)})
+		} else {
+			a.events.push(core.LeaveSoon{Why: why, By: a.clock.Now() + a.cfg.Notice, Grace: int64(noticeGrace)})
+		}
 	})
 	defer stop()
+	warned := make(chan os.Signal, 1)
+	signal.Notify(warned, syscall.SIGUSR1, syscall.SIGUSR2)
+	defer signal.Stop(warned)
+	g.Go(func() error {
+		for {
+			select {
+			case sig := <-warned:
+				a.events.push(core.LeaveSoon{Why: "node " + string(a.cfg.Node) + " was told to leave by " + unix.SignalName(sig.(syscall.Signal))})
+			case <-in.Done():
+				return nil
+			}
+		}
+	})
 	g.Go(func() error { return a.loop(in) })
 	g.Go(func() error { return a.head.run(in) })
 	g.Go(func() error { return a.local.serve(in) })
@@ -305,6 +323,9 @@ func (a *agent) serve(ctx context.Context, d detected) error {
 // stopGrace is between SIGTERM and SIGKILL for the node's processes when the node itself
 // is stopped; its supervisor allows the agent 20 s for everything.
 const stopGrace = 10 * time.Second
+
+// noticeGrace is the same for a node that was told beforehand.
+const noticeGrace = 5 * time.Second
 
 // farewell removes what the node leaves behind and ends the supervisor.
 func (a *agent) farewell(ctx context.Context) error {

@@ -136,6 +136,31 @@ func TestStopSignal(t *testing.T) {
 	}
 }
 
+// TestNotice: a node that is taken away says so, by SIGUSR1 some time before, by SIGTERM when
+// it is; its work has the time that there is.
+func TestNotice(t *testing.T) {
+	h := startHead(t, 0)
+	cfg := h.config(t, "p-0")
+	cfg.Notice = int64(300 * time.Millisecond)
+	n := supervisortest.StartNode(t, supervisortest.Binary(t), cfg, nil)
+	h.up("p-0", 1)
+	h.give("p-0", jobOf(1, wire.KindRun, "sleep", "100"), 1)
+	msgOf(h, "p-0", "the start", func(wire.Running) bool { return true })
+	must(t, n.Guard.Signal(syscall.SIGUSR1))
+	msgOf(h, "p-0", "the warning", func(l wire.Leaving) bool {
+		return !l.Dead && l.By == 0 && strings.Contains(l.Why, "SIGUSR1")
+	})
+	must(t, n.Guard.Signal(syscall.SIGTERM))
+	msgOf(h, "p-0", "the notice", func(l wire.Leaving) bool { return !l.Dead && l.By != 0 })
+	if e := h.endOf("p-0", procOf(1, 0)); e.Signal != 15 || e.Reason != wire.ReasonPreempted {
+		t.Errorf("ended %+v", e)
+	}
+	msgOf(h, "p-0", "the farewell", func(l wire.Leaving) bool { return l.Dead })
+	if _, err := n.Wait(bound); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestHeadMoves: the head dies and comes back elsewhere; cluster.json says where. What
 // ended meanwhile is told then.
 func TestHeadMoves(t *testing.T) {

@@ -228,3 +228,57 @@ func TestSlurmWalltime(t *testing.T) {
 		t.Errorf("left in the queue: %q", left)
 	}
 }
+
+// Work that Slurm takes the nodes from goes on in another job, whether it leaves when it is
+// told or ends by the signal: warned by SIGUSR1, ended by SIGTERM, preempted by a job of a
+// higher partition. Nothing has failed.
+func TestSlurmPreempted(t *testing.T) {
+	slurmtest.Whole(t)
+	h, c := slurmHome(t, slurmtest.Options{Nodes: 2, Lines: []string{"PreemptType=preempt/partition_prio", "PreemptMode=CANCEL", "KillWait=20"},
+		Parts: []string{"PartitionName=low Nodes=ALL PriorityTier=1 PreemptMode=CANCEL", "PartitionName=high Nodes=ALL PriorityTier=10 PreemptMode=OFF"}})
+	h.Write("queue.toml", strings.Replace(slurmSpec("max = 1"), `"main"`, `"low"`, 1))
+	h.OK("up", "queue.toml")
+	h.Write("work.sh", `echo life $1
+if [ $1 = told ]; then trap '' USR1 TERM; fi
+n=$(cat n-$1 2>/dev/null || echo 0); n=$((n + 1)); echo $n > n-$1; touch began-$1-$n
+while ! test -e enough; do
+	if [ $1 = told ] && "$LAUNCHER" should-leave > why-$n; then exit 75; fi
+	sleep 0.1
+done
+`)
+	told := h.Start("run", "--cpus", "1", "--", "bash", "work.sh", "told")
+	hit := h.Start("run", "--cpus", "1", "--", "bash", "work.sh", "hit")
+	life := func(n int) {
+		t.Helper()
+		testkit.Eventually(t, 2*testkit.Bound, func() string {
+			for _, who := range []string{"told", "hit"} {
+				if _, err := os.Stat(filepath.Join(h.Work, fmt.Sprintf("began-%s-%d", who, n))); err != nil {
+					return who + ": " + h.OK("why", "burst") + told.Err() + hit.Err()
+				}
+			}
+			return ""
+		})
+	}
+	life(1)
+	job := func() string {
+		return strings.TrimSpace(c.OK(t, "squeue", "-h", "-p", "low", "-t", "RUNNING", "-o", "%A"))
+	}
+	c.OK(t, "scancel", "-s", "USR1", job())
+	life(2)
+	c.OK(t, "scancel", job())
+	life(3)
+	c.OK(t, "sbatch", "-p", "high", "-N", "2", "-c", "2", "-J", "before-it", "-o", "/dev/null", "-t", "1", "--wrap", "sleep 3")
+	life(4)
+	h.Write("enough", "")
+	for _, r := range []*testkit.Running{told, hit} {
+		if res := r.Wait(); res.Code != 0 || strings.Count(res.Out, "life") != 4 {
+			t.Errorf("%s", res)
+		}
+	}
+	for n := range 3 {
+		if why := h.Read(fmt.Sprint("why-", n+1)); why != "leave\n" {
+			t.Errorf("life %d was told %q", n+1, why)
+		}
+	}
+	h.OK("down", "queue")
+}

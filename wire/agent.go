@@ -363,10 +363,12 @@ type HeldOutput struct {
 	Why string
 }
 
-// Leaving is the supervisor's or agent's farewell: proof that the node's work is dead.
+// Leaving says that a node goes: with Dead it is the supervisor's or agent's farewell, proof
+// that the node's work is dead; else it has been told to leave and work has until By.
 type Leaving struct {
 	Why  string
-	Dead bool // all its processes are gone
+	Dead bool  // all its processes are gone
+	By   int64 // unix ns by the node's clock; 0 = nobody has said
 }
 
 // Ask passes a client's question (Query) on to an agent, who answers it with a Told of

@@ -20,6 +20,9 @@ type Config struct {
 	// Binary, Socket, Cluster and Dir go into the environment of processes: the launcher
 	// binary, the agent's socket, the cluster's name, the node's directory.
 	Binary, Socket, Cluster, Dir string
+	// Signalled: what granted the node ends it by signals, which may reach its processes too,
+	// and before they reach us.
+	Signalled bool
 }
 
 // Claims are this node's locks on the GPUs of its machine, on which others' clusters may
@@ -141,6 +144,13 @@ type (
 	LeaseIdle struct {
 		Lease wire.LeaseID
 		Slots uint32
+	}
+	// LeaveSoon: what granted the node takes it away (a signal). By: work may end by itself
+	// until then, and is stopped with Grace; 0 = nobody has said when.
+	LeaveSoon struct {
+		Why   string
+		By    int64
+		Grace int64
 	}
 	// StopNode: the node was told to end by its own machine (a signal).
 	StopNode struct {
@@ -346,6 +356,7 @@ func (MakeGroup) event()        {}
 func (EndGroup) event()         {}
 func (ProgramsChanged) event()  {}
 func (ActorsChanged) event()    {}
+func (LeaveSoon) event()        {}
 func (StopNode) event()         {}
 func (Tick) event()             {}
 func (Flush) event()            {}

@@ -48,8 +48,11 @@ type Core struct {
 
 	// What follows is not kept over a restart: the head's greeting and the supervisor's
 	// list bring back what matters of it.
-	up      bool            // a session is up and the greeting is sent
-	welcome bool            // and was answered
+	up      bool // a session is up and the greeting is sent
+	welcome bool // and was answered
+	noticed bool // what granted the node takes it away
+	notice  wire.Leaving
+	doubts  []doubt         // ends that may be of that
 	sent    uint64          // completions up to this number were sent on this session
 	started []wire.TryState // to be told at Flush
 	// overtaken are the processes whose end came before the news of their start.
@@ -200,6 +203,8 @@ func (c *Core) Step(now int64, ev Event) Output {
 	case ProgramsChanged:
 		c.SetPrograms(ev.Programs)
 		c.programsDue = true
+	case LeaveSoon:
+		c.leaveSoon(ev)
 	case StopNode:
 		c.endWith(ev.Why, ev.Grace)
 	case LogsShipped:
@@ -313,6 +318,7 @@ func (c *Core) timers() {
 		c.release(t)
 	}
 	c.drainDue()
+	c.doubtsDue()
 	for _, r := range c.reports {
 		if r.req != 0 && c.now >= r.until {
 			c.answer(r)
@@ -398,6 +404,9 @@ func (c *Core) Due() int64 {
 	}
 	for _, b := range c.s.bundles {
 		want(b.Until)
+	}
+	for _, d := range c.doubts {
+		want(d.until)
 	}
 	switch c.s.phase.Phase {
 	case Draining:

@@ -234,7 +234,14 @@ func (w *world) do(line string) {
 		if o["deadline"] != "" {
 			w.cfg.Hello.Deadline = (w.now + w.dur(o["deadline"])) / second
 		}
+		w.cfg.Signalled = o["signalled"] != ""
 		w.c = New(w.cfg, NewState())
+	case "leavesoon":
+		ev := LeaveSoon{Why: o["why"], Grace: w.dur(o["grace"])}
+		if o["in"] != "" {
+			ev.By = w.now + w.dur(o["in"])
+		}
+		w.step(ev)
 	case "resources":
 		ev := ResourcesChanged{Total: w.resources(o), GPUs: append([]wire.GPU(nil), w.cfg.Hello.GPUs...)}
 		for i := range ev.GPUs {

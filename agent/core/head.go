@@ -128,6 +128,7 @@ func (c *Core) welcomed(w wire.Welcome) {
 	}
 	c.record(RecHead{Epoch: w.HeadEpoch, Grace: w.Grace, Acked: w.Acked, Number: w.Number})
 	c.welcome = true
+	c.tellNotice()
 	for _, id := range w.Drop {
 		if t := c.s.byTry[id]; t == nil {
 			if j := c.s.byJob[id.Job]; j != nil {

@@ -20,12 +20,88 @@ func (c *Core) shutdown(m wire.Shutdown) {
 	if c.s.phase.Phase >= Draining {
 		return
 	}
-	p := RecPhase{Phase: Draining, Why: why, At: c.now, Grace: drainGrace}
+	stop := int64(0)
 	if m.Grace > 0 {
-		p.Stop = c.now + m.Grace
+		stop = c.now + m.Grace
 	}
-	c.record(p)
+	c.drain(why, stop, drainGrace)
+}
+
+// drain takes no new work, and ends when what runs has, or is stopped.
+func (c *Core) drain(why string, stop, grace int64) {
+	c.record(RecPhase{Phase: Draining, Why: why, At: c.now, Stop: stop, Grace: grace})
 	c.giveBackAll()
+}
+
+// leaveSoon: whoever asks is told to leave from now on, with the head or without it.
+func (c *Core) leaveSoon(ev LeaveSoon) {
+	if c.s.phase.Phase >= Draining || c.noticed && ev.By == 0 {
+		return
+	}
+	c.noticed, c.notice = true, wire.Leaving{Why: ev.Why, By: ev.By}
+	c.tellNotice()
+	if ev.By != 0 {
+		c.drain(ev.Why, ev.By, ev.Grace)
+	}
+	for _, d := range c.takeDoubts(func(doubt) bool { return true }) {
+		c.procExited(d.exit)
+	}
+}
+
+// doubt is the end of a process by a signal that Slurm and the like end nodes by: some send
+// it to all processes at once. Whether the node was meant is known a moment later.
+type doubt struct {
+	exit  ProcExited
+	until int64
+}
+
+const doubtWait = second
+
+// doubtful holds such an end back, unless the node has been told: then the process was
+// stopped with it, and did not fail.
+func (c *Core) doubtful(ev ProcExited) bool {
+	if !c.cfg.Signalled || ev.Signal != sigTERM && ev.Signal != 10 && ev.Signal != 12 {
+		return false
+	}
+	if c.noticed {
+		t, _ := c.s.rank(ev.Proc)
+		c.stop(t, wire.ReasonPreempted, 0, drainGrace)
+		return false
+	}
+	i := slices.IndexFunc(c.doubts, func(d doubt) bool { return d.exit.Proc == ev.Proc })
+	if i >= 0 {
+		return c.now < c.doubts[i].until
+	}
+	c.doubts = append(c.doubts, doubt{ev, c.now + doubtWait})
+	return true
+}
+
+func (c *Core) doubtsDue() {
+	due := func(d doubt) bool { return c.now >= d.until }
+	for _, d := range c.doubts {
+		if due(d) {
+			c.procExited(d.exit)
+		}
+	}
+	c.takeDoubts(due)
+}
+
+func (c *Core) takeDoubts(is func(doubt) bool) (out []doubt) {
+	c.doubts = slices.DeleteFunc(c.doubts, func(d doubt) bool {
+		if is(d) {
+			out = append(out, d)
+			return true
+		}
+		return false
+	})
+	return out
+}
+
+// tellNotice says so to the head; a new session is told again.
+func (c *Core) tellNotice() {
+	if c.noticed && c.welcome {
+		c.tell(wire.MsgLeaving, c.notice)
+	}
 }
 
 // drainGrace is between SIGTERM and SIGKILL for what still runs when a drain is over.

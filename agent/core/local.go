@@ -153,6 +153,8 @@ func (c *Core) leave(t *Try) (wire.LeaveReason, int64) {
 		return wire.LeavePreempted, t.Stop.Kill / second
 	case c.s.phase.Phase == Draining && c.s.phase.Stop != 0:
 		return wire.LeavePreempted, c.s.phase.Stop / second
+	case c.noticed:
+		return wire.LeavePreempted, c.notice.By / second
 	}
 	end := c.deadline(t)
 	if end != 0 && c.now >= end-margin(t, end) {

@@ -119,6 +119,9 @@ func (c *Core) procExited(ev ProcExited) {
 	if r.exit != nil {
 		return
 	}
+	if t.Stop == nil && c.doubtful(ev) {
+		return
+	}
 	r.exit, r.byItself = &ev, t.Stop == nil
 	if ev.Leftover {
 		c.do(Signal{Proc: ev.Proc, Sig: sigKILL, Group: true})

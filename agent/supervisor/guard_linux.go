@@ -141,7 +141,7 @@ func withMark(env []string, mark string) []string {
 func (g *guard) wait(ctx context.Context) error {
 	defer g.life.Close()
 	sigs := make(chan os.Signal, 8)
-	signal.Notify(sigs, unix.SIGTERM, unix.SIGINT, unix.SIGHUP)
+	signal.Notify(sigs, unix.SIGTERM, unix.SIGINT, unix.SIGHUP, unix.SIGUSR1, unix.SIGUSR2)
 	defer signal.Stop(sigs)
 	ended := make(chan proc.Ended, 1)
 	go func() { ended <- g.reap() }()
@@ -153,7 +153,11 @@ func (g *guard) wait(ctx context.Context) error {
 			g.clean()
 			return g.verdict(e)
 		case sig := <-sigs:
-			if sig == unix.SIGHUP { // the terminal or ssh session that began it is over; the node is not
+			switch sig {
+			case unix.SIGHUP: // the terminal or ssh session that began it is over; the node is not
+				continue
+			case unix.SIGUSR1, unix.SIGUSR2: // it is to be over soon
+				_ = g.super.Signal(sig)
 				continue
 			}
 		case <-done:

@@ -130,7 +130,7 @@ func (s *server) run(ctx context.Context, l life, guard *os.File) error {
 	stop := make(chan struct{})
 	sigs := make(chan os.Signal, 8)
 	ignoreNothing()
-	signal.Notify(sigs, unix.SIGTERM, unix.SIGINT, unix.SIGHUP)
+	signal.Notify(sigs, unix.SIGTERM, unix.SIGINT, unix.SIGHUP, unix.SIGUSR1, unix.SIGUSR2)
 	go s.watchSignals(ctx, sigs, stop, l)
 	if guard != nil {
 		go func() {
@@ -149,15 +149,28 @@ func (s *server) run(ctx context.Context, l life, guard *os.File) error {
 	return nil
 }
 
+// sameOrder is within what time a second SIGTERM is the first one over again: Slurm may send
+// it to all processes of a node, and the guard hands its own on.
+const sameOrder = time.Second
+
 // watchSignals turns the first SIGTERM or SIGINT (or the end of ctx) into an orderly
 // stop and the second, or the end of the stop's time, into the end of everything.
 func (s *server) watchSignals(ctx context.Context, sigs <-chan os.Signal, stop chan<- struct{}, l life) {
 	var late <-chan time.Time
+	var told time.Time
 	done := ctx.Done()
 	for {
 		select {
 		case sig := <-sigs:
-			if sig == unix.SIGHUP {
+			switch sig {
+			case unix.SIGHUP:
+				continue
+			case unix.SIGUSR1, unix.SIGUSR2:
+				s.mu.Lock()
+				if s.agentPID != 0 {
+					_ = unix.Kill(s.agentPID, sig.(unix.Signal))
+				}
+				s.mu.Unlock()
 				continue
 			}
 		case <-done:
@@ -167,9 +180,12 @@ func (s *server) watchSignals(ctx context.Context, sigs <-chan os.Signal, stop c
 			s.die(1, l)
 		}
 		if late != nil {
+			if time.Since(told) < sameOrder {
+				continue
+			}
 			s.die(1, l)
 		}
-		late = time.After(stopGrace)
+		late, told = time.After(stopGrace), time.Now()
 		s.mu.Lock()
 		s.stopping = true
 		close(stop)

@@ -106,6 +106,10 @@ type job struct {
 	file              nodesFile
 }
 
+// notice is how long work has on a node that Slurm ends, before it is stopped: of the half
+// a minute that there is between SIGTERM and SIGKILL by default (KillWait).
+const notice = 10 * time.Second
+
 func (j job) names() (out []string) {
 	for _, n := range j.nodes {
 		out = append(out, string(n))
@@ -148,7 +152,7 @@ func (b *Backend) jobs(q request, r backends.Request) (out []job, err error) {
 			Cluster: r.Cluster, Pool: r.Pool, Token: r.Token, Addrs: r.Join.Addrs, CA: r.Join.CA, JoinKey: r.Join.Key,
 			CacheDir: filepath.Join(home, "cache"), Resources: r.Resources, Labels: r.Labels, Share: r.Share, Grace: r.Grace,
 			ObjectMemory: r.Memory, Spill: r.Spill, Ports: r.Ports, Interface: r.Interface, CertLife: r.CertLife,
-			Setup: r.Setup, Env: r.Env, Python: r.Python}}
+			Setup: r.Setup, Env: r.Env, Python: r.Python, Notice: int64(notice)}}
 		out = append(out, j)
 	}
 	return out, nil

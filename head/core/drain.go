@@ -73,13 +73,7 @@ func (c *Core) watchDrain(n *node, d *nodeD) {
 		}
 	}
 	if d.Drain.Deadline != 0 && c.now >= d.Drain.Deadline {
-		for _, id := range sortedKeys(n.shares) { // those not known to run were not told
-			for r := range n.shares[id].tries.all() {
-				for i := r.From; i < r.To; i++ {
-					c.tellLeave(n.shares[id].job, i, wire.LeavePreempted, d.Drain.Deadline, nil)
-				}
-			}
-		}
+		c.tellAll(n, d.Drain.Deadline) // those not known to run were not told
 	}
 	switch {
 	case !n.vacant():
@@ -88,6 +82,17 @@ func (c *Core) watchDrain(n *node, d *nodeD) {
 		c.send(n, wire.MsgShutdown, wire.Shutdown{Grace: defaultGrace, Why: "the node is drained"})
 	case c.now-n.asked >= leaveWithin:
 		c.nodeGone(n, false, "it did not leave when it was drained")
+	}
+}
+
+// tellAll tells every try that a node has to leave, whether or not it is known to run.
+func (c *Core) tellAll(n *node, deadline int64) {
+	for _, id := range sortedKeys(n.shares) {
+		for r := range n.shares[id].tries.all() {
+			for i := r.From; i < r.To; i++ {
+				c.tellLeave(n.shares[id].job, i, wire.LeavePreempted, deadline, nil)
+			}
+		}
 	}
 }
 

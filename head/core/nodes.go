@@ -351,6 +351,8 @@ func (c *Core) agentMsg(ev AgentMsg) {
 	case wire.Leaving:
 		if m.Dead {
 			c.nodeGone(n, true, cmp.Or(m.Why, "it left"))
+		} else {
+			c.noticed(n, m)
 		}
 	}
 }

@@ -1,6 +1,7 @@
 package core
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 
@@ -101,28 +102,55 @@ func (j *job) leftOff(i uint32, a wire.Attempt, now int64) {
 // watchEnd finds out when a node leaves and has it drained in time. It may be earlier than
 // it was: a limit that was lowered, a preemption.
 func (c *Core) watchEnd(n *node) {
+	c.setEnd(n)
+	if n.ends != 0 && n.greeted && c.now >= n.ends-c.lead(n) {
+		c.leaveBy(n, c.stopAt(n), n.endsWhy)
+	}
+}
+
+func (c *Core) setEnd(n *node) {
 	n.ends, n.endsWhy = n.alloc, "its allocation ends"
 	if p := c.pools[n.pool]; p != nil {
 		if end, why := c.chainEnd(p); end != 0 && (n.ends == 0 || end < n.ends) {
 			n.ends, n.endsWhy = end, why
 		}
 	}
-	if n.ends == 0 || !n.greeted {
-		return
-	}
-	if lead := c.lead(n); c.now >= n.ends-lead {
-		c.leaveBy(n, n.ends-min(stopBefore, lead/4), n.endsWhy)
-	}
 }
 
-// leaveBy is the event: what runs on the node is told to leave, and stopped at a time.
+// stopAt is when what still runs on a node is stopped: before its end, but when that comes
+// all of a sudden not at once.
+func (c *Core) stopAt(n *node) int64 {
+	return n.ends - max(0, min(stopBefore, c.lead(n)/4, (n.ends-c.now)/4))
+}
+
+// noticed: the node says that it is taken away. When, its backend knows where it does not.
+func (c *Core) noticed(n *node, m wire.Leaving) {
+	if m.By != 0 {
+		by := m.By - n.offset
+		n.alloc = min(cmp.Or(n.alloc, by), by)
+		c.setEnd(n)
+		c.leaveBy(n, c.stopAt(n), m.Why)
+	} else {
+		if p := c.pools[n.pool]; p != nil {
+			p.query = c.now
+		}
+		c.leaveBy(n, 0, m.Why)
+	}
+	// Its processes are told by the node itself: what they say of that may come next.
+	d := c.durable(n)
+	c.watchDrain(n, d)
+	c.tellAll(n, d.Drain.Deadline)
+}
+
+// leaveBy is the event: what runs on the node is told to leave, and stopped at a time; 0 =
+// whenever it has.
 func (c *Core) leaveBy(n *node, stop int64, why string) {
 	d := RecDrain{Node: n.id, Epoch: n.epoch, Deadline: stop, Keep: true, Why: why}
 	if old := c.durable(n).Drain; old != nil {
-		if old.Deadline != 0 && old.Deadline <= stop+second {
+		if stop == 0 || old.Deadline != 0 && old.Deadline <= stop+second {
 			return
 		}
-		d.Keep = old.Keep
+		d.Keep, d.Why = old.Keep, cmp.Or(old.Why, why)
 	}
 	c.record(d)
 	n.moved = false

@@ -102,19 +102,19 @@ func TestEndComesNearer(t *testing.T) {
 	c.Step(4*second, AgentMsg{Node: "burst-0", Epoch: 1, Msg: wire.Running{Items: []wire.TryState{{Try: j.try(0), Running: true, Started: 4 * second}}}})
 	c.Step(1000*second, ends("h1", 1100))
 	c.Step(1001*second, Tick{})
-	if l := j.leaving[0]; l.why != wire.LeavePreempted || l.deadline != 1070*second {
+	if l := j.leaving[0]; l.why != wire.LeavePreempted || l.deadline != 1075*second {
 		t.Fatalf("told %+v", l)
 	}
 	c.Step(1002*second, ends("h1", 1050))
 	o := c.Step(1003*second, Tick{})
-	if l := j.leaving[0]; l.deadline != 1020*second {
+	if l := j.leaving[0]; l.deadline != 1038*second {
 		t.Errorf("told %+v when it came nearer", l)
 	}
 	told := false
 	for _, e := range o.Effects {
 		s, ok := e.(SendAgent)
 		if a, is := s.Msg.(wire.Advice); ok && is {
-			told = a.Deadline == 1020*second
+			told = a.Deadline == 1038*second
 		}
 	}
 	if !told {
@@ -122,6 +122,48 @@ func TestEndComesNearer(t *testing.T) {
 	}
 	if lines := strings.Join(c.whyPool(c.pools["burst"]), "\n"); !strings.Contains(lines, "burst-0 leaves: its allocation ends") {
 		t.Errorf("why: %s", lines)
+	}
+}
+
+// What a node is told by whoever granted it is the same event, whether or not it is known when
+// it ends; the backend is asked at once.
+func TestNotice(t *testing.T) {
+	for _, by := range []int64{0, 1010} {
+		c := granted(t, wire.Pool{}, 1)
+		c.Step(3*second, ends("h1", 5000))
+		j := c.jobs[submitOne(c, 3*second, wire.JobSpec{})]
+		first(c, 5, 1000, func(Output) bool { return false })
+		o := c.Step(1000*second, AgentMsg{Node: "burst-0", Epoch: 1, Msg: wire.Leaving{Why: "a signal", By: by * second}})
+		if c.d.st.Jobs[j.id].Told[0].Attempt != 1 {
+			t.Errorf("by %d: that it was told is not known in time", by)
+		}
+		c.nodes["burst-0"].seen = 1001 * second
+		more := c.Step(1001*second, Tick{})
+		o.Effects = append(o.Effects, more.Effects...)
+		if l := j.leaving[0]; l.why != wire.LeavePreempted || l.deadline != by*second-by/1010*2500*millisecond {
+			t.Errorf("by %d: told %+v", by, l)
+		}
+		if ask := asks(o); len(ask) != 1 || len(ask[0].After) != 1 {
+			t.Errorf("by %d: in its place %+v is asked for", by, ask)
+		}
+		queried := false
+		for _, e := range o.Effects {
+			if _, ok := e.(QueryAllocs); ok {
+				queried = true
+			}
+		}
+		if !queried && by == 0 {
+			t.Error("the backend is not asked")
+		}
+		if lines := strings.Join(c.whyPool(c.pools["burst"]), "\n"); !strings.Contains(lines, "burst-0 leaves: a signal") {
+			t.Errorf("why: %s", lines)
+		}
+		c.Step(1002*second, AgentMsg{Node: "burst-0", Epoch: 1, Msg: wire.Running{Items: []wire.TryState{{Try: j.try(0), Running: true, Started: 4 * second}}}})
+		c.Step(1002*second, ends("h1", 1005))
+		c.Step(1003*second, Tick{})
+		if l := j.leaving[0]; by == 0 && l.deadline == 0 {
+			t.Errorf("told %+v when its end is known", l)
+		}
 	}
 }
 
