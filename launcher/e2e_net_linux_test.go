@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -71,7 +72,7 @@ func onlyBinary(t *testing.T, hosts ...*testkit.Host) {
 	for _, h := range hosts {
 		testkit.Eventually(t, 20*time.Second, func() string {
 			if left := h.Left(); len(left) != 1 || !regexp.MustCompile(`^/home/[^/]*/\.launcher/bin/[0-9a-f]*/launcher$`).MatchString(left[0]) {
-				return fmt.Sprintf("left on %s after down: %q", h.Name, left)
+				return fmt.Sprintf("left on %s after down: %q", h.Name, slices.DeleteFunc(left, func(p string) bool { return strings.Contains(p, "/cache/") && len(left) > 20 }))
 			}
 			return ""
 		})
@@ -92,7 +93,7 @@ if [ -n "$in" ]; then
 	echo "rank $RANK goes on from $(cat "$in"/rank-$RANK/state) and $(cat "$LAUNCHER_CHECKPOINT_IN"/state)"
 	exit 0
 fi
-mkdir ck-$RANK
+mkdir -p ck-$RANK
 echo "step 5 of $RANK" >ck-$RANK/state
 "$LAUNCHER" report step=5 --checkpoint ck-$RANK
 [ $RANK = 0 ] || exit 3

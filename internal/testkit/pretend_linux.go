@@ -307,7 +307,13 @@ func (h *Host) Processes() (out []string) {
 	return out
 }
 
-// files are those in the places of the host that its user can write to.
+func isEmpty(dir string) bool {
+	all, err := os.ReadDir(dir)
+	return err == nil && len(all) == 0
+}
+
+// files are those, and empty directories, in the places of the host that its user can
+// write to.
 func (h *Host) files() map[string]bool {
 	out := map[string]bool{}
 	for _, top := range []string{"/home", "/tmp", "/var/tmp", "/dev/shm", "/run"} {
@@ -315,7 +321,7 @@ func (h *Host) files() map[string]bool {
 			if p = strings.TrimPrefix(p, h.opts.Root); p == h.Dir {
 				return fs.SkipDir
 			}
-			if err == nil && !d.IsDir() {
+			if err == nil && (!d.IsDir() || isEmpty(h.opts.Root+p)) {
 				out[p] = true
 			}
 			return nil

@@ -150,7 +150,9 @@ func (s *Server) call(ctx context.Context, typ uint16, body []byte) (any, error)
 			return struct{}{}, b.Cancel(ctx, m.Handles)
 		}
 		err = b.Forget(ctx, m.Handles)
-		s.prune(m.ID)
+		for end := time.Now().Add(pruneBound); !s.prune(m.ID) && time.Now().Before(end) && ctx.Err() == nil; {
+			time.Sleep(10 * time.Millisecond)
+		}
 		return struct{}{}, err
 	}
 	return nil, errs.New(errs.Invalid, "the host does not know messages of type %d", typ)
@@ -255,12 +257,19 @@ func tail(path string) string {
 	return string(b)
 }
 
-// prune removes directories that have become empty.
-func (s *Server) prune(id string) {
+// pruneBound is how long those who write down the end of a node that has been forgotten may
+// take to see that and to remove it again.
+const pruneBound = 2 * time.Second
+
+// prune removes directories that have become empty. It reports false where some are about
+// to: neither nodes nor records of them are left in them.
+func (s *Server) prune(id string) (done bool) {
 	d := s.dir(id)
 	nodes, _ := filepath.Glob(filepath.Join(d, "clusters", "*", "nodes"))
 	for _, n := range nodes {
-		_ = os.Remove(n)
+		if os.Remove(n) != nil && onlyEnds(n) {
+			return false
+		}
 		_ = os.Remove(filepath.Dir(n))
 	}
 	if os.Remove(filepath.Join(d, "clusters")) == nil {
@@ -268,10 +277,17 @@ func (s *Server) prune(id string) {
 	}
 	for d != s.root {
 		if os.Remove(d) != nil {
-			return
+			break
 		}
 		d = filepath.Dir(d)
 	}
+	return true
+}
+
+// onlyEnds reports whether a directory of nodes has something, but no node and no record.
+func onlyEnds(nodes string) bool {
+	ents, err := os.ReadDir(nodes)
+	return err == nil && !slices.ContainsFunc(ents, func(e os.DirEntry) bool { return e.IsDir() || filepath.Ext(e.Name()) == ".json" })
 }
 
 // watch tells of ends.
