@@ -33,6 +33,14 @@ if wants broker; then
 	gotest broker.laptop-dies ./launcher '^TestSSHLaptop$'
 fi
 
+# ---------------------------------------------------------------- the head survives the loss of its host
+if wants head; then
+	export LAUNCHER_TEST_SSH=all
+	gotest head.copies ./wire/follow .
+	gotest head.machine-lost ./head '^TestMachineLost$'
+	gotest head.lost-in-array ./launcher '^TestSSHHeadLost$'
+fi
+
 # ---------------------------------------------------------------- 4 routes
 if wants route; then
 	gotest route.stdio ./backends/ssh/host '^TestRoute$'

@@ -46,7 +46,7 @@ type Options struct {
 const followName = "follow"
 
 // leftover is what is removed at the end of a node, below its directory.
-var leftover = []string{"spool", "tasks", "workers", "jobs", followName}
+var leftover = []string{"spool", "tasks", "workers", "jobs", followName, headFile}
 
 // agent is one life of a node's agent.
 type agent struct {

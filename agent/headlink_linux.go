@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"io"
@@ -89,22 +90,41 @@ func (h *headLink) run(ctx context.Context) error {
 	return nil
 }
 
-// addrs are where the head may be: what this node was told, and, on the machine of the
-// cluster's state directory, what is written there now.
+// headFile is, in the node's directory, where the head was that greeted last.
+const headFile = "head.addrs"
+
+// keepAddrs notes where the head is, for when the connection breaks: it may not be where
+// it was when this node was started.
+func (a *agent) keepAddrs(addrs []string) {
+	path := filepath.Join(a.cfg.Dir, headFile)
+	b, err := json.Marshal(addrs)
+	if old, rerr := os.ReadFile(path); err != nil || len(addrs) == 0 || rerr == nil && bytes.Equal(old, b) {
+		return
+	}
+	if err = os.WriteFile(path+".new", b, 0o600); err == nil {
+		err = os.Rename(path+".new", path)
+	}
+	if err != nil {
+		a.log.Warn("cannot note where the head is", "err", err)
+	}
+}
+
+// addrs are where the head may be: what this node was told when it was started, or by the
+// head itself, and, on the machine of the cluster's state directory, what is written there
+// now.
 func (h *headLink) addrs() []string { return headAddrs(h.a.cfg) }
 
 func headAddrs(cfg wire.NodeConfig) []string {
 	out := slices.Clone(cfg.Addrs)
+	var last []string
+	if b, err := os.ReadFile(filepath.Join(cfg.Dir, headFile)); err == nil && json.Unmarshal(b, &last) == nil {
+		out = first(out, last)
+	}
 	// A local node's directory is clusters/NAME/nodes/ID.
 	path := filepath.Join(filepath.Dir(filepath.Dir(cfg.Dir)), "cluster.json")
 	var c wire.ClusterFile
 	if b, err := os.ReadFile(path); err == nil && json.Unmarshal(b, &c) == nil && c.Name == cfg.Cluster {
-		for _, a := range slices.Backward(c.Addrs) {
-			if i := slices.Index(out, a); i >= 0 {
-				out = slices.Delete(out, i, i+1)
-			}
-			out = slices.Insert(out, 0, a)
-		}
+		out = first(out, c.Addrs)
 	}
 	return out
 }
@@ -116,6 +136,12 @@ func (a *agent) peerConfig() session.Config {
 	c := a.sessionConfig()
 	c.Mute = 8
 	return c
+}
+
+// first puts addrs before the others.
+func first(out, addrs []string) []string {
+	out = slices.DeleteFunc(out, func(a string) bool { return slices.Contains(addrs, a) })
+	return slices.Concat(addrs, out)
 }
 
 func (a *agent) sessionConfig() session.Config {
@@ -232,6 +258,7 @@ func (h *headLink) read(ctx context.Context, c *headConn) error {
 			continue
 		case wire.Welcome:
 			h.a.copies.Heard(uint64(m.HeadEpoch))
+			h.a.keepAddrs(m.Addrs)
 			h.a.links.greeted(c, m)
 		}
 		h.a.events.add(event{ev: core.FromHead{Msg: msg}, conn: c})

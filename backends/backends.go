@@ -147,6 +147,17 @@ type HeadAt struct {
 	Request Request // for a node of its pool, at its place; without nodes
 	Dir     string  // the cluster's state directory on this machine
 	Config  wire.HeadConfig
+	Copy    bool // it goes on with the copy of its journal that is there
+}
+
+// HeadSeen is what a machine knows of a cluster's head.
+type HeadSeen struct {
+	// Epoch is that of the head to which a node there has a connection; 0 = none has.
+	Epoch wire.Epoch
+	// The best copy of its journal there: of which head it is, and its last record.
+	Copy bool
+	Of   uint64
+	Last uint64
 }
 
 // HeadHost is implemented by backends on whose machines a head can be. All may be repeated.
@@ -156,6 +167,10 @@ type HeadHost interface {
 	StartHead(ctx context.Context, h HeadAt) (down bool, err error)
 	// JoinHead connects to its socket.
 	JoinHead(ctx context.Context, h HeadAt) (net.Conn, error)
+	// SeenHead says what is known of the head on a machine where it need not be.
+	SeenHead(ctx context.Context, h HeadAt) (HeadSeen, error)
+	// EndGhost ends a head of an older term than h's on a machine that it was moved from.
+	EndGhost(ctx context.Context, h HeadAt) error
 	// EndHead copies the record of a cluster that is down into h.Dir and removes it there.
 	EndHead(ctx context.Context, h HeadAt) error
 }

@@ -6,7 +6,6 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"slices"
 	"sync"
 	"time"
 
@@ -36,8 +35,7 @@ type front struct {
 	dir   string
 	log   *slog.Logger
 	hosts backends.HeadHost
-	at    backends.HeadAt
-	pool  wire.Pool     // of at, with its place alone
+	ca    []byte
 	host  string        // this machine's name
 	poke  chan struct{} // somebody has sat down: try again at once
 	again chan struct{} // for the head: likewise
@@ -48,6 +46,13 @@ type front struct {
 	err      error            // of the newest try
 	tries    int
 	sittings int
+	post     post
+	started  bool          // the head has run there
+	ending   bool          // the cluster is down
+	heard    time.Time     // when there was a connection to the head last
+	stuck    error         // why it is not started elsewhere
+	silent   []wire.NodeID // of the machine that it was moved from last
+	giveUp   func()        // ends the try that is under way
 }
 
 const (
@@ -64,7 +69,15 @@ func FrontMain(ctx context.Context, o FrontOptions) error {
 	}
 	f := &front{o: o, dir: o.Config.Dir, log: o.Log, poke: make(chan struct{}, 1), again: make(chan struct{}, 1), changed: make(chan struct{})}
 	f.host, _ = os.Hostname()
-	if err := f.place(); err != nil {
+	ca, err := secure.LoadAuthority(f.dir)
+	if err != nil {
+		return err
+	}
+	if _, err := secure.JoinSecret(f.dir); err != nil { // goes to whichever machine has the head
+		return err
+	}
+	f.ca, f.heard, f.giveUp = ca.CA(), time.Now(), func() {}
+	if err := f.sit(); err != nil {
 		return err
 	}
 	path := filepath.Join(f.dir, "head.sock")
@@ -85,11 +98,15 @@ func FrontMain(ctx context.Context, o FrontOptions) error {
 		cfg := session.Config{Cluster: o.Config.Name, Role: secure.RoleHead, Name: "head", Version: o.Version, Log: o.Log}
 		_ = session.ServeUnix(ctx, ln, cfg, f.serve)
 	})
+	wg.Go(func() { f.watch(ctx) })
+	wg.Go(func() { f.ghosts(ctx) })
 	if err := f.keep(ctx); err != nil {
 		return err
 	}
+	if err := f.rise(ctx); err != nil {
+		return err
+	}
 	_ = os.Remove(filepath.Join(f.dir, clusterFile))
-	_ = os.Remove(filepath.Join(f.dir, HeadAtFile))
 	if err := os.WriteFile(filepath.Join(f.dir, downFile), nil, 0o600); err != nil {
 		return errs.Wrap(errs.Permission, err, "the state directory")
 	}
@@ -98,48 +115,6 @@ func FrontMain(ctx context.Context, o FrontOptions) error {
 
 // downFile says that a cluster went down completely.
 const downFile = "down.done"
-
-// HeadAtFile says, in a cluster's state directory, on which machine its head was started.
-// It stays there, whatever the spec says, until the cluster is down.
-const HeadAtFile = "head.at"
-
-// place finds the host of the head: where it was started, else the first of its pool.
-func (f *front) place() error {
-	c := f.o.Config
-	path := filepath.Join(f.dir, HeadAtFile)
-	var p wire.Pool
-	if b, err := os.ReadFile(path); err == nil {
-		if err := wire.Unmarshal(b, &p); err != nil {
-			return errs.Wrap(errs.Corrupt, err, "%s", path)
-		}
-	} else if k := slices.IndexFunc(c.Pools, func(p wire.Pool) bool { return p.Name == c.At }); k >= 0 {
-		p = c.Pools[k]
-	} else {
-		return errs.New(errs.Invalid, "the head is to be in pool %s, and there is none", c.At)
-	}
-	i := slices.IndexFunc(p.Places, func(s string) bool { return s != "" })
-	be, err := f.o.Broker.backend(p)
-	if err != nil {
-		return err
-	}
-	hosts, ok := backends.As[backends.HeadHost](be)
-	if !ok || i < 0 {
-		return errs.New(errs.Invalid, "no machine of pool %s can have the head", p.Name)
-	}
-	ca, err := secure.LoadAuthority(f.dir)
-	if err != nil {
-		return err
-	}
-	opts, err := options(p)
-	if err != nil {
-		return err
-	}
-	p.Places = p.Places[i : i+1]
-	f.hosts, f.pool = hosts, p
-	f.at = backends.HeadAt{Dir: f.dir, Config: c, Request: backends.Request{Cluster: c.Name, Pool: p.Name, Options: opts, Places: p.Places,
-		Nodes: []wire.NodeID{}, Join: backends.Join{CA: ca.CA()}, Home: c.Home, Binary: c.Binary}}
-	return nil
-}
 
 // writeClusterFile tells commands here that the cluster is up, by way of us.
 func (f *front) writeClusterFile() error {
@@ -179,11 +154,12 @@ func (f *front) keep(ctx context.Context) error {
 			return context.Cause(ctx)
 		case met: // it may only have restarted, or be down
 			f.log.Info("the connection to the head ended", "err", err)
+			rest = firstFrontRest
 			continue
 		case !f.failed(with, err): // somebody has sat down since
 			continue
 		}
-		f.log.Warn("the head is not connected", "place", f.at.Request.Places[0], "err", err)
+		f.log.Warn("the head is not connected", "place", f.now().place(), "err", err)
 		t := time.NewTimer(rest)
 		select {
 		case <-t.C:
@@ -199,7 +175,7 @@ func (f *front) keep(ctx context.Context) error {
 func (f *front) met(s *session.Session) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.cur, f.err, f.tries = s, nil, 0
+	f.cur, f.err, f.tries, f.stuck, f.heard = s, nil, 0, nil, time.Now()
 	close(f.changed)
 	f.changed = make(chan struct{})
 }
@@ -222,20 +198,36 @@ func (f *front) failed(sitting int, err error) bool {
 // once has the head run and serves it as long as the connection lasts; met says that
 // there was one, down that its cluster is down and that the record is here.
 func (f *front) once(ctx context.Context) (down, met bool, err error) {
-	down, err = f.hosts.StartHead(ctx, f.at)
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	f.mu.Lock()
+	f.giveUp = cancel
+	pool := f.post.Pool
+	f.mu.Unlock()
+	at, err := f.headAt(pool)
+	if err != nil {
+		return false, false, err
+	}
+	down, err = f.hosts.StartHead(ctx, at)
 	if err != nil {
 		return false, false, err
 	}
 	if down {
+		f.mu.Lock()
+		f.ending = true
+		f.mu.Unlock()
 		ctx, cancel := context.WithTimeout(ctx, fetchBound)
 		defer cancel()
-		return true, false, f.hosts.EndHead(ctx, f.at)
+		return true, false, f.hosts.EndHead(ctx, at)
 	}
-	if err := writeWhole(filepath.Join(f.dir, HeadAtFile), wire.Marshal(f.pool)); err != nil {
+	f.mu.Lock()
+	f.started, f.heard = true, time.Now()
+	f.mu.Unlock()
+	if err := f.keepPost(); err != nil {
 		return false, false, err
 	}
 	_ = os.Remove(filepath.Join(f.dir, downFile)) // it went there with the record
-	conn, err := f.hosts.JoinHead(ctx, f.at)
+	conn, err := f.hosts.JoinHead(ctx, at)
 	if err != nil {
 		return false, false, err
 	}
@@ -244,8 +236,13 @@ func (f *front) once(ctx context.Context) (down, met bool, err error) {
 		return false, false, err
 	}
 	defer s.Close()
+	defer func() {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		f.heard = time.Now()
+	}()
 	return false, true, f.o.Broker.ServeHead(ctx, s, Where{Home: f.o.Config.Home, Binary: f.o.Config.Binary, Host: f.host, Again: f.again, Here: func() {
-		f.log.Info("connected to the head", "place", f.at.Request.Places[0])
+		f.log.Info("connected to the head", "place", pool.Places[0])
 		f.met(s)
 	}})
 }
@@ -338,11 +335,14 @@ func (f *front) sat() {
 	f.err, f.tries = nil, 0
 	f.sittings++
 	f.mu.Unlock()
-	for _, c := range []chan struct{}{f.poke, f.again} {
-		select {
-		case c <- struct{}{}:
-		default:
-		}
+	nudge(f.poke)
+	nudge(f.again)
+}
+
+func nudge(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
 	}
 }
 
@@ -355,7 +355,7 @@ func (f *front) info() (i wire.ClusterInfo, ok bool) {
 		return i, false
 	}
 	c := f.o.Config
-	i = wire.ClusterInfo{Name: c.Name, SpecPath: c.SpecPath, SpecText: c.SpecText, Version: f.o.Version, HeadHost: f.at.Request.Places[0], Recovering: f.err == nil}
+	i = wire.ClusterInfo{Name: c.Name, SpecPath: c.SpecPath, SpecText: c.SpecText, Version: f.o.Version, HeadHost: f.post.place(), Recovering: f.err == nil}
 	for _, p := range c.Pools {
 		pi := wire.PoolInfo{Name: p.Name, Backend: p.Backend, Min: p.Min, Max: p.Max, Wanted: max(p.Min, len(p.Places)), Pending: max(p.Min, 1)}
 		if f.err != nil {
@@ -363,7 +363,10 @@ func (f *front) info() (i wire.ClusterInfo, ok bool) {
 			pi.Pending = 0
 			if p.Name == c.At {
 				pi.Failed = 1
-				pi.Failures = []wire.NodeFailure{{Node: wire.NodeID(p.Name + "-0"), Place: f.at.Request.Places[0], Why: errs.Line(f.err), Tries: f.tries, Final: !errs.Retryable(f.err)}}
+				if f.stuck != nil {
+					i.Trouble += "; " + errs.Line(f.stuck)
+				}
+				pi.Failures = []wire.NodeFailure{{Node: wire.NodeID(p.Name + "-0"), Place: f.post.place(), Why: errs.Line(f.err), Tries: f.tries, Final: !errs.Retryable(f.err)}}
 				if !errs.Retryable(f.err) {
 					pi.Wanted = 1 // nothing else comes before the head
 				} else {

@@ -3,12 +3,9 @@ package head
 import (
 	"bytes"
 	"crypto/hmac"
-	"crypto/rand"
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/pem"
-	"errors"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"sync"
@@ -22,10 +19,7 @@ import (
 	"launcher/wire/session"
 )
 
-const (
-	secretFile = "join.secret"
-	joinsFile  = "joins"
-)
+const joinsFile = "joins"
 
 // joiner lets nodes join. The key of a submission is made of its token and a secret of
 // the cluster, so that a head that is restarted knows it; which nodes have used theirs
@@ -61,18 +55,9 @@ func (k joinKey) use(who []byte) []byte {
 
 // newJoiner reads the cluster's secret, or makes it.
 func newJoiner(h *head) (*joiner, error) {
-	path := filepath.Join(h.dir, secretFile)
-	b, err := os.ReadFile(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		b = make([]byte, 32)
-		rand.Read(b) // never fails
-		err = record.WriteFile(path, b)
-	}
+	b, err := secure.JoinSecret(h.dir)
 	if err != nil {
-		return nil, errs.Wrap(errs.Unknown, err, "the secret that join keys are made of")
-	}
-	if len(b) != 32 {
-		return nil, errs.New(errs.Corrupt, "%s has %d bytes, it should have 32", path, len(b))
+		return nil, err
 	}
 	return &joiner{h: h, secret: b, used: map[joinKey][]byte{}}, nil
 }

@@ -89,7 +89,7 @@ func TestJoining(t *testing.T) {
 	if err := join(func(q *secure.JoinRequest) { q.Node = string(r.Nodes[1]) }); err != nil {
 		t.Errorf("the other node at the next head: %v", err)
 	}
-	if st, err := os.Stat(filepath.Join(c.dir, secretFile)); err != nil || st.Mode().Perm() != 0o600 {
+	if st, err := os.Stat(filepath.Join(c.dir, secure.SecretFile)); err != nil || st.Mode().Perm() != 0o600 {
 		t.Errorf("the secret: %v, %v", st, err)
 	}
 }

@@ -18,6 +18,10 @@ func (h *head) perform(p performed) {
 	switch e := p.effect.(type) {
 	case core.SendAgent:
 		if p.conn != nil && p.conn.epoch == e.Epoch {
+			if w, ok := e.Msg.(wire.Welcome); ok {
+				w.Addrs = h.addresses()
+				e.Msg = w
+			}
 			p.conn.send(e.Typ, e.Msg)
 		}
 	case core.DropAgent:

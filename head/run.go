@@ -138,7 +138,7 @@ func serveCluster(ctx context.Context, o Options) (err error) {
 		return err
 	}
 	defer h.joins.close()
-	if h.record, err = record.NewWriter(o.Dir, record.Options{Log: o.Log}); err != nil {
+	if h.record, err = record.NewWriter(o.Dir, record.Options{Log: o.Log, Term: h.config.Term}); err != nil {
 		return err
 	}
 	defer func() {

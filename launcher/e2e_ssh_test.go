@@ -160,6 +160,7 @@ func TestSSHHead(t *testing.T) {
 	if left := leftOn(t, a); !slices.ContainsFunc(left, func(p string) bool { return strings.HasSuffix(p, "/clusters/boxes/head.config") }) {
 		t.Fatalf("the head is not on the host: %q", left)
 	}
+	copied(t, h, 1)
 	out := h.OK("run", "--array", "0-19", "--", "sh", "-c", "echo $LAUNCHER_TASK_INDEX")
 	if n := len(strings.Fields(out)); n != 20 {
 		t.Errorf("an array of 20 printed %d lines: %q", n, out)

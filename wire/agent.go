@@ -119,6 +119,7 @@ type Welcome struct {
 	Acked     uint64
 	Drop      []Try  // tries in Hello that the head does not want any more: fenced or of an ended job
 	Number    uint32 // of this life of the node, from 1; no other life of any node of the cluster ever has it. It is part of the ids of tasks and objects (docs/tasks.md)
+	Addrs     []string // where the head is reached, best first
 }
 
 // Job gives an agent what it needs to run tasks of a job. It precedes the first Assign

@@ -130,5 +130,10 @@ const (
 	RouteHead   = "head"
 )
 
+// TermShift is where, in the epoch of a head, the count begins of how often it was moved
+// without what it had: below are its restarts. One that was replaced and does not know it
+// never reaches the epochs of the one in its place.
+const TermShift = 16
+
 // PlaceNode names the node of the i-th machine of a pool that lists machines.
 func PlaceNode(pool string, i int) NodeID { return NodeID(pool + "-" + strconv.Itoa(i)) }

@@ -23,7 +23,7 @@ func (b *Backend) headHost(ctx context.Context, h backends.HeadAt) (*host.Client
 	if err != nil {
 		return nil, headAt{}, err
 	}
-	at := headAt{s, host.HeadRef{ID: records.ClusterID(r.Join.CA), Cluster: r.Cluster}}
+	at := headAt{s, b.headRef(h)}
 	b.mu.Lock()
 	b.heads[r.Cluster] = at
 	b.mu.Unlock()
@@ -37,7 +37,7 @@ func (b *Backend) StartHead(ctx context.Context, h backends.HeadAt) (down bool, 
 	if err != nil {
 		return false, err
 	}
-	state, err := c.StartHead(ctx, at.ref, h.Config, h.Dir)
+	state, err := c.StartHead(ctx, at.ref, h.Config, h.Dir, h.Copy)
 	if err != nil {
 		return false, errs.Wrap(errs.Unknown, err, "%s", at.site.Name)
 	}
@@ -55,6 +55,42 @@ func (b *Backend) JoinHead(ctx context.Context, h backends.HeadAt) (net.Conn, er
 		return nil, errs.Wrap(errs.Unknown, err, "%s", at.site.Name)
 	}
 	return conn, nil
+}
+
+// SeenHead asks a host that need not have the head.
+func (b *Backend) SeenHead(ctx context.Context, h backends.HeadAt) (seen backends.HeadSeen, err error) {
+	s, err := b.siteOf(h.Request)
+	if err != nil {
+		return seen, err
+	}
+	c, err := b.link(s, h.Request.Binary).get(ctx, true)
+	if err == nil {
+		seen, err = c.SeenHead(ctx, b.headRef(h), h.Config)
+	}
+	if err != nil {
+		return seen, errs.Wrap(errs.Unknown, err, "%s", s.Name)
+	}
+	return seen, nil
+}
+
+// EndGhost ends a head that was replaced, where it was.
+func (b *Backend) EndGhost(ctx context.Context, h backends.HeadAt) error {
+	s, err := b.siteOf(h.Request)
+	if err != nil {
+		return err
+	}
+	c, err := b.link(s, h.Request.Binary).get(ctx, false)
+	if err == nil {
+		err = c.EndGhost(ctx, b.headRef(h), h.Config)
+	}
+	if err != nil {
+		return errs.Wrap(errs.Unknown, err, "%s", s.Name)
+	}
+	return nil
+}
+
+func (b *Backend) headRef(h backends.HeadAt) host.HeadRef {
+	return host.HeadRef{ID: records.ClusterID(h.Request.Join.CA), Cluster: h.Request.Cluster}
 }
 
 // EndHead brings the record of a cluster that is down here.

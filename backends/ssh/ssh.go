@@ -299,7 +299,13 @@ func (b *Backend) ended(ctx context.Context, c *host.Client, r record, st backen
 	if b.write(r) == nil {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), forgetBound)
 		defer cancel()
-		_ = c.Forget(ctx, r.ID, [][]byte{r.Handle}) // what it keeps then is removed with the node's next life
+		for { // what it keeps then is removed with the node's next life
+			err := c.Forget(ctx, r.ID, [][]byte{r.Handle})
+			if !errs.Is(err, errs.Unavailable) || c.Err() != nil || ctx.Err() != nil {
+				break
+			}
+			pause(ctx, 0) // a process of it is just ending
+		}
 	}
 	return st
 }

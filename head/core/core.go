@@ -168,14 +168,9 @@ func (c *Core) send(n *node, typ uint16, msg any) {
 	}
 }
 
-const (
-	// termShift leaves room, below the epochs of a term, for the restarts of a head that was
-	// replaced and does not know it: whatever they get, it is less.
-	termShift = 16
-	// movedGap is how many jobs and numbers of nodes the lost end of a journal may have
-	// given out.
-	movedGap = 1000
-)
+// movedGap is how many jobs and numbers of nodes the lost end of a journal may have given
+// out.
+const movedGap = 1000
 
 // start takes the next head epoch and rebuilds the soft state as far as the journal
 // knows it; the agents' Hellos give the rest.
@@ -183,9 +178,9 @@ func (c *Core) start() {
 	c.started = true
 	first := c.d.st.Created == 0
 	epoch := c.d.st.Head.Epoch + 1
-	moved := !first && epoch < wire.Epoch(c.cfg.Term<<termShift)
+	moved := !first && epoch < wire.Epoch(c.cfg.Term<<wire.TermShift)
 	if moved {
-		epoch = wire.Epoch(c.cfg.Term<<termShift) + 1
+		epoch = wire.Epoch(c.cfg.Term<<wire.TermShift) + 1
 	}
 	c.record(RecHead{Epoch: epoch, Cluster: c.cfg.Cluster, Nonce: c.cfg.Nonce, Version: c.cfg.Version, At: c.now, Again: c.cfg.Again, Moved: moved})
 	if first || c.cfg.Again || c.d.st.SpecText != c.cfg.SpecText || len(c.d.st.Pools) == 0 {

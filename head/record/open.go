@@ -8,6 +8,9 @@ import (
 	"launcher/wire"
 )
 
+// termShift is where the term begins in an offset of a job's output.
+const termShift = 42
+
 // output gives a job's output, opened if it is not. mu must be held.
 func (w *Writer) output(job wire.JobID) (*output, error) {
 	if o := w.jobs[job]; o != nil {
@@ -31,6 +34,7 @@ func (w *Writer) output(job wire.JobID) (*output, error) {
 		}
 		w.total -= cut
 	}
+	o.at = max(o.at, int64(w.opts.Term)<<termShift)
 	w.jobs[job] = o
 	return o, nil
 }

@@ -224,6 +224,15 @@ func (l *Tail) open(emit func(wire.LogChunk) error) (last bool, err error) {
 
 // block hands the chunks of a block to emit.
 func (l *Tail) block(b *block, emit func(wire.LogChunk) error) error {
+	if b.at>>termShift > max(l.at, l.q.Offset)>>termShift { // a later term
+		seen := max(l.at, l.q.Offset) > 0
+		l.at, l.said = b.at, b.at
+		if seen {
+			if err := l.note(emit, "the record of the output was lost with the machine it was on; here it goes on with what the nodes still have"); err != nil {
+				return err
+			}
+		}
+	}
 	if b.at > l.at && b.at > l.q.Offset && b.at > l.said {
 		l.said = b.at
 		if err := l.note(emit, "%d bytes of output were here; they were dropped to keep the record small", b.at-max(l.at, l.q.Offset)); err != nil {

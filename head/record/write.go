@@ -28,6 +28,10 @@ type Options struct {
 	Log     *slog.Logger
 	Cap     int64 // bytes of output kept; 0 = DefaultCap
 	Segment int64 // bytes of a segment; 0 = 32 MiB
+	// Term is how often the record was begun anew because it was lost with the machine it
+	// was on. Offsets of output begin above those of earlier terms, so that who has read up
+	// to one of them goes on with what there is now.
+	Term uint64
 }
 
 // Writer writes a cluster's record. There is one, in the head. Its methods may be called

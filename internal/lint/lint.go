@@ -57,6 +57,7 @@ var arrows = []arrow{
 	{"configs", "internal/hostlist", "a spec's list of hosts is checked as the backend reads it"},
 	{"backends/local", "shm/cgroup", "it divides what this process may use"},
 	{"backends/local", "internal/sockpath", "socket paths have a limit"},
+	{"backends/ssh/host", "wire/secure", "it asks the nodes on its host as a client"},
 	{"backends/ssh", "wire/session", "the broker talks to its process on a host"},
 	{"backends/ssh", "wire/follow", "a host gives a new head the copy of the journal that its node kept"},
 	{"backends/ssh", "internal/sockpath", "socket paths have a limit"},

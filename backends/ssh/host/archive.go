@@ -15,7 +15,7 @@ import (
 
 // notRecord are entries of a cluster's state directory that belong to the machine it is
 // on: processes' logs and locks, where they listen, what backends have written down.
-var notRecord = []string{"nodes", "ssh", "head.config", "cluster.json", "head.at", "head.log", "head.lock", "link.log", "link.lock", arriving}
+var notRecord = []string{"nodes", "ssh", "head.config", "cluster.json", "head.at", "head.left", "head.log", "head.lock", "link.log", "link.lock", arriving}
 
 // arriving is where a record is put together before it replaces the old one.
 const arriving = ".arriving"

@@ -42,6 +42,8 @@ const (
 	msgHeadJoin  uint16 = 0x4819 // headAsk -> whatever the two say
 	msgHeadFetch uint16 = 0x481a // headAsk -> its record
 	msgHeadDrop  uint16 = 0x481b // headAsk
+	msgHeadSeen  uint16 = 0x481c // headAsk -> backends.HeadSeen
+	msgHeadGhost uint16 = 0x481d // headAsk: a head of an older term ends and leaves nothing
 	msgAnswer    uint16 = 0x4820
 	msgChanged   uint16 = 0x4821
 )

@@ -27,6 +27,7 @@ import (
 type headAsk struct {
 	ID, Cluster string
 	Config      wire.HeadConfig // of a start
+	Copy        bool            // of a start: its journal is the copy that is there
 	TLS         bool            // of a connection: to its port, as nodes come, else to its socket
 }
 
@@ -95,20 +96,35 @@ func (s *Server) head(ctx context.Context, st *session.Stream, typ uint16, body 
 		if err := headIsGone(ctx, dir); err != nil {
 			return err
 		}
-		ents, _ := os.ReadDir(dir)
-		for _, e := range ents {
-			if e.Name() == "nodes" { // a node's that is not quite gone
-				continue
-			}
-			if err := os.RemoveAll(filepath.Join(dir, e.Name())); err != nil {
-				return errs.Wrap(errs.Permission, err, "the state of a head")
-			}
+		if err := s.dropHead(dir, m.ID); err != nil {
+			return err
 		}
-		_ = os.Remove(dir)
-		s.prune(m.ID)
+		return st.WriteMsg(msgAnswer, struct{}{})
+	case msgHeadSeen:
+		return st.WriteMsg(msgAnswer, seen(ctx, dir))
+	case msgHeadGhost:
+		if err := s.endGhost(ctx, dir, m); err != nil {
+			return err
+		}
 		return st.WriteMsg(msgAnswer, struct{}{})
 	}
 	return errs.New(errs.Invalid, "there is no message of type %d about heads", typ)
+}
+
+// dropHead removes the state of a head that does not run.
+func (s *Server) dropHead(dir, id string) error {
+	ents, _ := os.ReadDir(dir)
+	for _, e := range ents {
+		if e.Name() == "nodes" { // a node's that is not quite gone
+			continue
+		}
+		if err := os.RemoveAll(filepath.Join(dir, e.Name())); err != nil {
+			return errs.Wrap(errs.Permission, err, "the state of a head")
+		}
+	}
+	_ = os.Remove(dir)
+	s.prune(id)
+	return nil
 }
 
 func headState(ctx context.Context, dir string) string {
@@ -126,6 +142,9 @@ func headState(ctx context.Context, dir string) string {
 
 // headStart has the head of a cluster run unless it does, or is down.
 func (s *Server) headStart(ctx context.Context, st *session.Stream, dir string, m headAsk) error {
+	if err := s.endGhost(ctx, dir, m); err != nil {
+		return err
+	}
 	is := headIs{headState(ctx, dir)}
 	if err := st.WriteMsg(msgAnswer, is); err != nil {
 		return err
@@ -137,6 +156,11 @@ func (s *Server) headStart(ctx context.Context, st *session.Stream, dir string, 
 		}
 		if err := Unpack(dir, st); err != nil {
 			return err
+		}
+		if m.Copy {
+			if err := installCopy(dir); err != nil {
+				return err
+			}
 		}
 	case HeadRuns, HeadDown:
 		return st.WriteMsg(msgAnswer, struct{}{})

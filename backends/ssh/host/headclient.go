@@ -5,6 +5,7 @@ import (
 	"io"
 	"net"
 
+	"launcher/backends"
 	"launcher/wire"
 	"launcher/wire/session"
 )
@@ -29,8 +30,8 @@ func (c *Client) headStream(ctx context.Context, typ uint16, m headAsk) (*sessio
 
 // StartHead has the head of a cluster run on the host; its state comes from dir where
 // there is none yet. The answer is what was found there.
-func (c *Client) StartHead(ctx context.Context, h HeadRef, cfg wire.HeadConfig, dir string) (string, error) {
-	st, err := c.headStream(ctx, msgHeadStart, headAsk{ID: h.ID, Cluster: h.Cluster, Config: cfg})
+func (c *Client) StartHead(ctx context.Context, h HeadRef, cfg wire.HeadConfig, dir string, copied bool) (string, error) {
+	st, err := c.headStream(ctx, msgHeadStart, headAsk{ID: h.ID, Cluster: h.Cluster, Config: cfg, Copy: copied})
 	if err != nil {
 		return "", err
 	}
@@ -41,7 +42,11 @@ func (c *Client) StartHead(ctx context.Context, h HeadRef, cfg wire.HeadConfig, 
 		return "", c.lost(err)
 	}
 	if is.State == HeadNone {
-		if err := Pack(dir, st); err != nil {
+		var without []string
+		if copied { // it goes on with what the host has of it
+			without = append(without, journalDir)
+		}
+		if err := Pack(dir, st, without...); err != nil {
 			var why struct{}
 			if herr := read(st, msgAnswer, &why); herr != nil { // the host says it better
 				err = herr
@@ -95,16 +100,33 @@ func (c *Client) FetchHead(ctx context.Context, h HeadRef, dir string) error {
 	return err
 }
 
+// SeenHead says what the host knows of a head that is elsewhere.
+func (c *Client) SeenHead(ctx context.Context, h HeadRef, cfg wire.HeadConfig) (seen backends.HeadSeen, err error) {
+	err = c.askHead(ctx, msgHeadSeen, h, cfg, &seen)
+	return seen, err
+}
+
+// EndGhost ends a head that was replaced by one of cfg's term.
+func (c *Client) EndGhost(ctx context.Context, h HeadRef, cfg wire.HeadConfig) error {
+	var done struct{}
+	return c.askHead(ctx, msgHeadGhost, h, cfg, &done)
+}
+
 // DropHead removes what the host has of a head whose cluster is down.
 func (c *Client) DropHead(ctx context.Context, h HeadRef) error {
-	st, err := c.headStream(ctx, msgHeadDrop, headAsk{ID: h.ID, Cluster: h.Cluster})
+	var done struct{}
+	return c.askHead(ctx, msgHeadDrop, h, wire.HeadConfig{}, &done)
+}
+
+// askHead is a question with one answer.
+func (c *Client) askHead(ctx context.Context, typ uint16, h HeadRef, cfg wire.HeadConfig, answer any) error {
+	st, err := c.headStream(ctx, typ, headAsk{ID: h.ID, Cluster: h.Cluster, Config: cfg})
 	if err != nil {
 		return err
 	}
 	defer st.Close()
 	defer context.AfterFunc(ctx, func() { _ = st.CloseWith(context.Cause(ctx)) })()
-	var done struct{}
-	if err := read(st, msgAnswer, &done); err != nil {
+	if err := read(st, msgAnswer, answer); err != nil {
 		return c.lost(err)
 	}
 	return nil
