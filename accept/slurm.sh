@@ -26,6 +26,13 @@ if wants controller; then
 	gotest controller.few-calls ./backends/slurm '^TestFewCalls$'
 fi
 
+# ---------------------------------------------------------------- nodes and starts that fail
+if wants lost; then
+	gotest lost.nodes ./backends/slurm '^TestLostNodes$'
+	gotest lost.prolog ./backends/slurm '^TestPrologFails$'
+	gotest lost.no-slurm ./backends/slurm '^TestNoSlurm$'
+fi
+
 # ---------------------------------------------------------------- 3 the cluster: up, run, down
 if wants cluster; then
 	gotest cluster.up-run-down ./launcher '^TestSlurmCluster$'

@@ -181,7 +181,7 @@ func (b *Backend) look(ctx context.Context, since time.Time) (*snapshot, error) 
 		return nil, failed
 	}
 	at := time.Now()
-	out, err := b.cli.run(ctx, environment(environ(), nil), "", "squeue", "-h", "-a", "-u", strconv.Itoa(os.Getuid()), "-t", "all", "-o", format)
+	out, err := b.cli.run(ctx, environment(environ(), nil), "", "squeue", "-h", "-a", "--local", "-S", "i", "-u", strconv.Itoa(os.Getuid()), "-t", "all", "-o", format)
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if err != nil {

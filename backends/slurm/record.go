@@ -33,13 +33,14 @@ type record struct {
 	Nodes []wire.NodeID `json:"nodes"`
 
 	// In the file only.
-	At      int64            `json:"at,omitempty"`      // when it was asked for, unix seconds
-	Job     string           `json:"job,omitempty"`     // its number; none: asked for, and no answer is known
-	Ran     bool             `json:"ran,omitempty"`     // it has been seen to run
-	Hosts   []string         `json:"hosts,omitempty"`   // that it was given, node by node
-	Stopped bool             `json:"stopped,omitempty"` // it was cancelled from here
-	Step    *stepRecord      `json:"step,omitempty"`    // it is a step in an allocation that we did not make
-	End     *backends.Status `json:"end,omitempty"`
+	At       int64            `json:"at,omitempty"`       // when it was asked for, unix seconds
+	Job      string           `json:"job,omitempty"`      // its number; none: asked for, and no answer is known
+	Ran      bool             `json:"ran,omitempty"`      // it has been seen to run
+	Hosts    []string         `json:"hosts,omitempty"`    // that it was given, node by node
+	Stopped  bool             `json:"stopped,omitempty"`  // it was cancelled from here
+	Beheaded string           `json:"beheaded,omitempty"` // the node that had its script is lost
+	Step     *stepRecord      `json:"step,omitempty"`     // it is a step in an allocation that we did not make
+	End      *backends.Status `json:"end,omitempty"`
 
 	strays []string // jobs that are to be cancelled: twins of this one, or what is left of it
 }

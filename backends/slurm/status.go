@@ -127,6 +127,10 @@ func (b *Backend) judge(r *record, s *snapshot) backends.Status {
 		// The script was there, and with it what Slurm ends a job by: without it the job
 		// would hold its other nodes until its time is over.
 		r.strays = append(r.strays, e.id)
+		if r.Beheaded == "" {
+			r.Beheaded = r.Hosts[0]
+			_ = r.write()
+		}
 	}
 	return st
 }
@@ -141,6 +145,8 @@ func (r *record) verdict(e entry) backends.Status {
 	switch {
 	case r.Stopped:
 		return backends.Status{State: backends.Done, Why: "ended as asked"}
+	case r.Beheaded != "":
+		return backends.Status{State: backends.Lost, Why: name + " has lost its first node, " + r.Beheaded + ", and with it its script"}
 	case e.state == "COMPLETED":
 		return backends.Status{State: backends.Done, Why: name + " is over: its agents have left"}
 	case e.state == "TIMEOUT":
@@ -149,6 +155,8 @@ func (r *record) verdict(e entry) backends.Status {
 		return backends.Status{State: backends.Done, Why: name + " was preempted"}
 	case e.state == "NODE_FAIL":
 		return backends.Status{State: backends.Lost, Why: "a node of " + name + " failed"}
+	case e.state == "CANCELLED" && said == "":
+		return backends.Status{State: backends.Failed, Why: name + " was cancelled, not by launcher, before it printed anything: by somebody, or by Slurm since a prolog failed"}
 	case e.state == "CANCELLED":
 		return backends.Status{State: backends.Failed, Why: name + " was cancelled, not by launcher"}
 	case e.state == "OUT_OF_MEMORY":
