@@ -88,12 +88,12 @@ func TestMachineLost(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	conf.Term = 1
+	conf.Term, conf.SpecText = 1, "version = 1 # as it was before an update\n"
 	c.configure(conf)
 	c.start()
 	s = c.client()
-	if i := mustAsk[wire.ClusterInfo](t, s, wire.MsgInfo, wire.InfoRequest{}); i.HeadEpoch != 1<<16+1 || len(i.Nodes) != 3 {
-		t.Errorf("the new head: epoch %d, %d nodes", i.HeadEpoch, len(i.Nodes))
+	if i := mustAsk[wire.ClusterInfo](t, s, wire.MsgInfo, wire.InfoRequest{}); i.HeadEpoch != 1<<16+1 || len(i.Nodes) != 3 || i.SpecText != "version = 1\n" {
+		t.Errorf("the new head: epoch %d, %d nodes, spec %q", i.HeadEpoch, len(i.Nodes), i.SpecText)
 	}
 	if info := watch(t, s, 1); info.State != wire.StateDone || info.Done != 300 || c.ran() != ran {
 		t.Errorf("the array afterwards: %+v; %d tasks ran, %d before", info, c.ran(), ran)

@@ -183,7 +183,9 @@ func (c *Core) start() {
 		epoch = wire.Epoch(c.cfg.Term<<wire.TermShift) + 1
 	}
 	c.record(RecHead{Epoch: epoch, Cluster: c.cfg.Cluster, Nonce: c.cfg.Nonce, Version: c.cfg.Version, At: c.now, Again: c.cfg.Again, Moved: moved})
-	if first || c.cfg.Again || c.d.st.SpecText != c.cfg.SpecText || len(c.d.st.Pools) == 0 {
+	if moved && c.d.st.SpecText != c.cfg.SpecText { // it may have been changed since that was written
+		c.effect(ConfigChanged{Pools: c.d.st.Pools, SpecText: c.d.st.SpecText, SpecPath: c.d.st.SpecPath})
+	} else if first || c.cfg.Again || c.d.st.SpecText != c.cfg.SpecText || len(c.d.st.Pools) == 0 {
 		pools, moved := c.mergePools(c.cfg.Pools)
 		for _, id := range sortedKeys(moved) {
 			if d := c.d.st.Nodes[id]; d != nil && d.State == nodeUp && d.Drain == nil {
