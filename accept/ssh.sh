@@ -119,3 +119,17 @@ if wants demo || wants net; then
 		fail demo.four-hosts "the tests do not build"
 	fi
 fi
+
+# ---------------------------------------------------------------- 5 elastic
+if wants elastic; then
+	gotest elastic.hosts-and-specs ./launcher '^TestSSHElastic$'
+	gotest elastic.proof-of-death ./launcher '^TestSSHProof$'
+fi
+
+# ---------------------------------------------------------------- 6 boxes that people share
+if wants box; then
+	rootgotest box.two-users ./launcher '^TestRootTwoUsers$'
+	gotest box.foreign-processes ./launcher '^TestSSHForeign$'
+	gotest box.locks ./agent '^TestClaim'
+	gotest box.load ./agent/detect '^TestOthers$|^TestOwnLoad$'
+fi

@@ -74,6 +74,7 @@ func TestSSHRelay(t *testing.T) {
 	a := l.Start("a", testkit.ServerOptions{Lines: []string{noNetwork(t)}})
 	b := l.Start("b", testkit.ServerOptions{Lines: []string{noNetwork(t)}})
 	h.Write("boxes.toml", sshSpec(l, fmt.Sprintf("%q, %q", hostPort(a), hostPort(b)), fmt.Sprintf("min = 2\npython = %q\nshare = \"ignore\"", py)))
+	t.Cleanup(func() { h.Run("down", "boxes") })
 	h.Write("tasks.py", relayedTasks)
 	h.Write("ring.py", relayedRing)
 	h.OK("up", "boxes.toml")

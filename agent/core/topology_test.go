@@ -469,3 +469,37 @@ func BenchmarkChoose(b *testing.B) {
 		}
 	})
 }
+
+// TestOthersCores: cores that others keep busy are not given out, those on which they were
+// seen last of all, and nothing that runs is taken anything.
+func TestOthersCores(t *testing.T) {
+	c, step := machine(t, dgx1, 8, nil)
+	total := c.pool.total
+	two := wire.Resources{CPU: 2 * wire.Unit}
+	a, ok := c.TakeRoom(c.now, wire.Resources{CPU: total.CPU - 2*wire.Unit})
+	if !ok {
+		t.Fatal("an empty node has no room")
+	}
+	changed := func(others int64, cores ...int) {
+		step(ResourcesChanged{Total: total, GPUs: c.pool.gpuList(), Others: others * wire.Unit, Cores: cores})
+	}
+	changed(4)
+	if free := c.pool.available(); free.CPU != 0 || c.pool.total.CPU != total.CPU {
+		t.Errorf("free are %s", free)
+	}
+	if _, ok := c.TakeRoom(c.now, wire.Resources{}); !ok {
+		t.Error("what needs no core waits for one")
+	}
+	if _, ok := c.TakeRoom(c.now, two); ok {
+		t.Error("others' cores were given out")
+	}
+	changed(0)
+	if _, ok := c.TakeRoom(c.now, two); !ok {
+		t.Error("the cores are not back")
+	}
+	c.GiveRoom(wire.Resources{CPU: total.CPU - 2*wire.Unit}, a)
+	changed(1, a.CPUs[0], a.CPUs[1])
+	if s, ok := c.TakeRoom(c.now, two); !ok || slices.Contains(s.CPUs, a.CPUs[0]) || slices.Contains(s.CPUs, a.CPUs[1]) {
+		t.Errorf("bound to %v, others are on %v", s.CPUs, a.CPUs[:2])
+	}
+}

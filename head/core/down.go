@@ -3,6 +3,7 @@ package core
 import (
 	"fmt"
 	"slices"
+	"strings"
 
 	"launcher/internal/errs"
 	"launcher/wire"
@@ -175,11 +176,11 @@ func (c *Core) update(id uint64, r wire.Update) {
 			a.Changes = append(a.Changes, fmt.Sprintf("pool %s is new: %s, min %d, max %d", p.Name, p.Backend, p.Min, p.Max))
 		case old.spec.Min != p.Min || old.spec.Max != p.Max:
 			a.Changes = append(a.Changes, fmt.Sprintf("pool %s: min %d, max %d become min %d, max %d", p.Name, old.spec.Min, old.spec.Max, p.Min, p.Max))
-		case !slices.Equal(old.spec.Places, p.Places):
-		case string(wire.Marshal(old.spec)) != string(wire.Marshal(p)):
-			a.Changes = append(a.Changes, fmt.Sprintf("pool %s: its settings change, for nodes that join from now on", p.Name))
 		}
 		if old != nil {
+			if keys := changedKeys(old.spec, p); len(keys) > 0 {
+				a.Changes = append(a.Changes, fmt.Sprintf("pool %s: changed are %s; nodes that are up keep what they were started with", p.Name, strings.Join(keys, ", ")))
+			}
 			a.Changes = append(a.Changes, placesChange(p.Name, old.spec.Places, p.Places)...)
 		}
 	}

@@ -329,6 +329,7 @@ func (c *Core) agentMsg(ev AgentMsg) {
 		n.count()
 		if n.total.GPU != old.GPU || n.total.CPU != old.CPU {
 			c.touchNode(n)
+			c.recall(n)
 		}
 	case wire.Demand:
 		c.demanded(n, m)

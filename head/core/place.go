@@ -362,3 +362,15 @@ func (c *Core) withdrawAll(n *node) {
 		}
 	}
 }
+
+// recall asks for what is queued on a node that has no room for it any more, because
+// others use that.
+func (c *Core) recall(n *node) {
+	for _, id := range sortedKeys(n.shares) {
+		s := n.shares[id]
+		if q := s.tries.len() - len(s.running); q > 0 && !s.asked && n.conn && !n.total.Fits(s.job.need) {
+			s.asked = true
+			c.send(n, wire.MsgWithdraw, wire.Withdraw{Job: id, Max: uint32(q)})
+		}
+	}
+}

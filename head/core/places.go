@@ -216,3 +216,23 @@ func placesChange(name string, old, next []string) (out []string) {
 	}
 	return out
 }
+
+// changedKeys names the keys of a pool that differ but for how many nodes it has and which.
+func changedKeys(a, b wire.Pool) (out []string) {
+	for _, k := range []struct {
+		name string
+		a, b any
+	}{
+		{"backend", a.Backend, b.Backend}, {"idle", a.Idle, b.Idle}, {"hold", a.Hold, b.Hold}, {"total", a.Total, b.Total}, {"until", a.Until, b.Until},
+		{"max_jobs", a.MaxJobs, b.MaxJobs}, {"setup", a.Setup, b.Setup}, {"env", a.Env, b.Env}, {"python", a.Python, b.Python}, {"container", a.Container, b.Container},
+		{"resources", a.Resources, b.Resources}, {"labels", a.Labels, b.Labels}, {"share", a.Share, b.Share},
+	} {
+		if string(wire.Marshal(k.a)) != string(wire.Marshal(k.b)) {
+			out = append(out, k.name)
+		}
+	}
+	if slices.Equal(a.Places, b.Places) && string(a.Options) != string(b.Options) { // the machines are among them
+		out = append(out, "what is "+b.Backend+"'s own")
+	}
+	return out
+}
