@@ -72,7 +72,7 @@ func TestRootTwoUsers(t *testing.T) {
 	if out := y.OK("run", "--gpus", "1", "--", "sh", "-c", "echo $CUDA_VISIBLE_DEVICES"); out != "1\n" {
 		t.Errorf("the second user has GPU %q beside the first's 0", out)
 	}
-	both := y.Start("run", "--gpus", "2", "--", "sh", "-c", "echo $CUDA_VISIBLE_DEVICES")
+	y.OK("run", "--detach", "--gpus", "2", "--", "sh", "-c", "echo $CUDA_VISIBLE_DEVICES")
 	const held = "gpu 0: held by another user's process "
 	testkit.Eventually(t, testkit.Bound, func() string {
 		if out := y.Run("why", "3").Out; !strings.Contains(out, held) || !strings.Contains(out, "("+one.Name+")") {
@@ -87,8 +87,9 @@ func TestRootTwoUsers(t *testing.T) {
 		return ""
 	})
 	x.OK("cancel", "2")
-	if got := both.Wait(); got.Out != "0,1\n" {
-		t.Errorf("both GPUs, when they are free: %s", got)
+	y.OK("wait", "3")
+	if out := y.OK("logs", "3"); out != "0,1\n" {
+		t.Errorf("both GPUs, when they are free: %q", out)
 	}
 
 	// Cores: what the second user keeps busy is not offered by the first's node.
@@ -193,7 +194,7 @@ func TestSSHForeign(t *testing.T) {
 	if who := taken(t, h); os.Getuid() != 0 && who != held {
 		t.Errorf("nodes says %q", who)
 	}
-	r := h.Start("run", "--gpus", "3", "--", "echo", "got")
+	h.OK("run", "--detach", "--gpus", "3", "--", "echo", "got")
 	testkit.Eventually(t, testkit.Bound, func() string {
 		if out := h.Run("why", "1").Out; !strings.Contains(out, held) {
 			return out
@@ -204,7 +205,6 @@ func TestSSHForeign(t *testing.T) {
 		t.Errorf("two of the three: %q", out)
 	}
 	h.OK("cancel", "1")
-	r.Wait()
 	h.OK("down", "boxes")
 	h.Write("boxes.toml", sshSpec(l, fmt.Sprintf("%q", hostPort(a)), `share = "ignore"`))
 	h.OK("up", "boxes.toml")

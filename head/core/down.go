@@ -179,7 +179,7 @@ func (c *Core) update(id uint64, r wire.Update) {
 		}
 		if old != nil {
 			if keys := changedKeys(old.spec, p); len(keys) > 0 {
-				a.Changes = append(a.Changes, fmt.Sprintf("pool %s: changed are %s; nodes that are up keep what they were started with", p.Name, strings.Join(keys, ", ")))
+				a.Changes = append(a.Changes, fmt.Sprintf("pool %s: changed are %s (setup, env and python for work that starts from now on, all else for nodes that join)", p.Name, strings.Join(keys, ", ")))
 			}
 			a.Changes = append(a.Changes, placesChange(p.Name, old.spec.Places, p.Places)...)
 		}
