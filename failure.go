@@ -58,7 +58,11 @@ func (e *TaskError) Error() string {
 	if e.Task == "" {
 		return e.Message
 	}
-	return "task " + e.Task + ": " + e.Message
+	what := "task "
+	if strings.HasPrefix(e.Code, "actor_") && e.Code != "actor_unavailable" { // that is a call's
+		what = "actor "
+	}
+	return what + e.Task + ": " + e.Message
 }
 
 // Unwrap gives the package's sentinel of the Code and the registered errors that the

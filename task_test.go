@@ -206,6 +206,11 @@ func TestFailures(t *testing.T) {
 	if !errors.Is(err, errOdd) || !errors.As(err, &te) || te.Code != "task" || te.Task != "fails" || te.Message != "looking: an odd one" || te.Node != "n1" {
 		t.Errorf("%+v", err)
 	}
+	for code, want := range map[string]string{"lost": "task f: gone", "actor_unschedulable": "actor f: gone", "actor_unavailable": "task f: gone"} {
+		if e := (&TaskError{Code: code, Task: "f", Message: "gone"}); e.Error() != want {
+			t.Errorf("%s: %s", code, e)
+		}
+	}
 	if _, err := fails.Submit(ctx, "eof").Get(ctx); err == nil || errors.Is(err, io.EOF) || errors.Is(err, errOdd) {
 		t.Error("an error that is not registered is a text:", err)
 	}

@@ -79,9 +79,10 @@ type lane struct {
 
 // group is a concurrency group on the host.
 type group struct {
-	ready []*lane // whose first call can be given
-	given int
-	most  int
+	ready  []*lane // whose first call can be given
+	given  int
+	most   int
+	beside int // of those so many run at a time
 }
 
 // aheadCalls is how many calls a worker has beside those that it can run.
@@ -252,8 +253,11 @@ func (c *Core) actorLost(t *task, msg string) {
 }
 
 func (c *Core) actorDied(t *task, msg string) []byte {
-	return c.errorOf("actor_died", fmt.Sprintf("actor %s of %s is dead: %s", t.id, t.shape.name, msg), t)
+	return c.errorOf("actor_died", isDead(t)+msg, t)
 }
+
+// isDead is what calls of a dead actor are told before why it is.
+func isDead(t *task) string { return fmt.Sprintf("actor %s of %s is dead: ", t.id, t.shape.name) }
 
 // dies ends an actor for good.
 func (c *Core) dies(t *task, data []byte) {
@@ -349,7 +353,7 @@ func (t *task) groupOf(name string) (*group, string) {
 	}
 	g := t.actor.queue[name]
 	if g == nil {
-		g = &group{most: most + min(most+aheadCalls, 2*aheadCalls)}
+		g = &group{most: most + min(most+aheadCalls, 2*aheadCalls), beside: most}
 		t.actor.queue[name] = g
 	}
 	return g, name

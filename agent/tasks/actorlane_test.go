@@ -2,8 +2,10 @@ package tasks
 
 import (
 	"slices"
+	"strings"
 	"testing"
 
+	"launcher/wire"
 	"launcher/wire/sdk"
 )
 
@@ -108,5 +110,65 @@ func TestStreamEndIsNotKept(t *testing.T) {
 	w.take()
 	if o := w.c.objects[x.With(1)]; o != nil {
 		t.Fatalf("left: %+v", o)
+	}
+}
+
+// TestActorWhy: what is said of an actor and of its calls.
+func TestActorWhy(t *testing.T) {
+	w := newDesk(t, 1)
+	w.driver(1)
+	x := w.makeActor(1, 1, nil, map[string]any{"concurrency": 1, "groups": map[string]int{"io": 2}})
+	w.take()
+	why := func(of id, want string) {
+		t.Helper()
+		if got := w.c.Why(wire.SDKWhyQuery{ID: of.String()}).Lines; len(got) == 0 || !strings.Contains(got[0], want) {
+			t.Fatalf("%q, not %q", got, want)
+		}
+	}
+	worker := w.starts[0].ID
+	w.startAll()
+	why(x, "starts: its constructor runs in pid")
+	w.up(worker, x, 1)
+	why(x, "lives in pid")
+	w.shape(1, 3, map[string]any{"name": "m"})
+	w.shape(1, 4, map[string]any{"name": "m", "group": "io"})
+	var calls []id
+	for i, shape := range []uint32{3, 3, 4, 4, 4} {
+		calls = append(calls, w.call(1, uint64(10+i), x, shape))
+	}
+	w.take()
+	for i, want := range []string{"m (" + calls[0].String() + ") runs in pid", "behind 1 others", "runs in pid", "runs in pid", "behind 1 others"} {
+		why(calls[i], want)
+	}
+	w.shape(worker, 1, map[string]any{"name": "inner"})
+	y := taskOf(worker, 1)
+	w.frame(worker, sdk.MsgSubmit, submit(y, 1, 1))
+	w.frame(worker, sdk.MsgGet, get(sdk.GetValue|sdk.GetBlocks, y.With(1)))
+	w.take()
+	why(calls[0], "and waits for the result of inner ("+y.String())
+	w.frame(1, sdk.MsgKill, killed(x, sdk.KillForGood))
+	w.take()
+	w.c.Gone(w.now, worker, "exited")
+	w.take()
+	why(x, "is dead: ")
+}
+
+// TestActorWhyDead: what an actor died of is said, whatever it was.
+func TestActorWhyDead(t *testing.T) {
+	for want, end := range map[string]func(w *desk, worker uint32, x id){
+		"exited with code 3": func(w *desk, worker uint32, x id) { w.c.Gone(w.now, worker, "it exited with code 3") },
+		"by its own will": func(w *desk, worker uint32, x id) {
+			w.frame(worker, sdk.MsgResult, result(x, 1, sdk.ResultOK))
+		},
+	} {
+		w := newDesk(t, 1)
+		w.driver(1)
+		x := w.makeActor(1, 1, nil, map[string]any{})
+		end(w, w.born(x, 1), x)
+		w.take()
+		a := w.c.Actors(struct{}{})
+		if len(a) != 1 || a[0].State != wire.ActorDead || !strings.Contains(a[0].Why, want) || strings.Contains(a[0].Why, "is dead") {
+			t.Errorf("%+v", a)
+		}
 	}
 }

@@ -91,7 +91,7 @@ func (c *Core) attach(t *task) *callee {
 		if h := c.lookup(handle(x)); h != nil {
 			h.uses++
 		} else if g.dead == nil {
-			g.dead = c.errorOf("actor_died", "actor "+x.String()+" is over: nothing had a handle of it any more, or it never was", t)
+			g.dead = c.errorOf("actor_died", "actor "+x.String()+" is over: nothing had a handle of it any more, or it never was", nil)
 		}
 	}
 	t.call.callee = g

@@ -84,7 +84,7 @@ func (c *Core) stateOf(t *task) string {
 		return wire.TaskQueued
 	case t.state == done:
 		return wire.TaskDone
-	case t.level != nil && t.level.blocked && len(t.level.tasks) > 0 && t.level.tasks[0] == t:
+	case t.level != nil && (t.level.blocked || t.level.waits > 0) && t.level.inWork() == t:
 		return wire.TaskBlocked
 	}
 	return wire.TaskRunning
@@ -126,26 +126,45 @@ func (c *Core) why(t *task) string {
 		}
 		return fmt.Sprintf("waits for its turn: %d tasks of other shapes are queued", ahead)
 	case running:
-		if t.isAway() {
-			return "is with another node"
-		}
-		if c.stateOf(t) == wire.TaskBlocked {
-			out := fmt.Sprintf("runs in pid %d, and waits for ", t.worker().PID)
-			switch n, first := c.missingOf(t); n {
-			case 0:
-				return out + "what it runs meanwhile"
-			case 1:
-				return out + c.nameOf(first)
-			default:
-				return out + fmt.Sprintf("%d objects, first %s", n, c.nameOf(first))
-			}
-		}
-		if t.level != nil && len(t.level.tasks) > 0 && t.level.tasks[0] != t {
-			return fmt.Sprintf("is with pid %d, behind %d others", t.worker().PID, slices.Index(t.level.tasks, t))
-		}
-		return fmt.Sprintf("runs in pid %d", t.worker().PID)
+		return c.whyRuns(t)
+	}
+	if t.actor != nil && t.actor.dead != nil {
+		return "is dead: " + whyDead(t)
 	}
 	return "has ended"
+}
+
+// whyRuns says where a task is that runs, or is about to.
+func (c *Core) whyRuns(t *task) string {
+	a := t.actor
+	switch {
+	case t.isAway() && a == nil:
+		return "is with another node"
+	case t.isAway() && a.node != 0:
+		return "lives on another node"
+	case t.isAway():
+		return "starts on another node"
+	case a != nil && a.up:
+		return fmt.Sprintf("lives in pid %d", t.worker().PID)
+	}
+	if n := behind(t); n > 0 {
+		return fmt.Sprintf("is with pid %d, behind %d others", t.worker().PID, n)
+	}
+	out := fmt.Sprintf("runs in pid %d", t.worker().PID)
+	if a != nil {
+		out = "starts: its constructor " + out
+	}
+	if c.stateOf(t) != wire.TaskBlocked {
+		return out
+	}
+	switch n, first := c.missingOf(t); n {
+	case 0:
+		return out + ", and waits for what it runs meanwhile"
+	case 1:
+		return out + ", and waits for " + c.nameOf(first)
+	default:
+		return out + fmt.Sprintf(", and waits for %d objects, first %s", n, c.nameOf(first))
+	}
 }
 
 // isAway reports whether a task was given to another node, which has more to say of it.

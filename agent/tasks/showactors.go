@@ -3,8 +3,10 @@ package tasks
 import (
 	"cmp"
 	"slices"
+	"strings"
 
 	"launcher/wire"
+	"launcher/wire/sdk"
 )
 
 // state is what its owner says of an actor.
@@ -18,6 +20,16 @@ func (a *actor) state() string {
 		return wire.ActorRestarting
 	}
 	return wire.ActorPending
+}
+
+// whyDead is what an actor died of, in a line.
+func whyDead(t *task) string {
+	var e sdk.Error
+	if a := t.actor; a.why != "" || wire.Unmarshal(a.dead, &e) != nil {
+		return a.why
+	}
+	why, _, _ := strings.Cut(e.Message, "\n")
+	return strings.TrimPrefix(why, isDead(t))
 }
 
 // Actors lists the actors that this node owns, and those that live here.
@@ -45,7 +57,7 @@ func (c *Core) Actors(struct{}) []wire.SDKActor {
 		x.Lives, x.State = a.life, a.state()
 		switch x.State {
 		case wire.ActorDead:
-			x.Why = a.why
+			x.Why = whyDead(t)
 		case wire.ActorPending, wire.ActorRestarting:
 			x.Why = c.why(t)
 		}

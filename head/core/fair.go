@@ -163,9 +163,9 @@ func (j *job) whole() wire.Resources {
 }
 
 // overLimit says that one of need is more than a job's limits can ever leave.
-func overLimit(what string, limits wire.Limits, need wire.Resources) string {
+func overLimit(limits wire.Limits, need wire.Resources) string {
 	if at := limits.Reached(wire.Resources{}, need); at != "" {
-		return fmt.Sprintf("%s asks for %s; its job is limited to %s", what, need, at)
+		return fmt.Sprintf("it asks for %s; its job is limited to %s", need, at)
 	}
 	return ""
 }

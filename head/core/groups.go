@@ -108,7 +108,7 @@ func (c *Core) groupMade(n *node, x wire.GroupTold) {
 		c.send(n, wire.MsgGroupNews, wire.GroupNews{ID: id, State: wire.GroupRemoved, Why: fmt.Sprintf("a group has 1 to %d bundles", wire.MaxBundles)})
 		return
 	}
-	if why := overLimit("it", x.Spec.Limits, x.Spec.Whole()); why != "" {
+	if why := overLimit(x.Spec.Limits, x.Spec.Whole()); why != "" {
 		c.groupOver(id, why)
 		c.send(n, wire.MsgGroupNews, wire.GroupNews{ID: id, State: wire.GroupRemoved, Why: why})
 		return
@@ -487,14 +487,14 @@ func (c *Core) neverGrouped(s *wire.Shape, late bool) (x wire.Infeasible) {
 		}
 	case g == nil:
 	case int(st.Bundle) >= len(g.at):
-		x.Why = fmt.Sprintf("a task asks for bundle %d of placement group %s, which has %d", st.Bundle, st.Group, len(g.at))
+		x.Why = fmt.Sprintf("it asks for bundle %d of placement group %s, which has %d", st.Bundle, st.Group, len(g.at))
 	default:
 		for i, b := range g.spec.Bundles {
 			if (st.Bundle < 0 || int(st.Bundle) == i) && b.Fits(s.Resources) {
 				return x
 			}
 		}
-		x.Why = fmt.Sprintf("a task asks for %s, which no bundle of placement group %s has that it may use", s.Resources, st.Group)
+		x.Why = fmt.Sprintf("it asks for %s, which no bundle of placement group %s has that it may use", s.Resources, st.Group)
 	}
 	return x
 }

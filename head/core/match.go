@@ -320,7 +320,7 @@ func (c *Core) neverLeased(to *node, s *wire.Shape) string {
 	if c.recovering {
 		return ""
 	}
-	if why := overLimit("a task", s.Limits, s.Resources); why != "" {
+	if why := overLimit(s.Limits, s.Resources); why != "" {
 		return why
 	}
 	st := &s.Strategy
@@ -328,9 +328,9 @@ func (c *Core) neverLeased(to *node, s *wire.Shape) string {
 		x, d := c.nodes[st.Node], c.d.st.Nodes[st.Node]
 		switch {
 		case x == nil && (d == nil || d.State == nodeGone):
-			return fmt.Sprintf("a task asks for node %s, which is not there", st.Node)
+			return fmt.Sprintf("it asks for node %s, which is not there", st.Node)
 		case x != nil && x.greeted && !x.hello.Total.Fits(s.Resources):
-			return fmt.Sprintf("a task asks for %s on node %s, which has %s", s.Resources, x.id, x.hello.Total)
+			return fmt.Sprintf("it asks for %s on node %s, which has %s", s.Resources, x.id, x.hello.Total)
 		}
 		return ""
 	}
@@ -368,9 +368,9 @@ func (c *Core) neverLeased(to *node, s *wire.Shape) string {
 	}
 	switch {
 	case !labelled:
-		return "a task asks for labels that no node has"
+		return "it asks for labels that no node has"
 	case largest == nil:
 		return ""
 	}
-	return fmt.Sprintf("a task asks for %s; the largest node, %s, has %s", s.Resources, largest.id, largest.hello.Total)
+	return fmt.Sprintf("it asks for %s; the largest node, %s, has %s", s.Resources, largest.id, largest.hello.Total)
 }

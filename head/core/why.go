@@ -25,7 +25,7 @@ func (c *Core) checkPossible(j *job) {
 // placement (eligible, Times), on what nodes have in all rather than what is free.
 func (c *Core) impossible(j *job) string {
 	s := &j.d.Spec
-	if why := overLimit("a task", s.Limits, j.whole()); why != "" {
+	if why := overLimit(s.Limits, j.whole()); why != "" {
 		return why
 	}
 	want, sum, nodes := int(max(1, s.Ranks)), 0, 0

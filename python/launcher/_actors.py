@@ -410,8 +410,10 @@ def _encode(options: Dict[str, Any], made: Type[Any], space: str, meta: bytes) -
 
 def _groups(options: Dict[str, Any]) -> Dict[str, Any]:
     groups = options.get("concurrency_groups") or {}
-    if isinstance(groups, list):  # Ray takes both
+    if isinstance(groups, list) and all(isinstance(g, dict) and {"name", "max_concurrency"} <= set(g) for g in groups):  # Ray takes both
         return {str(g["name"]): g["max_concurrency"] for g in groups}
+    if not isinstance(groups, dict):
+        raise ValueError(f"concurrency_groups is {groups!r}; it must be a dict of how many calls each group runs at a time, as in {{'io': 2}}")
     return dict(groups)
 
 
@@ -483,7 +485,7 @@ def get_actor(name: str, namespace: Optional[str] = None) -> ActorHandle:
 def kill(actor: ActorHandle, *, no_restart: bool = True) -> None:
     """End an actor's process at once, what it runs with it. With no_restart it is dead."""
     if not isinstance(actor, ActorHandle):
-        raise ValueError(f"kill takes the handle of an actor, not a {type(actor).__name__}: cancel is for tasks")
+        raise ValueError(f"kill takes the handle of an actor, not {type(actor).__name__}: cancel is for tasks")
     client = _client.connected()
     _remote.own(client, actor._ref)
     client.kill(actor._id, no_restart)

@@ -290,7 +290,7 @@ def get(refs: Any, *, timeout: Optional[float] = None) -> Any:
     if graph is not None and type(refs) is graph.CompiledDAGRef:
         return refs.get(timeout)
     if not isinstance(refs, (list, tuple)):
-        raise ValueError(f"get takes an ObjectRef or a list of them, not a {type(refs).__name__}")
+        raise ValueError(f"get takes an ObjectRef or a list of them, not {type(refs).__name__}")
     if not refs:
         return []
     client = _client.connected()
@@ -303,7 +303,7 @@ def get(refs: Any, *, timeout: Optional[float] = None) -> Any:
 
 
 def _no_ref(r: Any) -> Any:
-    raise ValueError(f"a list for get or wait has ObjectRefs only, not a {type(r).__name__}")
+    raise ValueError(f"a list for get or wait has ObjectRefs only, not {type(r).__name__}")
 
 
 def put(value: T, *, copies: int = 1) -> ObjectRef[T]:
@@ -348,7 +348,7 @@ def wait(refs: List[ObjectRef[T]], *, num_returns: int = 1, timeout: Optional[fl
     node. An ObjectRefGenerator in the list counts as there when next() of it would not wait.
     """
     if not isinstance(refs, list):
-        raise TypeError(f"wait takes a list of ObjectRefs, not a {type(refs).__name__}")
+        raise TypeError(f"wait takes a list of ObjectRefs, not {type(refs).__name__}")
     client = _client._current or _client.connected()
     known = refs is _rest.refs and len(refs) == _rest.length and _rest.local == fetch_local
     streams: List[Any] = []
@@ -398,7 +398,7 @@ def cancel(ref: Union[ObjectRef[Any], ObjectRefGenerator[Any]], *, force: bool =
     force its worker is killed. What has ended stays as it is.
     """
     if not isinstance(ref, (ObjectRef, ObjectRefGenerator)):
-        raise TypeError(f"cancel takes an ObjectRef or an ObjectRefGenerator, not a {type(ref).__name__}")
+        raise TypeError(f"cancel takes an ObjectRef or an ObjectRefGenerator, not {type(ref).__name__}")
     home = ref._home
     home.cancel(bytes.fromhex(ref.task_id()), (f.CANCEL_FORCE if force else 0) | (f.CANCEL_RECURSIVE if recursive else 0))
 

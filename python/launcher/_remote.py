@@ -296,7 +296,8 @@ def _number(options: Dict[str, Any], name: str, low: float = 0, whole: bool = Fa
     if v is None:
         return None
     if isinstance(v, bool) or not isinstance(v, (int, float)) or whole and int(v) != v or not low <= v < 1e15:
-        raise ValueError(f"{name} is {v!r}; it must be a {'whole ' if whole else ''}number, at least {low:g}")
+        limits = f"at least {low:g}" if not isinstance(v, (int, float)) or v < 1e15 else f"below {1e15:g}"
+        raise ValueError(f"{name} is {v!r}; it must be a {'whole ' if whole else ''}number, {limits}")
     return v
 
 

@@ -253,7 +253,7 @@ class MultiOutputNode(DAGNode):
 
     def __init__(self, args: Any, **_: Any) -> None:
         if not isinstance(args, (list, tuple)):
-            raise ValueError(f"MultiOutputNode takes a list of nodes, not a {type(args).__name__}")
+            raise ValueError(f"MultiOutputNode takes a list of nodes, not {type(args).__name__}")
         super().__init__(tuple(args), {})
 
     def _call(self, given: Input, done: Dict[DAGNode, Any]) -> Any:

@@ -288,7 +288,8 @@ def from_wire(fields: List[Any]) -> RayError:
         error = RayTaskError(name, trace, original, node, int(pid or 0), message).as_instanceof_cause()
     else:
         kind = _CODES.get(str(code), RaySystemError)
-        text = (f"task {name}: " if name else "") + message + "".join(f"\nhint: {h}" for h in hints or [])
+        what = "actor" if str(code).startswith("actor_") and code != "actor_unavailable" else "task"  # that is a call's
+        text = (f"{what} {name}: " if name else "") + message + "".join(f"\nhint: {h}" for h in hints or [])
         error = kind(text)
         if isinstance(error, ActorDiedError) and isinstance(cause, bytes) and cause:
             import pickle

@@ -105,6 +105,7 @@ class Ways(unittest.TestCase):
             import importlib.metadata, ray.util, ray
             from ray.util.debug import log_once
             assert ray.util.log_once is log_once
+            ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy, ray.util.accelerators, ray.util.annotations
             assert ray.__version__ == importlib.metadata.version("ray"), importlib.metadata.version("ray")
             print(ray.__name__)
         """

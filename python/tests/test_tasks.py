@@ -481,8 +481,9 @@ class ActorTest(Cluster):
         for name, value in (
             ("max_concurrency", 1 << 40), ("max_restarts", 1 << 40), ("max_task_retries", 1 << 40), ("namespace", 3),
             ("concurrency_groups", {"g": -4}), ("concurrency_groups", {"g": "x"}), ("concurrency_groups", [{"name": "g", "max_concurrency": 1 << 40}]),
+            ("concurrency_groups", "g"), ("concurrency_groups", ["g"]), ("memory", 1 << 60),
         ):  # fmt: skip
-            with self.assertRaises(ValueError, msg=name):
+            with self.assertRaisesRegex(ValueError, "least|most|below|must be", msg=name):
                 made.options(**{name: value})
 
 

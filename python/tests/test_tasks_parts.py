@@ -205,6 +205,7 @@ class ValueTest(unittest.TestCase):
         for code, kind in exceptions._CODES.items():
             e = exceptions.from_wire([code, "text", "", None, "f", "n", 1, ["try"]])
             self.assertIs(type(e), kind)
+            self.assertTrue(str(e).startswith("actor f: " if code.startswith("actor_") and code != "actor_unavailable" else "task f: "), str(e))
             self.assertEqual(e.hints, ["try"])
         self.assertIsInstance(exceptions.from_wire(["new", "text"]), exceptions.RaySystemError)
 

@@ -19,7 +19,7 @@ def get_object_locations(obj_refs: List[ObjectRef[Any]], timeout_ms: int = -1) -
     timeout = timeout_ms / 1000 if timeout_ms >= 0 else 30
     for ref in obj_refs:
         if not isinstance(ref, ObjectRef):
-            raise TypeError(f"get_object_locations takes ObjectRefs, not a {type(ref).__name__}")
+            raise TypeError(f"get_object_locations takes ObjectRefs, not {type(ref).__name__}")
         known = state._objects({"id": ref.hex()}, timeout)
         at = [o for o in known if o.state in ("inline", "resident", "spilled", "error")]
         nodes = dict.fromkeys(n for o in known for n in ([o.node_id] if o in at else []) + o.nodes[1:])

@@ -7,6 +7,7 @@ joblib, dask, multiprocessing, metrics, state, collective and queue are imported
 from typing import List
 
 from .._actors import named_actors as list_named_actors
+from . import accelerators, annotations, scheduling_strategies
 from .actor_pool import ActorPool
 from .check_serialize import inspect_serializability
 from .debug import disable_log_once_globally, enable_periodic_logging, log_once
