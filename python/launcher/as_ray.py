@@ -99,7 +99,10 @@ class _Missing:
         self.module = module
 
     def __call__(self, name: str) -> Any:
-        raise AttributeError(f"module {self.module!r} has no attribute {name!r}" if name.startswith("__") else why_not(f"{self.module}.{name}"))
+        full = f"{self.module}.{name}"
+        if _there(full):  # a module that nobody has imported yet
+            return importlib.import_module(full)
+        raise AttributeError(f"module {self.module!r} has no attribute {name!r}" if name.startswith("__") else why_not(full))
 
 
 def _module(name: str) -> Any:

@@ -105,7 +105,7 @@ class Ways(unittest.TestCase):
             import importlib.metadata, ray.util, ray
             from ray.util.debug import log_once
             assert ray.util.log_once is log_once
-            ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy, ray.util.accelerators, ray.util.annotations
+            ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy, ray.util.accelerators, ray.util.annotations, ray.util.queue.Queue, ray.experimental.tqdm_ray
             assert ray.__version__ == importlib.metadata.version("ray"), importlib.metadata.version("ray")
             print(ray.__name__)
         """
