@@ -7,7 +7,6 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
-	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -15,7 +14,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"launcher/configs"
 	"launcher/internal/errs"
 	"launcher/internal/sockpath"
 	"launcher/wire"
@@ -25,9 +23,6 @@ import (
 // up. `launcher local` keeps it: it runs as long as the program holds its standard input
 // open, and is gone without a trace afterwards. Its state lies in a home of its own below
 // $LAUNCHER_HOME/local, where the commands find it, but no other program's init() does.
-
-// privateHomes is where the homes of private clusters are.
-func privateHomes(h string) string { return filepath.Join(h, "local") }
 
 // localOptions are the flags of local.
 type localOptions struct {
@@ -42,9 +37,6 @@ type localOptions struct {
 // privateGrace is how long the agents of a private cluster go on without its head. The
 // head ends with its keeper, so this bounds the cluster's life when the keeper is killed.
 const privateGrace = 3 * time.Second
-
-// privateStop is how long work has between SIGTERM and SIGKILL when its program is gone.
-const privateStop = time.Second
 
 func (a *app) cmdLocal() *cobra.Command {
 	var o localOptions
@@ -74,113 +66,35 @@ or SIGINT it ends the cluster and drops its record. When it is killed the cluste
 }
 
 // local is the keeper of a private cluster.
-func (a *app) local(ctx context.Context, o localOptions) (err error) {
-	runtime.LockOSThread() // the head's supervisor ends with the thread that started it
-	h, err := home()
-	if err != nil {
-		return err
-	}
-	own, err := makePrivateHome(h)
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if rerr := os.RemoveAll(own); err == nil && rerr != nil {
-			err = errs.Wrap(errs.Permission, rerr, "cannot remove %s", own)
-		}
-	}()
-	name := "local-" + filepath.Base(own)
-	text, err := o.spec(name)
-	if err != nil {
-		return err
-	}
-	cl, err := privateCluster("the flags of launcher local", own, text)
-	if err != nil {
-		return err
-	}
+func (a *app) local(ctx context.Context, o localOptions) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	go func() { // ends with the process: a read cannot be called off
 		_, _ = io.Copy(io.Discard, a.in)
 		cancel()
 	}()
-	quiet := newApp(a.in, io.Discard, io.Discard)
-	d, err := quiet.prepare(ctx, own, cl, upOptions{})
-	if err != nil {
-		return err
-	}
-	defer d.unlock()
-	d.tied = true
-	t := d.target()
-	t.up = true
-	ended := func(err error) error {
-		if ctx.Err() != nil && err != nil {
-			err = &exitError{code: exitCancelled, side: sideLauncher} // the program was gone before it was up
+	p := private{from: "the flags of launcher local", wait: defaultWait}
+	p.spec = func(own string) (string, error) { return o.spec(privateName(own)) }
+	p.told = func(err error) error {
+		if err != nil { // the program was gone before it was up
+			return &exitError{code: exitCancelled, side: sideLauncher}
 		}
-		stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), privateStop+downBound)
-		defer cancel()
-		if derr := quiet.takeDown(stop, t, downOptions{grace: privateStop}); err == nil {
-			err = derr
+		return nil
+	}
+	return a.inPrivate(ctx, p, func(d *stateDir, t target, own string) error {
+		line, err := a.describeLocal(ctx, t, own)
+		if err != nil {
+			return err
 		}
-		return err
-	}
-	began := time.Now()
-	if err := d.start(ctx); err != nil {
-		return ended(err)
-	}
-	if err := quiet.awaitPools(ctx, t, began, upOptions{wait: defaultWait}); err != nil {
-		return ended(err)
-	}
-	line, err := a.describeLocal(ctx, t, own)
-	if err != nil {
-		return ended(err)
-	}
-	a.printJSON(line)
-	go dropStale(h)
-	select {
-	case <-ctx.Done():
-	case <-d.ended:
-		return ended(errs.New(errs.Unavailable, "the local cluster %s ended%s", name, tail(filepath.Join(t.dir, "head.log"), 0)))
-	}
-	return ended(nil)
-}
-
-// makePrivateHome makes a home for this process: its number, and another if an earlier
-// process, or one of another machine with the same home, left that one.
-func makePrivateHome(h string) (string, error) {
-	for try := 0; ; try++ {
-		name := strconv.Itoa(os.Getpid())
-		if try > 0 {
-			name += "-" + strconv.Itoa(try)
+		a.printJSON(line)
+		go dropStale(filepath.Dir(filepath.Dir(own)))
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-d.ended:
+			return errs.New(errs.Unavailable, "the local cluster %s ended%s", t.name, tail(filepath.Join(t.dir, "head.log"), 0))
 		}
-		own := filepath.Join(privateHomes(h), name)
-		err := os.MkdirAll(filepath.Dir(own), 0o700)
-		if err == nil {
-			err = os.Mkdir(own, 0o700)
-		}
-		switch {
-		case err == nil:
-			// The SDK and what is compiled of it are shared with all of this user's clusters.
-			if err := os.MkdirAll(filepath.Join(h, "cache"), 0o700); err != nil {
-				return "", stateError(h, err)
-			}
-			if err := os.Symlink(filepath.Join(h, "cache"), filepath.Join(own, "cache")); err != nil {
-				return "", stateError(h, err)
-			}
-			return own, nil
-		case !os.IsExist(err) || try == 1000:
-			return "", stateError(h, err)
-		}
-	}
-}
-
-// privateCluster reads and checks the spec of a private cluster whose home is own.
-func privateCluster(from, own, text string) (*configs.Cluster, error) {
-	cl, err := configs.ParseCluster(from, filepath.Join(own, "cluster.toml"), []byte(text))
-	if err != nil {
-		return nil, err
-	}
-	return cl, checkBackends(cl, own)
+	})
 }
 
 // spec is the text of the private cluster's spec.
@@ -246,23 +160,4 @@ func (a *app) describeLocal(ctx context.Context, t target, own string) (doc, err
 		return nil, errs.Wrap(errs.NotFound, err, "the head's socket")
 	}
 	return doc{"socket": sock, "cluster": t.name, "home": own, "head": head}, nil
-}
-
-// dropStale removes what the killed keepers of private clusters left, once nothing of
-// those clusters runs.
-func dropStale(h string) {
-	homes, _ := filepath.Glob(filepath.Join(privateHomes(h), "*"))
-	for _, own := range homes {
-		recs, err := recordsBelow(own, true)
-		if err != nil || len(recs) == 0 {
-			continue // one that is being made
-		}
-		t := target{name: recs[0].name, dir: recs[0].dir, sock: filepath.Join(recs[0].dir, "head.sock")}
-		if recs[0].up || !crashed(t.dir) && !wentDown(t.dir) || len(nodeProcesses(t)) > 0 {
-			continue
-		}
-		if removeRemains(t) == nil {
-			_ = os.RemoveAll(own)
-		}
-	}
 }
