@@ -48,6 +48,7 @@ func newFakeHead(t *testing.T, name string) *fakeHead {
 		t.Setenv("LAUNCHER_SOCKET", "")
 	}
 	f := &fakeHead{t: t, name: name, answers: map[uint16]func(*session.Stream, []byte) error{}}
+	f.on(wire.MsgInfo, say(wire.ClusterInfo{Name: name})) // what is asked before a job is submitted
 	dir := filepath.Join(os.Getenv("LAUNCHER_HOME"), "clusters", name)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		t.Fatal(err)
