@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -28,7 +29,7 @@ func TestSetupFails(t *testing.T) {
 		"syntax":     {[]string{"true", "if true; then"}, "setup line 2 `if true; then` ended with "},
 		"trap":       {[]string{"trap - EXIT; set -e", "false"}, "setup line 2 `false` ended with 1"},
 		"signal":     {[]string{"kill -9 $$"}, "setup line 1 `kill -9 $$` was ended by signal 9"},
-		"late":       {[]string{"echo begun", "sleep 600"}, "setup line 2 `sleep 600` did not end within 1s"},
+		"late":       {[]string{"echo begun", "sleep 600"}, "setup line 2 `sleep 600` did not end within "},
 		"exec":       {[]string{"exec true"}, "setup line 1 `exec true` ended with 0"},
 		"background": {[]string{"sleep 60 & echo $! >pid", "echo here; false"}, "setup line 2 `echo here; false` ended with 1: here"},
 	} {
@@ -45,6 +46,10 @@ func TestSetupFails(t *testing.T) {
 				want = strings.Replace(want, "line "+k+" ", "line "+string(k[0]+1)+" ", 1)
 			}
 			_, err := runSetup(lines, os.Environ(), bound)
+			for name == "late" && bound < setupBound && !strings.HasPrefix(fmt.Sprint(err), want) {
+				bound *= 4 // a loaded machine may not come to the line in time
+				_, err = runSetup(lines, os.Environ(), bound)
+			}
 			if err == nil || !strings.HasPrefix(err.Error(), want) {
 				t.Errorf("got %v, want %q", err, want)
 			}
