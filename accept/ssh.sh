@@ -76,6 +76,13 @@ if wants bad; then
 	rootgotest bad.other-architecture ./backends/ssh '^TestRootHosts$/^arm64$'
 fi
 
+# ---------------------------------------------------------------- 7 ssh and cp
+if wants reach-nodes; then
+	gotest reach-nodes.local ./launcher '^TestReach$'
+	gotest reach-nodes.stdio-only ./launcher '^TestSSHReach$'
+	gotest reach-nodes.bad-copies ./launcher '^TestBadCopies$'
+fi
+
 # ---------------------------------------------------------------- 7 doctor
 if wants doctor; then
 	gotest doctor.findings ./backends/ssh '^TestExamine$'

@@ -265,7 +265,8 @@ func (h *headLink) read(ctx context.Context, c *headConn) error {
 	}
 }
 
-// accept takes the streams that the head opens: its journal, of which a copy is kept here.
+// accept takes the streams that the head opens: its journal, of which a copy is kept here,
+// and processes that users have at their terminals.
 func (h *headLink) accept(ctx context.Context, s *session.Session) {
 	var wg sync.WaitGroup
 	defer wg.Wait()
@@ -278,6 +279,9 @@ func (h *headLink) accept(ctx context.Context, s *session.Session) {
 			defer st.Close()
 			switch kind {
 			case wire.StreamFollow:
+			case wire.StreamProcess:
+				h.a.serveProcess(ctx, st)
+				return
 			case wire.StreamRelayed:
 				h.a.routes.relayed(ctx, st)
 				return

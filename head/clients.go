@@ -149,6 +149,8 @@ func (h *head) answer(ctx context.Context, st *session.Stream, req any) error {
 		return h.putTree(st, req.(wire.TreePut).Tree)
 	case wire.TreeGet:
 		return h.getTree(ctx, st, req.(wire.TreeGet).Tree)
+	case wire.Process:
+		return h.process(ctx, st, req.(wire.Process))
 	case wire.Query:
 		v, err := h.query(ctx, req.(wire.Query), st.Unwanted())
 		if err != nil {
@@ -208,6 +210,8 @@ func decodeRequest(typ uint16, body []byte) (any, error) {
 	switch typ {
 	case wire.MsgInfo:
 		return decode[wire.InfoRequest](body)
+	case wire.MsgProcess:
+		return decode[wire.Process](body)
 	case wire.MsgSubmit:
 		return decode[wire.Submit](body)
 	case wire.MsgJobs:

@@ -78,7 +78,7 @@ func (h *head) query(ctx context.Context, q wire.Query, gone <-chan struct{}) (w
 	defer func() { h.asks.drop(ids) }()
 	for n, c := range conns {
 		if c == nil {
-			fail(n, errs.New(errs.Unavailable, "node %s has no connection to the head", n).Hint("`launcher nodes` shows how it is"))
+			fail(n, unconnected(n))
 			continue
 		}
 		id, err := h.asks.add(c, got)
@@ -136,4 +136,8 @@ func (h *head) whom(node wire.NodeID) (map[wire.NodeID]*agentConn, error) {
 		return nil, errs.New(errs.NotFound, "there is no node %s", node).Hint("`launcher nodes` lists them")
 	}
 	return out, nil
+}
+
+func unconnected(n wire.NodeID) *errs.Error {
+	return errs.New(errs.Unavailable, "node %s has no connection to the head", n).Hint("`launcher nodes` shows how it is")
 }

@@ -197,7 +197,7 @@ func (a *app) root() *cobra.Command {
 		}
 	}
 	add("cluster", a.cmdUp(), a.cmdDown(), a.cmdDoctor(), a.cmdDrain(), a.cmdForget())
-	add("work", a.cmdRun(), a.cmdSubmit(), a.cmdTrain(), a.cmdSweep(), a.cmdAttach(), a.cmdCancel(), a.cmdWait(), a.cmdExec())
+	add("work", a.cmdRun(), a.cmdSubmit(), a.cmdTrain(), a.cmdSweep(), a.cmdAttach(), a.cmdCancel(), a.cmdWait(), a.cmdExec(), a.cmdSSH(), a.cmdCp())
 	add("show", a.cmdStatus(), a.cmdJobs(), a.cmdTasks(), a.cmdActors(), a.cmdObjects(), a.cmdTimeline(), a.cmdMetrics(), a.cmdLogs(), a.cmdNodes(), a.cmdPools(), a.cmdWhy())
 	add("inside", a.cmdReport(), a.cmdShouldLeave(), a.cmdParam(), a.cmdCheckpoint())
 	add("other", a.cmdBench(), a.cmdVersion(), a.cmdCompletion())

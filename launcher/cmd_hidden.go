@@ -25,7 +25,7 @@ func (a *app) hiddenCommands() []*cobra.Command {
 		_ = c.MarkFlagRequired("dir")
 		return c
 	}
-	return append(a.nodeCommands(), a.cmdLocal(), a.cmdBenchCoreGo(),
+	return append(append(a.nodeCommands(), copyCommands()...), a.cmdLocal(), a.cmdBenchCoreGo(),
 		a.process("node", "a node's first process: guard of its supervisor", func(ctx context.Context) error {
 			return supervisor.GuardMain(ctx, a.in)
 		}),

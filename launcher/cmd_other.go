@@ -53,15 +53,13 @@ func (a *app) cmdCompletion() *cobra.Command {
 // laterCommands are those of the design that this version does not have: they say so.
 func (a *app) laterCommands() []*cobra.Command {
 	var out []*cobra.Command
-	for _, name := range []string{"map", "ssh", "cp", "top", "dashboard"} {
+	for _, name := range []string{"map", "top", "dashboard"} {
 		out = append(out, &cobra.Command{
 			Use: name, Hidden: true, DisableFlagParsing: true,
 			RunE: func(c *cobra.Command, _ []string) error {
 				a.guessJSON()
 				e := errs.New(errs.Unbuilt, "launcher %s: not in this version", name)
 				switch name {
-				case "ssh":
-					return e.Hint("`launcher exec NODE -- CMD` runs one command on a node")
 				case "map":
 					return e.Hint("`launcher run --each-line FILE -- CMD {}` runs a command on each line of a file")
 				case "top", "dashboard":

@@ -71,6 +71,7 @@ const (
 	StreamFollow   uint16 = 9  // head -> agent: its journal, for a copy there (wire/follow)
 	StreamRelay    uint16 = 10 // agent -> head or agent: Relay, answered by MsgOK, then a connection to another agent
 	StreamRelayed  uint16 = 11 // head -> agent: a connection of another agent
+	StreamProcess  uint16 = 12 // head -> agent: a process with its standard streams (process.go)
 )
 
 // Messages of the log stream, of rings.
