@@ -10,6 +10,7 @@ export LAUNCHER_TEST_SSH=all
 if wants reach; then
 	gotest reach.dial ./backends/ssh/dial .
 	gotest reach.asks-at-the-terminal ./launcher '^TestSSHAsks$'
+	rootgotest reach.kerberos ./launcher '^TestRootSSHKerberos$'
 	gotest reach.no-terminal ./launcher '^TestSSHCannotAsk$'
 fi
 

@@ -122,3 +122,29 @@ func testCannotAsk(t *testing.T, where string) {
 	}
 	h.OK("down", "boxes")
 }
+
+// TestRootSSHKerberos: up with a Kerberos ticket, by the machine's own ssh, which is asked
+// for when there is none.
+func TestRootSSHKerberos(t *testing.T) {
+	l := testkit.SSHD(t)
+	k := l.Kerberos()
+	h := testkit.New(t)
+	h.Env = append(append(h.Env, k.Env...), "SSH_AUTH_SOCK=")
+	s := k.Start("k", testkit.ServerOptions{})
+	spec := strings.Replace(sshSpec(l, `"k"`, `transport = "system"`), fmt.Sprintf("identity = %q\n", l.Key), "", 1)
+	h.Write("boxes.toml", spec)
+	if r := h.Run("up", "boxes.toml"); r.Code == 0 || !strings.Contains(r.Err+r.Out, "gssapi-with-mic") {
+		t.Errorf("up without a ticket: %s", r)
+	}
+	k.Login()
+	if out := h.OK("up", "boxes.toml"); !strings.Contains(out, "cluster boxes is up: 1 node") {
+		t.Errorf("up: %q", out)
+	}
+	if out := h.OK("run", "--", "echo", "by ticket"); out != "by ticket\n" {
+		t.Errorf("run: %q", out)
+	}
+	h.OK("down", "boxes")
+	if left := leftOn(t, s); len(left) != 1 || !strings.HasPrefix(left[0], "bin/") {
+		t.Errorf("left on the host: %q", left)
+	}
+}
