@@ -23,11 +23,11 @@ import (
 // A copy is a tar stream and the SHA-256 of it. The first entry is the thing itself, as
 // base name ".": the receiver decides what it is called.
 
-// copied is what a copy was.
-type copied struct{ files, bytes int64 }
+// copyCount is what a copy was.
+type copyCount struct{ files, bytes int64 }
 
 // sendTree writes the copy of a file or a directory.
-func sendTree(w io.Writer, path string) (n copied, err error) {
+func sendTree(w io.Writer, path string) (n copyCount, err error) {
 	path = filepath.Clean(path)
 	top, err := filepath.EvalSymlinks(path) // as cp: the link itself is not meant
 	if err != nil {
@@ -54,7 +54,7 @@ func sendTree(w io.Writer, path string) (n copied, err error) {
 	return n, err
 }
 
-func (n *copied) entry(tw *tar.Writer, path, rel string, d fs.DirEntry) error {
+func (n *copyCount) entry(tw *tar.Writer, path, rel string, d fs.DirEntry) error {
 	fi, err := d.Info()
 	if err != nil {
 		return copyError(err, path)
@@ -98,7 +98,7 @@ func (n *copied) entry(tw *tar.Writer, path, rel string, d fs.DirEntry) error {
 
 // receiveTree reads a copy into to, which is its name, or, where that is a directory or
 // asked to be one, into it under the name base. A file is there whole or not at all.
-func receiveTree(r io.Reader, to, base string) (n copied, err error) {
+func receiveTree(r io.Reader, to, base string) (n copyCount, err error) {
 	into := strings.HasSuffix(to, "/")
 	to = filepath.Clean(to)
 	if fi, err := os.Stat(to); err == nil && fi.IsDir() {
@@ -151,7 +151,7 @@ func cutShort(err error) error {
 
 // unpacking is a copy on its way to the disk.
 type unpacking struct {
-	n        *copied
+	n        *copyCount
 	parent   *os.Root
 	name, at string
 	part     string // the file's name until it is whole
@@ -305,7 +305,7 @@ sent; a file is replaced when it is whole.`,
 		Args: argCount(2, -1),
 		RunE: func(c *cobra.Command, args []string) error {
 			to := parsePlace(args[len(args)-1])
-			var total copied
+			var total copyCount
 			for _, s := range args[:len(args)-1] {
 				from := parsePlace(s)
 				if len(args) > 2 && !strings.HasSuffix(to.path, "/") {
@@ -325,7 +325,7 @@ sent; a file is replaced when it is whole.`,
 	}
 }
 
-func (a *app) copy(ctx context.Context, from, to place) (n copied, err error) {
+func (a *app) copy(ctx context.Context, from, to place) (n copyCount, err error) {
 	if (from.node == "") == (to.node == "") {
 		return n, errs.New(errs.Invalid, "one side of a copy is on a node, and the other here").Hint("NODE:PATH is on a node; `launcher nodes` lists them")
 	}
