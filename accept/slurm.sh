@@ -66,5 +66,8 @@ if wants site; then
 	gotest site.setup-shown ./launcher '^TestSlurmSetup$'
 	gotest site.doctor ./backends/slurm '^TestSiteFacts$|^TestExamine'
 	gotest site.propose ./launcher '^TestSlurmPropose$'
+	gotest site.container-commands ./agent/container '^Test'
+	gotest site.container-local ./launcher '^TestPodman$'
+	gotest site.container-slurm ./launcher '^TestSlurmPodman$'
 	gotest site.examples ./launcher '^TestSlurmExamples$'
 fi

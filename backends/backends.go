@@ -69,6 +69,7 @@ type Request struct {
 	Setup     []string // of the pool, as is what follows
 	Env       []string
 	Python    string
+	Container string
 	After     [][]byte // handles of allocations of this pool in whose place these nodes come
 	Within    int64    // they are of no use for longer than that, nanoseconds; 0 = any time
 }

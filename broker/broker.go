@@ -150,7 +150,7 @@ func fill(p wire.Pool, r backends.Request) (backends.Request, error) {
 	if r.Resources == nil {
 		r.Resources = p.Resources
 	}
-	r.Setup, r.Env, r.Python = p.Setup, p.Env, p.Python
+	r.Setup, r.Env, r.Python, r.Container = p.Setup, p.Env, p.Python, p.Container
 	if r.Labels == nil {
 		r.Labels = p.Labels
 	}

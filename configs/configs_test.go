@@ -149,6 +149,23 @@ license = 2
 	}
 }
 
+// TestContainer: files beside the spec are found from it, names of images stay.
+func TestContainer(t *testing.T) {
+	for in, want := range map[string]string{"apptainer://x.sif": "apptainer:///d/x.sif", "apptainer://../i/x.sif": "apptainer:///i/x.sif", "apptainer:///i/x.sif": "apptainer:///i/x.sif",
+		"apptainer://docker://python:3.12": "apptainer://docker://python:3.12", "enroot://x.sqsh": "enroot:///d/x.sqsh", "enroot://pytorch": "enroot://pytorch",
+		"podman://docker.io/library/python:3.12": "podman://docker.io/library/python:3.12", "podman://./image": "podman:///d/image", "": ""} {
+		c, err := ParseCluster("lab.toml", "/d/lab.toml", []byte("version = 1"+okPool+"container = \""+in+"\"\n"))
+		if err != nil || c.Pools[0].Container != want {
+			t.Errorf("%q: %+v, %v; want %q", in, c, err, want)
+		}
+	}
+	for _, in := range []string{"docker://x", "x.sif", "podman://", "podman://--privileged", "podman://a b"} {
+		if _, err := ParseCluster("lab.toml", "/d/lab.toml", []byte("version = 1"+okPool+"container = \""+in+"\"\n")); err == nil || !strings.Contains(err.Error(), "5: pool.container: ") {
+			t.Errorf("%q: %v", in, err)
+		}
+	}
+}
+
 func TestDefaultName(t *testing.T) {
 	for path, want := range map[string]string{
 		"/a/digits/cluster.toml": "digits-cluster", "/cluster.toml": "cluster", "/ä b/c.d.toml": "b-c.d", "/_/-.toml": "cluster",

@@ -112,6 +112,11 @@ func readPool(t *table, dir string) Pool {
 	p.Container = t.str("container", "")
 	if scheme, _, ok := strings.Cut(p.Container, "://"); p.Container != "" && (!ok || !containers[scheme]) {
 		t.fault("container", `%q is not a container; give apptainer://IMAGE, enroot://IMAGE or podman://IMAGE`, p.Container)
+	} else if image := p.Container[min(len(p.Container), len(scheme)+3):]; strings.HasPrefix(image, "./") || strings.HasPrefix(image, "../") ||
+		!strings.Contains(image, ":") && (strings.HasSuffix(image, ".sif") || strings.HasSuffix(image, ".sqsh")) {
+		p.Container = scheme + "://" + resolve(dir, image)
+	} else if p.Container != "" && (image == "" || strings.HasPrefix(image, "-") || strings.ContainsAny(image, " \t\n")) {
+		t.fault("container", "%q names no image", p.Container)
 	}
 	if rt := t.table("resources"); rt.present {
 		r := rt.resources(wire.Resources{})

@@ -10,7 +10,6 @@ var notBuiltYet = map[string]func(*node) bool{
 	"head.replicas":    is(int64(3)),
 	"security.encrypt": is("control"),
 	"pool.backend":     is("yarn"),
-	"pool.container":   not(""),
 	// job files
 	"kind":                is("map"),
 	"map":                 set,
@@ -35,8 +34,6 @@ func is(values ...any) func(*node) bool {
 		return false
 	}
 }
-
-func not(v any) func(*node) bool { return func(n *node) bool { return n.val != v } }
 
 // notBuilt reports whether the value of key is of a part that is not built. The keys of
 // a W&B file are those of [sweep].

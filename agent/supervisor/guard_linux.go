@@ -60,7 +60,7 @@ func GuardMain(ctx context.Context, stdin io.Reader) error {
 	sweep, cancel := context.WithTimeout(ctx, killBound)
 	proc.KillMarked(sweep, nodeMark(cfg))
 	cancel()
-	if err := g.start(config); err != nil {
+	if err := g.start(cfg, config); err != nil {
 		return err
 	}
 	return g.wait(ctx)
@@ -70,6 +70,8 @@ type guard struct {
 	dir, mark string
 	super     *os.Process // signalled by pidfd, so never a stranger with its number
 	life      *os.File    // the supervisor sees its end when we die
+	inside    bool        // a container
+	contained []string    // removes what it leaves; nil = nothing
 }
 
 // nodeMark is how the environment entry begins that only processes of this node have:
@@ -88,7 +90,7 @@ func newLife(cfg wire.NodeConfig) string {
 
 // start starts the supervisor. The configuration, which holds secrets, goes over in a
 // memory file.
-func (g *guard) start(config []byte) error {
+func (g *guard) start(cfg wire.NodeConfig, config []byte) error {
 	exe, err := ownBinary()
 	if err != nil {
 		return err
@@ -115,8 +117,14 @@ func (g *guard) start(config []byte) error {
 	}
 	log := os.NewFile(uintptr(fd), "log")
 	defer log.Close()
-	cmd := exec.Command(exe, "supervise")
-	cmd.Env = withMark(os.Environ(), g.mark)
+	argv, env := []string{exe, "supervise"}, withMark(os.Environ(), g.mark)
+	if cfg.Container != "" {
+		if argv, env, err = g.contain(cfg, env, argv); err != nil {
+			return err
+		}
+	}
+	cmd := exec.Command(argv[0], argv[1:]...)
+	cmd.Env = env
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.ExtraFiles = []*os.File{conf, theirs} // configFD, guardFD
 	if err := cmd.Start(); err != nil {
@@ -150,6 +158,9 @@ func (g *guard) wait(ctx context.Context) error {
 	for {
 		select {
 		case e := <-ended:
+			if _, sig := e.Code(); sig != 0 {
+				g.remove() // else its runtime has
+			}
 			g.clean()
 			return g.verdict(e)
 		case sig := <-sigs:
@@ -201,6 +212,8 @@ func (g *guard) verdict(e proc.Ended) error {
 	switch {
 	case sig != 0:
 		return errs.New(errs.Lost, "the supervisor was killed by signal %d; everything below it was ended", sig).Hint("see %s", logPath(g.dir))
+	case g.inside && code >= 125 && code <= 127: // as runtimes say that it is they who failed
+		return errs.New(errs.Unavailable, "the container cannot be started: %s", lastLine(logPath(g.dir))).Hint("see %s", logPath(g.dir))
 	case code == ExitFatal:
 		return errs.New(errs.Unavailable, "the node's agent cannot go on").Hint("see %s", logPath(g.dir))
 	case code != ExitDone:

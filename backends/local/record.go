@@ -166,7 +166,16 @@ func (r record) verdict(st *os.ProcessState) end {
 	case st.Success():
 		return end{backends.Done, "ended by itself"}
 	}
-	return end{backends.Failed, fmt.Sprintf("process %d ended: %s; see %s", r.PID, st, filepath.Join(r.Dir, string(r.Node), "agent.log"))}
+	log := filepath.Join(r.Dir, string(r.Node), "agent.log")
+	said := ""
+	if b, err := os.ReadFile(log); err == nil { // the guard's last words are at its end
+		const word = "\nerror: "
+		if i := strings.LastIndex(string(b), word); i >= 0 {
+			last, _, _ := strings.Cut(string(b[i+len(word):]), "\n")
+			said = ": " + last
+		}
+	}
+	return end{backends.Failed, fmt.Sprintf("process %d ended: %s%s; see %s", r.PID, st, said, log)}
 }
 
 func (r record) readEnd() (end, bool) {

@@ -55,7 +55,7 @@ func (b *Backend) plan(r backends.Request) ([]plan, error) {
 				Dir: filepath.Join(b.nodesDir(home, r.Cluster), string(id)), CacheDir: filepath.Join(home, "cache"),
 				Resources: r.Resources, Labels: r.Labels, Share: r.Share, Grace: r.Grace, ObjectMemory: r.Memory, Spill: r.Spill,
 				Ports: r.Ports, Interface: r.Interface, CertLife: r.CertLife,
-				Setup: r.Setup, Env: r.Env, Python: r.Python},
+				Setup: r.Setup, Env: r.Env, Python: r.Python, Container: r.Container},
 			share: "the whole machine",
 		}
 		if slots > 1 {

@@ -152,7 +152,7 @@ func (b *Backend) jobs(q request, r backends.Request) (out []job, err error) {
 			Cluster: r.Cluster, Pool: r.Pool, Token: r.Token, Addrs: r.Join.Addrs, CA: r.Join.CA, JoinKey: r.Join.Key,
 			CacheDir: filepath.Join(home, "cache"), Resources: r.Resources, Labels: r.Labels, Share: r.Share, Grace: r.Grace,
 			ObjectMemory: r.Memory, Spill: r.Spill, Ports: r.Ports, Interface: r.Interface, CertLife: r.CertLife,
-			Setup: r.Setup, Env: r.Env, Python: r.Python, Notice: int64(notice)}}
+			Setup: r.Setup, Env: r.Env, Python: r.Python, Container: r.Container, Notice: int64(notice)}}
 		out = append(out, j)
 	}
 	return out, nil
