@@ -357,7 +357,7 @@ func (f *front) info() (i wire.ClusterInfo, ok bool) {
 	c := f.o.Config
 	i = wire.ClusterInfo{Name: c.Name, SpecPath: c.SpecPath, SpecText: c.SpecText, Version: f.o.Version, HeadHost: f.post.place(), Recovering: f.err == nil}
 	for _, p := range c.Pools {
-		pi := wire.PoolInfo{Name: p.Name, Backend: p.Backend, Min: p.Min, Max: p.Max, Wanted: max(p.Min, len(p.Places)), Pending: max(p.Min, 1)}
+		pi := wire.PoolInfo{Name: p.Name, Backend: p.Backend, Min: p.Min, Max: p.Max, Wanted: max(p.Min, len(p.Places)), Pending: max(p.Min, 1), Apart: p.Apart}
 		if f.err != nil {
 			i.Trouble = "the head cannot be reached: " + errs.Line(f.err)
 			pi.Pending = 0

@@ -203,6 +203,7 @@ func (c *Cluster) WirePools() []wire.Pool {
 			Setup: p.Setup, Env: p.Env, Python: p.Python, Container: p.Container,
 			Resources: p.Resources, Labels: p.Labels, Share: p.Share, Options: wire.Marshal(p.Options),
 			Places: p.Hosts, Total: int64(p.Total), Until: p.Until, UntilAt: untilAt(p.Until, time.Now()), MaxJobs: p.MaxJobs,
+			Apart: p.Backend == "ssh" || p.Options["shared_home"] == false,
 		}
 	}
 	return out

@@ -274,6 +274,7 @@ func slurmKeys(t *table, _ string) (limit, defMin, defMax int) {
 	}
 	t.boolean("exclusive", false)
 	t.boolean("overlap", false)
+	t.boolean("shared_home", true)
 	for _, k := range []string{"partition", "account", "qos", "constraint", "reservation"} {
 		if s := t.str(k, ""); strings.ContainsFunc(s, notInWord) {
 			t.fault(k, "%q is not one word", s)

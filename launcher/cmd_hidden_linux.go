@@ -40,7 +40,7 @@ func (a *app) nodeCommands() []*cobra.Command {
 	h := a.process("head", "a cluster's head", func(ctx context.Context) error { return a.headMain(ctx, dir) })
 	h.Flags().StringVar(&dir, "dir", "", "state directory of the cluster")
 	_ = h.MarkFlagRequired("dir")
-	return []*cobra.Command{h, a.process("agent", "a node's agent", a.agentMain), cmdHost(), a.cmdSlurmNode()}
+	return []*cobra.Command{h, a.process("agent", "a node's agent", a.agentMain), cmdHost(), a.cmdSlurmNode(), a.cmdSlurmDeliver()}
 }
 
 // cmdHost is what the broker runs on a host of an ssh pool, over its connection.
@@ -72,12 +72,23 @@ func cmdHost() *cobra.Command {
 
 // cmdSlurmNode is what a Slurm job starts on each of its nodes.
 func (a *app) cmdSlurmNode() *cobra.Command {
-	var file string
+	var file, socket string
 	c := a.process("slurm-node", "a task of a Slurm job: guard of a node's supervisor", func(ctx context.Context) error {
-		return slurm.Node(ctx, file, os.Stderr, supervisor.GuardMain)
+		return slurm.Node(ctx, file, socket, os.Stderr, supervisor.GuardMain)
 	})
 	c.Flags().StringVar(&file, "from", "", "what the nodes of the job are started with")
-	_ = c.MarkFlagRequired("from")
+	c.Flags().StringVar(&socket, "wait", "", "the socket that it is brought to")
+	return c
+}
+
+// cmdSlurmDeliver is what the broker starts in a job whose nodes do not see its files.
+func (a *app) cmdSlurmDeliver() *cobra.Command {
+	var name string
+	c := a.process("slurm-deliver", "brings a Slurm job's nodes what they wait for", func(ctx context.Context) error {
+		return slurm.Deliver(ctx, name, a.in)
+	})
+	c.Flags().StringVar(&name, "name", "", "of the job")
+	_ = c.MarkFlagRequired("name")
 	return c
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -130,4 +131,51 @@ func TestSlurmExamples(t *testing.T) {
 	if left := c.OK(t, "squeue", "-h"); left != "" {
 		t.Errorf("left in the queue: %q", left)
 	}
+}
+
+// Nodes that see neither the state directory nor the binary get both, and the key, from
+// the login node; what is run there brings its working directory.
+func TestSlurmNoSharedHome(t *testing.T) {
+	slurmtest.Whole(t)
+	h := testkit.New(t)
+	c := slurmtest.New(t, slurmtest.Options{Nodes: 2, Hide: []string{filepath.Dir(h.Dir), filepath.Dir(testkit.Binary(t))}})
+	h.Env = append(h.Env, c.Env()...)
+	if out := c.OK(t, "srun", "sh", "-c", "ls -A "+filepath.Dir(h.Dir)+" "+filepath.Dir(testkit.Binary(t))+" | grep -v :; echo end"); strings.TrimSpace(out) != "end" {
+		t.Fatalf("nodes see %q", out)
+	}
+	h.Write("data.txt", "brought\n")
+	h.Write("queue.toml", slurmSpec("min = 2\nmax = 2\nnodes_per_job = 1\nshared_home = false"))
+	h.OK("up", "queue.toml")
+	if out := h.OK("run", "--nodes", "2", "--", "sh", "-c", "cat data.txt; echo rank $RANK"); strings.Count(out, "brought\n") != 2 || !strings.Contains(out, "rank 0") || !strings.Contains(out, "rank 1") {
+		t.Errorf("a gang: %q", out)
+	}
+	if out, _ := c.Run(t.Context(), "scontrol", "show", "job"); strings.Contains(out, h.Dir) {
+		t.Errorf("the state directory is named to Slurm: %s", out)
+	}
+	jobs, _ := filepath.Glob(filepath.Join(h.Dir, "clusters", "queue", "slurm", "*.json"))
+	if len(jobs) != 2 {
+		t.Errorf("records %q", jobs)
+	}
+	h.OK("down", "queue")
+	for _, r := range jobs {
+		name := strings.TrimSuffix(filepath.Base(r), ".json")
+		if left, _ := filepath.Glob("/tmp/launcher-" + strconv.Itoa(os.Getuid()) + "/" + name + "*"); len(left) > 0 {
+			t.Errorf("left on nodes: %q", left)
+		}
+	}
+	if bad := c.OK(t, "squeue", "-h") + c.OK(t, "sinfo", "-h", "-R"); strings.TrimSpace(bad) != "" {
+		t.Errorf("left in the queue, or drained: %q", bad)
+	}
+	// Without saying so it is clear what is wrong.
+	h.Write("queue.toml", slurmSpec("min = 1"))
+	up := h.Start("up", "queue.toml")
+	testkit.Eventually(t, testkit.Bound, func() string {
+		if r := h.Run("why", "burst"); !strings.Contains(r.Out, "No such file") {
+			return r.String()
+		}
+		return ""
+	})
+	up.Signal(os.Interrupt)
+	up.Wait()
+	h.OK("down", "queue")
 }

@@ -15,9 +15,6 @@ import (
 	"launcher/wire/session"
 )
 
-// sharesNothing are the backends whose nodes may not see this machine's files.
-var sharesNothing = []string{"ssh"}
-
 // ship sees to it that nodes which do not see a job's directory can have it: the head gets
 // what is in it.
 func (a *app) ship(ctx context.Context, c *client, s *wire.JobSpec) error {
@@ -26,7 +23,7 @@ func (a *app) ship(ctx context.Context, c *client, s *wire.JobSpec) error {
 		return err
 	}
 	if s.Dir == "" || !slices.ContainsFunc(info.Pools, func(p wire.PoolInfo) bool {
-		return slices.Contains(sharesNothing, p.Backend) && (s.Pool == "" || s.Pool == p.Name)
+		return p.Apart && (s.Pool == "" || s.Pool == p.Name)
 	}) {
 		return nil
 	}

@@ -229,6 +229,7 @@ type PoolInfo struct {
 	Why      string
 	Failures []NodeFailure // of pools that are lists of machines
 	Final    bool          // what Why says will go on until something is changed
+	Apart    bool          // its nodes may not see the files of where the cluster was brought up
 }
 
 // NodeFailure is a machine of a pool that does not come at the moment.
@@ -340,6 +341,7 @@ type Pool struct {
 	Until     string   // it ends at this time of day or at this time, as the spec has it
 	UntilAt   int64    // which is this, unix nanoseconds; 0 = never
 	MaxJobs   int      // most allocations of the chain; 0 = any number
+	Apart     bool     // its nodes may not see the files of where the cluster was brought up
 }
 
 // ErrorFrame is the body of MsgError.

@@ -30,11 +30,21 @@ func removeKey(r record) error { return os.Remove(r.path(nodesExt)) }
 // Node is what runs on each node of a job, as a task of its step: it takes its part of the
 // file, a directory on the machine itself, and what Slurm granted there, and lets start run
 // the node in the foreground until nothing of it is left. say is the job's log.
-func Node(ctx context.Context, file string, say io.Writer, start func(ctx context.Context, config io.Reader) error) error {
+func Node(ctx context.Context, file, socket string, say io.Writer, start func(ctx context.Context, config io.Reader) error) error {
 	// Slurm tells a step to end by SIGTERM at any time, also while its last files are removed.
 	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, os.Interrupt)
 	defer stop()
-	cfg, id, err := ownConfig(file, os.Getenv)
+	var brought []byte
+	if socket != "" {
+		var undo func()
+		var err error
+		brought, undo, err = await(ctx, socket)
+		defer undo()
+		if err != nil {
+			return err
+		}
+	}
+	cfg, id, err := ownConfig(file, brought, os.Getenv)
 	if err != nil {
 		return err
 	}
@@ -44,6 +54,9 @@ func Node(ctx context.Context, file string, say io.Writer, start func(ctx contex
 	}
 	sweep(base)
 	cfg.Dir = filepath.Join(base, fmt.Sprintf("%s-%s.%d", id, cfg.Node, cfg.Epoch))
+	if socket != "" {
+		cfg.CacheDir = filepath.Join(cfg.Dir, "cache")
+	}
 	note := grant(&cfg, os.Getenv)
 	if note != "" {
 		fmt.Fprintf(say, "node %s on %s: %s\n", cfg.Node, ownHost(), note)
@@ -62,11 +75,13 @@ func Node(ctx context.Context, file string, say io.Writer, start func(ctx contex
 }
 
 // ownConfig reads this task's part of the file.
-func ownConfig(file string, env func(string) string) (cfg wire.NodeConfig, id string, err error) {
-	data, err := os.ReadFile(file)
+func ownConfig(file string, data []byte, env func(string) string) (cfg wire.NodeConfig, id string, err error) {
+	if data == nil {
+		data, err = os.ReadFile(file)
+	}
 	if err != nil {
 		return cfg, "", errs.Wrap(errs.NotFound, err, "what this node is to be on %s", ownHost()).
-			Hint("compute nodes must see the state directory ($LAUNCHER_HOME) at the same path; or the cluster has gone down meanwhile")
+			Hint("compute nodes must see the state directory ($LAUNCHER_HOME) at the same path, or say shared_home = false in the pool; or the cluster has gone down meanwhile")
 	}
 	var f nodesFile
 	if err := wire.Unmarshal(data, &f); err != nil {
@@ -91,22 +106,26 @@ func nodeBase() (string, error) {
 			continue
 		}
 		base := filepath.Join(dir, name)
-		if err := os.Mkdir(base, 0o700); err != nil && !os.IsExist(err) {
-			last = err
-			continue
+		if last = ownDirectory(base); last == nil {
+			return base, nil
 		}
-		st, err := os.Lstat(base)
-		if err != nil {
-			last = err
-			continue
-		}
-		if sys, ok := st.Sys().(*syscall.Stat_t); !ok || !st.IsDir() || int(sys.Uid) != os.Getuid() || st.Mode().Perm()&0o077 != 0 {
-			last = errs.New(errs.Permission, "%s is not a directory of ours alone", base)
-			continue
-		}
-		return base, nil
 	}
 	return "", errs.Wrap(errs.Permission, last, "no directory for this node on %s", ownHost())
+}
+
+// ownDirectory makes a directory of ours alone, or makes sure that it is one.
+func ownDirectory(dir string) error {
+	if err := os.Mkdir(dir, 0o700); err != nil && !os.IsExist(err) {
+		return err
+	}
+	st, err := os.Lstat(dir)
+	if err != nil {
+		return err
+	}
+	if sys, ok := st.Sys().(*syscall.Stat_t); !ok || !st.IsDir() || int(sys.Uid) != os.Getuid() || st.Mode().Perm()&0o077 != 0 {
+		return errs.New(errs.Permission, "%s is not a directory of ours alone", dir)
+	}
+	return nil
 }
 
 // sweep removes what nodes of ours left that were killed: nobody holds their lock.

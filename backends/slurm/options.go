@@ -20,6 +20,7 @@ type request struct {
 	Memory        int64         // of each node, bytes; 0 = not asked
 	GPUs          int           // of each node; 0 = not asked
 	Exclusive     bool
+	Apart         bool     // nodes do not see the state directory
 	Overlap       bool     // the job in another's place may run beside it
 	Args          []string // more options of sbatch, verbatim
 }
@@ -148,6 +149,10 @@ func parse(o backends.Options) (q request, faults []backends.Fault) {
 		q.Memory = n
 	}
 	q.Overlap = r.boolean("overlap")
+	if _, ok := o["shared_home"]; ok {
+		q.Apart = !r.boolean("shared_home")
+	}
+	r.known = append(r.known, "shared_home")
 	for _, a := range q.Args {
 		if !strings.HasPrefix(a, "-") || strings.ContainsAny(a, "\n\r") {
 			r.fault("args", `%q is not one option; give each as sbatch takes it, such as "--mail-type=END"`, a)

@@ -41,6 +41,8 @@ type record struct {
 	Beheaded string           `json:"beheaded,omitempty"` // the node that had its script is lost
 	Step     *stepRecord      `json:"step,omitempty"`     // it is a step in an allocation that we did not make
 	End      *backends.Status `json:"end,omitempty"`
+	Apart    bool             `json:"apart,omitempty"`  // its nodes do not see the state directory
+	Binary   string           `json:"binary,omitempty"` // that is brought to them then
 
 	strays []string // jobs that are to be cancelled: twins of this one, or what is left of it
 }

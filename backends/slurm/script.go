@@ -83,11 +83,19 @@ func (q request) script(j job) (string, error) {
 	line("--no-kill")
 	line("--no-requeue")
 	line("--open-mode=append")
-	line("--output=\"%s\"", j.log)
+	if q.Apart { // nodes have no such directories
+		line("--output=/dev/null")
+		line("--chdir=/")
+	} else {
+		line("--output=\"%s\"", j.log)
+	}
 	for _, a := range q.Args {
 		line("%s", a)
 	}
 	words := step(len(j.nodes), j.binary, j.path(nodesExt))
+	if q.Apart {
+		words = waitStep(len(j.nodes), j.Name)
+	}
 	for i := range words {
 		words[i] = quote(words[i])
 	}

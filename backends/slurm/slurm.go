@@ -48,6 +48,11 @@ type Backend struct {
 	failedAt time.Time
 	every    time.Duration            // how old a snapshot may be
 	children map[string]chan struct{} // of steps, by path: closed when their end is on disk
+	carried  map[string]*carrying     // by path of record
+
+	life    context.Context // ends with Close
+	end     context.CancelFunc
+	carries sync.WaitGroup
 }
 
 var (
@@ -57,8 +62,10 @@ var (
 
 // New makes the backend for the state directory home ($LAUNCHER_HOME).
 func New(home string) *Backend {
-	return &Backend{home: home, cli: commands{counts: map[string]int{}}, looking: make(chan struct{}, 1), every: firstLook,
-		children: map[string]chan struct{}{}}
+	b := &Backend{home: home, cli: commands{counts: map[string]int{}}, looking: make(chan struct{}, 1), every: firstLook,
+		children: map[string]chan struct{}{}, carried: map[string]*carrying{}}
+	b.life, b.end = context.WithCancel(context.Background())
+	return b
 }
 
 // Capabilities are the same for all pools.
@@ -86,7 +93,11 @@ func (b *Backend) Check(o backends.Options) []backends.Fault {
 }
 
 // Close forgets; jobs run on.
-func (b *Backend) Close() error { return nil }
+func (b *Backend) Close() error {
+	b.end()
+	b.carries.Wait()
+	return nil
+}
 
 // Commands is how often each of Slurm's commands was run.
 func (b *Backend) Commands() map[string]int {
@@ -225,6 +236,7 @@ func (b *Backend) submit(ctx context.Context, q request, j job) (record, error) 
 	if a, ok := inside(q); ok {
 		return rec, b.startStep(a, j, &rec)
 	}
+	rec.Apart, rec.Binary = q.Apart, j.binary
 	text, err := q.script(j)
 	if err == nil {
 		err = rec.begin()

@@ -24,7 +24,7 @@ import (
 // The test binary is what a job starts on its nodes.
 func TestMain(m *testing.M) {
 	if len(os.Args) > 3 && os.Args[1] == "slurm-node" {
-		if err := Node(context.Background(), os.Args[3], os.Stderr, agent); err != nil {
+		if err := Node(context.Background(), os.Args[3], "", os.Stderr, agent); err != nil {
 			fmt.Fprintln(os.Stderr, "error:", err)
 			os.Exit(1)
 		}

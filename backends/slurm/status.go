@@ -49,7 +49,7 @@ func (b *Backend) Status(ctx context.Context, handles [][]byte) ([]backends.Stat
 				out[i].State = backends.Running
 			}
 		default:
-			out[i] = b.judge(r, s)
+			out[i] = b.notShared(r, b.judge(r, s))
 			if len(r.strays) > 0 {
 				_ = b.cancelJobs(ctx, r.strays, map[string]bool{}) // looked at again
 			}

@@ -242,11 +242,11 @@ func (x *examination) node(seen map[string][]string, before, after time.Time, ca
 	if one("python") == "" {
 		tell("note", `python = "/path/to/python" or setup = ["module load python"]`, "no python3 is found before setup: nodes run commands only")
 	}
-	if one("home") == "" {
-		tell("error", "set LAUNCHER_HOME to a directory that nodes share with this machine", "the state directory is not seen there")
+	if one("home") == "" && !x.q.Apart {
+		tell("error", "shared_home = false; or set LAUNCHER_HOME to a directory that nodes share with this machine", "the state directory is not seen there")
 	}
-	if one("binary") == "" {
-		tell("error", "put the binary into a directory that nodes share with this machine", "it does not see %s", x.Binary)
+	if one("binary") == "" && !x.q.Apart {
+		tell("error", "shared_home = false; or put the binary into a directory that nodes share with this machine", "it does not see %s", x.Binary)
 	}
 	if !came {
 		tell("error", "open a port between them and name it, [network] ports; or start the work inside an allocation, by sbatch",

@@ -289,7 +289,7 @@ func (c *Core) nodeInfos() []wire.NodeInfo {
 func (c *Core) poolInfos() []wire.PoolInfo {
 	out := []wire.PoolInfo{}
 	for _, p := range c.sortedPools() {
-		x := wire.PoolInfo{Name: p.spec.Name, Backend: p.spec.Backend, Min: p.spec.Min, Max: p.spec.Max, Failed: p.failures, Wanted: p.wanted, Why: cmp.Or(p.why, p.over), Final: p.final}
+		x := wire.PoolInfo{Name: p.spec.Name, Backend: p.spec.Backend, Min: p.spec.Min, Max: p.spec.Max, Failed: p.failures, Wanted: p.wanted, Why: cmp.Or(p.why, p.over), Final: p.final, Apart: p.spec.Apart}
 		x.Up, x.Pending, _, _ = c.standing(p)
 		if p.named() {
 			x.Failures = c.failing(p)

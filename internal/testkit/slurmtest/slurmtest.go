@@ -27,6 +27,7 @@ type Options struct {
 	CPUs  int      // of each node, whatever the machine has
 	GPUs  int      // of each node: up to four, which are only device files
 	Lines []string // more of slurm.conf; a key that is there already takes this value
+	Hide  []string // directories that jobs do not see: nodes have none of them
 	Parts []string // partitions beside the default one, main: PartitionName=... Nodes=...
 }
 
@@ -137,7 +138,7 @@ func (c *Cluster) start(ctx context.Context) error {
 		if err := os.MkdirAll(at("spool/"+n), 0o755); err != nil {
 			return err
 		}
-		if err := c.daemon(n, find("slurmd"), "-D", "-N", n, "-f", c.Conf); err != nil {
+		if err := c.daemon(n, c.hiding(find("slurmd"), "-D", "-N", n, "-f", c.Conf)...); err != nil {
 			return err
 		}
 	}
@@ -145,6 +146,18 @@ func (c *Cluster) start(ctx context.Context) error {
 		out, err := c.Run(ctx, "sinfo", "-h", "-p", "main", "-t", "idle", "-o", "%D")
 		return err == nil && strings.TrimSpace(out) == strconv.Itoa(c.o.Nodes)
 	})
+}
+
+// hidden mounts an empty directory over each of its arguments up to --, in namespaces of
+// its own, and runs the rest as the user who asked.
+const hidden = `u=$1 g=$2; shift 2; while [ "$1" != -- ]; do mount -t tmpfs none "$1" || exit 1; shift; done; shift; exec unshare -U --map-user="$u" --map-group="$g" "$@"`
+
+func (c *Cluster) hiding(argv ...string) []string {
+	if len(c.o.Hide) == 0 {
+		return argv
+	}
+	out := []string{"unshare", "-Urm", "sh", "-c", hidden, "sh", strconv.Itoa(os.Getuid()), strconv.Itoa(os.Getgid())}
+	return append(append(append(out, c.o.Hide...), "--"), argv...)
 }
 
 // Nodes are their names.
