@@ -69,5 +69,6 @@ if wants site; then
 	gotest site.container-commands ./agent/container '^Test'
 	gotest site.container-local ./launcher '^TestPodman$'
 	gotest site.container-slurm ./launcher '^TestSlurmPodman$'
+	gotest site.no-shared-home ./launcher '^TestSlurmNoSharedHome$'
 	gotest site.examples ./launcher '^TestSlurmExamples$'
 fi

@@ -166,16 +166,4 @@ func TestSlurmNoSharedHome(t *testing.T) {
 	if bad := c.OK(t, "squeue", "-h") + c.OK(t, "sinfo", "-h", "-R"); strings.TrimSpace(bad) != "" {
 		t.Errorf("left in the queue, or drained: %q", bad)
 	}
-	// Without saying so it is clear what is wrong.
-	h.Write("queue.toml", slurmSpec("min = 1"))
-	up := h.Start("up", "queue.toml")
-	testkit.Eventually(t, testkit.Bound, func() string {
-		if r := h.Run("why", "burst"); !strings.Contains(r.Out, "No such file") {
-			return r.String()
-		}
-		return ""
-	})
-	up.Signal(os.Interrupt)
-	up.Wait()
-	h.OK("down", "queue")
 }
