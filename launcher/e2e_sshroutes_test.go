@@ -89,7 +89,7 @@ func TestSSHRelay(t *testing.T) {
 	}
 	r := h.Start("run", "--nodes", "2", "--", "sh", "-c", "echo $MASTER_ADDR")
 	testkit.Eventually(t, testkit.Bound, func() string {
-		if out := h.Run("why", "3").Out; !strings.Contains(out, "its ranks open sockets to each other, so they must be on nodes that reach each other: box-0 does not reach box-1") {
+		if out := h.Run("why", "3").Out; !strings.Contains(out, "its ranks open sockets to each other, so they must be on nodes that reach each other: box-") || !strings.Contains(out, "does not reach") {
 			return out
 		}
 		return ""
