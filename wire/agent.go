@@ -117,8 +117,8 @@ type Welcome struct {
 	HeadEpoch Epoch
 	Grace     int64 // how long an agent lives on without a head, nanoseconds
 	Acked     uint64
-	Drop      []Try  // tries in Hello that the head does not want any more: fenced or of an ended job
-	Number    uint32 // of this life of the node, from 1; no other life of any node of the cluster ever has it. It is part of the ids of tasks and objects (docs/tasks.md)
+	Drop      []Try    // tries in Hello that the head does not want any more: fenced or of an ended job
+	Number    uint32   // of this life of the node, from 1; no other life of any node of the cluster ever has it. It is part of the ids of tasks and objects (docs/tasks.md)
 	Addrs     []string // where the head is reached, best first
 }
 
