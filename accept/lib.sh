@@ -16,6 +16,8 @@ t1() { "$ROOT/scripts/as-user" env LAUNCHER_HOME="$LAUNCHER_HOME" PATH="$ROOT/.b
 t2() { AS_USER=launcher-t2 "$ROOT/scripts/as-user" env LAUNCHER_HOME="$LAUNCHER_HOME" PATH="$ROOT/.build:$PATH" "$@"; }
 # eventually SECONDS COMMAND...: polls until it succeeds.
 eventually() { local end=$((SECONDS + $1)); shift; until "$@"; do ((SECONDS < end)) || return 1; read -rt 0.05 <> <(:) || true; done; }
+# kept POINT OUTPUT: what a failed point printed is in .build/failed/POINT.log.
+kept() { mkdir -p "$ROOT/.build/failed" && printf '%s\n' "$2" >"$ROOT/.build/failed/$1.log"; }
 # gotest POINT PACKAGE REGEXP [FLAG...]: a point that Go tests show; they must run, and as the plain user.
 gotest() {
 	local out n
@@ -25,6 +27,7 @@ gotest() {
 	if [ $rc = 0 ] && [ "$n" -gt 0 ] && ! grep -E '^\s*--- SKIP' <<<"$out" | grep -qv TestRoot; then
 		pass "$1" "$n tests of $2 ($3), $(grep -E '^ok' <<<"$out" | awk '{print $3}' | tail -1)"
 	else
+		kept "$1" "$out"
 		fail "$1" "$2 $3: $(grep -E -- '--- (FAIL|SKIP)|^FAIL|panic|no test' <<<"$out" | head -5)"
 	fi
 }
@@ -37,6 +40,7 @@ rootgotest() {
 	elif grep -qE '^--- SKIP' <<<"$out"; then
 		skip "$1" "$(grep -E 'SKIP' <<<"$out" | head -2)"
 	else
+		kept "$1" "$out"
 		fail "$1" "$2 $3: $(grep -E -- '--- FAIL|^FAIL|panic|no test' <<<"$out" | head -5)"
 	fi
 }
