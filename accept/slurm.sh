@@ -24,6 +24,7 @@ if wants controller; then
 	gotest controller.twin ./backends/slurm '^TestTwin$'
 	gotest controller.away ./backends/slurm '^TestControllerAway$'
 	gotest controller.few-calls ./backends/slurm '^TestFewCalls$'
+	gotest controller.array ./launcher '^TestSlurmCalls$'
 fi
 
 # ---------------------------------------------------------------- nodes and starts that fail
@@ -37,6 +38,7 @@ fi
 if wants cluster; then
 	gotest cluster.up-run-down ./launcher '^TestSlurmCluster$'
 	gotest cluster.demand ./launcher '^TestSlurmDemand$'
+	gotest cluster.start ./launcher '^TestSlurmStart$'
 	gotest cluster.refused ./launcher '^TestSlurmRefused$'
 	gotest cluster.walltime ./launcher '^TestSlurmWalltime$'
 	gotest cluster.preempted ./launcher '^TestSlurmPreempted$'

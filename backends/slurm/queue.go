@@ -155,12 +155,15 @@ func hostsOf(list string) ([]string, error) {
 }
 
 const (
-	// The queue is looked at so often at first after something was asked for, less and less
-	// while nothing changes, down to once in so long while something waits or runs: that
-	// nodes start and die their agents tell.
-	firstLook   = 300 * time.Millisecond
+	// While something waits the queue is looked at so often at first after it was asked for,
+	// and less and less while nothing changes.
+	firstLook   = 500 * time.Millisecond
 	waitingLook = 10 * time.Second
+	// While all runs nothing but agents' connections tells how nodes are, and the queue when
+	// jobs end: once in so long. A head that misses a node asks, and is given a look as new
+	// as this at first, less and less new when it asks on.
 	runningLook = 30 * time.Second
+	missedLook  = time.Second
 )
 
 // look gives a snapshot that was asked for at since or later.
@@ -193,47 +196,62 @@ func (b *Backend) look(ctx context.Context, since time.Time) (*snapshot, error) 
 	}
 	s := parseQueue(out)
 	s.at = at
-	most := waitingLook
-	if same, idle := s.same(b.last); same {
-		if idle {
-			most = runningLook
-		}
-		b.every = min(b.every*3/2, most)
-	} else {
-		b.every = firstLook
+	first, most := firstLook, waitingLook
+	same, calm := s.same(b.last)
+	if calm {
+		first, most = missedLook, b.calmLook
 	}
-	b.last, b.failed = s, nil
+	if same && (!calm || s.at.Sub(b.last.at) < b.calmLook) {
+		b.every = min(max(2*b.every, first), most)
+	} else {
+		b.every = first
+	}
+	b.last, b.failed, b.calm = s, nil, calm
 	return s, nil
 }
 
-// same compares our jobs in two snapshots; idle says that none of them waits.
-func (s *snapshot) same(old *snapshot) (same, idle bool) {
-	same, idle = old != nil, true
+// same compares our jobs in two snapshots; calm says that none of them waits.
+func (s *snapshot) same(old *snapshot) (same, calm bool) {
+	same, calm = old != nil, true
 	for name, es := range s.byName {
 		if !strings.HasPrefix(name, "launcher-") {
 			continue
 		}
 		for i, e := range es {
-			idle = idle && !waiting(e.state)
+			calm = calm && !waiting(e.state)
 			same = same && i < len(old.byName[name]) && old.byName[name][i].state == e.state && old.byName[name][i].nodes == e.nodes
 		}
 	}
-	return same, idle
+	return same, calm
 }
 
 // soon has the queue looked at again before long.
 func (b *Backend) soon() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.every = firstLook
+	b.every, b.calm = firstLook, false
 }
 
-// recent gives a snapshot that is new enough for now.
-func (b *Backend) recent(ctx context.Context) (*snapshot, error) {
+// young is how old a snapshot may be: for the head, who asks when it misses a node, and for
+// whoever only watches.
+func (b *Backend) young() (asked, watched time.Duration) {
 	b.mu.Lock()
-	since := time.Now().Add(-b.every)
-	b.mu.Unlock()
-	return b.look(ctx, since)
+	defer b.mu.Unlock()
+	if b.calm && b.failed == nil {
+		return b.every, b.calmLook
+	}
+	return b.every, b.every
+}
+
+// nextLook is when a watcher should look though nobody has asked.
+func (b *Backend) nextLook() time.Duration {
+	_, most := b.young()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.last == nil || b.failed != nil {
+		return most
+	}
+	return max(time.Until(b.last.at.Add(most)), firstLook)
 }
 
 func plural(n int, what string) string {

@@ -47,6 +47,8 @@ type Backend struct {
 	failed   error     // of the newest look, when it failed
 	failedAt time.Time
 	every    time.Duration            // how old a snapshot may be
+	calm     bool                     // by the newest look none of our jobs waits
+	calmLook time.Duration            // runningLook; not guarded: a test may set it at first
 	children map[string]chan struct{} // of steps, by path: closed when their end is on disk
 	carried  map[string]*carrying     // by path of record
 
@@ -62,7 +64,7 @@ var (
 
 // New makes the backend for the state directory home ($LAUNCHER_HOME).
 func New(home string) *Backend {
-	b := &Backend{home: home, cli: commands{counts: map[string]int{}}, looking: make(chan struct{}, 1), every: firstLook,
+	b := &Backend{home: home, cli: commands{counts: map[string]int{}}, looking: make(chan struct{}, 1), every: firstLook, calmLook: runningLook,
 		children: map[string]chan struct{}{}, carried: map[string]*carrying{}}
 	b.life, b.end = context.WithCancel(context.Background())
 	return b
@@ -368,7 +370,7 @@ func (b *Backend) Cancel(ctx context.Context, handles [][]byte) error {
 		return nil
 	}
 	asked := map[string]bool{} // scancel has been told of them
-	for pause := 100 * time.Millisecond; ; pause = min(2*pause, 2*time.Second) {
+	for pause := 400 * time.Millisecond; ; pause = min(2*pause, 2*time.Second) {
 		s, err := b.look(ctx, time.Now())
 		if err != nil {
 			return err
@@ -381,7 +383,7 @@ func (b *Backend) Cancel(ctx context.Context, handles [][]byte) error {
 			}
 			left = append(left, r)
 			for _, e := range s.byName[r.Name] {
-				if !over(e.state) && !asked[e.id] {
+				if !over(e.state) && e.state != "COMPLETING" && !asked[e.id] {
 					ids = append(ids, e.id)
 				}
 			}
@@ -414,7 +416,6 @@ func (b *Backend) cancelJobs(ctx context.Context, ids []string, asked map[string
 		for _, id := range some {
 			asked[id] = true
 		}
-		b.soon()
 	}
 	return nil
 }

@@ -12,6 +12,11 @@ import (
 // Status tells by one look at the queue, which may be some seconds old. While Slurm does
 // not answer nothing new is known: no job is over because its controller is away.
 func (b *Backend) Status(ctx context.Context, handles [][]byte) ([]backends.Status, error) {
+	age, _ := b.young()
+	return b.status(ctx, handles, age)
+}
+
+func (b *Backend) status(ctx context.Context, handles [][]byte, age time.Duration) ([]backends.Status, error) {
 	out := make([]backends.Status, len(handles))
 	var open []int
 	recs := make([]record, len(handles))
@@ -34,7 +39,7 @@ func (b *Backend) Status(ctx context.Context, handles [][]byte) ([]backends.Stat
 	if len(open) == 0 {
 		return out, nil
 	}
-	s, err := b.recent(ctx)
+	s, err := b.look(ctx, time.Now().Add(-age))
 	if err != nil && ctx.Err() != nil {
 		return nil, err
 	}
@@ -189,7 +194,8 @@ func (b *Backend) ended(r *record, st backends.Status) backends.Status {
 func (b *Backend) Watch(ctx context.Context, handles [][]byte, changed chan<- int) error {
 	last := make([]backends.Status, len(handles))
 	for ctx.Err() == nil {
-		st, err := b.Status(ctx, handles)
+		_, age := b.young()
+		st, err := b.status(ctx, handles, age)
 		for i := range st {
 			if err == nil && (st[i].State != last[i].State || st[i].Why != last[i].Why || st[i].Deadline != last[i].Deadline || len(st[i].DeadNodes) != len(last[i].DeadNodes)) {
 				last[i] = st[i]
@@ -200,10 +206,7 @@ func (b *Backend) Watch(ctx context.Context, handles [][]byte, changed chan<- in
 				}
 			}
 		}
-		b.mu.Lock()
-		wait := b.every
-		b.mu.Unlock()
-		t := time.NewTimer(wait)
+		t := time.NewTimer(b.nextLook())
 		select {
 		case <-t.C:
 		case <-ctx.Done():

@@ -99,6 +99,7 @@ func (c *Core) stepDown() {
 					if s := c.d.st.Subs[t]; s.Pool == p.spec.Name {
 						for _, a := range s.Allocs {
 							if !a.Ended {
+								p.cancel[string(a.Handle)] = true
 								hs = append(hs, a.Handle)
 							}
 						}

@@ -4,6 +4,8 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"testing"
 	"time"
 )
@@ -47,6 +49,27 @@ func (c *Cluster) OK(t testing.TB, name string, args ...string) string {
 		t.Fatal(err)
 	}
 	return out
+}
+
+// Calls is how often the controller was asked what since it started, by its own count.
+func (c *Cluster) Calls(t testing.TB) map[string]int {
+	t.Helper()
+	calls := map[string]int{}
+	for line := range strings.Lines(c.OK(t, "sdiag")) {
+		f := strings.Fields(line)
+		if len(f) == 0 {
+			continue
+		}
+		if strings.HasSuffix(line, "by user\n") { // the same once more
+			break
+		}
+		for _, w := range f[1:] {
+			if n, ok := strings.CutPrefix(w, "count:"); ok {
+				calls[f[0]], _ = strconv.Atoi(n)
+			}
+		}
+	}
+	return calls
 }
 
 func (c *Cluster) dump(t testing.TB) {
