@@ -109,7 +109,7 @@ func (e *environment) job(ctx context.Context, spec *wire.Job) (*jobEnv, error) 
 	if j != nil && j.spec == spec {
 		return j, nil
 	}
-	base := inherited(e.outer, spec.Spec.KeepEnv)
+	base := inherited(e.outer, spec.Spec.Keep)
 	if len(spec.Setup) > 0 {
 		var err error
 		if base, err = e.setup(ctx, spec, base); err != nil {
@@ -174,24 +174,16 @@ func (e *environment) job(ctx context.Context, spec *wire.Job) (*jobEnv, error) 
 
 const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-// outerNames are variables of launchers around us. A program that finds them takes
-// itself for a part of something that it is not.
-var outerNames = []string{"RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "ROLE_NAME", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "ROLE_WORLD_SIZE",
-	"GROUP_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
-
-var outerPrefixes = []string{"SLURM_", "SLURMD_", "SRUN_", "PMI_", "PMIX_", "OMPI_", "PBS_", "TORCHELASTIC_"}
-
-// inherited is the node's environment without what an outer launcher set. The SDK and
-// this program's own variables never pass.
-func inherited(outer []string, keep bool) []string {
+// inherited is the node's environment without what outer launchers set, but for those to
+// keep. The SDK and this program's own variables never pass.
+func inherited(outer, keep []string) []string {
 	var out []string
 	for _, kv := range outer {
 		name, _, _ := strings.Cut(kv, "=")
 		if strings.HasPrefix(name, "LAUNCHER_") || name == "LAUNCHER" {
 			continue
 		}
-		hidden := slices.Contains(outerNames, name) || slices.ContainsFunc(outerPrefixes, func(p string) bool { return strings.HasPrefix(name, p) })
-		if !hidden || keep {
+		if of := wire.OuterOf(name); of == "" || slices.Contains(keep, of) {
 			out = append(out, kv)
 		}
 	}

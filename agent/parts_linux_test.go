@@ -38,12 +38,12 @@ func TestEnvironment(t *testing.T) {
 	}
 	// Kept on request: what the outer launcher set, never what was ours.
 	keep := *j
-	keep.Job, keep.Spec.KeepEnv = 2, true
+	keep.Job, keep.Spec.Keep = 2, []string{"slurm"}
 	s.Job = &keep
 	got, err = e.of(context.Background(), s, nil)
 	must(t, err)
-	if !slices.Contains(got, "SLURM_JOB_ID=7") || !slices.Contains(got, "OMPI_X=1") || slices.Contains(got, "LAUNCHER_JOB_ID=9") {
-		t.Errorf("with KeepEnv: %q", got)
+	if !slices.Contains(got, "SLURM_JOB_ID=7") || slices.Contains(got, "OMPI_X=1") || slices.Contains(got, "LAUNCHER_JOB_ID=9") {
+		t.Errorf("with slurm kept: %q", got)
 	}
 }
 

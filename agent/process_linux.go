@@ -83,7 +83,7 @@ type shown struct {
 }
 
 func (a *agent) startProcess(p *wire.Process) (*shown, error) {
-	argv, env := p.Command, inherited(a.env.outer, false)
+	argv, env := p.Command, inherited(a.env.outer, nil)
 	exe, err := os.Executable()
 	if err != nil {
 		return nil, errs.Wrap(errs.Internal, err, "the own binary")

@@ -102,7 +102,7 @@ type check struct {
 func (a *agent) checkPool(ctx context.Context) (c check) {
 	env := os.Environ()
 	if len(a.cfg.Setup) > 0 {
-		vars, err := a.env.setup(ctx, &wire.Job{Setup: a.cfg.Setup, PoolEnv: a.cfg.Env}, inherited(a.env.outer, false))
+		vars, err := a.env.setup(ctx, &wire.Job{Setup: a.cfg.Setup, PoolEnv: a.cfg.Env}, inherited(a.env.outer, nil))
 		if err != nil {
 			c.why = err.Error()
 			return c

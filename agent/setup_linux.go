@@ -30,9 +30,7 @@ type setupOutcome struct {
 // that they leave. Whoever asked first may lose interest: others wait for the same run.
 func (e *environment) setup(ctx context.Context, spec *wire.Job, base []string) ([]string, error) {
 	key := strings.Join(append(append([]string{}, spec.Setup...), spec.PoolEnv...), "\n")
-	if spec.Spec.KeepEnv {
-		key += "\x00keep"
-	}
+	key += "\x00" + strings.Join(spec.Spec.Keep, " ")
 	e.mu.Lock()
 	s := e.setups[key]
 	if s == nil {

@@ -106,6 +106,7 @@ func TestRun(t *testing.T) {
 		if got := h.OK("run", "--", "pwd"); got != h.Work+"\n" {
 			t.Errorf("pwd: %q, want %q", got, h.Work)
 		}
+		h.Fails(125, []string{"--keep-env", "slurm keeps SLURM_*"}, "run", "--keep-env", "--", "true")
 		if got := h.OK("run", "--workdir", "/", "--env", "A=b c", "--", "sh", "-c", "pwd; echo $A"); got != "/\nb c\n" {
 			t.Errorf("%q", got)
 		}

@@ -90,14 +90,15 @@ func TestSlurmAllocation(t *testing.T) {
 	h, c := slurmHome(t, slurmtest.Options{Nodes: 3, CPUs: 4})
 	out := batch(t, h, c, "-N 2 -n 4 --ntasks-per-node=2", `
 launcher run --nodes 2 -- sh -c 'echo rank $RANK of $WORLD_SIZE ${SLURM_JOB_ID-hidden}'
-launcher run --keep-env -- sh -c 'echo kept $SLURM_JOB_ID'
+export PMI_X=1
+launcher run --keep-env slurm -- sh -c 'echo kept $SLURM_JOB_ID ${PMI_X-hidden}'
 launcher run -- sh -c 'exit 7'
 echo code $?
 launcher run -- echo one & launcher run -- echo two & wait
 launcher run --detach -- true; echo detach $?
 squeue -h -s -j $SLURM_JOB_ID -o %i | grep -v -e batch -e extern | wc -l
 `)
-	for _, want := range []string{"rank 0 of 2 hidden\n", "rank 1 of 2 hidden\n", "kept 1\n", "code 7\n", "one\n", "two\n", "detach 125\n"} {
+	for _, want := range []string{"rank 0 of 2 hidden\n", "rank 1 of 2 hidden\n", "kept 1 hidden\n", "code 7\n", "one\n", "two\n", "detach 125\n"} {
 		if !strings.Contains(out, want) {
 			t.Errorf("%q is not there: %s", want, out)
 		}

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -27,7 +28,7 @@ type jobFlags struct {
 	workdir         string
 	outputs         []string
 	env             []string
-	keepEnv         bool
+	keepEnv         []string
 	name            string
 	retryFailed     int
 	grace           string
@@ -52,7 +53,7 @@ func (f *jobFlags) common(fs *pflag.FlagSet) {
 	fs.StringVar(&f.workdir, "workdir", "", "`DIR` to run in (default: here)")
 	fs.StringArrayVar(&f.outputs, "outputs", nil, "`GLOB` of files that come back from nodes that do not share the directory (repeatable)")
 	fs.StringArrayVar(&f.env, "env", nil, "`KEY=VALUE` for the command, or KEY to pass on this shell's (repeatable)")
-	fs.BoolVar(&f.keepEnv, "keep-env", false, "keep variables of an outer allocation (SLURM_* and the like)")
+	fs.StringSliceVar(&f.keepEnv, "keep-env", nil, "keep the variables of launchers around us, a `LIST` of slurm, mpi, pbs, torch, or all")
 	fs.StringVar(&f.name, "name", "", "`NAME` of the job (default: the command's)")
 	fs.StringVar(&f.grace, "grace", "10s", "`DURATION` between SIGTERM and SIGKILL")
 	fs.IntVar(&f.priority, "priority", 0, "higher goes first, with the tasks of its program; nothing that runs is ended for it")
@@ -66,7 +67,7 @@ var envKey = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
 
 // spec turns the common flags into the start of a job.
 func (f *jobFlags) spec(command []string) (wire.JobSpec, error) {
-	s := wire.JobSpec{Command: command, KeepEnv: f.keepEnv, Priority: f.priority, Pool: f.pool, Outputs: f.outputs,
+	s := wire.JobSpec{Command: command, Priority: f.priority, Pool: f.pool, Outputs: f.outputs,
 		Name: f.name, RetryFailed: f.retryFailed, Exclusive: f.exclusive, Ranks: 1}
 	var err error
 	if s.Dir, err = workdir(f.workdir); err != nil {
@@ -101,6 +102,16 @@ func (f *jobFlags) spec(command []string) (wire.JobSpec, error) {
 	}
 	if f.retryFailed < 0 {
 		return s, errs.New(errs.Invalid, "--retry-failed %d: give 0 or more", f.retryFailed)
+	}
+	for _, o := range wire.Outer {
+		if slices.Contains(f.keepEnv, "all") || slices.Contains(f.keepEnv, o.Name) {
+			s.Keep = append(s.Keep, o.Name)
+		}
+	}
+	for _, k := range f.keepEnv {
+		if k != "all" && !slices.Contains(s.Keep, k) {
+			return s, errs.New(errs.Invalid, "--keep-env %q: no launcher is known by that name", k).Hint("slurm keeps SLURM_*, all keeps everything; mpi, pbs and torch are the others")
+		}
 	}
 	for _, kv := range f.env {
 		k, v, has := strings.Cut(kv, "=")

@@ -20,7 +20,7 @@ type JobSpec struct {
 	Dir      string   // absolute working directory on the submitter's machine
 	DirToken string   // what tells whether a node sees the same directory (package bundle); "" = do not check
 	Env      []string // KEY=VALUE, added to the node's environment
-	KeepEnv  bool     // keep the outer allocation's variables (SLURM_* and the like)
+	KeepEnv  bool     // not used; Keep says more
 
 	Resources   Resources // of one rank
 	TimeLimit   int64     // 0 = none; past it: SIGTERM, Grace, SIGKILL, exit code 124
@@ -45,6 +45,7 @@ type JobSpec struct {
 	Outputs []string // globs that come back where Dir is not shared
 	Limits  Limits   // what the job may use at a time, its programs' tasks included
 	DirSum  string   // what the head has of Dir for nodes that do not see it (Tree.Sum); "" = nothing
+	Keep    []string // of which launchers around us the processes see variables (Outer)
 }
 
 // ArraySpec says which elements an array has.
