@@ -226,7 +226,9 @@ func (f *front) once(ctx context.Context) (down, met bool, err error) {
 	if err := f.keepPost(); err != nil {
 		return false, false, err
 	}
-	_ = os.Remove(filepath.Join(f.dir, downFile)) // it went there with the record
+	for _, name := range []string{downFile, wire.DownLeftFile} { // they went there with the record
+		_ = os.Remove(filepath.Join(f.dir, name))
+	}
 	conn, err := f.hosts.JoinHead(ctx, at)
 	if err != nil {
 		return false, false, err

@@ -321,6 +321,14 @@ func (f *front) rise(ctx context.Context) error {
 	return nil
 }
 
+// HeadPlace names the machine that has the head of a cluster that is not known to be down;
+// "" when that is none but this one.
+func HeadPlace(dir string) string {
+	var s post
+	_, _ = readPost(filepath.Join(dir, HeadAtFile), &s)
+	return s.place()
+}
+
 // LeftBehind names the machines that could not be told that a cluster is down.
 func LeftBehind(dir string) (places []string) {
 	var s post

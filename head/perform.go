@@ -51,7 +51,7 @@ func (h *head) perform(p performed) {
 	case core.Replaced:
 		h.replaced(e.Err)
 	case core.CloseDown:
-		h.wg.Go(func() { h.closeDown() })
+		h.wg.Go(func() { h.closeDown(e.Left) })
 	default:
 		h.log.Error("an effect that the shell does not know", "effect", e)
 	}
@@ -143,7 +143,7 @@ func (h *head) keepConfig() {
 }
 
 // closeDown ends the head once those who wait for the end have been told.
-func (h *head) closeDown() {
+func (h *head) closeDown(left []string) {
 	h.tables.last(h.ctx)
 	told := time.After(toldBound)
 	tick := time.NewTicker(10 * time.Millisecond)
@@ -163,7 +163,10 @@ func (h *head) closeDown() {
 		}
 		break
 	}
-	h.closeOnce.Do(func() { close(h.closed) })
+	h.closeOnce.Do(func() {
+		h.left = left
+		close(h.closed)
+	})
 }
 
 // toldBound is how long a head that ends waits for its clients to take their answers.

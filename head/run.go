@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -64,6 +65,7 @@ type head struct {
 	release releaseQueue
 	views   views
 	closed  chan struct{} // CloseDown was performed
+	left    []string      // by it: whose end was not confirmed
 
 	// The loop's own.
 	core         *core.Core
@@ -184,6 +186,7 @@ func (h *head) serve(ctx context.Context, cancel context.CancelFunc) error {
 			return err
 		}
 		_ = os.Remove(filepath.Join(h.dir, downFile))
+		_ = os.Remove(filepath.Join(h.dir, wire.DownLeftFile)) // the journal has what is in it
 		h.log.Info("head is up", "epoch", uint64(epoch), "addrs", h.addresses(), "version", h.o.Version)
 		g.Go(func() error { return h.serveUnix(ctx, sock) })
 		if h.o.Ready != nil {
@@ -240,6 +243,11 @@ var errDown = errors.New("the cluster is down")
 func (h *head) finish() error {
 	_ = os.Remove(filepath.Join(h.dir, clusterFile))
 	_ = os.RemoveAll(filepath.Join(h.dir, "dirs")) // no node is left to want one
+	if len(h.left) > 0 {                           // before it counts as down
+		if err := record.WriteFile(filepath.Join(h.dir, wire.DownLeftFile), []byte(strings.Join(h.left, "\n")+"\n")); err != nil {
+			return err
+		}
+	}
 	if err := record.WriteFile(filepath.Join(h.dir, downFile), nil); err != nil {
 		return err
 	}

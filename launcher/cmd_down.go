@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -43,6 +44,10 @@ func (a *app) cmdDown() *cobra.Command {
 		Short: "end a cluster: its processes, sockets, memory, allocations",
 		Long: `End a cluster. Work that runs gets SIGTERM, then SIGKILL after --grace; with --drain it may
 finish first. The record (journal, results, logs) stays until "launcher forget NAME".
+
+Exit code 124: the cluster is down, but machines could not be asked whether their part has
+ended. What runs there ends by itself, after the grace time of its pool without a head; the
+next down or up ends what it reaches then.
 
 Without NAME it means the only cluster up, and asks first; where there is no terminal to
 ask on, NAME (or --yes) is needed as soon as any job would be stopped.`,
@@ -111,6 +116,9 @@ func (a *app) downOne(ctx context.Context, t target, o downOptions) error {
 	if err := a.takeDown(ctx, t, o); err != nil {
 		return err
 	}
+	if err := leftBehind(t); err != nil {
+		return err
+	}
 	if a.json {
 		a.printJSON(doc{"cluster": t.name, "state": "down", "record": t.dir})
 		return nil
@@ -127,7 +135,7 @@ func (a *app) downAll(ctx context.Context, o downOptions) error {
 	var failed []error
 	for _, r := range recs {
 		t, err := named(r.name)
-		if err == nil && (t.up || crashed(t.dir) || len(nodeProcesses(t)) > 0) {
+		if err == nil && (t.up || crashed(t.dir) || leftBehind(t) != nil || len(nodeProcesses(t)) > 0) {
 			err = a.downOne(ctx, t, o)
 		}
 		if err != nil {
@@ -143,7 +151,7 @@ func (a *app) takeDown(ctx context.Context, t target, o downOptions) error {
 		o.grace = defaultGrace
 	}
 	var herr error
-	if !t.up && crashed(t.dir) {
+	if !t.up && (crashed(t.dir) || leftBehind(t) != nil) {
 		t.up, herr = a.revive(ctx, t)
 	}
 	if t.up {
@@ -172,8 +180,41 @@ func (a *app) takeDown(ctx context.Context, t target, o downOptions) error {
 			}
 			return e
 		}
+		// One that is just ending has no command line any more, but its sockets.
+		for end := time.Now().Add(goneBound); answers(t.dir) && time.Now().Before(end); {
+			time.Sleep(20 * time.Millisecond)
+		}
 	}
 	return removeRemains(t)
+}
+
+// leftBehind is the error of a cluster that does not answer any more and is down but for
+// what could not be asked; nil when nothing is known to be left.
+func leftBehind(t target) error {
+	if place := broker.HeadPlace(t.dir); place != "" {
+		return exitWith(exitTimeout, errs.New(errs.Timeout, "the head of cluster %s, on %s, could not be told to end it", t.name, place).
+			Hint("it and its nodes go on; `launcher down %s` tells them when %s can be reached", t.name, place))
+	}
+	var left []string
+	if b, err := os.ReadFile(filepath.Join(t.dir, wire.DownLeftFile)); err == nil {
+		left = strings.Split(strings.TrimSpace(string(b)), "\n")
+	}
+	for _, p := range broker.LeftBehind(t.dir) {
+		left = append(left, p+" (a head that was replaced)")
+	}
+	if len(left) == 0 {
+		return nil
+	}
+	return exitWith(exitTimeout, errs.New(errs.Timeout, "cluster %s is down, but nothing confirmed the end of %s", t.name, strings.Join(left, ", ")).
+		Hint("what runs there ends by itself after the grace time of its pool without a head").
+		Hint("`launcher down %s` or the next `launcher up` ends what can be reached then", t.name))
+}
+
+// noteLeft tells of what was left where going down is only a part of what was asked for.
+func (a *app) noteLeft(t target) {
+	if err := leftBehind(t); err != nil {
+		a.note("launcher: %s", errs.Line(err))
+	}
 }
 
 // headAway reports that the head of a cluster is on a host, and a front here in its place.
@@ -193,7 +234,8 @@ func crashed(dir string) bool {
 }
 
 // revive starts the head of a crashed cluster, so that it can end the cluster itself and
-// write down how its jobs ended.
+// write down how its jobs ended; or that of a cluster of which something was left when it
+// went down, to go on with that. up is false when all is done by then.
 func (a *app) revive(ctx context.Context, t target) (bool, error) {
 	h, err := home()
 	if err != nil {
@@ -206,20 +248,32 @@ func (a *app) revive(ctx context.Context, t target) (bool, error) {
 	if hc.Binary, err = executable(); err != nil {
 		return false, err
 	}
-	d := &stateDir{name: t.name, dir: t.dir, home: h, config: hc}
+	d := &stateDir{name: t.name, dir: t.dir, home: h, config: hc, ending: true}
+	if !crashed(t.dir) { // with it, the head would begin anew
+		if err := os.Remove(filepath.Join(t.dir, downFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return false, stateError(h, err)
+		}
+	}
 	if err := d.start(ctx); err != nil {
 		return false, err
 	}
-	return true, nil
+	return answers(t.dir), nil
 }
 
 // returnBound is how long a head may be away before down goes on without it: one that
 // died is started again by its supervisor and goes on with what it was doing.
 const returnBound = 15 * time.Second
 
+// moveBound is how long it may not answer while a front stands in for it, which may be
+// having it started on another machine.
+const moveBound = 40 * time.Second
+
+// downFile says that a cluster went down completely.
+const downFile = "down.done"
+
 // wentDown reports that the cluster's head ended it completely: nothing is left to do.
 func wentDown(dir string) bool {
-	_, err := os.Stat(filepath.Join(dir, "down.done"))
+	_, err := os.Stat(filepath.Join(dir, downFile))
 	return err == nil
 }
 
@@ -231,10 +285,16 @@ func (a *app) askDown(ctx context.Context, t target, o downOptions) error {
 		ctx, cancel = context.WithTimeout(ctx, o.grace+downBound)
 		defer cancel()
 	}
-	for {
-		err := a.askDownOnce(ctx, t, o)
+	for silent := time.Now(); ; {
+		heard, err := a.askDownOnce(ctx, t, o)
 		if err == nil || wentDown(t.dir) {
 			return nil
+		}
+		if heard {
+			silent = time.Now()
+		}
+		if time.Since(silent) > moveBound {
+			return err
 		}
 		for away := time.Now(); ; {
 			if k := errs.KindOf(err); ctx.Err() != nil || k != errs.NotFound && !errs.Retryable(err) || time.Since(away) > returnBound {
@@ -257,15 +317,15 @@ func (a *app) askDown(ctx context.Context, t target, o downOptions) error {
 	}
 }
 
-func (a *app) askDownOnce(ctx context.Context, t target, o downOptions) error {
+func (a *app) askDownOnce(ctx context.Context, t target, o downOptions) (heard bool, err error) {
 	c, err := dial(ctx, t)
 	if err != nil {
-		return err
+		return false, err
 	}
 	defer c.Close()
 	st, err := c.open(ctx, wire.MsgDown, wire.Down{Drain: o.drain, Grace: int64(o.grace)})
 	if err != nil {
-		return err
+		return false, err
 	}
 	defer st.Close()
 	stop := context.AfterFunc(ctx, c.Close)
@@ -276,19 +336,20 @@ func (a *app) askDownOnce(ctx context.Context, t target, o downOptions) error {
 		err := answer(st, &p)
 		switch {
 		case errors.Is(err, io.EOF):
-			return errs.New(errs.Unavailable, "the head of cluster %s went away before all was ended", t.name)
+			return heard, errs.New(errs.Unavailable, "the head of cluster %s went away before all was ended", t.name)
 		case ctx.Err() != nil:
-			return ctx.Err()
+			return heard, ctx.Err()
 		case err != nil:
-			return err
+			return heard, err
 		}
+		heard = true
 		if p.Text != "" && p.Text != last && a.tty {
 			last = p.Text
 			a.screen.progress(p.Text)
 		}
 		if p.Final {
 			a.screen.progress("")
-			return nil
+			return true, nil
 		}
 	}
 }
@@ -325,7 +386,11 @@ func removeRemains(t target) error {
 		_ = sockpath.Remove(filepath.Join(nodes, e.Name(), "agent.sock"))
 	}
 	keepCrashes(t.dir)
-	for _, dir := range []string{nodes, filepath.Join(t.dir, "ssh"), filepath.Join(t.dir, "slurm")} {
+	dirs := []string{nodes}
+	if leftBehind(t) == nil { // else they say what is where
+		dirs = append(dirs, filepath.Join(t.dir, "ssh"), filepath.Join(t.dir, "slurm"))
+	}
+	for _, dir := range dirs {
 		if err := os.RemoveAll(dir); err != nil {
 			return errs.Wrap(errs.Permission, err, "cannot remove the nodes' files")
 		}

@@ -61,7 +61,10 @@ func (a *app) launch(ctx context.Context, l launch) (err error) {
 		}
 		if started {
 			defer func() {
-				if derr := a.takeDown(context.WithoutCancel(ctx), t, downOptions{}); derr != nil && err == nil {
+				derr := a.takeDown(context.WithoutCancel(ctx), t, downOptions{})
+				if derr == nil {
+					a.noteLeft(t)
+				} else if err == nil {
 					err = derr
 				}
 			}()

@@ -28,6 +28,7 @@ type stateDir struct {
 	config wire.HeadConfig
 	lock   *os.File
 	up     bool
+	ending bool       // what the head is to do is end the cluster
 	tied   bool       // the head's supervisor ends with this process
 	ended  chan error // set by start: the end of the head's supervisor
 }
@@ -127,6 +128,7 @@ func (d *stateDir) takeOver(ctx context.Context, a *app, o upOptions) error {
 	if err := a.takeDown(ctx, d.target(), downOptions{}); err != nil {
 		return err
 	}
+	a.noteLeft(d.target())
 	d.up = false
 	if err := os.RemoveAll(d.dir); err != nil {
 		return stateError(d.home, err)
@@ -173,6 +175,9 @@ func (d *stateDir) start(ctx context.Context) error {
 		case err == nil:
 			return nil
 		case !before && wentDown(d.dir) && ctx.Err() == nil && errs.Is(err, errs.Unavailable):
+			if d.ending {
+				return nil
+			}
 			before = true // it first ended what it had been told to end; now it can begin anew
 		case taken && ctx.Err() == nil: // by a supervisor that is dying, else it would have answered
 			select {

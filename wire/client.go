@@ -259,6 +259,11 @@ type Down struct {
 	Drain bool
 	Grace int64
 }
+
+// DownLeftFile names, in the state directory of a cluster that is down, the nodes whose end
+// nothing confirmed, one a line. The journal knows them: the next head goes on with them.
+const DownLeftFile = "down.left"
+
 type DownProgress struct {
 	Nodes int // still up
 	Text  string

@@ -260,7 +260,9 @@ type ConfigChanged struct {
 type Replaced struct{ Err error }
 
 // CloseDown: the cluster is down, everything is given back; the head ends.
-type CloseDown struct{}
+type CloseDown struct {
+	Left []string // whose end was not confirmed, for people
+}
 
 func (SendAgent) effect()         {}
 func (DropAgent) effect()         {}

@@ -117,8 +117,9 @@ func (c *Core) stepDown() {
 			}
 			w.phase = downOver
 			text := "the cluster is down"
-			if n := len(c.d.st.Subs); n > 0 {
-				text = fmt.Sprintf("the cluster is down, but %d allocations did not confirm their end", n)
+			left := c.unconfirmed()
+			if len(left) > 0 {
+				text += ", but nothing confirmed the end of " + strings.Join(left, ", ")
 			}
 			for _, id := range w.ids {
 				c.answer(id, wire.DownProgress{Text: text, Final: true})
@@ -127,7 +128,7 @@ func (c *Core) stepDown() {
 				c.fail(id, errs.New(errs.Unavailable, "the cluster went down"))
 				delete(c.wait, id)
 			}
-			c.effect(CloseDown{})
+			c.effect(CloseDown{Left: left})
 			return
 		case downOver:
 			return
@@ -140,6 +141,29 @@ func (c *Core) stepDown() {
 			c.effect(Reply{ID: id, Resp: wire.DownProgress{Nodes: len(c.order), Text: text}, More: true})
 		}
 	}
+}
+
+// unconfirmed names the nodes of which something may be left where they were.
+func (c *Core) unconfirmed() (out []string) {
+	for _, t := range sortedKeys(c.d.st.Subs) {
+		s := c.d.st.Subs[t]
+		for _, id := range s.Nodes {
+			over := slices.ContainsFunc(s.Allocs, func(a *allocD) bool { return a.Ended && slices.Contains(a.Nodes, id) })
+			if over {
+				continue
+			}
+			text := string(id)
+			if p := c.pools[s.Pool]; p != nil {
+				for i, m := range p.spec.Places {
+					if m != "" && wire.PlaceNode(s.Pool, i) == id {
+						text = fmt.Sprintf("%s (%s)", m, id)
+					}
+				}
+			}
+			out = append(out, text)
+		}
+	}
+	return out
 }
 
 // logsInTime waits a bounded time for the output of jobs that have ended.

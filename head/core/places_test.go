@@ -126,3 +126,28 @@ func TestRetry(t *testing.T) {
 		t.Errorf("asked for %+v; pool: %+v", o, p)
 	}
 }
+
+// TestMachinesLeft: down ends though a machine does not say that its node has ended, and
+// names it.
+func TestMachinesLeft(t *testing.T) {
+	c, first := machines(t, "a", "b")
+	for i, s := range first {
+		c.Step(2*second, Submitted{Token: s.Token, Allocs: []Alloc{{Handle: []byte{byte(i)}, Nodes: s.Nodes}}})
+	}
+	c.Step(3*second, ClientReq{ID: 1, Req: wire.Down{}})
+	end := func(h byte, s AllocState) Event {
+		return AllocStatus{Pool: "box", Items: []AllocItem{{Handle: []byte{h}, State: s}}}
+	}
+	c.Step(4*second, end(0, AllocDone))
+	for now := int64(5) * second; now < 120*second; now += second {
+		for _, e := range c.Step(now, end(1, AllocRunning)).Effects {
+			if d, ok := e.(CloseDown); ok {
+				if !slices.Equal(d.Left, []string{"b (box-1)"}) {
+					t.Errorf("left: %q", d.Left)
+				}
+				return
+			}
+		}
+	}
+	t.Error("down does not end")
+}
