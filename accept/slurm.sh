@@ -60,6 +60,7 @@ fi
 if wants allocation; then
 	gotest allocation.run ./launcher '^TestSlurmAllocation$'
 	gotest allocation.work ./launcher '^TestSlurmBatchWork$'
+	gotest allocation.emit ./launcher '^TestSlurmEmit$'
 fi
 
 # ---------------------------------------------------------------- 5 what sites are like

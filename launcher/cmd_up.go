@@ -45,7 +45,7 @@ func (a *app) cmdUp() *cobra.Command {
 		RunE: func(c *cobra.Command, args []string) error {
 			switch {
 			case emit != "":
-				return later("up --emit")
+				return a.emit(args[0], emit)
 			case dryRun:
 				return a.dryRun(args[0])
 			}
@@ -70,7 +70,7 @@ func (a *app) cmdUp() *cobra.Command {
 	f := c.Flags()
 	f.StringVar(&wait, "wait", "10m", "give up watching after so long, exit code 124")
 	f.BoolVar(&dryRun, "dry-run", false, "print exactly what each backend would be sent, and start nothing")
-	f.StringVar(&emit, "emit", "", "write scripts for sbatch or sh instead (not in this version)")
+	f.StringVar(&emit, "emit", "", "write into `DIR` a script that plain sbatch runs as one job with a head of its own, and start nothing")
 	f.BoolVar(&o.newKeys, "accept-new-host-keys", false, "take the keys of ssh hosts that known_hosts does not have; changed ones are never taken")
 	f.BoolVar(&o.yes, "yes", false, "do not ask before removing nodes or stopping work")
 	f.BoolVar(&o.replace, "replace", false, "take the name over from another spec: its cluster is brought down and its record dropped")

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"time"
 
+	"launcher/backends"
 	"launcher/internal/errs"
 )
 
@@ -40,36 +41,54 @@ func (q request) script(j job) (string, error) {
 	if strings.ContainsAny(j.log, "\n\"%\\") || strings.ContainsAny(j.binary, "\n") {
 		return "", errs.New(errs.Invalid, "%q cannot be the name of a job's output file", j.log).Hint("set LAUNCHER_HOME to a directory with a plain name")
 	}
+	output := []string{"--output=\"" + j.log + "\""}
+	if q.Apart { // nodes have no such directories
+		output = []string{"--output=/dev/null", "--chdir=/"}
+	}
+	limit := q.Time
+	if j.within > 0 && limit > 0 {
+		limit = min(limit, max(j.within, time.Minute))
+	}
 	var b strings.Builder
-	line := func(format string, args ...any) { fmt.Fprintf(&b, "#SBATCH "+format+"\n", args...) }
+	fmt.Fprintf(&b, "#!/bin/bash\n# %s of pool %s, cluster %s\n", strings.Join(j.names(), " "), j.pool, j.cluster)
+	q.ask(&b, j.Name, j.comment(), len(j.nodes), limit, j.after, output)
+	words := step(len(j.nodes), j.binary, j.path(nodesExt))
+	if q.Apart {
+		words = waitStep(len(j.nodes), j.Name)
+	}
+	for i := range words {
+		words[i] = quote(words[i])
+	}
+	fmt.Fprintf(&b, "exec %s\n", strings.Join(words, " "))
+	return b.String(), nil
+}
+
+// ask writes what a job of the pool asks of sbatch.
+func (q request) ask(b *strings.Builder, name, comment string, nodes int, limit time.Duration, after, output []string) {
+	line := func(format string, args ...any) { fmt.Fprintf(b, "#SBATCH "+format+"\n", args...) }
 	opt := func(key, value string) {
 		if value != "" && value != "0" {
 			line("--%s=%s", key, value)
 		}
 	}
-	fmt.Fprintf(&b, "#!/bin/bash\n# %s of pool %s, cluster %s\n", strings.Join(j.names(), " "), j.pool, j.cluster)
-	line("--job-name=%s", j.Name)
-	line("--comment=%s", j.comment())
-	line("--nodes=%d", len(j.nodes))
-	line("--ntasks=%d", len(j.nodes))
+	opt("job-name", name)
+	opt("comment", comment)
+	line("--nodes=%d", nodes)
+	line("--ntasks=%d", nodes)
 	line("--ntasks-per-node=1")
 	opt("partition", q.Partition)
 	opt("account", q.Account)
 	opt("qos", q.QOS)
 	opt("constraint", q.Constraint)
 	opt("reservation", q.Reservation)
-	limit := q.Time
-	if j.within > 0 && limit > 0 {
-		limit = min(limit, max(j.within, time.Minute))
-	}
 	if limit > 0 {
 		line("--time=%s", maxTime(limit))
 	}
 	if q.TimeMin > 0 && q.TimeMin < limit {
 		line("--time-min=%s", maxTime(q.TimeMin))
 	}
-	if len(j.after) > 0 {
-		line("--dependency=afterany:%s", strings.Join(j.after, ":"))
+	if len(after) > 0 {
+		line("--dependency=afterany:%s", strings.Join(after, ":"))
 	}
 	opt("cpus-per-task", strconv.Itoa(q.CPUs))
 	if q.Memory > 0 {
@@ -83,22 +102,51 @@ func (q request) script(j job) (string, error) {
 	line("--no-kill")
 	line("--no-requeue")
 	line("--open-mode=append")
-	if q.Apart { // nodes have no such directories
-		line("--output=/dev/null")
-		line("--chdir=/")
-	} else {
-		line("--output=\"%s\"", j.log)
+	for _, o := range output {
+		line("%s", o)
 	}
 	for _, a := range q.Args {
 		line("%s", a)
 	}
-	words := step(len(j.nodes), j.binary, j.path(nodesExt))
-	if q.Apart {
-		words = waitStep(len(j.nodes), j.Name)
+}
+
+// Emit is a batch script for plain sbatch: a job of n nodes as the pool asks for them, in
+// which a cluster of its own is made. dir, which nodes must see, has its spec, NAME.toml,
+// and takes its state and log.
+func Emit(o backends.Options, name string, n int, binary, dir string) (string, error) {
+	q, faults := parse(o)
+	switch {
+	case len(faults) > 0:
+		return "", errs.New(errs.Invalid, "%s: %s", faults[0].Key, faults[0].Msg)
+	case q.Apart:
+		return "", errs.New(errs.Invalid, "shared_home = false: nodes would not see %s, where the head of a job keeps its state", dir)
+	case q.PerJob > 0 && q.PerJob < n:
+		return "", errs.New(errs.Invalid, "nodes_per_job = %d: the script is one job, of %d nodes", q.PerJob, n).Hint("leave nodes_per_job out, or give fewer as min")
+	case strings.ContainsAny(dir, "\n\"%\\") || strings.ContainsAny(binary, "\n"):
+		return "", errs.New(errs.Invalid, "%q cannot be where a job's output goes", dir).Hint("give a directory with a plain name")
 	}
-	for i := range words {
-		words[i] = quote(words[i])
-	}
-	fmt.Fprintf(&b, "exec %s\n", strings.Join(words, " "))
+	var b strings.Builder
+	fmt.Fprintf(&b, `#!/bin/bash
+# Cluster %[1]s as one Slurm job with a head of its own; it ends with the job.
+#
+#   sbatch %[1]s.sh [FLAG... --] CMD [ARG...]   runs CMD as "launcher run" does; its exit code is the job's
+#   sbatch %[1]s.sh                             keeps the cluster up until the job ends
+#
+`, name)
+	q.ask(&b, name, "", n, q.Time, nil, []string{fmt.Sprintf("--output=\"%s/%s-%%j.log\"", dir, name)})
+	fmt.Fprintf(&b, `
+launcher=%s
+dir=%s
+export LAUNCHER_HOME="$dir/state/$SLURM_JOB_ID"
+unset LAUNCHER_CLUSTER LAUNCHER_SOCKET
+trap '"$launcher" down %[3]s' TERM # Slurm says so that the job ends
+if [ $# -gt 0 ]; then
+	"$launcher" run --on "$dir/%[3]s.toml" "$@" & wait $!
+	exit
+fi
+"$launcher" up "$dir/%[3]s.toml" || exit
+echo "use it with: LAUNCHER_HOME=$LAUNCHER_HOME srun --jobid=$SLURM_JOB_ID --overlap -N1 -n1 -w $SLURMD_NODENAME $launcher --cluster %[3]s run CMD"
+sleep infinity & wait $!
+`, quote(binary), quote(dir), name)
 	return b.String(), nil
 }

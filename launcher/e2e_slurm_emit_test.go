@@ -1,0 +1,124 @@
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"launcher/internal/testkit"
+	"launcher/internal/testkit/slurmtest"
+)
+
+// What --emit writes says what the pool asks for, and the spec beside it nothing of that.
+func TestEmit(t *testing.T) {
+	h := testkit.New(t)
+	h.Write("lab.toml", `version = 1
+name = "lab"
+[head]
+grace = "1m"
+[[pool]]
+name = "burst"
+backend = "slurm"
+partition = "gpu"
+time = ["1h", "8h"]
+gres = "gpu:a100:8"
+min = 4
+idle = "2m"
+total = "48h"
+setup = ["module load cuda"]
+container = "apptainer://images/it.sif"
+env = { MODE = "x" }
+args = ["--mail-type=END"]
+`)
+	h.OK("up", "--emit", "out", "lab.toml")
+	script, spec := h.Read("out/lab.sh"), h.Read("out/lab.toml")
+	for _, want := range []string{"#SBATCH --nodes=4\n", "#SBATCH --partition=gpu\n", "#SBATCH --time=8:00:00\n", "#SBATCH --time-min=1:00:00\n", "#SBATCH --gres=gpu:a100:8\n", "#SBATCH --mail-type=END\n"} {
+		if !strings.Contains(script, want) {
+			t.Errorf("no %q in %s", want, script)
+		}
+	}
+	for _, want := range []string{"min = 4\n", "max = 4\n", `grace = "1m"`, "module load cuda", `MODE = "x"`, filepath.Join(h.Work, "images/it.sif")} {
+		if !strings.Contains(spec, want) {
+			t.Errorf("no %q in %s", want, spec)
+		}
+	}
+	for _, not := range []string{"partition", "gres", "time", "idle", "total", "mail"} {
+		if strings.Contains(spec, not) {
+			t.Errorf("%q is in %s", not, spec)
+		}
+	}
+	for file, mode := range map[string]os.FileMode{"out/lab.sh": 0o700, "out/lab.toml": 0o600, "out/state": 0o700} {
+		if st, err := os.Stat(filepath.Join(h.Work, file)); err != nil || st.Mode().Perm() != mode {
+			t.Errorf("%s: %v, %v, wanted %o", file, st, err, mode)
+		}
+	}
+	h.Write("none.toml", "version = 1\nname = \"none\"\n[[pool]]\nname = \"p\"\nbackend = \"slurm\"\n")
+	h.Fails(125, []string{"min = 0", "min = N"}, "up", "--emit", "out", "none.toml")
+	h.Write("local.toml", "version = 1\nname = \"here\"\n[[pool]]\nname = \"p\"\nbackend = \"local\"\n")
+	h.Fails(125, []string{"one Slurm job"}, "up", "--emit", "out", "local.toml")
+}
+
+// Plain sbatch runs what --emit wrote: a command with its exit code on all nodes, or a
+// cluster to be used until the job ends.
+func TestSlurmEmit(t *testing.T) {
+	slurmtest.Whole(t)
+	h, c := slurmHome(t, slurmtest.Options{Nodes: 2, Lines: []string{"KillWait=60"}})
+	h.Write("queue.toml", slurmSpec("min = 2\nmax = 4\nidle = \"1m\"\nenv = { MODE = \"emitted\" }"))
+	h.OK("up", "--emit", "out", "queue.toml")
+	run := func(code int, args ...string) string {
+		t.Helper()
+		log := filepath.Join(h.Work, "out", "queue-*.log")
+		old, _ := filepath.Glob(log)
+		for _, f := range old {
+			_ = os.Remove(f)
+		}
+		r := testkit.Finish(h.Program(t.Context(), "sbatch", append([]string{"--wait", "out/queue.sh"}, args...)...))
+		out := ""
+		if logs, _ := filepath.Glob(log); len(logs) == 1 {
+			b, _ := os.ReadFile(logs[0])
+			out = string(b)
+		}
+		if r.Code != code {
+			t.Fatalf("sbatch: %s\n%s", r, out)
+		}
+		return out
+	}
+	out := run(0, "--nodes", "2", "--", "sh", "-c", "echo rank $RANK of $WORLD_SIZE $MODE ${SLURM_JOB_ID-hidden}")
+	if !strings.Contains(out, "rank 0 of 2 emitted hidden\n") || !strings.Contains(out, "rank 1 of 2 emitted hidden\n") {
+		t.Errorf("a gang on two nodes: %q", out)
+	}
+	run(7, "sh", "-c", "exit 7")
+	job := strings.TrimSpace(testkit.Finish(h.Program(t.Context(), "sbatch", "--parsable", "out/queue.sh")).Out)
+	testkit.Eventually(t, testkit.Bound, func() string {
+		b, _ := os.ReadFile(filepath.Join(h.Work, "out", "queue-"+job+".log"))
+		_, use, ok := strings.Cut(string(b), "use it with: ")
+		if !ok {
+			return "job " + job + ": " + string(b)
+		}
+		use = strings.TrimSuffix(strings.TrimSpace(use), "CMD") + "echo from outside"
+		if r := testkit.Finish(h.Program(t.Context(), "sh", "-c", use)); r.Out != "from outside\n" {
+			return use + ": " + r.String()
+		}
+		return ""
+	})
+	submitted := testkit.Finish(h.Program(t.Context(), "sbatch", "--parsable", "out/queue.sh", "sh", "-c", "touch began; sleep 600"))
+	c.OK(t, "scancel", job)
+	job = strings.TrimSpace(submitted.Out)
+	testkit.Eventually(t, testkit.Bound, func() string {
+		if _, err := os.Stat(filepath.Join(h.Work, "began")); err != nil {
+			return submitted.String() + c.OK(t, "squeue")
+		}
+		return ""
+	})
+	c.OK(t, "scancel", job)
+	testkit.Eventually(t, 2*testkit.Bound, func() string {
+		if left := c.OK(t, "squeue", "-h"); left != "" {
+			return "left in the queue: " + left
+		}
+		return ""
+	})
+	if bad := c.OK(t, "sinfo", "-h", "-R"); strings.TrimSpace(bad) != "" {
+		t.Errorf("nodes were drained: %q", bad)
+	}
+}
