@@ -229,7 +229,19 @@ func (s *snapshot) same(old *snapshot) (same, calm bool) {
 func (b *Backend) soon() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.every, b.calm = firstLook, false
+	b.every, b.calm, b.asked = firstLook, false, time.Now()
+}
+
+// rest waits until a look may tell more of what was asked for last than that it waits.
+func (b *Backend) rest(ctx context.Context) {
+	b.mu.Lock()
+	t := time.NewTimer(time.Until(b.asked.Add(firstLook)))
+	b.mu.Unlock()
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-ctx.Done():
+	}
 }
 
 // young is how old a snapshot may be: for the head, who asks when it misses a node, and for

@@ -46,6 +46,7 @@ type Backend struct {
 	last     *snapshot // guarded by mu, as is all that follows
 	failed   error     // of the newest look, when it failed
 	failedAt time.Time
+	asked    time.Time                // when a job was asked for last
 	every    time.Duration            // how old a snapshot may be
 	calm     bool                     // by the newest look none of our jobs waits
 	calmLook time.Duration            // runningLook; not guarded: a test may set it at first

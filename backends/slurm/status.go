@@ -39,6 +39,7 @@ func (b *Backend) status(ctx context.Context, handles [][]byte, age time.Duratio
 	if len(open) == 0 {
 		return out, nil
 	}
+	b.rest(ctx)
 	s, err := b.look(ctx, time.Now().Add(-age))
 	if err != nil && ctx.Err() != nil {
 		return nil, err
