@@ -260,11 +260,26 @@ func (c *Core) ahead(w Who, need wire.Resources) *claimant {
 	return nil
 }
 
+// higher is who of a higher priority than w waits for room of the node.
+func (c *Core) higher(w Who) *claimant {
+	for x := range c.claimants {
+		if x.Job != w.Job && x.Priority > w.Priority && c.pool.could(x.need) {
+			return &x
+		}
+	}
+	return nil
+}
+
 // WhyNot says why w does not get room now: whose turn it is, or who has the node. What is
 // held for others KeptFor names.
 func (c *Core) WhyNot(now int64, w Who, need wire.Resources) string {
 	c.now = max(c.now, now)
-	if x := c.ahead(w, need); x != nil {
+	x := c.ahead(w, need)
+	if x == nil && !c.roomFor(w).Fits(need) {
+		// While the node is full nobody is before anybody; who has the next room is known.
+		x = c.higher(w)
+	}
+	if x != nil {
 		if x.Priority > w.Priority {
 			return fmt.Sprintf("it is the turn of %s, of priority %d", wire.JobName(x.Job), x.Priority)
 		}

@@ -3,6 +3,7 @@ package tasks
 import (
 	"encoding/binary"
 	"fmt"
+	"strings"
 	"testing"
 
 	"launcher/agent/core"
@@ -180,7 +181,14 @@ func TestPriorityFirst(t *testing.T) {
 	w.join(2000, 60, 50*millisecond, wire.Terms{Priority: 1}, map[string]any{})
 	w.run(100 * millisecond)
 	w.shares()
-	w.run(500 * millisecond)
+	for range 20 {
+		w.run(25 * millisecond)
+		for _, x := range w.c.Tasks(wire.SDKTaskQuery{States: []string{wire.TaskQueued}, Name: "f1000", Limit: 1}).Tasks {
+			if !strings.Contains(x.Why, "it is the turn of program d7-2000, of priority 1") {
+				t.Fatalf("at %d ms the other %s", w.now/millisecond, x.Why)
+			}
+		}
+	}
 	between(t, "the urgent one", w.shares()[2000], 1, 1)
 	w.run(second)
 	w.shares()
