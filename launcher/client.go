@@ -26,6 +26,9 @@ type client struct {
 // connect reaches the cluster the command means.
 func (a *app) connect(ctx context.Context) (*client, error) {
 	t, err := a.pick(false)
+	if err == nil {
+		err = a.awake(ctx, t)
+	}
 	if err != nil {
 		return nil, err
 	}

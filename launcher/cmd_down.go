@@ -96,6 +96,7 @@ func (a *app) downTarget(ctx context.Context, args []string, yes bool) (target, 
 	if a.inTTY && a.tty {
 		return t, a.confirm(ctx, "this ends cluster "+t.name, false)
 	}
+	_ = a.awake(ctx, t)
 	c, err := dial(ctx, t)
 	if err != nil {
 		return t, nil // its head is gone: there is nothing to lose
@@ -151,7 +152,7 @@ func (a *app) takeDown(ctx context.Context, t target, o downOptions) error {
 		o.grace = defaultGrace
 	}
 	var herr error
-	if !t.up && (crashed(t.dir) || leftBehind(t) != nil) {
+	if !answers(t.dir) && (crashed(t.dir) || leftBehind(t) != nil) {
 		t.up, herr = a.revive(ctx, t)
 	}
 	if t.up {
@@ -236,28 +237,35 @@ func crashed(dir string) bool {
 // revive starts the head of a crashed cluster, so that it can end the cluster itself and
 // write down how its jobs ended; or that of a cluster of which something was left when it
 // went down, to go on with that. up is false when all is done by then.
-func (a *app) revive(ctx context.Context, t target) (bool, error) {
-	h, err := home()
-	if err != nil {
-		return false, err
-	}
-	hc, err := readHeadConfig(t.dir)
-	if err != nil {
-		return false, err
-	}
-	if hc.Binary, err = executable(); err != nil {
-		return false, err
-	}
-	d := &stateDir{name: t.name, dir: t.dir, home: h, config: hc, ending: true}
+func (a *app) revive(ctx context.Context, t target) (up bool, err error) {
 	if !crashed(t.dir) { // with it, the head would begin anew
 		if err := os.Remove(filepath.Join(t.dir, downFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return false, stateError(h, err)
+			return false, stateError(t.dir, err)
 		}
 	}
-	if err := d.start(ctx); err != nil {
+	if err := a.startAgain(ctx, t); err != nil {
 		return false, err
 	}
 	return answers(t.dir), nil
+}
+
+// startAgain starts the head of a cluster (or the front in its place) as it was; one that
+// only has to end the cluster may be done by then. Any number of commands may do it at once:
+// one supervisor gets the state directory, and all wait for its head.
+func (a *app) startAgain(ctx context.Context, t target) error {
+	h, err := home()
+	if err != nil {
+		return err
+	}
+	hc, err := readHeadConfig(t.dir)
+	if err != nil {
+		return err
+	}
+	if hc.Binary, err = executable(); err != nil {
+		return err
+	}
+	d := &stateDir{name: t.name, dir: t.dir, home: h, config: hc, asItWas: true}
+	return d.start(ctx)
 }
 
 // returnBound is how long a head may be away before down goes on without it: one that
@@ -308,6 +316,9 @@ func (a *app) askDown(ctx context.Context, t target, o downOptions) error {
 			if wentDown(t.dir) {
 				return nil
 			}
+			if asleep(t.dir) {
+				_ = a.startAgain(ctx, t)
+			}
 			var c *client
 			if c, err = dial(ctx, t); err == nil {
 				c.Close()
@@ -322,7 +333,14 @@ func (a *app) askDownOnce(ctx context.Context, t target, o downOptions) (heard b
 	if err != nil {
 		return false, err
 	}
-	defer c.Close()
+	left, err := a.attend(ctx, c, false) // what hosts ask when they are reached anew
+	if err != nil {
+		left = func() {}
+	}
+	defer func() {
+		c.Close()
+		left()
+	}()
 	st, err := c.open(ctx, wire.MsgDown, wire.Down{Drain: o.drain, Grace: int64(o.grace)})
 	if err != nil {
 		return false, err

@@ -20,6 +20,7 @@ type upOptions struct {
 	yes     bool
 	replace bool
 	head    bool // the head is all that is waited for
+	once    bool // and only for the first try to reach it
 	newKeys bool // of hosts never seen are taken
 }
 
@@ -261,6 +262,9 @@ func (a *app) awaitPools(ctx context.Context, t target, began time.Time, o upOpt
 		case err == nil:
 			if o.head && i.HeadPID != 0 {
 				return nil
+			}
+			if o.once && i.Trouble != "" {
+				return errs.New(errs.Unavailable, "cluster %s: %s", t.name, i.Trouble)
 			}
 			done := !i.Recovering
 			for _, p := range i.Pools {

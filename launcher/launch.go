@@ -78,6 +78,9 @@ func (a *app) launch(ctx context.Context, l launch) (err error) {
 		return a.launchInAllocation(ctx, al, l)
 	}
 	t, err := a.pick(false)
+	if err == nil {
+		err = a.awake(ctx, t)
+	}
 	if err != nil {
 		return err
 	}

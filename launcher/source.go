@@ -34,6 +34,9 @@ func (a *app) source(ctx context.Context) (*source, error) {
 	if err != nil {
 		return nil, err
 	}
+	if asleep(t.dir) {
+		_ = a.awake(ctx, t) // the front says what is wrong
+	}
 	if t.up {
 		c, err := dial(ctx, t)
 		if err == nil {

@@ -22,15 +22,15 @@ import (
 // stateDir is a cluster's state directory while up works on it, under a lock that keeps
 // two ups apart.
 type stateDir struct {
-	name   string
-	dir    string
-	home   string
-	config wire.HeadConfig
-	lock   *os.File
-	up     bool
-	ending bool       // what the head is to do is end the cluster
-	tied   bool       // the head's supervisor ends with this process
-	ended  chan error // set by start: the end of the head's supervisor
+	name    string
+	dir     string
+	home    string
+	config  wire.HeadConfig
+	lock    *os.File
+	up      bool
+	asItWas bool       // a cluster that turns out to be down is not begun anew
+	tied    bool       // the head's supervisor ends with this process
+	ended   chan error // set by start: the end of the head's supervisor
 }
 
 // prepare makes the state directory of a spec below the home h ready for a head, or finds
@@ -175,7 +175,7 @@ func (d *stateDir) start(ctx context.Context) error {
 		case err == nil:
 			return nil
 		case !before && wentDown(d.dir) && ctx.Err() == nil && errs.Is(err, errs.Unavailable):
-			if d.ending {
+			if d.asItWas {
 				return nil
 			}
 			before = true // it first ended what it had been told to end; now it can begin anew

@@ -21,7 +21,7 @@ type target struct {
 	dir    string // its state directory; "" inside a run
 	sock   string // the head's socket, or the agent's inside a run, which relays
 	inside bool
-	up     bool // something answers at sock
+	up     bool // something answers at sock, or the cluster is asleep
 }
 
 // clusterDir is one cluster directory under $LAUNCHER_HOME.
@@ -66,7 +66,7 @@ func recordsBelow(h string, private bool) ([]clusterDir, error) {
 		if !e.IsDir() || strings.HasPrefix(e.Name(), ".") {
 			continue
 		}
-		out = append(out, clusterDir{e.Name(), dir, answers(dir), private})
+		out = append(out, clusterDir{e.Name(), dir, answers(dir) || asleep(dir), private})
 	}
 	return out, nil
 }
@@ -96,6 +96,53 @@ func answers(dir string) bool {
 	}
 	return false
 }
+
+// asleep reports that a cluster goes on on its hosts while the front here, which stands in
+// for its head, is gone: this machine was started anew, say.
+func asleep(dir string) bool {
+	return broker.HeadPlace(dir) != "" && crashed(dir)
+}
+
+// awake sees to it that the head of a cluster can be asked, where that is on a host: it
+// starts the front here if that is gone, and waits for the head, or for what is wrong with
+// the way to it. Meanwhile we are there to be asked.
+func (a *app) awake(ctx context.Context, t target) error {
+	if t.inside || !t.up || !headAway(t.dir) {
+		return nil
+	}
+	for end := time.Now().Add(endingBound); ; {
+		if asleep(t.dir) {
+			if err := a.startAgain(ctx, t); err != nil {
+				return err
+			}
+			break
+		}
+		var i wire.ClusterInfo
+		c, err := dial(ctx, t)
+		if err == nil {
+			err = c.call(ctx, wire.MsgInfo, wire.InfoRequest{}, &i)
+			c.Close()
+		}
+		switch {
+		case err == nil && i.HeadPID != 0:
+			return nil
+		case err != nil && (ctx.Err() != nil || time.Now().After(end)):
+			return nil // whoever needs it tries again, or not
+		case err != nil: // one that is just ending takes connections for a moment
+			time.Sleep(20 * time.Millisecond)
+			continue
+		}
+		break
+	}
+	return a.awaitPools(ctx, t, time.Now(), upOptions{wait: awakeBound, head: true, once: true})
+}
+
+// endingBound is how long a front that was killed may seem to be there.
+const endingBound = 2 * time.Second
+
+// awakeBound is how long a command waits for the head of a cluster that was asleep; there
+// may be questions to answer.
+const awakeBound = 2 * time.Minute
 
 // named is the cluster that the user names by -c, $LAUNCHER_CLUSTER or an argument.
 func named(name string) (target, error) {
