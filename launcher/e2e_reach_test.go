@@ -28,8 +28,9 @@ func reach(t *testing.T, h *testkit.Home, node, dir string) {
 	tty := h.StartTTY("ssh", node, "--", "sh")
 	tty.Type("test -t 0 && test -t 1 && echo termi''nal")
 	tty.Expect("terminal")
-	tty.Type("sleep 1000")
-	tty.Type("\x03") // goes there, not to us
+	tty.Type("sh -c 'echo be\"\"gun; exec sleep 1000'")
+	tty.Expect("begun") // until then a shell would take the signal for itself
+	tty.Type("\x03")    // goes there, not to us
 	tty.Type("echo st''ill; exit 5")
 	tty.Expect("still")
 	if r := tty.Wait(); r.Code != 5 {
