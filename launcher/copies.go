@@ -357,7 +357,8 @@ func (a *app) copy(ctx context.Context, from, to place) (n copyCount, err error)
 		if cerr := r.CloseInput(); serr == nil {
 			serr = cerr
 		}
-		if err = <-ended; err == nil && code == 0 {
+		// Who has all of it, and says so, need not have read to the end of what is said.
+		if err = <-ended; err == nil && code == 0 && errs.KindOf(serr) != errs.Cancelled {
 			err = serr
 		}
 		switch errs.KindOf(serr) {
