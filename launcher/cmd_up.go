@@ -108,15 +108,8 @@ func (a *app) bringUp(ctx context.Context, spec string, o upOptions) (t target, 
 	if o.wait == 0 {
 		o.wait = defaultWait
 	}
-	cl, err := configs.LoadCluster(spec)
+	cl, h, err := loadSpec(spec)
 	if err != nil {
-		return t, false, err
-	}
-	h, err := home()
-	if err != nil {
-		return t, false, err
-	}
-	if err := checkBackends(cl, h); err != nil {
 		return t, false, err
 	}
 	began := time.Now()

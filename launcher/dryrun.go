@@ -63,17 +63,21 @@ func dryRunPool(b *broker.Broker, p wire.Pool, r backends.Request, w io.Writer) 
 	return nil
 }
 
+// loadSpec reads a cluster spec that this version can bring up, and finds the state directory.
+func loadSpec(path string) (cl *configs.Cluster, h string, err error) {
+	if cl, err = configs.LoadCluster(path); err != nil {
+		return nil, "", err
+	}
+	if h, err = home(); err != nil {
+		return nil, "", err
+	}
+	return cl, h, checkBackends(cl, h)
+}
+
 // dryRun prints what up would send to each backend.
 func (a *app) dryRun(spec string) error {
-	cl, err := configs.LoadCluster(spec)
+	cl, h, err := loadSpec(spec)
 	if err != nil {
-		return err
-	}
-	h, err := home()
-	if err != nil {
-		return err
-	}
-	if err := checkBackends(cl, h); err != nil {
 		return err
 	}
 	bin, err := executable()

@@ -17,15 +17,8 @@ import (
 // and the cluster's spec as it is inside the job. There is no secret in them: the head that
 // is started in the job makes its keys itself.
 func (a *app) emit(spec, dir string) error {
-	cl, err := configs.LoadCluster(spec)
+	cl, _, err := loadSpec(spec)
 	if err != nil {
-		return err
-	}
-	h, err := home()
-	if err != nil {
-		return err
-	}
-	if err := checkBackends(cl, h); err != nil {
 		return err
 	}
 	if len(cl.Pools) != 1 || cl.Pools[0].Backend != slurm.Name {
