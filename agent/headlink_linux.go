@@ -268,34 +268,23 @@ func (h *headLink) read(ctx context.Context, c *headConn) error {
 // accept takes the streams that the head opens: its journal, of which a copy is kept here,
 // and processes that users have at their terminals.
 func (h *headLink) accept(ctx context.Context, s *session.Session) {
-	var wg sync.WaitGroup
-	defer wg.Wait()
-	for {
-		kind, st, err := s.Accept(ctx)
-		if err != nil {
-			return
-		}
-		wg.Go(func() {
-			defer st.Close()
-			switch kind {
-			case wire.StreamFollow:
-			case wire.StreamProcess:
-				h.a.serveProcess(ctx, st)
-				return
-			case wire.StreamRelayed:
-				h.a.routes.relayed(ctx, st)
-				return
-			default:
-				_ = st.CloseWith(errs.New(errs.Invalid, "an agent does not take streams of kind %d from the head", kind))
-				return
-			}
+	_ = s.Each(ctx, func(kind uint16, st *session.Stream) {
+		defer st.Close()
+		switch kind {
+		case wire.StreamFollow:
 			if err := h.a.copies.Serve(st); err != nil && s.Err() == nil {
 				h.a.log.Warn("the head's journal is not followed here", "err", err)
 				_ = st.WriteErr(err)
 				_ = st.CloseWrite()
 			}
-		})
-	}
+		case wire.StreamProcess:
+			h.a.serveProcess(ctx, st)
+		case wire.StreamRelayed:
+			h.a.routes.relayed(ctx, st)
+		default:
+			_ = st.CloseWith(errs.New(errs.Invalid, "an agent does not take streams of kind %d from the head", kind))
+		}
+	})
 }
 
 // decodeHead gives the struct of a message of the head, nil when the type is not known.

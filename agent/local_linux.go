@@ -218,22 +218,13 @@ func (s *localServer) reply(r core.LocalReply) {
 
 // relay passes the requests of a command or an SDK on to the head.
 func (s *localServer) relay(ctx context.Context, in *session.Session) {
-	var g errgroup.Group
-	defer func() { _ = g.Wait() }()
-	for {
-		kind, st, err := in.Accept(ctx)
-		if err != nil {
-			return
-		}
+	_ = in.Each(ctx, func(kind uint16, st *session.Stream) {
 		if kind != wire.StreamRequest {
 			_ = st.CloseWith(errs.New(errs.Permission, "an agent passes requests on to the head, not streams of kind %d", kind))
-			continue
+			return
 		}
-		g.Go(func() error {
-			s.relayOne(ctx, st)
-			return nil
-		})
-	}
+		s.relayOne(ctx, st)
+	})
 }
 
 func (s *localServer) relayOne(ctx context.Context, st *session.Stream) {

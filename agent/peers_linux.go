@@ -170,22 +170,17 @@ func (p *peers) config() session.Config {
 
 // session serves the streams of another agent.
 func (p *peers) session(ctx context.Context, s *session.Session) {
-	for {
-		kind, st, err := s.Accept(ctx)
-		if err != nil {
+	_ = s.Each(ctx, func(kind uint16, st *session.Stream) {
+		switch {
+		case p.a.links.serves[kind] != nil:
+			p.a.links.serve(ctx, s, st, kind)
 			return
-		}
-		if p.a.links.serves[kind] != nil {
-			p.a.wg.Go(func() { p.a.links.serve(ctx, s, st, kind) })
-			continue
-		}
-		if kind == wire.StreamRelay {
-			p.a.wg.Go(func() { p.a.routes.serve(ctx, st) })
-			continue
-		}
-		if kind != wire.StreamRing {
+		case kind == wire.StreamRelay:
+			p.a.routes.serve(ctx, st)
+			return
+		case kind != wire.StreamRing:
 			_ = st.CloseWith(errs.New(errs.Permission, "an agent takes no streams of kind %d from another agent", kind))
-			continue
+			return
 		}
 		if err := p.ring(s, st); err != nil {
 			level := slog.LevelWarn
@@ -197,7 +192,7 @@ func (p *peers) session(ctx context.Context, s *session.Session) {
 			_ = st.WriteErr(err)
 			_ = st.CloseWith(err)
 		}
-	}
+	})
 }
 
 // ring gives a stream to the group that it is for.

@@ -273,25 +273,17 @@ func (f *front) head(ctx context.Context) (*session.Session, error) {
 
 // serve relays the requests of a command.
 func (f *front) serve(ctx context.Context, s *session.Session) {
-	var wg sync.WaitGroup
-	defer wg.Wait()
-	for {
-		kind, st, err := s.Accept(ctx)
-		if err != nil {
+	_ = s.Each(ctx, func(kind uint16, st *session.Stream) {
+		defer st.Close()
+		if kind != wire.StreamRequest {
+			_ = st.CloseWith(errs.New(errs.Invalid, "streams of kind %d are not relayed to the head", kind))
 			return
 		}
-		wg.Go(func() {
-			defer st.Close()
-			if kind != wire.StreamRequest {
-				_ = st.CloseWith(errs.New(errs.Invalid, "streams of kind %d are not relayed to the head", kind))
-				return
-			}
-			if err := f.request(ctx, st); err != nil {
-				_ = st.WriteErr(err)
-				_ = st.CloseWrite()
-			}
-		})
-	}
+		if err := f.request(ctx, st); err != nil {
+			_ = st.WriteErr(err)
+			_ = st.CloseWrite()
+		}
+	})
 }
 
 func (f *front) request(ctx context.Context, st *session.Stream) error {

@@ -142,15 +142,7 @@ func (l *link) count(d int) {
 func (l *link) serve(ctx context.Context, s *session.Session) {
 	l.count(1)
 	defer l.count(-1)
-	var wg sync.WaitGroup
-	defer wg.Wait()
-	for {
-		kind, st, err := s.Accept(ctx)
-		if err != nil {
-			return
-		}
-		wg.Go(func() { l.relay(ctx, kind, st) })
-	}
+	_ = s.Each(ctx, func(kind uint16, st *session.Stream) { l.relay(ctx, kind, st) })
 }
 
 func (l *link) relay(ctx context.Context, kind uint16, st *session.Stream) {

@@ -168,7 +168,7 @@ func (r *Remote) call(ctx context.Context, typ uint16, req, resp any) error {
 		return err
 	}
 	defer st.Close()
-	defer context.AfterFunc(ctx, func() { _ = st.CloseWith(context.Cause(ctx)) })()
+	context.AfterFunc(ctx, func() { _ = st.CloseWith(context.Cause(ctx)) })()
 	if err := st.WriteMsg(typ, req); err != nil {
 		return broken(ctx, err)
 	}
@@ -235,7 +235,7 @@ func (r *Remote) Watch(ctx context.Context, p wire.Pool, handles [][]byte, chang
 		return err
 	}
 	defer st.Close()
-	defer context.AfterFunc(ctx, func() { _ = st.Close() })()
+	context.AfterFunc(ctx, func() { _ = st.Close() })()
 	if err := st.WriteMsg(MsgBrokerWatch, handlesCall{Pool: p, Handles: handles}); err != nil {
 		return broken(ctx, err)
 	}
@@ -301,6 +301,7 @@ func (b *Broker) ServeHead(ctx context.Context, s *session.Session, w Where) err
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer cancel()
+	context.AfterFunc(s.Context(), cancel) // calls end with the session
 	wg.Go(func() {
 		for {
 			select {
@@ -311,20 +312,14 @@ func (b *Broker) ServeHead(ctx context.Context, s *session.Session, w Where) err
 			}
 		}
 	})
-	for {
-		kind, call, err := s.Accept(ctx)
-		if err != nil {
-			return err
+	return s.Each(ctx, func(kind uint16, call *session.Stream) {
+		defer call.Close()
+		if kind != wire.StreamBroker {
+			_ = call.CloseWith(errs.New(errs.Invalid, "a broker does not take streams of kind %d", kind))
+			return
 		}
-		wg.Go(func() {
-			defer call.Close()
-			if kind != wire.StreamBroker {
-				_ = call.CloseWith(errs.New(errs.Invalid, "a broker does not take streams of kind %d", kind))
-				return
-			}
-			b.serveCall(ctx, call, w)
-		})
-	}
+		b.serveCall(ctx, call, w)
+	})
 }
 
 // serveCall does one thing that the head asks. A head that does not wait for it any more

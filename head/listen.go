@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 
 	"golang.org/x/sync/errgroup"
 
@@ -335,51 +336,36 @@ func (h *head) remote() Remote {
 // everybody requests. An agent relays those of the programs on its node.
 func (h *head) serveSession(ctx context.Context, s *session.Session) {
 	peer := s.Peer()
-	var g errgroup.Group
-	defer func() { _ = g.Wait() }()
-	control, said := false, make(chan struct{})
-	for {
-		kind, st, err := s.Accept(ctx)
-		if err != nil {
-			return
-		}
+	said := make(chan struct{})
+	var control atomic.Bool // there is its control stream
+	_ = s.Each(ctx, func(kind uint16, st *session.Stream) {
 		agent := peer.Role == secure.RoleAgent && !peer.Unix
 		switch {
 		case agent && (kind == wire.StreamRequest || kind == wire.StreamLogs):
-			g.Go(func() error {
-				switch err := h.member(ctx, s, said); {
-				case err != nil:
-					_ = st.CloseWith(err)
-				case kind == wire.StreamLogs:
-					h.logs.serve(ctx, s, st)
-				default:
-					h.serveRequest(ctx, st)
-				}
-				return nil
-			})
+			switch err := h.member(ctx, s, said); {
+			case err != nil:
+				_ = st.CloseWith(err)
+			case kind == wire.StreamLogs:
+				h.logs.serve(ctx, s, st)
+			default:
+				h.serveRequest(ctx, st)
+			}
 		case agent && kind == wire.StreamRelay:
-			g.Go(func() error { h.relay(ctx, s, st, said); return nil })
+			h.relay(ctx, s, st, said)
 		case kind == wire.StreamRequest:
-			g.Go(func() error { h.serveRequest(ctx, st); return nil })
+			h.serveRequest(ctx, st)
 		case kind == wire.StreamBroker && h.remote() != nil && peer.Role == secure.RoleClient:
-			g.Go(func() error {
-				h.remote().Attach(ctx, s, st, func(here bool) {
-					if here {
-						h.event(core.Retry{})
-					}
-				})
-				return nil
+			h.remote().Attach(ctx, s, st, func(here bool) {
+				if here {
+					h.event(core.Retry{})
+				}
 			})
-		case kind == wire.StreamControl && agent && !control:
-			control = true
-			g.Go(func() error {
-				h.serveAgent(ctx, s, st, said)
-				// Without it the session has no meaning, and its end tells the agent so.
-				_ = s.Close()
-				return nil
-			})
+		case kind == wire.StreamControl && agent && !control.Swap(true):
+			h.serveAgent(ctx, s, st, said)
+			// Without it the session has no meaning, and its end tells the agent so.
+			_ = s.Close()
 		default:
 			_ = st.CloseWith(errs.New(errs.Permission, "%s may not open a stream of kind %d", peer.Role, kind))
 		}
-	}
+	})
 }

@@ -173,6 +173,21 @@ func (s *Session) Accept(ctx context.Context) (kind uint16, st *Stream, err erro
 	}
 }
 
+// Each has serve take every stream that the peer opens, in a goroutine of its own, until
+// the session or ctx ends, and returns why when all of them are done. The end of the
+// session ends the streams, and with that whoever only reads or writes one.
+func (s *Session) Each(ctx context.Context, serve func(kind uint16, st *Stream)) error {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	for {
+		kind, st, err := s.Accept(ctx)
+		if err != nil {
+			return err
+		}
+		wg.Go(func() { serve(kind, st) })
+	}
+}
+
 // Ping measures a round trip.
 func (s *Session) Ping(ctx context.Context) (time.Duration, error) {
 	ch := make(chan struct{})
