@@ -168,7 +168,7 @@ func (r *Remote) call(ctx context.Context, typ uint16, req, resp any) error {
 		return err
 	}
 	defer st.Close()
-	context.AfterFunc(ctx, func() { _ = st.CloseWith(context.Cause(ctx)) })()
+	defer context.AfterFunc(ctx, func() { _ = st.CloseWith(context.Cause(ctx)) })()
 	if err := st.WriteMsg(typ, req); err != nil {
 		return broken(ctx, err)
 	}
@@ -235,7 +235,7 @@ func (r *Remote) Watch(ctx context.Context, p wire.Pool, handles [][]byte, chang
 		return err
 	}
 	defer st.Close()
-	context.AfterFunc(ctx, func() { _ = st.Close() })()
+	defer context.AfterFunc(ctx, func() { _ = st.Close() })()
 	if err := st.WriteMsg(MsgBrokerWatch, handlesCall{Pool: p, Handles: handles}); err != nil {
 		return broken(ctx, err)
 	}
