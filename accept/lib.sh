@@ -44,6 +44,19 @@ rootgotest() {
 		fail "$1" "$2 $3: $(grep -E -- '--- FAIL|^FAIL|panic|no test' <<<"$out" | head -5)"
 	fi
 }
+# nettest POINT TEST: a test of ./launcher on pretend hosts ($WORK/net.test), with what it
+# measured. They mostly wait, so they run side by side.
+nettest() {
+	local out
+	out=$(cd launcher && timeout 290 "$WORK/net.test" -test.run "^$2\$" -test.v -test.timeout 280s 2>&1)
+	if grep -qE '^--- PASS' <<<"$out"; then
+		pass "$1" "$2 ($(sed -nE 's/^--- PASS: [^ ]+ \((.*)\)/\1/p' <<<"$out")) $(sed -nE 's/^ +e2e_[a-z_]+\.go:[0-9]+: //p' <<<"$out")"
+	elif grep -qE '^--- SKIP' <<<"$out"; then
+		skip "$1" "$(grep SKIP: <<<"$out" | head -1)"
+	else
+		fail "$1" "$2: $(grep -aE '^ +e2e_|^panic' <<<"$out" | head -5)"
+	fi
+}
 WORK=$(mktemp -d /tmp/accept.XXXXXX)
 chmod 755 "$WORK"
 export LAUNCHER_HOME=$WORK/home

@@ -75,3 +75,16 @@ if wants site; then
 	gotest site.no-shared-home ./launcher '^TestSlurmNoSharedHome$'
 	gotest site.examples ./launcher '^TestSlurmExamples$'
 fi
+
+# ---------------------------------------------------------------- 6 nodes with a network, processes and /tmp of their own
+if wants demo; then
+	if ! is_root; then
+		skip demo.hosts "needs root"
+	elif go test -c -o "$WORK/net.test" ./launcher; then
+		nettest demo.up TestRootSlurmUp &
+		nettest demo.batch TestRootSlurmBatch &
+		wait
+	else
+		fail demo.hosts "the tests do not build"
+	fi
+fi

@@ -93,19 +93,6 @@ if wants doctor; then
 fi
 
 # ---------------------------------------------------------------- pretend hosts: networks of their own, cut, slow and lossy
-# nettest POINT TEST: a test of ./launcher on pretend hosts, with what it measured. They
-# mostly wait, so they run side by side.
-nettest() {
-	local out
-	out=$(cd launcher && timeout 290 "$WORK/net.test" -test.run "^$2\$" -test.v -test.timeout 280s 2>&1)
-	if grep -qE '^--- PASS' <<<"$out"; then
-		pass "$1" "$2 ($(sed -nE 's/^--- PASS: [^ ]+ \((.*)\)/\1/p' <<<"$out")) $(sed -nE 's/^ +e2e_[a-z_]+\.go:[0-9]+: //p' <<<"$out")"
-	elif grep -qE '^--- SKIP' <<<"$out"; then
-		skip "$1" "$(grep SKIP: <<<"$out" | head -1)"
-	else
-		fail "$1" "$2: $(grep -aE '^ +e2e_|^panic' <<<"$out" | head -5)"
-	fi
-}
 if wants demo; then
 	rootgotest demo.pretend-hosts ./internal/testkit '^TestRootPretendHosts$'
 fi

@@ -74,7 +74,7 @@ func batch(t *testing.T, h *testkit.Home, c *slurmtest.Cluster, options, script 
 	t.Helper()
 	path := h.Write("job.sh", "#!/bin/bash\n#SBATCH --output=job.out --open-mode=append "+options+"\n"+script)
 	_ = os.Remove(filepath.Join(h.Work, "job.out"))
-	ctx, cancel := context.WithTimeout(t.Context(), testkit.Bound)
+	ctx, cancel := context.WithTimeout(t.Context(), 3*testkit.Bound)
 	defer cancel()
 	r := testkit.Finish(h.Program(ctx, "sbatch", "--wait", path))
 	out := h.Read("job.out")

@@ -36,9 +36,10 @@ type Net struct {
 // HostOptions says how a host differs from one that can be reached and reaches all others.
 type HostOptions struct {
 	Server ServerOptions
-	Closed bool   // ssh comes in, and nothing else in or out
-	Behind *Host  // the laptop comes to it by way of this one only
-	Cable  *Cable // what it hangs on, nil: a wire
+	Closed bool     // ssh comes in, and nothing else in or out
+	Behind *Host    // the laptop comes to it by way of this one only
+	Cable  *Cable   // what it hangs on, nil: a wire
+	Shared []string // directories of this machine that are there too, as on a network's file system
 }
 
 // Host is a machine of a Net: its own network, name, processes, /tmp, /dev/shm and home,
@@ -46,9 +47,10 @@ type HostOptions struct {
 type Host struct {
 	*Server
 	*Link
-	net   *Net
-	space *space
-	had   map[string]bool
+	net    *Net
+	space  *space
+	had    map[string]bool
+	shared []string
 }
 
 // Link is what holds a member on the network.
@@ -216,15 +218,23 @@ func (n *Net) Host(name string, o HostOptions) *Host {
 	lines := []string{"mount --make-rprivate /", "mount -t proc proc /proc", "ip link set lo up", "echo " + name + " >/proc/sys/kernel/hostname"}
 	// What the host is given lies below /mnt, away from what is hidden from it.
 	lines = append(lines, "mount -t tmpfs -o mode=755 none /mnt", "mkdir /mnt/own", "mount --bind "+shellWord(dir)+" /mnt/own")
+	lines = append(lines, fmt.Sprintf("echo 127.0.0.1 localhost >/mnt/hosts; echo 10.77.0.%d %s >>/mnt/hosts; mount --bind /mnt/hosts /etc/hosts", n.hosts+1, name))
 	lines = append(lines, account(n.as, "/mnt", home, "")...)
 	lines = append(lines, n.python...)
+	for i, d := range o.Shared {
+		lines = append(lines, fmt.Sprintf("mkdir /mnt/shared%d; mount --bind %s /mnt/shared%[1]d", i, shellWord(d)))
+	}
 	for _, m := range n.masks {
 		lines = append(lines, fmt.Sprintf("[ ! -d %s ] || mount -t tmpfs -o mode=755 none %[1]s", shellWord(m)))
 	}
 	lines = append(lines, "chmod 1777 /tmp /var/tmp", "mount -t tmpfs -o mode=1777 none /dev/shm", "mount -t tmpfs -o mode=755 none /run", "mkdir /run/sshd",
-		"mkdir -p "+shellWord(dir), "mount --bind /mnt/own "+shellWord(dir), "cd /")
+		"mkdir -p "+shellWord(dir), "mount --bind /mnt/own "+shellWord(dir))
+	for i, d := range o.Shared {
+		lines = append(lines, fmt.Sprintf("mkdir -p %s; mount --bind /mnt/shared%d %[1]s", shellWord(d), i))
+	}
+	lines = append(lines, "cd /")
 	lines = append(lines, o.Server.Inside...)
-	h := &Host{net: n}
+	h := &Host{net: n, shared: o.Shared}
 	h.space = newSpace(n.t, syscall.CLONE_NEWNS|syscall.CLONE_NEWUTS|syscall.CLONE_NEWIPC|syscall.CLONE_NEWPID|syscall.CLONE_NEWNET, lines...)
 	h.Link = n.plug(h.space, o.Cable)
 	var rules string
@@ -240,7 +250,7 @@ func (n *Net) Host(name string, o HostOptions) *Host {
 	}
 	o.Server.As, o.Server.Home, o.Server.IP, o.Server.Port = n.as, home, h.ip, 22
 	o.Server.Root = "/proc/" + h.space.pid() + "/root"
-	o.Server.Enter = []string{"nsenter", "-t", h.space.pid(), "-n", "-m", "-u", "-i", "-p", "--"}
+	o.Server.Enter = h.Enter()
 	h.Server = n.Start(name, o.Server)
 	h.had = h.files()
 	n.t.Cleanup(func() {
@@ -250,6 +260,14 @@ func (n *Net) Host(name string, o HostOptions) *Host {
 	})
 	return h
 }
+
+// Enter is the command that runs others on the host, as root.
+func (h *Host) Enter() []string {
+	return []string{"nsenter", "-t", h.space.pid(), "-n", "-m", "-u", "-i", "-p", "--"}
+}
+
+// Enter is the command that runs others on the laptop, as root.
+func (n *Net) Enter() []string { return []string{"nsenter", "-t", n.laptop.pid(), "-n", "--"} }
 
 // Down takes the link away, as when a cable is pulled, and Up brings it back.
 func (l *Link) Down() { l.t.Helper(); l.sw.do("ip", "link", "set", l.port, "down") }
@@ -318,7 +336,7 @@ func (h *Host) files() map[string]bool {
 	out := map[string]bool{}
 	for _, top := range []string{"/home", "/tmp", "/var/tmp", "/dev/shm", "/run"} {
 		_ = filepath.WalkDir(h.opts.Root+top, func(p string, d fs.DirEntry, err error) error {
-			if p = strings.TrimPrefix(p, h.opts.Root); p == h.Dir {
+			if p = strings.TrimPrefix(p, h.opts.Root); p == h.Dir || slices.Contains(h.shared, p) {
 				return fs.SkipDir
 			}
 			if err == nil && (!d.IsDir() || isEmpty(h.opts.Root+p)) {

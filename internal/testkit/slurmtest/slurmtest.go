@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -29,6 +30,18 @@ type Options struct {
 	Lines []string // more of slurm.conf; a key that is there already takes this value
 	Hide  []string // directories that jobs do not see: nodes have none of them
 	Parts []string // partitions beside the default one, main: PartitionName=... Nodes=...
+
+	// Where each daemon has a machine of its own, which sees Dir: that of the controller and
+	// of clients, and the nodes'. Without them all are here, on loopback.
+	Login *Machine
+	On    []Machine
+}
+
+// Machine is one that a daemon runs on.
+type Machine struct {
+	Name  string // as it calls itself
+	IP    string
+	Enter []string // command that runs others there
 }
 
 // Cluster is a running Slurm.
@@ -87,6 +100,9 @@ func Start(ctx context.Context, o Options) (*Cluster, error) {
 	if o.CPUs == 0 {
 		o.CPUs = 2
 	}
+	if o.Login != nil {
+		o.Nodes = len(o.On)
+	}
 	var err error
 	if o.Dir == "" {
 		o.Dir, err = os.MkdirTemp("/dev/shm", "sl") // short: sockets lie below; in memory: nobody waits for the disk
@@ -103,7 +119,7 @@ func Start(ctx context.Context, o Options) (*Cluster, error) {
 			return c, nil
 		}
 		c.Stop()
-		if try == 2 || ctx.Err() != nil {
+		if try == 2 || ctx.Err() != nil || o.Login != nil {
 			return nil, err
 		}
 		if err := os.MkdirAll(o.Dir, 0o755); err != nil {
@@ -119,6 +135,11 @@ func (c *Cluster) start(ctx context.Context) error {
 		return err
 	}
 	at := func(f string) string { return filepath.Join(c.Dir, f) }
+	if c.o.Login != nil { // for users other than us
+		if err := os.Chmod(c.Dir, 0o755); err != nil {
+			return err
+		}
+	}
 	key := make([]byte, 128)
 	_, _ = rand.Read(key) // never fails
 	if err := os.WriteFile(at("munge.key"), key, 0o400); err != nil {
@@ -131,14 +152,18 @@ func (c *Cluster) start(ctx context.Context) error {
 	if err := c.await(ctx, "munged listens", func() bool { _, err := os.Stat(at("munge.sock")); return err == nil }); err != nil {
 		return err
 	}
-	if err := c.daemon("slurmctld", find("slurmctld"), "-D", "-f", c.Conf); err != nil {
+	if err := c.daemon("slurmctld", append(c.login(), find("slurmctld"), "-D", "-f", c.Conf)...); err != nil {
 		return err
 	}
-	for _, n := range c.Nodes() {
+	for i, n := range c.Nodes() {
 		if err := os.MkdirAll(at("spool/"+n), 0o755); err != nil {
 			return err
 		}
-		if err := c.daemon(n, c.hiding(find("slurmd"), "-D", "-N", n, "-f", c.Conf)...); err != nil {
+		argv := c.hiding(find("slurmd"), "-D", "-N", n, "-f", c.Conf)
+		if c.o.Login != nil {
+			argv = append(slices.Clone(c.o.On[i].Enter), argv...)
+		}
+		if err := c.daemon(n, argv...); err != nil {
 			return err
 		}
 	}
@@ -163,9 +188,20 @@ func (c *Cluster) hiding(argv ...string) []string {
 // Nodes are their names.
 func (c *Cluster) Nodes() (names []string) {
 	for i := range c.o.Nodes {
-		names = append(names, "n"+strconv.Itoa(i+1))
+		if c.o.Login != nil {
+			names = append(names, c.o.On[i].Name)
+		} else {
+			names = append(names, "n"+strconv.Itoa(i+1))
+		}
 	}
 	return names
+}
+
+func (c *Cluster) login() []string {
+	if c.o.Login == nil {
+		return nil
+	}
+	return slices.Clone(c.o.Login.Enter)
 }
 
 // configure writes slurm.conf and what lies beside it.
@@ -179,9 +215,20 @@ func (c *Cluster) configure() error {
 	if err != nil {
 		return err
 	}
-	user := strconv.Itoa(os.Getuid())
+	user, control := strconv.Itoa(os.Getuid()), "127.0.0.1"
+	nodes := make([]Machine, c.o.Nodes)
+	for i := range nodes {
+		nodes[i] = Machine{Name: host, IP: "127.0.0.1"}
+	}
+	if c.o.Login != nil {
+		control, nodes = c.o.Login.IP, c.o.On
+		for i := range ports {
+			ports[i] = "6818"
+		}
+		ports[0] = "6817"
+	}
 	lines := []string{
-		"ClusterName=launcher-test", "SlurmctldHost=" + host + "(127.0.0.1)", "SlurmctldPort=" + ports[0],
+		"ClusterName=launcher-test", "SlurmctldHost=" + host + "(" + control + ")", "SlurmctldPort=" + ports[0],
 		"SlurmUser=" + user, "SlurmdUser=" + user, "AuthType=auth/munge", "AuthInfo=socket=" + c.Dir + "/munge.sock", "CredType=cred/munge",
 		"StateSaveLocation=" + c.Dir + "/state", "SlurmdSpoolDir=" + c.Dir + "/spool/%n",
 		"SlurmctldPidFile=" + c.Dir + "/slurmctld.pid", "SlurmdPidFile=" + c.Dir + "/%n.pid",
@@ -191,7 +238,10 @@ func (c *Cluster) configure() error {
 		"SchedulerParameters=sched_interval=1,bf_interval=1,batch_sched_delay=0,sched_min_interval=0",
 		"SlurmdParameters=config_overrides", "ReturnToService=2", "MpiDefault=none", "MailProg=/bin/true",
 		"KillWait=5", "MinJobAge=300", "InactiveLimit=0", "SlurmctldTimeout=10", "SlurmdTimeout=10", "UnkillableStepTimeout=20",
-		"CommunicationParameters=NoInAddrAny,NoCtldInAddrAny", "AccountingStorageType=accounting_storage/none",
+		"AccountingStorageType=accounting_storage/none",
+	}
+	if c.o.Login == nil {
+		lines = append(lines, "CommunicationParameters=NoInAddrAny,NoCtldInAddrAny")
 	}
 	if c.o.GPUs > 0 {
 		lines = append(lines, "GresTypes=gpu")
@@ -211,7 +261,7 @@ func (c *Cluster) configure() error {
 		gres = fmt.Sprintf(" Gres=gpu:%d", c.o.GPUs)
 	}
 	for i, n := range c.Nodes() {
-		lines = append(lines, fmt.Sprintf("NodeName=%s NodeHostname=%s NodeAddr=127.0.0.1 Port=%s CPUs=%d RealMemory=4000%s State=UNKNOWN", n, host, ports[i+1], c.o.CPUs, gres))
+		lines = append(lines, fmt.Sprintf("NodeName=%s NodeHostname=%s NodeAddr=%s Port=%s CPUs=%d RealMemory=4000%s State=UNKNOWN", n, nodes[i].Name, nodes[i].IP, ports[i+1], c.o.CPUs, gres))
 	}
 	lines = append(lines, "PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP")
 	lines = append(lines, c.o.Parts...)
@@ -252,7 +302,7 @@ func (c *Cluster) daemon(name string, argv ...string) error {
 	}
 	defer log.Close()
 	d.cmd = exec.Command("/bin/sh", append([]string{"-c", leashed, "sh"}, argv...)...)
-	d.cmd.Env = append(clean(os.Environ()), "SLURM_CONF="+c.Conf, c.mark())
+	d.cmd.Env = append(clean(os.Environ()), "SLURM_CONF="+c.Conf, c.mark(), daemonMark+name)
 	d.cmd.Dir, d.cmd.Stderr = c.Dir, log
 	pid, err := os.Create(filepath.Join(c.Dir, name+".number"))
 	if err != nil {
@@ -300,7 +350,13 @@ func (c *Cluster) await(ctx context.Context, what string, ok func() bool) error 
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("Slurm: not so within its time: %s", what)
+			said := ""
+			logs, _ := filepath.Glob(filepath.Join(c.Dir, "*.log"))
+			for _, l := range logs {
+				text, _ := os.ReadFile(l)
+				said += "\n" + filepath.Base(l) + ": " + string(text[max(0, len(text)-1000):])
+			}
+			return fmt.Errorf("Slurm: not so within its time: %s%s", what, said)
 		case <-time.After(20 * time.Millisecond):
 		}
 	}
@@ -311,7 +367,8 @@ func (c *Cluster) Env() []string { return []string{"SLURM_CONF=" + c.Conf} }
 
 // Command prepares a client command.
 func (c *Cluster) Command(ctx context.Context, name string, args ...string) *exec.Cmd {
-	cmd := exec.CommandContext(ctx, find(name), args...)
+	line := append(append(c.login(), find(name)), args...)
+	cmd := exec.CommandContext(ctx, line[0], line[1:]...)
 	cmd.Env = append(clean(os.Environ()), c.Env()...)
 	cmd.WaitDelay = 5 * time.Second
 	return cmd
@@ -328,8 +385,21 @@ func (c *Cluster) Run(ctx context.Context, name string, args ...string) (string,
 	return out.String(), nil
 }
 
+// daemonMark finds a daemon that was started by way of a command that enters its machine.
+const daemonMark = "LAUNCHER_TEST_DAEMON="
+
 // number is the process of a daemon.
 func (c *Cluster) number(name string) int {
+	if c.o.Login != nil {
+		for _, pid := range c.Left() {
+			env, _ := os.ReadFile(fmt.Sprintf("/proc/%d/environ", pid))
+			exe, _ := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid))
+			if bytes.Contains(env, []byte(daemonMark+name+"\x00")) && (strings.HasSuffix(exe, "/slurmd") || strings.HasSuffix(exe, "/"+name)) {
+				return pid
+			}
+		}
+		return 0
+	}
 	b, _ := os.ReadFile(filepath.Join(c.Dir, name+".number"))
 	n, _ := strconv.Atoi(strings.TrimSpace(string(b)))
 	return n
