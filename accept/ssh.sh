@@ -41,6 +41,7 @@ if wants head; then
 	export LAUNCHER_TEST_SSH=all
 	gotest head.copies ./wire/follow .
 	gotest head.machine-lost ./head '^TestMachineLost$'
+	gotest head.acknowledged-with-copies ./head '^TestFollowersHaveIt$|^TestMachineLostAnyTime$'
 	gotest head.lost-in-array ./launcher '^TestSSHHeadLost$'
 fi
 

@@ -64,10 +64,12 @@ type cluster struct {
 	reqs   []backends.Request
 	allocs map[string]backends.AllocState
 	agents map[wire.NodeID]*agent
-	hold   bool     // Submit starts no agents
-	refuse error    // of Submit
-	poke   chan int // what Watch sends
-	asked  int      // calls of Status
+	hold   bool          // Submit starts no agents
+	copies chan struct{} // until it is closed followers do not say what they have; nil = they do
+	slow   time.Duration // how long a follower takes to say it
+	refuse error         // of Submit
+	poke   chan int      // what Watch sends
+	asked  int           // calls of Status
 	task   func(wire.Item) (output string, code int32)
 	wg     sync.WaitGroup
 	ctx    context.Context

@@ -1,6 +1,7 @@
 package head
 
 import (
+	"cmp"
 	"context"
 	"slices"
 	"sync"
@@ -17,41 +18,107 @@ const (
 	// recentBytes of the journal stay in memory for followers that keep up.
 	recentBytes = 4 << 20
 	// followGap is between two messages to a follower: what comes meanwhile goes together.
-	followGap = 10 * time.Millisecond
+	followGap = 2 * time.Millisecond
 	// followBound is how long a follower may take for one message.
 	followBound = 30 * time.Second
 	// followLook is how often it is looked at who follows.
 	followLook = 500 * time.Millisecond
 	// followRest is how long a node that could not follow is left alone.
 	followRest = 5 * time.Second
+	// keepUp is how long effects wait for a follower. One that is too slow is left alone for
+	// lateRest of these, since trying it again may hold everything up as long.
+	keepUp   = time.Second
+	lateRest = 30
 	// compactAfter is how much is sent before a newer snapshot goes after it, at least.
 	compactAfter = 16 << 20
 )
 
 // followers keeps copies of the journal on other machines, so that the cluster survives
-// the loss of this one. Nothing waits for them.
+// the loss of this one. What anybody is told waits until those who keep up have it: an end
+// that was acknowledged is known to whichever head comes next.
 type followers struct {
-	h    *head
-	want int
+	h      *head
+	want   int
+	keepUp time.Duration
+	gone   chan struct{} // one has left
 
-	mu   sync.Mutex
-	of   map[*agentConn]*follower // guarded by mu
-	rest map[wire.NodeID]time.Time
+	mu    sync.Mutex
+	of    map[*agentConn]*follower // guarded by mu, as is what follows
+	rest  map[wire.NodeID]rest
+	moved chan struct{} // closed when a follower has more, or is gone
 }
 
 type follower struct {
+	f       *followers
 	conn    *agentConn
 	machine string
-	stop    context.CancelFunc
 	epoch   wire.Epoch
 
-	mu   sync.Mutex
-	next uint64 // it has all before; guarded by mu
-	met  bool   // it has answered
+	// Guarded by f.mu.
+	stop func()
+	base uint64 // with this record it has all that there was when it began
+	next uint64 // it has all before
+	late bool   // it did not keep up
+}
+
+// rest is for how long a node is not asked to follow.
+type rest struct {
+	until time.Time
+	late  bool
 }
 
 func newFollowers(h *head) *followers {
-	return &followers{h: h, want: h.o.Followers, of: map[*agentConn]*follower{}, rest: map[wire.NodeID]time.Time{}}
+	return &followers{h: h, want: h.o.Followers, keepUp: cmp.Or(h.o.keepUp, keepUp), gone: make(chan struct{}, 1),
+		of: map[*agentConn]*follower{}, rest: map[wire.NodeID]rest{}, moved: make(chan struct{})}
+}
+
+// wait returns when all followers that keep up have the records up to seq. Whoever takes
+// longer than keepUp does not, and is left. An error means that ctx has ended.
+func (f *followers) wait(ctx context.Context, seq uint64) error {
+	var late <-chan time.Time
+	for {
+		f.mu.Lock()
+		var lack []*follower
+		for _, n := range f.of {
+			if n.counts() && n.next <= seq {
+				lack = append(lack, n)
+			}
+		}
+		moved := f.moved
+		f.mu.Unlock()
+		if len(lack) == 0 {
+			return nil
+		}
+		if late == nil {
+			t := time.NewTimer(f.keepUp)
+			defer t.Stop()
+			late = t.C
+		}
+		select {
+		case <-moved:
+		case <-late:
+			f.mu.Lock()
+			for _, n := range lack {
+				if n.next <= seq {
+					n.late = true
+					n.stop()
+				}
+			}
+			f.mu.Unlock()
+			late = nil
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// counts says whether its copy is one to go on with; mu must be held.
+func (n *follower) counts() bool { return n.next > n.base && !n.late }
+
+// tell wakes those who wait; mu must be held.
+func (f *followers) tell() {
+	close(f.moved)
+	f.moved = make(chan struct{})
 }
 
 // run has others follow until ctx ends. It returns an error when a follower knows of a
@@ -78,6 +145,7 @@ func (f *followers) run(ctx context.Context) error {
 		}
 		select {
 		case <-tick.C:
+		case <-f.gone: // another one may follow in its place
 		case <-ctx.Done():
 			if err := context.Cause(ctx); errs.Is(err, errs.Fenced) {
 				return err
@@ -115,11 +183,11 @@ func (f *followers) choose() []*follower {
 			break
 		}
 		m := machineOf(a.node, cfg, a.host)
-		if f.of[a] != nil || slices.Contains(taken, m) || time.Now().Before(f.rest[a.node]) {
+		if f.of[a] != nil || slices.Contains(taken, m) || time.Now().Before(f.rest[a.node].until) {
 			continue
 		}
 		taken = append(taken, m)
-		x := &follower{conn: a, machine: m, epoch: epoch, stop: func() {}}
+		x := &follower{f: f, conn: a, machine: m, epoch: epoch, stop: func() {}}
 		f.of[a] = x
 		out = append(out, x)
 	}
@@ -145,10 +213,19 @@ func machineOf(id wire.NodeID, c wire.HeadConfig, host string) string {
 func (f *followers) left(n *follower, err error) {
 	f.mu.Lock()
 	delete(f.of, n.conn)
-	f.rest[n.conn.node] = time.Now().Add(followRest)
+	r := rest{until: time.Now().Add(followRest), late: n.late}
+	if n.late {
+		r.until = time.Now().Add(lateRest * f.keepUp)
+	}
+	f.rest[n.conn.node] = r
+	f.tell()
 	f.mu.Unlock()
+	select {
+	case f.gone <- struct{}{}:
+	default:
+	}
 	if f.h.ctx.Err() == nil {
-		f.h.log.Info("a follower of the journal is gone", "node", n.conn.node, "err", err)
+		f.h.log.Info("a follower of the journal is gone", "node", n.conn.node, "late", r.late, "err", err)
 	}
 }
 
@@ -168,10 +245,14 @@ func (f *followers) serve(ctx context.Context, n *follower) error {
 	defer st.Close()
 	defer context.AfterFunc(ctx, func() { _ = st.Close() })()
 	j := f.h.journal
-	next, err := tellFollower(st, follow.MsgBegin, follow.Begin{Epoch: uint64(n.epoch), Last: j.Safe()})
+	last := j.Safe()
+	next, err := tellFollower(st, follow.MsgBegin, follow.Begin{Epoch: uint64(n.epoch), Last: last})
 	if err != nil {
 		return err
 	}
+	f.mu.Lock()
+	n.base = last
+	f.mu.Unlock()
 	n.have(next)
 	f.h.log.Info("a node follows the journal", "node", n.conn.node, "machine", n.machine)
 	size, snap := 0, uint64(0)
@@ -202,9 +283,9 @@ func (f *followers) serve(ctx context.Context, n *follower) error {
 // goes, too, so that the copy does not grow for ever: sent is how much went since the last
 // look, snap the newest that went.
 func (f *followers) some(st *session.Stream, n *follower, sent *int, snap *uint64) (some bool, err error) {
-	n.mu.Lock()
+	f.mu.Lock()
 	next := max(n.next, 1)
-	n.mu.Unlock()
+	f.mu.Unlock()
 	records, err := f.records(next)
 	lacks := errs.Is(err, errs.NotFound) // it is in a snapshot
 	if err != nil && !lacks {
@@ -263,9 +344,10 @@ func (f *followers) records(next uint64) (records [][]byte, err error) {
 var errEnough = errs.New(errs.Exhausted, "enough for one message")
 
 func (n *follower) have(next uint64) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	n.next, n.met = next, true
+	n.f.mu.Lock()
+	defer n.f.mu.Unlock()
+	n.next = next
+	n.f.tell()
 }
 
 // parts sends what is too long for one message.
@@ -319,16 +401,19 @@ func (f *followers) info() (out []wire.FollowerInfo) {
 	safe := f.h.journal.Safe()
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	for id, r := range f.rest {
+		if r.late && time.Now().Before(r.until) {
+			out = append(out, wire.FollowerInfo{Node: id, Late: true})
+		}
+	}
 	for _, x := range f.of {
-		x.mu.Lock()
-		if x.met {
+		if x.counts() {
 			i := wire.FollowerInfo{Node: x.conn.node, Host: x.conn.host}
 			if x.next <= safe {
 				i.Behind = safe + 1 - max(x.next, 1)
 			}
 			out = append(out, i)
 		}
-		x.mu.Unlock()
 	}
 	slices.SortFunc(out, func(a, b wire.FollowerInfo) int { return slices.Compare([]byte(a.Node), []byte(b.Node)) })
 	return out

@@ -81,6 +81,7 @@ type Options struct {
 	snapshotRecs int         // records between two snapshots; 0 = the constant
 	journalRetry time.Duration
 	checkEvery   time.Duration // between two looks for another head; 0 = the constant
+	keepUp       time.Duration // how long effects wait for a follower; 0 = the constant
 }
 
 // Main runs the head of the cluster in o.Dir until the cluster is down; that is the only

@@ -235,11 +235,16 @@ func (q *releaseQueue) take() []due {
 	return d
 }
 
-// releaser performs effects, each after the records before it are safe.
+// releaser performs effects, each after the records before it are safe, here and with
+// those who follow.
 func (h *head) releaser(ctx context.Context) error {
 	for {
 		for _, d := range h.release.take() {
-			if err := h.journal.Wait(ctx, d.seq); err != nil {
+			err := h.journal.Wait(ctx, d.seq)
+			if err == nil {
+				err = h.follow.wait(ctx, d.seq)
+			}
+			if err != nil {
 				if ctx.Err() != nil {
 					return nil
 				}

@@ -60,7 +60,7 @@ func statusDoc(i wire.ClusterInfo, up bool) doc {
 		"cluster": doc{"name": i.Name, "spec": i.SpecPath, "state": state, "version": i.Version, "started": stamp(i.Started), "trouble": i.Trouble, "broker": i.Broker,
 			"head":  doc{"pid": i.HeadPID, "host": i.HeadHost, "epoch": i.HeadEpoch},
 			"total": toJSONResources(i.Total), "free": toJSONResources(i.Free)},
-		"followers": mapAll(i.Followers, func(f wire.FollowerInfo) doc { return doc{"node": f.Node, "behind": f.Behind} }),
+		"followers": mapAll(i.Followers, func(f wire.FollowerInfo) doc { return doc{"node": f.Node, "behind": f.Behind, "late": f.Late} }),
 		"pools":     mapAll(i.Pools, toJSONPool), "nodes": mapAll(i.Nodes, toJSONNode), "jobs": jobs, "uses": mapAll(i.Uses, toJSONUse),
 	}
 }
@@ -120,15 +120,23 @@ func (a *app) printStatus(i wire.ClusterInfo, up bool) {
 
 // followersText says who keeps a copy of the head's journal, and how far behind it is.
 func followersText(fs []wire.FollowerInfo) string {
-	var out []string
+	var out, late []string
 	for _, f := range fs {
 		s := string(f.Node)
+		if f.Late {
+			late = append(late, s)
+			continue
+		}
 		if f.Behind > 0 {
 			s += fmt.Sprintf(" (%s behind)", plural(int(f.Behind), "record"))
 		}
 		out = append(out, s)
 	}
-	return "copied to " + strings.Join(out, ", ")
+	s := "copied to " + cmp.Or(strings.Join(out, ", "), "no other machine")
+	if len(late) > 0 {
+		s += "; too slow to have a copy: " + strings.Join(late, ", ")
+	}
+	return s
 }
 
 // failureText says why a machine of a pool is not there.

@@ -56,6 +56,7 @@ type FollowerInfo struct {
 	Node   NodeID
 	Host   string
 	Behind uint64 // records that it does not have yet
+	Late   bool   // it did not keep up and is left alone for a while: it has no copy that counts
 }
 
 // State of a job, task or trial. Order matters: everything from StateDone on is terminal.
