@@ -19,6 +19,8 @@ if wants provision; then
 	gotest provision.logins ./backends/ssh '^TestLogins$'
 	gotest provision.cut-copy ./backends/ssh '^TestCutCopy$'
 	gotest provision.two-copies ./backends/ssh '^TestTwoCopies$'
+	gotest provision.hosts-from-hosts ./backends/ssh '^TestHostsFromHosts$'
+	gotest provision.bad-givers ./backends/ssh '^TestFromHostsFails$|^TestSpread'
 	gotest provision.old-binaries ./backends/ssh '^TestOldBinaries$'
 	gotest provision.laws ./backends/ssh '^TestLawsOverSSH$'
 	gotest provision.away ./backends/ssh '^TestHostIsAway$'
@@ -111,6 +113,7 @@ if wants demo || wants net; then
 			nettest net.power-off TestRootNetPower &
 			nettest net.two-factors TestRootNetTwoFactors &
 			nettest net.loss-delay-rate TestRootNetBad &
+			nettest net.hosts-from-hosts TestRootNetSpread &
 		fi
 		wait
 	else

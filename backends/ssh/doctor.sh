@@ -3,7 +3,6 @@ limit() { sed -n "s/^$1  *\([^ ]*\) *\([^ ]*\) .*/\\$2/p" /proc/self/limits 2>/d
 
 look() {
 	greet
-	say address "$(set -- $SSH_CONNECTION; echo "$3")"
 	say clock "$(date +%s)"
 	if pick; then
 		say room "$(room "$R")" "$R"

@@ -7,6 +7,8 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -37,6 +39,7 @@ type link struct {
 
 	mu      sync.Mutex
 	binary  string        // guarded by mu, as is what follows
+	ports   string        // [network] ports of its cluster
 	client  *host.Client  // nil: not connected
 	making  chan struct{} // closed when the try that is under way is over
 	err     error         // of the newest try
@@ -57,6 +60,13 @@ func (b *Backend) link(s site, binary string) *link {
 		b.hosts[s] = l
 	}
 	return l
+}
+
+// lendAt says at which ports the host may give the binary to others.
+func (l *link) lendAt(ports string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.ports = ports
 }
 
 // get gives the connection. now tries at once where the last try has failed a moment ago;
@@ -135,14 +145,16 @@ func (l *link) make() {
 
 func (l *link) connect() (*host.Client, channel, error) {
 	l.mu.Lock()
-	binary := l.binary
+	binary, ports := l.binary, l.ports
 	l.mu.Unlock()
 	ctx := l.b.ctx
 	ch, err := l.b.dial.Open(ctx, l.s, shell)
 	if err != nil {
 		return nil, nil, err
 	}
-	conn, _, err := l.b.provision(l.s, binary).run(ctx, ch)
+	p := l.b.provision(l.s, binary)
+	defer func() { p.done(true) }() // a host that fails says nothing of others
+	conn, at, err := p.run(ctx, ch)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -154,7 +166,21 @@ func (l *link) connect() (*host.Client, channel, error) {
 		}
 		return nil, nil, err
 	}
+	if b, err := p.shelf.get(at.Arch); err == nil && at.Addr.IsValid() {
+		from, to := portRange(ports)
+		l.b.spread(b.sum).add(&lender{client: c, addr: at.Addr, from: from, to: to})
+	}
 	return c, ch, nil
+}
+
+// portRange reads [network] ports, which the loader has checked; 0 is any port.
+func portRange(s string) (from, to int) {
+	a, b, two := strings.Cut(s, "-")
+	if from, _ = strconv.Atoi(strings.TrimSpace(a)); !two {
+		return from, from
+	}
+	to, _ = strconv.Atoi(strings.TrimSpace(b))
+	return from, to
 }
 
 // hangUp ends the connection for good.

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"strconv"
 	"strings"
 	"sync"
@@ -46,12 +47,25 @@ type provision struct {
 	who   string // whose copy it is; letters and digits
 	shelf *shelf
 	how   string // in place of the best that the host can unpack
+
+	spreads func(sum string) *spread // nil: it takes the binary from here
+	release func(ok bool)            // gives the turn back that the host has
+}
+
+// done gives the host's turn back, if it has one.
+func (p *provision) done(ok bool) {
+	if p.release != nil {
+		p.release(ok)
+		p.release = nil
+	}
 }
 
 // place is where the host was told to put things.
 type place struct {
 	Name string // the host's own
 	Root string
+	Arch string
+	Addr netip.Addr // where its sshd was reached, or none
 }
 
 // header is what the script is told.
@@ -71,12 +85,13 @@ func (p *provision) header(marker string) string {
 func quote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
 
 // run makes the host ready over ch and gives the connection to the process there. On an
-// error ch is closed.
+// error ch is closed. The turn of a host that took the binary from here is still to be
+// given back (done).
 func (p *provision) run(ctx context.Context, ch channel) (net.Conn, place, error) {
 	t := p.talk(ch)
 	stop := context.AfterFunc(ctx, func() { ch.Close() })
 	t.late = newWatchdog(quiet, func() { ch.Close() })
-	err := t.run()
+	err := t.run(ctx)
 	free := stop()
 	inTime := t.late.stop()
 	if err == nil && free && inTime {
@@ -93,7 +108,7 @@ func (p *provision) run(ctx context.Context, ch channel) (net.Conn, place, error
 }
 
 func (p *provision) talk(ch channel) *talk {
-	return &talk{p: p, ch: ch, marker: "launcher-" + rand.Text()[:16], in: bufio.NewReaderSize(ch, 64<<10)}
+	return &talk{p: p, ch: ch, marker: "launcher-" + rand.Text()[:16], in: bufio.NewReaderSize(ch, 64<<10), tried: map[*lender]bool{}}
 }
 
 // watchdog bites once when it has not been fed for a while.
@@ -152,6 +167,8 @@ type talk struct {
 	place  place
 	not    []string // directories that would not do
 	noise  bytes.Buffer
+	from   *lender          // it is taking the binary from this host
+	tried  map[*lender]bool // and could not from these
 }
 
 // next reads what the host says next, whatever else it prints; "noise" is too much of that.
@@ -190,7 +207,7 @@ func (t *talk) said() string {
 	return "it printed " + strconv.Quote(strings.Join(lines, "; "))
 }
 
-func (t *talk) run() error {
+func (t *talk) run(ctx context.Context) error {
 	// Written beside: a host that reads nothing must not hold us.
 	written := make(chan struct{})
 	go func() {
@@ -198,7 +215,6 @@ func (t *talk) run() error {
 		_, _ = io.WriteString(t.ch, t.p.header(t.marker)+script+"main\n")
 	}()
 	greeted := false
-	arch := ""
 	for {
 		verb, rest, err := t.next()
 		if err != nil {
@@ -215,17 +231,22 @@ func (t *talk) run() error {
 		case "host":
 			t.place.Name = rest
 		case "arch":
-			arch = rest
+			t.place.Arch = rest
+		case "address":
+			t.place.Addr, _ = netip.ParseAddr(rest)
 		case "not":
 			t.not = append(t.not, rest)
 		case "root":
 			t.place.Root = rest
 		case "want":
 			<-written // else the host could not have asked
-			if err := t.send(arch, rest); err != nil {
+			if err := t.give(ctx, rest); err != nil {
 				return err
 			}
 		case "run":
+			if t.from != nil {
+				t.p.done(true)
+			}
 			return nil
 		case "fail":
 			return t.failed(rest)
@@ -279,14 +300,47 @@ func (t *talk) failed(text string) error {
 // step is how much is written at once: each step that gets through is a sign of life.
 const step = 256 << 10
 
-// send copies the binary, from where an earlier copy was cut.
-func (t *talk) send(arch, want string) error {
-	have, how, _ := strings.Cut(want, " ")
-	b, err := t.p.shelf.get(arch)
-	from, nerr := strconv.ParseInt(have, 10, 64)
-	if err != nil || nerr != nil || from < 0 || from > b.size {
-		return errs.New(errs.Corrupt, "%s: the host's script asks for %q of %q", t.p.host, want, arch)
+// give answers a host that wants the binary: it may take it from another host, or it is sent
+// from here.
+func (t *talk) give(ctx context.Context, want string) error {
+	if t.from != nil {
+		t.tried[t.from] = true
 	}
+	t.p.done(false)
+	t.from = nil
+	words := strings.Fields(want)
+	b, err := t.p.shelf.get(t.place.Arch)
+	if err != nil || len(words) != 3 {
+		return errs.New(errs.Corrupt, "%s: the host's script asks for %q of %q", t.p.host, want, t.place.Arch)
+	}
+	have, err := strconv.ParseInt(words[0], 10, 64)
+	if err != nil || have < 0 || have > b.size {
+		return errs.New(errs.Corrupt, "%s: the host's script has %s of %d bytes", t.p.host, words[0], b.size)
+	}
+	for t.p.spreads != nil && words[2] != "none" {
+		from, release, err := t.p.spreads(b.sum).turn(ctx, t.place.Addr, t.tried, t.late.feed)
+		if err != nil {
+			return err
+		}
+		t.p.release = release
+		if from == nil {
+			break
+		}
+		port, secret, err := from.lend(ctx, have)
+		if err != nil {
+			t.tried[from] = true
+			t.p.done(false)
+			continue
+		}
+		t.from = from
+		_, _ = fmt.Fprintf(t.ch, "host %s %d %s\n", from.addr, port, secret) // what it says next shows whether that came
+		return nil
+	}
+	return t.send(b, words[1], have)
+}
+
+// send copies the binary, from where an earlier copy was cut.
+func (t *talk) send(b binary, how string, from int64) error {
 	how = cmp.Or(t.p.how, how)
 	if how != "zstd" && how != "gzip" {
 		how = "none"

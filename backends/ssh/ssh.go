@@ -48,9 +48,10 @@ type Backend struct {
 	turns records.Turns
 
 	mu      sync.Mutex
-	hosts   map[site]*link    // guarded by mu
-	shelves map[string]*shelf // by the path of the own binary; guarded by mu
-	heads   map[string]headAt // of clusters whose head is on a host, by name; guarded by mu
+	hosts   map[site]*link     // guarded by mu
+	shelves map[string]*shelf  // by the path of the own binary; guarded by mu
+	heads   map[string]headAt  // of clusters whose head is on a host, by name; guarded by mu
+	spreads map[string]*spread // by the sum of a binary; guarded by mu
 }
 
 var (
@@ -61,7 +62,7 @@ var (
 )
 
 func newBackend(home string, d dialer) *Backend {
-	b := &Backend{home: home, dial: d, hosts: map[site]*link{}, shelves: map[string]*shelf{}, heads: map[string]headAt{}}
+	b := &Backend{home: home, dial: d, hosts: map[site]*link{}, shelves: map[string]*shelf{}, heads: map[string]headAt{}, spreads: map[string]*spread{}}
 	b.ctx, b.end = context.WithCancel(context.Background())
 	return b
 }
@@ -113,6 +114,7 @@ func (b *Backend) Submit(ctx context.Context, r backends.Request) ([]backends.Al
 		rec = record{V: 1, Token: r.Token, Cluster: r.Cluster, ID: records.ClusterID(r.Join.CA), Node: r.Nodes[0], Epoch: r.Epochs[0], Site: s}
 	}
 	l := b.link(rec.Site, r.Binary)
+	l.lendAt(r.Ports)
 	c, err := l.get(ctx, true)
 	if err != nil {
 		return nil, err
@@ -441,5 +443,17 @@ func (b *Backend) provision(s site, binary string) *provision {
 		b.shelves[binary] = sh
 	}
 	who := sha256.Sum256([]byte(filepath.Clean(b.home)))
-	return &provision{host: s.Name, dir: s.Directory, who: hex.EncodeToString(who[:4]), shelf: sh}
+	return &provision{host: s.Name, dir: s.Directory, who: hex.EncodeToString(who[:4]), shelf: sh, spreads: b.spread}
+}
+
+// spread is who gives the binary with a sum to whom.
+func (b *Backend) spread(sum string) *spread {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	s := b.spreads[sum]
+	if s == nil {
+		s = newSpread()
+		b.spreads[sum] = s
+	}
+	return s
 }

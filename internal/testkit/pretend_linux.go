@@ -290,6 +290,24 @@ func (l *Link) Rate(rate string) {
 	l.sw.do("tc", "qdisc", "replace", "dev", l.port, "root", "tbf", "rate", rate, "burst", "32k", "latency", "200ms")
 }
 
+// Sent is how many bytes the member has sent.
+func (l *Link) Sent() int64 {
+	l.t.Helper()
+	b, err := os.ReadFile("/proc/" + l.end.pid() + "/net/dev")
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	_, line, _ := strings.Cut(string(b), "eth0:")
+	n := int64(-1)
+	if f := strings.Fields(line); len(f) > 8 {
+		n, err = strconv.ParseInt(f[8], 10, 64)
+	}
+	if err != nil || n < 0 {
+		l.t.Fatalf("no counts of eth0: %v %s", err, b)
+	}
+	return n
+}
+
 // PowerOff is the silent end of the host: its link goes, then all its processes.
 func (h *Host) PowerOff() {
 	h.Down()

@@ -44,6 +44,7 @@ const (
 	msgHeadDrop  uint16 = 0x481b // headAsk
 	msgHeadSeen  uint16 = 0x481c // headAsk -> backends.HeadSeen
 	msgHeadGhost uint16 = 0x481d // headAsk: a head of an older term ends and leaves nothing
+	msgLend      uint16 = 0x481e // lend -> lent
 	msgAnswer    uint16 = 0x4820
 	msgChanged   uint16 = 0x4821
 )

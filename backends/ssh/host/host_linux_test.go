@@ -143,6 +143,6 @@ func FuzzCall(f *testing.F) {
 		if typ == msgSubmit || typ == msgCancel { // real ones start and end processes
 			typ = msgFind
 		}
-		_, _ = s.call(t.Context(), typ, body)
+		_, _ = s.call(t.Context(), t.Context(), typ, body)
 	})
 }

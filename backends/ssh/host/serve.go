@@ -99,7 +99,7 @@ func (s *Server) stream(ctx context.Context, kind uint16, st *session.Stream) er
 	case kindCall:
 		ctx, cancel := context.WithTimeout(ctx, callBound)
 		defer cancel()
-		v, err := s.call(ctx, typ, body)
+		v, err := s.call(ctx, st.Session().Context(), typ, body)
 		if err != nil {
 			return err
 		}
@@ -108,8 +108,15 @@ func (s *Server) stream(ctx context.Context, kind uint16, st *session.Stream) er
 	return errs.New(errs.Invalid, "there are no streams of kind %d", kind)
 }
 
-func (s *Server) call(ctx context.Context, typ uint16, body []byte) (any, error) {
+// call answers one; life is that of the connection, for what goes on after the answer.
+func (s *Server) call(ctx, life context.Context, typ uint16, body []byte) (any, error) {
 	switch typ {
+	case msgLend:
+		var m lend
+		if err := wire.Unmarshal(body, &m); err != nil {
+			return nil, err
+		}
+		return s.lend(life, m)
 	case msgFacts:
 		return Facts{Name: s.name, Version: session.BuildVersion(), Root: s.root, PID: os.Getpid(), Clock: time.Now().UnixNano()}, nil
 	case msgSubmit:
