@@ -48,8 +48,9 @@ type provision struct {
 	shelf *shelf
 	how   string // in place of the best that the host can unpack
 
-	spreads func(sum string) *spread // nil: it takes the binary from here
-	release func(ok bool)            // gives the turn back that the host has
+	spreads  func(sum string) *spread // nil: it takes the binary from here
+	patience time.Duration            // with other hosts
+	release  func(ok bool)            // gives the turn back that the host has
 }
 
 // done gives the host's turn back, if it has one.
@@ -71,7 +72,7 @@ type place struct {
 // header is what the script is told.
 func (p *provision) header(marker string) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "M=%s D=%s U=%s\n", marker, quote(p.dir), p.who)
+	fmt.Fprintf(&b, "M=%s D=%s U=%s W=%d\n", marker, quote(p.dir), p.who, max(1, int(p.patience/time.Second)))
 	for _, a := range arches {
 		if bin, err := p.shelf.get(a); err == nil {
 			fmt.Fprintf(&b, "H_%s=%s N_%s=%d\n", a, bin.sum, a, bin.size)

@@ -1,6 +1,7 @@
 # Runs on a host as `/bin/sh -s`, whatever the login shell is; the line after the last one
 # here says what: main, or what doctor.sh has. The lines before this one
-# set: M the marker of what it says, D a directory or nothing, U who copies, and for each
+# set: M the marker of what it says, D a directory or nothing, U who copies, W how many
+# seconds another host may take to begin to give the binary, and for each
 # architecture H_ARCH and N_ARCH, sum and size of its binary.
 say() { printf '%s %s\n' "$M" "$*"; }
 stop() { say "$@"; exit 1; }
@@ -127,11 +128,11 @@ fetch() {
 	call "$@" </dev/null >>"$mine" 3>&- &
 	caller_pid=$!
 	{
-		last= still=0
-		while [ "$still" -lt 5 ]; do
+		last=$had still=0 patience=$W
+		while [ "$still" -lt "$patience" ]; do
 			sleep 1 3>&-
 			now=$(size "$mine")
-			if [ "$now" = "$last" ]; then still=$((still + 1)); else still=0; say got "$now" >&3; fi
+			if [ "$now" = "$last" ]; then still=$((still + 1)); else still=0 patience=$((3 * W)); say got "$now" >&3; fi
 			last=$now
 		done
 		kill -9 "$caller_pid"

@@ -22,12 +22,17 @@ const (
 	slowCopy  = 10 * time.Second
 	maxCopies = 4
 	lendBound = 5 * time.Second
+	// patience is how long a host waits for another one's first bytes; three times as long
+	// for the next.
+	patience = 3 * time.Second
 )
 
 // spread is who gives a binary to whom: from here it goes to one host, from there to the
 // next ones, and so on, because the way from here is often the narrowest. A host that
 // reaches none of those that have it takes it from here.
 type spread struct {
+	slow time.Duration // slowCopy
+
 	mu      sync.Mutex
 	lenders []*lender     // guarded by mu, as is what follows
 	copies  int           // under way from here, to hosts that could take it from another
@@ -48,7 +53,9 @@ type lender struct {
 	busy int // guarded by spread.mu
 }
 
-func newSpread() *spread { return &spread{changed: make(chan struct{})} }
+func newSpread(slow time.Duration) *spread {
+	return &spread{slow: slow, changed: make(chan struct{})}
+}
 
 // tell wakes all who wait. mu must be held.
 func (s *spread) tell() {
@@ -120,7 +127,7 @@ func (s *spread) pick(addr netip.Addr, tried map[*lender]bool) (*lender, func(ok
 	if s.copies == 0 {
 		s.since = time.Now()
 	}
-	if s.copies >= min(maxCopies, 1+int(time.Since(s.since)/slowCopy)) {
+	if s.copies >= min(maxCopies, 1+int(time.Since(s.since)/s.slow)) {
 		return nil, nil
 	}
 	s.copies++

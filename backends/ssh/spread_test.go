@@ -34,7 +34,7 @@ func (l *lends) Lend(context.Context, string, int64, int, int) (int, error) { re
 // TestSpread: of sixteen hosts one is given the binary from here, and the others, in waves,
 // by those that have it.
 func TestSpread(t *testing.T) {
-	s := newSpread()
+	s := newSpread(slowCopy)
 	addr := func(i int) netip.Addr { return netip.AddrFrom4([4]byte{10, 0, byte(i % 2), byte(i)}) }
 	type turn struct {
 		from    *lender
@@ -84,7 +84,7 @@ func TestSpreadTurns(t *testing.T) {
 		defer s.mu.Unlock()
 		return s.pick(netip.MustParseAddr("10.1.1.9"), m)
 	}
-	s := newSpread()
+	s := newSpread(slowCopy)
 	a, b := &lender{client: &lends{}, addr: far}, &lender{client: &lends{}, addr: near}
 	s.add(a)
 	s.add(b)
@@ -104,7 +104,7 @@ func TestSpreadTurns(t *testing.T) {
 	if _, done := pick(s); done != nil {
 		t.Error("one gives it to more than its turns")
 	}
-	s = newSpread()
+	s = newSpread(slowCopy)
 	first, done := pick(s)
 	if first != nil || done == nil {
 		t.Fatal("the first is not sent from here")
@@ -117,7 +117,7 @@ func TestSpreadTurns(t *testing.T) {
 		t.Error("a slow host holds all others up")
 	}
 	done(false)
-	s = newSpread()
+	s = newSpread(slowCopy)
 	l := &lender{client: &lends{}, addr: near}
 	s.add(l)
 	for range vainTries {
@@ -221,6 +221,7 @@ func (x *spreading) copies() float64 {
 // with.
 func TestHostsFromHosts(t *testing.T) {
 	x := newSpreading(t)
+	x.b.slow, x.b.patience = time.Hour, time.Hour
 	names := []string{"h1", "h2", "h3", "h4", "h5"}
 	var homes []string
 	for _, n := range names {
@@ -247,7 +248,7 @@ func TestHostsFromHosts(t *testing.T) {
 		if err != nil || os.WriteFile(got, own[:1000], 0o600) != nil {
 			t.Fatal(err)
 		}
-		sh := exec.Command("/bin/sh", "-c", script+`M= mine=$1 caller=$2; { fetch 127.0.0.1 "$3" "$4"; } 3>&1`, "sh", got, caller, strconv.Itoa(port), secret)
+		sh := exec.Command("/bin/sh", "-c", script+`M= W=60 had=1000 mine=$1 caller=$2; { fetch 127.0.0.1 "$3" "$4"; } 3>&1`, "sh", got, caller, strconv.Itoa(port), secret)
 		if out, err := sh.CombinedOutput(); err != nil {
 			t.Errorf("%s: %v %s", caller, err, out)
 		}

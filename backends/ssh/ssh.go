@@ -44,6 +44,8 @@ type Backend struct {
 	ctx  context.Context
 	end  context.CancelFunc
 	wg   sync.WaitGroup
+	// slow and patience are slowCopy and patience, but in tests.
+	slow, patience time.Duration
 	// turns are those of submissions that are being worked on.
 	turns records.Turns
 
@@ -62,7 +64,7 @@ var (
 )
 
 func newBackend(home string, d dialer) *Backend {
-	b := &Backend{home: home, dial: d, hosts: map[site]*link{}, shelves: map[string]*shelf{}, heads: map[string]headAt{}, spreads: map[string]*spread{}}
+	b := &Backend{home: home, dial: d, hosts: map[site]*link{}, shelves: map[string]*shelf{}, heads: map[string]headAt{}, spreads: map[string]*spread{}, slow: slowCopy, patience: patience}
 	b.ctx, b.end = context.WithCancel(context.Background())
 	return b
 }
@@ -443,7 +445,7 @@ func (b *Backend) provision(s site, binary string) *provision {
 		b.shelves[binary] = sh
 	}
 	who := sha256.Sum256([]byte(filepath.Clean(b.home)))
-	return &provision{host: s.Name, dir: s.Directory, who: hex.EncodeToString(who[:4]), shelf: sh, spreads: b.spread}
+	return &provision{host: s.Name, dir: s.Directory, who: hex.EncodeToString(who[:4]), shelf: sh, spreads: b.spread, patience: b.patience}
 }
 
 // spread is who gives the binary with a sum to whom.
@@ -452,7 +454,7 @@ func (b *Backend) spread(sum string) *spread {
 	defer b.mu.Unlock()
 	s := b.spreads[sum]
 	if s == nil {
-		s = newSpread()
+		s = newSpread(b.slow)
 		b.spreads[sum] = s
 	}
 	return s
