@@ -73,6 +73,7 @@ if wants site; then
 	gotest site.container-local ./launcher '^TestPodman$'
 	gotest site.container-slurm ./launcher '^TestSlurmPodman$'
 	gotest site.no-shared-home ./launcher '^TestSlurmNoSharedHome$'
+	gotest site.firewall ./backends/slurm '^TestGate|^TestWay'
 	gotest site.examples ./launcher '^TestSlurmExamples$'
 fi
 
@@ -83,6 +84,7 @@ if wants demo; then
 	elif go test -c -o "$WORK/net.test" ./launcher; then
 		nettest demo.up TestRootSlurmUp &
 		nettest demo.batch TestRootSlurmBatch &
+		nettest demo.firewall TestRootSlurmWall &
 		wait
 	else
 		fail demo.hosts "the tests do not build"

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"io"
@@ -170,7 +171,7 @@ func (h *headLink) connect(ctx context.Context) error {
 	stop := context.AfterFunc(ctx, func() { _ = s.Close() })
 	defer stop()
 	h.set(c)
-	up := core.HeadUp{Route: "ssh"}
+	up := core.HeadUp{Route: cmp.Or(h.a.cfg.Route, "ssh")}
 	if _, ok := st.LocalAddr().(*net.TCPAddr); ok {
 		up.Route = "direct"
 	}

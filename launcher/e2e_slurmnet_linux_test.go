@@ -3,8 +3,10 @@ package main
 import (
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"launcher/internal/testkit"
@@ -111,5 +113,64 @@ func TestRootSlurmBatch(t *testing.T) {
 	digits(t, s.home)
 	out := batch(t, s.home, s.Cluster, "-N 4 -n 4 --ntasks-per-node=1 -c 2", demo)
 	isDemo(t, out, s.hosts)
+	s.clean(t, s.hosts...)
+}
+
+// wall puts rules into the network of the login node.
+func (s *site) wall(t *testing.T, rules string) {
+	t.Helper()
+	line := append(s.net.Enter(), "nft", "table inet wall {\n"+rules+"\n}")
+	if out, err := exec.Command(line[0], line[1:]...).CombinedOutput(); err != nil {
+		t.Fatalf("nft: %v %s", err, out)
+	}
+}
+
+// slurmOnly permits new connections to Slurm's daemons and to nothing else.
+const slurmOnly = "ct state established,related accept; iif lo accept; tcp dport { 6817, 6818 } accept; drop; "
+
+// Nodes that cannot connect to the login node are reached from there; where that is not
+// permitted either, it is said.
+func TestRootSlurmWall(t *testing.T) {
+	slurmtest.Whole(t)
+	s := slurmSite(t, 2, slurmtest.Options{})
+	h := s.home
+	h.Write("queue.toml", slurmSpec("min = 2\nmax = 2"))
+	s.wall(t, "chain i { type filter hook input priority 0; "+slurmOnly+"}")
+	r := h.Run("up", "queue.toml")
+	if r.Code != 0 {
+		t.Fatalf("up: %s\n%s\n%s", r, h.OK("status"), h.OK("why", "burst"))
+	}
+	nodes := h.OK("nodes", "--json")
+	if strings.Count(nodes, `"route":"slurm"`) != 2 {
+		t.Errorf("nodes that are reached from the login node: %s", nodes)
+	}
+	gang := func() {
+		t.Helper()
+		if out := h.OK("run", "--nodes", "2", "--", "sh", "-c", "hostname"); !strings.Contains(out, "h1\n") || !strings.Contains(out, "h2\n") {
+			t.Errorf("a gang on both: %q", out)
+		}
+	}
+	gang()
+	for _, pid := range h.PIDs("head") { // with it goes the other end of all connections
+		_ = syscall.Kill(pid, syscall.SIGKILL)
+	}
+	gang()
+	h.OK("down", "queue")
+	s.clean(t, s.hosts...)
+
+	s.wall(t, "chain o { type filter hook output priority 0; "+strings.Replace(slurmOnly, "iif", "oif", 1)+"}")
+	up := h.Start("up", "queue.toml")
+	testkit.Eventually(t, testkit.Bound, func() string {
+		st, why := h.Run("status"), h.Run("why", "burst")
+		for _, want := range []string{"does not reach the head by TCP (", "nor does ", "sbatch"} {
+			if !strings.Contains(st.Out, want) || !strings.Contains(why.Out, want) {
+				return fmt.Sprintf("%q is not said: %s %s", want, st, why)
+			}
+		}
+		return ""
+	})
+	up.Signal(os.Interrupt)
+	up.Wait()
+	h.OK("down", "queue")
 	s.clean(t, s.hosts...)
 }

@@ -71,7 +71,7 @@ type Hello struct {
 	Programs  Programs
 	Topology  Topology
 	Addrs     []string // where it may be reached, beside Addr
-	Route     string   // how it reaches the head: direct | ssh
+	Route     string   // how it reaches the head: direct | ssh | slurm
 	Others    int64    // as in Beat
 }
 

@@ -208,7 +208,7 @@ type NodeInfo struct {
 	Clock    int64 // its clock minus the head's, measured at join, nanoseconds
 	PID      int
 	Python   string
-	Route    string // to the head: direct | ssh; and how it reaches nodes that it cannot reach itself
+	Route    string // to the head: direct | ssh | slurm; and how it reaches nodes that it cannot reach itself
 	Rate     int64  // as in Beat
 	Taken    string // what of it other people have, and who
 	Why      string

@@ -34,6 +34,7 @@ type NodeConfig struct {
 	Python       string
 	Notice       int64 // after SIGTERM work is told to leave and has so long before it is stopped; 0 = it is stopped at once
 	Container    string
+	Route        string // what the way by RouteSocket is called; "" = ssh
 }
 
 // HeadConfig is clusters/NAME/head.config (msgpack, 0600), written by `up` and by Update.

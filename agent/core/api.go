@@ -44,7 +44,7 @@ type (
 	HeadUp struct {
 		Addr  string
 		Addrs []string // others at which the node may be reached
-		Route string   // how the head is reached: direct | ssh
+		Route string   // how the head is reached: direct | ssh | slurm
 	}
 	// HeadDown: it is gone. Messages of a session that is gone must not be given any more.
 	HeadDown struct{ Why string }

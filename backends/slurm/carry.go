@@ -14,6 +14,7 @@ import (
 
 	"launcher/backends"
 	"launcher/internal/errs"
+	"launcher/wire"
 )
 
 // Where nodes do not see the state directory (shared_home = false), neither the binary nor
@@ -128,10 +129,13 @@ func Deliver(ctx context.Context, name string, in io.Reader) error {
 	for {
 		c, err := net.Dial("unix", place+".sock")
 		if err == nil {
-			return hand(c, data)
+			if err := hand(c, data); err != nil {
+				return err
+			}
+			return reachesHead(ctx, data)
 		}
-		if _, err := os.Stat(place + ".taken"); err == nil {
-			return nil // an earlier step handed it over
+		if _, err := os.Stat(place + ".taken"); err == nil { // an earlier step handed it over
+			return reachesHead(ctx, data)
 		}
 		select {
 		case <-ctx.Done():
@@ -139,6 +143,20 @@ func Deliver(ctx context.Context, name string, in io.Reader) error {
 		case <-time.After(50 * time.Millisecond):
 		}
 	}
+}
+
+// reachesHead says whether this node's agent will find the head.
+func reachesHead(ctx context.Context, data []byte) error {
+	var f nodesFile
+	if err := wire.Unmarshal(data, &f); err != nil {
+		return errs.Wrap(errs.Corrupt, err, "what is brought")
+	}
+	g := gate{cfg: &f.Config}
+	if state, why := tryAll(ctx, g.headAddrs()); state != answered {
+		return errs.New(errs.Unavailable, "%s does not reach the head by TCP (%s)", ownHost(), why).
+			Hint("[network] ports = \"LO-HI\" if only some ports are open; or start the work inside an allocation, by sbatch")
+	}
+	return nil
 }
 
 const maxNodesFile = 64 << 20
@@ -223,10 +241,15 @@ func await(ctx context.Context, socket string) (data []byte, undo func(), err er
 	}
 }
 
-// notShared adds to a running job's status how far what its nodes wait for is.
-func (b *Backend) notShared(r *record, st backends.Status) backends.Status {
-	if r.Apart && st.State == backends.Running && r.End == nil && st.Why == "" {
+// nodesWait adds to a running job's status what its nodes wait for to come in.
+func (b *Backend) nodesWait(r *record, st backends.Status) backends.Status {
+	if st.State != backends.Running || r.End != nil || st.Why != "" {
+		return st
+	}
+	if r.Apart {
 		st.Why = b.carry(*r)
+	} else {
+		st.Why = b.ways(*r)
 	}
 	return st
 }

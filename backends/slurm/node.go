@@ -25,7 +25,10 @@ type nodesFile struct {
 	Epochs []wire.Epoch
 }
 
-func removeKey(r record) error { return os.Remove(r.path(nodesExt)) }
+func removeKey(r record) error {
+	r.forgetWays()
+	return os.Remove(r.path(nodesExt))
+}
 
 // Node is what runs on each node of a job, as a task of its step: it takes its part of the
 // file, a directory on the machine itself, and what Slurm granted there, and lets start run
@@ -65,6 +68,14 @@ func Node(ctx context.Context, file, socket string, say io.Writer, start func(ct
 		_ = os.RemoveAll(cfg.Dir)
 		_ = os.Remove(base) // the last one's
 	}()
+	if socket == "" {
+		g := gate{cfg: &cfg, file: strings.TrimSuffix(file, nodesExt) + wayExt + os.Getenv("SLURM_PROCID"), say: say, patience: refusedLong}
+		shut, err := g.open(ctx)
+		if err != nil {
+			return errs.Wrap(errs.Unknown, err, "node %s on %s", cfg.Node, ownHost())
+		}
+		defer shut()
+	}
 	if err = start(ctx, strings.NewReader(string(wire.Marshal(cfg)))); err != nil {
 		if tail := lastLines(filepath.Join(cfg.Dir, "agent.log")); tail != "" {
 			fmt.Fprintf(say, "node %s on %s, the end of its log:\n%s\n", cfg.Node, ownHost(), tail)

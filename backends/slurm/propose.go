@@ -105,6 +105,9 @@ func (b *Backend) Propose(ctx context.Context, name string) (string, error) {
 		say("# a job of it has at least %d nodes", least)
 	}
 	say("max = %d\nidle = \"2m\"       # nodes that have had nothing to do go back", nodes)
+	if r := s.srunPorts(); r != "" {
+		say("\n[network]\nports = %q   # srun keeps to these here (SrunPortRange): a firewall will let them through", r)
+	}
 	return w.String(), nil
 }
 

@@ -94,6 +94,16 @@ func (b *Backend) readSite(ctx context.Context) (s site, err error) {
 	return s, nil
 }
 
+// srunPorts are those that srun keeps to, "" = any. Where a site names some a firewall lets
+// those through.
+func (s *site) srunPorts() string {
+	lo, hi, ok := strings.Cut(s.conf["SrunPortRange"], "-")
+	if !ok || number(lo) == 0 || number(hi) < number(lo) {
+		return ""
+	}
+	return lo + "-" + hi
+}
+
 // readLimits asks the accounting. Sites may keep it to themselves: then none is known.
 func (s *site) readLimits(ask func(string, ...string) (string, error)) {
 	u, err := user.Current()

@@ -52,6 +52,7 @@ type Backend struct {
 	calmLook time.Duration            // runningLook; not guarded: a test may set it at first
 	children map[string]chan struct{} // of steps, by path: closed when their end is on disk
 	carried  map[string]*carrying     // by path of record
+	reached  map[string]*reaching     // by path of way
 
 	life    context.Context // ends with Close
 	end     context.CancelFunc
@@ -66,7 +67,7 @@ var (
 // New makes the backend for the state directory home ($LAUNCHER_HOME).
 func New(home string) *Backend {
 	b := &Backend{home: home, cli: commands{counts: map[string]int{}}, looking: make(chan struct{}, 1), every: firstLook, calmLook: runningLook,
-		children: map[string]chan struct{}{}, carried: map[string]*carrying{}}
+		children: map[string]chan struct{}{}, carried: map[string]*carrying{}, reached: map[string]*reaching{}}
 	b.life, b.end = context.WithCancel(context.Background())
 	return b
 }

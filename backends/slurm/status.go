@@ -55,7 +55,7 @@ func (b *Backend) status(ctx context.Context, handles [][]byte, age time.Duratio
 				out[i].State = backends.Running
 			}
 		default:
-			out[i] = b.notShared(r, b.judge(r, s))
+			out[i] = b.nodesWait(r, b.judge(r, s))
 			if len(r.strays) > 0 {
 				_ = b.cancelJobs(ctx, r.strays, map[string]bool{}) // looked at again
 			}

@@ -249,8 +249,16 @@ func (x *examination) node(seen map[string][]string, before, after time.Time, ca
 		tell("error", "shared_home = false; or put the binary into a directory that nodes share with this machine", "it does not see %s", x.Binary)
 	}
 	if !came {
-		tell("error", "open a port between them and name it, [network] ports; or start the work inside an allocation, by sbatch",
-			"it cannot reach this machine by TCP (%s), where the head would be", strings.Join(ownAddresses(), ", "))
+		level, but := "warning", "; nodes are then reached from here, where that is permitted"
+		if x.q.Apart { // they have no way to say where they are
+			level, but = "error", ""
+		}
+		ports := "open a port between them and name it, [network] ports"
+		if r := x.s.srunPorts(); r != "" {
+			ports = fmt.Sprintf("[network] ports = %q, which srun uses here (SrunPortRange)", r)
+		}
+		tell(level, ports+"; or start the work inside an allocation, by sbatch",
+			"it cannot reach this machine by TCP (%s), where the head would be%s", strings.Join(ownAddresses(), ", "), but)
 	}
 	tell("ok", "", "%s, /dev/shm %s, python %s, reaches this machine at %s", room, wire.Bytes(num("shm")<<10), one("python"), one("way"))
 }

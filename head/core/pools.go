@@ -468,7 +468,7 @@ func (c *Core) allocStatus(ev AllocStatus) {
 			}
 		}
 		if it.State < AllocDone {
-			if it.State == AllocPending && it.Why != "" {
+			if it.Why != "" && (it.State == AllocPending || c.awaited(s, a)) {
 				p.says(a.Nodes, it.Why, false)
 			}
 			if it.State == AllocRunning && p != nil {
@@ -495,6 +495,16 @@ func (c *Core) allocStatus(ev AllocStatus) {
 			c.blame(p, a.Nodes, cmp.Or(it.Why, "a node ended before it joined"), false)
 		}
 	}
+}
+
+// awaited reports that a node of an allocation has not joined.
+func (c *Core) awaited(s *subD, a *allocD) bool {
+	for k, id := range s.Nodes {
+		if d := c.d.st.Nodes[id]; d != nil && d.Epoch == s.Epochs[k] && d.State == nodeAsked && slices.Contains(a.Nodes, id) {
+			return true
+		}
+	}
+	return false
 }
 
 // watchJoin ends an allocation that runs and whose nodes do not join.

@@ -268,3 +268,29 @@ func TestTimeRequest(t *testing.T) {
 		t.Errorf("why: %s", lines)
 	}
 }
+
+// What keeps the nodes of a job that runs from coming in is said until they are in.
+func TestAwaited(t *testing.T) {
+	c := queue(t, wire.Pool{Min: 2, Max: 2})
+	s := c.d.st.Subs[sortedKeys(c.d.st.Subs)[0]]
+	c.Step(second, Submitted{Token: sortedKeys(c.d.st.Subs)[0], Allocs: []Alloc{{Handle: []byte("h"), Nodes: s.Nodes}}})
+	says := func(at int64) string {
+		t.Helper()
+		c.Step(at, AllocStatus{Pool: "burst", Items: []AllocItem{{Handle: []byte("h"), State: AllocRunning, Why: "a wall"}}})
+		return c.poolInfos()[0].Why
+	}
+	up := func(i int) {
+		c.Step(3*second, AgentUp{Node: s.Nodes[i], Epoch: s.Epochs[i], Hello: wire.Hello{Total: wire.Resources{CPU: wire.Unit}}})
+	}
+	if got := says(2 * second); got != "a wall" || !strings.Contains(strings.Join(c.whyPool(c.pools["burst"]), "\n"), "a wall") {
+		t.Errorf("before they are in: %q", got)
+	}
+	up(0)
+	if got := says(4 * second); got != "a wall" {
+		t.Errorf("before all are in: %q", got)
+	}
+	up(1)
+	if got := says(5 * second); got != "" {
+		t.Errorf("when they are in: %q", got)
+	}
+}

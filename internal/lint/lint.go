@@ -63,6 +63,8 @@ var arrows = []arrow{
 	{"backends/ssh", "internal/sockpath", "socket paths have a limit"},
 	{"backends/slurm", "internal/hostlist", "lists of nodes are written alike"},
 	{"backends/slurm", "configs", "sizes and durations are written as in specs"},
+	{"backends/slurm", "internal/sockpath", "socket paths have a limit"},
+	{"backends/slurm", "wire/session", "who asks for a way to the head, and where"},
 	{"broker", "configs", "pools come from specs"},
 	{"broker", "backends", "the contract only"},
 	{"broker", "wire/secure", "the link is a client"},
