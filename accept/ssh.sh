@@ -105,6 +105,7 @@ if wants demo || wants net; then
 	elif go test -c -o "$WORK/net.test" ./launcher; then
 		if wants demo; then
 			nettest demo.files TestRootNet &
+			nettest files.outputs TestRootNetOutputs &
 			nettest demo.four-hosts TestRootNetDemo &
 		fi
 		if wants net; then # a link cut in a job, for a minute, for longer than `lost`

@@ -46,7 +46,7 @@ type Options struct {
 const followName = "follow"
 
 // leftover is what is removed at the end of a node, below its directory.
-var leftover = []string{"spool", "tasks", "workers", "jobs", followName, headFile}
+var leftover = []string{"spool", "tasks", "workers", "jobs", "trees", followName, headFile}
 
 // agent is one life of a node's agent.
 type agent struct {
@@ -72,6 +72,7 @@ type agent struct {
 	ship    *shipper
 	starts  *starter
 	trees   *trees
+	outputs *outputs
 	done    done
 	ends    chan struct{} // a process has ended: there may be something to sweep
 	local   *localServer
@@ -193,7 +194,7 @@ func (a *agent) open(ctx context.Context, d detected) (err error) {
 		return err
 	}
 	a.groups = newGroups(a)
-	a.starts, a.trees = newStarter(a), newTrees(a)
+	a.starts, a.trees, a.outputs = newStarter(a), newTrees(a), newOutputs(a)
 	a.fdMu.Lock()
 	a.claims = newClaims(a.log, a.super, a.clock, a.cfg.Share == "ignore", a.fds)
 	a.fdMu.Unlock()
@@ -334,7 +335,7 @@ func (a *agent) farewell(ctx context.Context) error {
 	a.log.Info("leaving", "why", a.why)
 	names := leftover
 	if !a.ship.complete() {
-		names = []string{"tasks", "jobs"} // the only copy of some output stays
+		names = []string{"tasks", "jobs", "trees"} // the only copy of some output stays
 		a.log.Warn("output that the head did not take stays in the spool", "dir", filepath.Join(a.cfg.Dir, "spool"))
 	}
 	for _, name := range names {

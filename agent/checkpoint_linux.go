@@ -33,31 +33,6 @@ func checkpointRoot(j *wire.Job, index uint32) string {
 	return root
 }
 
-// resumeDir is what a rank gets to resume from: its own part, or, where it saved none,
-// that of the first rank that did.
-func resumeDir(step string, rank uint32) string {
-	if step == "" {
-		return ""
-	}
-	own := filepath.Join(step, fmt.Sprintf("rank-%d", rank))
-	if st, err := os.Stat(own); err == nil && st.IsDir() {
-		return own
-	}
-	if all, err := filepath.Glob(filepath.Join(step, "rank-*")); err == nil && len(all) > 0 {
-		first, n := "", -1
-		for _, d := range all {
-			var k int
-			if _, err := fmt.Sscanf(filepath.Base(d), "rank-%d", &k); err == nil && (n < 0 || k < n) {
-				first, n = d, k
-			}
-		}
-		if first != "" {
-			return first
-		}
-	}
-	return step
-}
-
 // saveCheckpoint copies a directory that a rank reported to the job's checkpoint place,
 // whole and safe or not at all, and gives the directory of the step.
 func (a *agent) saveCheckpoint(ctx context.Context, j *wire.Job, p wire.Proc, step int64, from string) (string, error) {
@@ -74,7 +49,7 @@ func (a *agent) saveCheckpoint(ctx context.Context, j *wire.Job, p wire.Proc, st
 			Hint("write checkpoints to $LAUNCHER_CHECKPOINT_OUT, or anywhere else, and report them from there")
 	}
 	if rel := inRecord(j.Job, at); rel != "" && !a.trees.seesRecord(j) {
-		return at, a.trees.put(ctx, wire.Tree{Job: j.Job, Path: fmt.Sprintf("%s/rank-%d", rel, p.Rank)}, from)
+		return at, a.trees.keep(ctx, j, fmt.Sprintf("%s/rank-%d", rel, p.Rank), from)
 	}
 	fail := func(err error) (string, error) {
 		return "", diskErr(err, "the checkpoint of step %d cannot be saved to %s", step, at)
@@ -197,6 +172,9 @@ func (a *agent) deleteCheckpoints(e core.DeleteCheckpoints) {
 		}
 		if err := os.RemoveAll(p); err != nil {
 			a.log.Warn("an old checkpoint cannot be removed", "path", p, "err", err)
+		}
+		if rel := inRecord(e.Job, p); rel != "" {
+			_ = os.RemoveAll(filepath.Join(a.trees.root(e.Job), rel))
 		}
 	}
 }

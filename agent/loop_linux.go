@@ -101,7 +101,7 @@ func (a *agent) loop(ctx context.Context) error {
 			if !ok {
 				return errs.New(errs.Lost, "the supervisor is gone")
 			}
-			burst = a.exited(burst, x)
+			burst = a.exited(ctx, burst, x)
 		case x, ok := <-strays:
 			if ok {
 				a.workers.Stray(x)
@@ -112,7 +112,7 @@ func (a *agent) loop(ctx context.Context) error {
 			select {
 			case x, ok := <-exits:
 				if ok {
-					burst = a.exited(burst, x)
+					burst = a.exited(ctx, burst, x)
 					continue
 				}
 			default:
@@ -137,13 +137,14 @@ func (a *agent) recover(ctx context.Context) error {
 		}
 		ev.Procs = append(ev.Procs, core.ProcInfo{Proc: p.Proc, PID: p.PID, At: p.Started, Exited: p.Exit != nil})
 		a.groups.started(p.Proc, p.PID)
+		a.outputs.takeOver(p.Proc)
 	}
 	a.log.Info("agent restarted", "restarts", a.super.Restarts(), "processes", len(ev.Procs))
 	return a.process(ctx, []event{{ev: ev}})
 }
 
 // exited adds the end of a process to a burst, unless it is one of the workers'.
-func (a *agent) exited(burst []event, x supervisor.Exit) []event {
+func (a *agent) exited(ctx context.Context, burst []event, x supervisor.Exit) []event {
 	if workers.Ours(x.Proc) {
 		a.workers.Exited(x)
 		return burst
@@ -154,7 +155,11 @@ func (a *agent) exited(burst []event, x supervisor.Exit) []event {
 	case a.ends <- struct{}{}:
 	default:
 	}
-	return append(burst, event{ev: core.ProcExited{Proc: x.Proc, Code: x.Code, Signal: x.Signal, RSS: x.RSS, At: x.Ended, Started: x.Started, Leftover: x.Leftover}})
+	end := core.ProcExited{Proc: x.Proc, Code: x.Code, Signal: x.Signal, RSS: x.RSS, At: x.Ended, Started: x.Started, Leftover: x.Leftover}
+	if a.outputs.ended(ctx, end) {
+		return burst
+	}
+	return append(burst, event{ev: end})
 }
 
 // tick samples what a beat tells.

@@ -27,6 +27,7 @@ func TestStartWithoutSupervisor(t *testing.T) {
 	a.super = sv.Connect(t)
 	a.events.init()
 	a.env, a.groups = newEnvironment(a), newGroups(a)
+	a.outputs = newOutputs(a)
 	s := newStarter(a)
 	s.empty = "/dev/null"
 	plain := wire.Job{Job: 1, Spec: wire.JobSpec{Kind: wire.KindArray, Dir: "/"}}

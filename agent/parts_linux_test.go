@@ -15,6 +15,7 @@ import (
 	"launcher/internal/errs"
 	"launcher/internal/logx"
 	"launcher/wire"
+	"launcher/wire/bundle"
 )
 
 func testAgent(t testing.TB) *agent {
@@ -71,14 +72,14 @@ func TestResumeDir(t *testing.T) {
 	must(t, os.MkdirAll(filepath.Join(step, "rank-10"), 0o700))
 	must(t, os.MkdirAll(filepath.Join(step, "rank-2"), 0o700))
 	for rank, want := range map[uint32]string{2: "rank-2", 10: "rank-10", 0: "rank-2", 5: "rank-2"} {
-		if got := resumeDir(step, rank); got != filepath.Join(step, want) {
+		if got := bundle.Part(step, rank); got != filepath.Join(step, want) {
 			t.Errorf("rank %d resumes from %s, want %s", rank, got, want)
 		}
 	}
-	if got := resumeDir("", 0); got != "" {
+	if got := bundle.Part("", 0); got != "" {
 		t.Errorf("got %q", got)
 	}
-	if got := resumeDir("/own/place", 0); got != "/own/place" {
+	if got := bundle.Part("/own/place", 0); got != "/own/place" {
 		t.Errorf("got %q", got)
 	}
 }

@@ -18,6 +18,7 @@ import (
 	"launcher/agent/supervisor"
 	"launcher/internal/errs"
 	"launcher/wire"
+	"launcher/wire/bundle"
 )
 
 // spawners is how many starts are in flight to the supervisor at a time.
@@ -134,6 +135,7 @@ func (s *starter) start(ctx context.Context, e core.Spawn) {
 	if !strings.Contains(w.Msg, string(s.a.cfg.Node)) {
 		w.Msg = "node " + string(s.a.cfg.Node) + ": " + w.Msg
 	}
+	s.a.outputs.failed(e.Proc)
 	s.a.events.push(core.ProcFailed{Proc: e.Proc, Code: code, Err: w})
 	s.clean(e.Proc)
 }
@@ -156,10 +158,10 @@ func (s *starter) try(ctx context.Context, e *core.Spawn) (started supervisor.St
 	if len(e.Argv) == 0 {
 		return started, errs.New(errs.Invalid, "there is no command to run")
 	}
-	if e.Dir, err = s.a.trees.workdir(ctx, e.Job); err != nil {
+	if e.Dir, err = s.a.trees.workdir(ctx, e.Job, e.Proc); err != nil {
 		return started, err
 	}
-	if e.Checkpoint, err = s.a.trees.checkpoint(ctx, e.Job, e.Checkpoint); err != nil {
+	if e.Checkpoint, err = s.a.trees.checkpoint(ctx, e.Job, e.Checkpoint, e.Proc.Rank); err != nil {
 		return started, err
 	}
 	more, err := s.files(e)
@@ -235,7 +237,7 @@ func (s *starter) files(e *core.Spawn) (vars []string, err error) {
 		}
 	}
 	return append(vars, "LAUNCHER_PARAMS="+params, "LAUNCHER_CHECKPOINT_OUT="+checkpoints,
-		"LAUNCHER_CHECKPOINT_IN="+resumeDir(e.Checkpoint, e.Proc.Rank)), nil
+		"LAUNCHER_CHECKPOINT_IN="+bundle.Part(e.Checkpoint, e.Proc.Rank)), nil
 }
 
 // has reports whether processes of a job have files here.

@@ -47,7 +47,7 @@ func (t *trees) root(job wire.JobID) string {
 
 // workdir is where a job's processes run: its directory, where this node sees it, else a
 // copy of the job's own.
-func (t *trees) workdir(ctx context.Context, j *wire.Job) (string, error) {
+func (t *trees) workdir(ctx context.Context, j *wire.Job, p wire.Proc) (string, error) {
 	s := &j.Spec
 	if s.DirToken == "" || bundle.Same(s.Dir, s.DirToken) {
 		return s.Dir, nil
@@ -62,14 +62,23 @@ func (t *trees) workdir(ctx context.Context, j *wire.Job) (string, error) {
 		return "", errs.New(errs.NotFound, "node %s does not see the working directory %s that the job was submitted from, and it could not be brought there", t.a.cfg.Node, s.Dir).
 			Hint("submit from a directory that all nodes share, or a smaller one, or name one with --workdir")
 	}
-	if len(s.Outputs) > 0 {
-		return "", errs.New(errs.Unbuilt, "node %s does not see the working directory %s, and bringing outputs back from there is not in this version", t.a.cfg.Node, s.Dir)
-	}
-	to := filepath.Join(t.root(j.Job), "workdir")
-	if err := t.bring(ctx, wire.Tree{Sum: s.DirSum}, to); err != nil {
+	to := t.privateOf(j, p)
+	if err := t.make(ctx, s.DirSum, to); err != nil {
 		return "", errs.Wrap(errs.Unknown, err, "bringing the working directory to node %s", t.a.cfg.Node)
 	}
+	if len(s.Outputs) > 0 {
+		t.a.outputs.begins(p)
+	}
 	return to, nil
+}
+
+// privateOf is the copy that a process runs in, or would if the node did not see its job's
+// directory.
+func (t *trees) privateOf(j *wire.Job, p wire.Proc) string {
+	if len(j.Spec.Outputs) > 0 {
+		return t.copyOf(p.Try)
+	}
+	return filepath.Join(t.root(j.Job), "workdir")
 }
 
 // seesRecord reports whether the node has the record of jobs where the head has it.
@@ -96,17 +105,43 @@ func inRecord(job wire.JobID, path string) string {
 	return ""
 }
 
-// checkpoint gives the directory of a step that a process resumes from.
-func (t *trees) checkpoint(ctx context.Context, j *wire.Job, path string) (string, error) {
+// checkpoint gives the directory of a step that a rank resumes from. Where the record is
+// not shared, it has that rank's part, and those of other ranks that are or were here.
+func (t *trees) checkpoint(ctx context.Context, j *wire.Job, path string, rank uint32) (string, error) {
 	rel := inRecord(j.Job, path)
 	if rel == "" || t.seesRecord(j) {
 		return path, nil
 	}
+	part := fmt.Sprintf("%s/rank-%d", rel, rank)
 	to := filepath.Join(t.root(j.Job), rel)
-	if err := t.bring(ctx, wire.Tree{Job: j.Job, Path: rel}, to); err != nil {
+	err := t.once(ctx, filepath.Join(t.root(j.Job), part), func(tmp string) error {
+		return t.get(ctx, wire.Tree{Job: j.Job, Path: part}, func(r io.Reader) error { return unpack(r, tmp, "") })
+	})
+	if err != nil {
 		return "", errs.Wrap(errs.Unknown, err, "bringing the checkpoint to node %s", t.a.cfg.Node)
 	}
 	return to, nil
+}
+
+// keep gives a rank's part of a checkpoint to the head, and has it here for a rank that
+// resumes from it.
+func (t *trees) keep(ctx context.Context, j *wire.Job, part, from string) error {
+	err := t.put(ctx, wire.TreePut{Tree: wire.Tree{Job: j.Job, Path: part}}, func(w io.Writer) error { return bundle.PackAll(ctx, w, from) })
+	if err != nil {
+		return err
+	}
+	to := filepath.Join(t.root(j.Job), part)
+	_ = os.RemoveAll(to) // of the same step, reported again
+	err = t.once(ctx, to, func(tmp string) error {
+		if err := os.Remove(tmp); err != nil {
+			return err
+		}
+		return copyTree(ctx, from, tmp)
+	})
+	if err != nil { // then it is brought back when it is wanted
+		t.a.log.Debug("a checkpoint is not kept here", "job", j.Job, "err", err)
+	}
+	return nil
 }
 
 // local is where a checkpoint is for processes here.
@@ -119,17 +154,18 @@ func (t *trees) local(job wire.JobID, path string) string {
 	return path
 }
 
-// bring has a tree of the head's at a path here.
-func (t *trees) bring(ctx context.Context, tree wire.Tree, to string) error {
+// once makes what is to be at a path, unless it is there: make gets an empty directory that
+// is given the name. Whoever wants the same meanwhile waits.
+func (t *trees) once(ctx context.Context, to string, make func(tmp string) error) error {
 	ctx, cancel := context.WithTimeout(ctx, treeBound)
 	defer cancel()
 	for {
 		t.mu.Lock()
 		turn := t.turns[to]
 		if turn == nil {
-			turn = make(chan struct{})
-			t.turns[to] = turn
+			turn = t.turn(to)
 			t.mu.Unlock()
+			defer t.over(to, turn)
 			break
 		}
 		t.mu.Unlock()
@@ -139,63 +175,136 @@ func (t *trees) bring(ctx context.Context, tree wire.Tree, to string) error {
 			return context.Cause(ctx)
 		}
 	}
-	defer func() {
-		t.mu.Lock()
-		defer t.mu.Unlock()
-		close(t.turns[to])
-		delete(t.turns, to)
-	}()
-	if isDir(to) {
+	if _, err := os.Lstat(to); err == nil {
 		return nil
 	}
 	t.tidy()
-	if err := os.MkdirAll(filepath.Dir(to), 0o700); err != nil {
+	err := os.MkdirAll(filepath.Dir(to), 0o700)
+	var tmp string
+	if err == nil {
+		tmp, err = os.MkdirTemp(filepath.Dir(to), ".new-")
+	}
+	if err != nil {
 		return diskErr(err, "the files of a job on node %s", t.a.cfg.Node)
 	}
+	defer os.RemoveAll(tmp) // nothing, once it has its name
+	if err := make(tmp); err != nil {
+		return err
+	}
+	if err := os.Rename(tmp, to); err != nil {
+		return diskErr(err, "the files of a job on node %s", t.a.cfg.Node)
+	}
+	return nil
+}
+
+// turn begins one; mu must be held.
+func (t *trees) turn(to string) chan struct{} {
+	c := make(chan struct{})
+	t.turns[to] = c
+	return c
+}
+
+func (t *trees) over(to string, c chan struct{}) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	close(c)
+	delete(t.turns, to)
+}
+
+// get hands a tree of the head's to use, as it comes: compressed.
+func (t *trees) get(ctx context.Context, tree wire.Tree, use func(io.Reader) error) error {
 	return t.withHead(ctx, wire.MsgTreeGet, wire.TreeGet{Tree: tree}, func(st *session.Stream) error {
 		if _, err := readAnswer[struct{}](st); err != nil {
 			return err
 		}
-		tmp, err := os.MkdirTemp(filepath.Dir(to), ".new-")
+		return use(patient{st})
+	})
+}
+
+// packed is a working directory as it came, which stays here for the next job with the same
+// one.
+func (t *trees) packed(sum string) string { return filepath.Join(t.a.cfg.Dir, "trees", sum, "packed") }
+
+// open reads the tar stream of a working directory, which is brought here if it is not.
+func (t *trees) open(ctx context.Context, sum string) (io.ReadCloser, error) {
+	path := t.packed(sum)
+	err := t.once(ctx, filepath.Dir(path), func(tmp string) error {
+		return t.get(ctx, wire.Tree{Sum: sum}, func(r io.Reader) error {
+			f, err := os.Create(filepath.Join(tmp, filepath.Base(path)))
+			if err != nil {
+				return err
+			}
+			defer f.Close()
+			_, err = io.Copy(f, r)
+			return err
+		})
+	})
+	if err != nil {
+		return nil, err
+	}
+	_ = os.Chtimes(filepath.Dir(path), time.Now(), time.Now()) // used now
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, errs.Wrap(errs.Unavailable, err, "what the working directory is made of")
+	}
+	z, err := bundle.Decompress(f)
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return &unpacked{z, f}, nil
+}
+
+// unpacked closes the file with the stream.
+type unpacked struct {
+	io.ReadCloser
+	f *os.File
+}
+
+func (u *unpacked) Close() error {
+	_ = u.ReadCloser.Close()
+	return u.f.Close()
+}
+
+// make makes a copy of a working directory.
+func (t *trees) make(ctx context.Context, sum, to string) error {
+	return t.once(ctx, to, func(tmp string) error {
+		in, err := t.open(ctx, sum)
 		if err != nil {
-			return diskErr(err, "the files of a job on node %s", t.a.cfg.Node)
+			return err
 		}
-		defer os.RemoveAll(tmp) // nothing, once it has its name
-		sum := sha256.New()
-		in := io.TeeReader(patient{st}, sum)
-		err = bundle.Unpack(in, tmp)
-		if err == nil {
-			_, err = io.Copy(io.Discard, in)
-		}
-		if err == nil && tree.Sum != "" && hex.EncodeToString(sum.Sum(nil)) != tree.Sum {
-			err = errs.New(errs.Corrupt, "it came with other contents than it was said to have")
-		}
-		if err == nil {
-			err = os.Rename(tmp, to)
+		defer in.Close()
+		err = untar(in, tmp, sum)
+		if errs.Is(err, errs.Corrupt) {
+			_ = os.RemoveAll(filepath.Dir(t.packed(sum)))
 		}
 		return err
 	})
 }
 
-// put gives a directory to the head.
-func (t *trees) put(ctx context.Context, tree wire.Tree, from string) error {
-	ctx, cancel := context.WithTimeout(ctx, treeBound)
-	defer cancel()
-	return t.withHead(ctx, wire.MsgTreePut, wire.TreePut{Tree: tree}, func(st *session.Stream) error {
-		if _, err := readAnswer[wire.TreeWanted](st); err != nil {
-			return err
-		}
-		if err := bundle.PackAll(ctx, steady{st}, from); err != nil {
-			if e, ok := refusal(st); ok {
-				return e
-			}
-			_ = st.CloseWith(err)
-			return err
-		}
-		_ = st.CloseWrite()
-		_, err := readAnswer[struct{}](st)
+func unpack(r io.Reader, to, sum string) error {
+	z, err := bundle.Decompress(r)
+	if err != nil {
 		return err
-	})
+	}
+	defer z.Close()
+	return untar(z, to, sum)
+}
+
+// untar unpacks a tar stream to its end, which has a sum unless that is "".
+func untar(r io.Reader, to, sum string) error {
+	h := sha256.New()
+	in := io.TeeReader(r, h)
+	if err := bundle.Unpack(in, to); err != nil {
+		return err
+	}
+	if _, err := io.Copy(io.Discard, in); err != nil {
+		return errs.Wrap(errs.Corrupt, err, "unpacking")
+	}
+	if sum != "" && hex.EncodeToString(h.Sum(nil)) != sum {
+		return errs.New(errs.Corrupt, "it came with other contents than it was said to have")
+	}
+	return nil
 }
 
 // refusal is what the head says of a tree that it did not take to its end.
@@ -240,22 +349,27 @@ func (t *trees) withHead(ctx context.Context, typ uint16, req any, do func(*sess
 }
 
 // tidy removes the files of those jobs that have no processes here and were not used for
-// longest.
+// longest, and the working directories likewise.
 func (t *trees) tidy() {
-	dir := filepath.Join(t.a.cfg.Dir, "jobs")
+	forget(filepath.Join(t.a.cfg.Dir, "jobs"), maxJobs, func(name string) bool {
+		var job wire.JobID
+		n, _ := fmt.Sscan(name, &job)
+		return n == 1 && !t.a.starts.has(job)
+	})
+	forget(filepath.Join(t.a.cfg.Dir, "trees"), maxJobs, func(name string) bool { return name[0] != '.' })
+}
+
+// forget removes those of the entries that may go but for the most that were used last.
+func forget(dir string, most int, may func(string) bool) {
 	ents, _ := os.ReadDir(dir)
 	var idle []os.FileInfo
 	for _, e := range ents {
-		var job wire.JobID
-		if n, _ := fmt.Sscan(e.Name(), &job); n != 1 || t.a.starts.has(job) {
-			continue
-		}
-		if fi, err := e.Info(); err == nil {
+		if fi, err := e.Info(); err == nil && may(e.Name()) {
 			idle = append(idle, fi)
 		}
 	}
 	slices.SortFunc(idle, func(a, b os.FileInfo) int { return b.ModTime().Compare(a.ModTime()) })
-	for _, fi := range idle[min(len(idle), maxJobs):] {
+	for _, fi := range idle[min(len(idle), most):] {
 		_ = os.RemoveAll(filepath.Join(dir, fi.Name()))
 	}
 }

@@ -25,6 +25,7 @@ const (
 	MsgBrokerCancel  uint16 = 0x0605 // handlesCall -> nil
 	MsgBrokerWatch   uint16 = 0x0606 // handlesCall -> MsgBrokerChanged ...
 	MsgBrokerChanged uint16 = 0x0607 // int, an index of the handles
+	MsgBrokerBring   uint16 = 0x0608 // wire.Into, then a tar stream (zstd) -> bundle.Came
 )
 
 type here struct {
@@ -368,6 +369,8 @@ func (b *Broker) perform(ctx context.Context, st *session.Stream, typ uint16, bo
 			return nil, err
 		}
 		return b.Find(ctx, c.Pool, c.Cluster, c.Tokens)
+	case MsgBrokerBring:
+		return takeOutputs(ctx, st, body, w.Home)
 	}
 	var c handlesCall
 	if err := wire.Unmarshal(body, &c); err != nil {

@@ -146,9 +146,15 @@ func (h *head) answer(ctx context.Context, st *session.Stream, req any) error {
 	case wire.Attend:
 		return h.attend(ctx, st, req.(wire.Attend))
 	case wire.TreePut:
-		return h.putTree(st, req.(wire.TreePut).Tree)
+		return h.putTree(st, req.(wire.TreePut))
 	case wire.TreeGet:
 		return h.getTree(ctx, st, req.(wire.TreeGet).Tree)
+	case wire.OutputsRequest:
+		v, err := h.outputs.await(ctx, req.(wire.OutputsRequest).Job, st.Unwanted())
+		if err != nil {
+			return err
+		}
+		return st.WriteMsg(wire.MsgOK, v)
 	case wire.Process:
 		return h.process(ctx, st, req.(wire.Process))
 	case wire.Query:
@@ -165,12 +171,20 @@ func (h *head) answer(ctx context.Context, st *session.Stream, req any) error {
 		}
 	}
 	say := func(v any) error {
-		if i, ok := v.(wire.ClusterInfo); ok {
+		switch i := v.(type) {
+		case wire.ClusterInfo:
 			if h.remote() != nil {
 				i.Broker = h.remote().Away()
 			}
 			i.Followers = h.follow.info()
 			v = i
+		case wire.JobInfo:
+			h.outputs.fill(&i)
+			v = i
+		case []wire.JobInfo:
+			for k := range i {
+				h.outputs.fill(&i[k])
+			}
 		}
 		_ = st.SetWriteDeadline(time.Now().Add(writeBound))
 		return st.WriteMsg(wire.MsgOK, v)
@@ -250,6 +264,8 @@ func decodeRequest(typ uint16, body []byte) (any, error) {
 		return decode[wire.TreePut](body)
 	case wire.MsgTreeGet:
 		return decode[wire.TreeGet](body)
+	case wire.MsgOutputs:
+		return decode[wire.OutputsRequest](body)
 	}
 	return nil, errs.New(errs.Version, "this head does not know requests of type %#x", typ).Hint("bring the cluster up again with this version of launcher")
 }

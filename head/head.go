@@ -19,6 +19,7 @@ import (
 	"launcher/head/core"
 	"launcher/internal/clock"
 	"launcher/wire"
+	"launcher/wire/bundle"
 	"launcher/wire/session"
 )
 
@@ -41,6 +42,8 @@ type Remote interface {
 	Attach(ctx context.Context, s *session.Session, st *session.Stream, changed func(here bool))
 	// Away says since when it is away; "" while it is there.
 	Away() string
+	// Bring brings what is below a directory here into one there.
+	Bring(ctx context.Context, into wire.Into, from string) (bundle.Came, error)
 }
 
 // Desk asks a person what the broker cannot know, at the terminals of commands that

@@ -358,6 +358,7 @@ func (h *head) serveSession(ctx context.Context, s *session.Session) {
 			h.remote().Attach(ctx, s, st, func(here bool) {
 				if here {
 					h.event(core.Retry{})
+					h.outputs.again()
 				}
 			})
 		case kind == wire.StreamControl && agent && !control.Swap(true):

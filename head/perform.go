@@ -45,6 +45,8 @@ func (h *head) perform(p performed) {
 		h.logs.want(e.Job, e.Parts)
 	case core.DeleteCheckpoints:
 		h.wg.Go(func() { h.deleteCheckpoints(e) })
+	case core.TaskOver:
+		h.outputs.over(e)
 	case core.ConfigChanged:
 		h.newConfig(e)
 		h.wg.Go(h.keepConfig)

@@ -58,6 +58,7 @@ type head struct {
 	tables  *tableKeeper
 	nodes   *nodeWatch
 	follow  *followers
+	outputs *outputs
 	wg      sync.WaitGroup // what effects started
 
 	items   chan item
@@ -149,7 +150,7 @@ func serveCluster(ctx context.Context, o Options) (err error) {
 		}
 	}()
 	h.logs, h.tables, h.nodes = newLogKeeper(h), newTableKeeper(h), newNodeWatch(h)
-	h.follow = newFollowers(h)
+	h.follow, h.outputs = newFollowers(h), newOutputs(h)
 	return h.serve(ctx, cancel)
 }
 
@@ -170,6 +171,7 @@ func (h *head) serve(ctx context.Context, cancel context.CancelFunc) error {
 	g.Go(func() error { return h.releaser(ctx) })
 	g.Go(func() error { h.logs.run(ctx); return nil })
 	g.Go(func() error { h.tables.run(ctx); return nil })
+	g.Go(func() error { h.outputs.run(ctx); return nil })
 	g.Go(func() error { return h.watchJournal(ctx) })
 	g.Go(func() error { return h.follow.run(ctx) })
 	g.Go(func() error { h.id.Keep(ctx, h.ca.Renewer(h.id.Subject(), h.certLife()), h.log); return nil })

@@ -142,6 +142,7 @@ func (t *tableKeeper) table(ctx context.Context, job wire.JobID) (info wire.JobI
 	if !known {
 		return wire.JobInfo{State: wire.StateDone, LogsDone: true}, nil // forgotten meanwhile
 	}
+	t.h.outputs.fill(&info)
 	tab.Job = info
 	q := wire.TasksRequest{Job: job, Limit: maxTable}
 	if info.Tasks > maxTable {

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"os"
@@ -15,6 +16,7 @@ import (
 	"syscall"
 	"time"
 
+	"launcher/head/record"
 	"launcher/internal/errs"
 	"launcher/wire"
 	"launcher/wire/bundle"
@@ -30,7 +32,6 @@ const (
 
 var (
 	sumRE  = regexp.MustCompile(`^[0-9a-f]{64}$`)
-	stepRE = regexp.MustCompile(`^checkpoints/([0-9]+/)?step-[0-9]+\.a[0-9]+$`)
 	rankRE = regexp.MustCompile(`^checkpoints/([0-9]+/)?step-[0-9]+\.a[0-9]+/rank-[0-9]+$`)
 )
 
@@ -65,22 +66,35 @@ func (h *head) treePath(t wire.Tree, as *regexp.Regexp) (string, error) {
 }
 
 // putTree takes a tree.
-func (h *head) putTree(st *session.Stream, t wire.Tree) error {
-	to, err := h.treePath(t, rankRE)
+func (h *head) putTree(st *session.Stream, m wire.TreePut) error {
+	t, as := m.Tree, rankRE
+	output := outputRE.MatchString(t.Path)
+	if output {
+		as = outputRE
+	}
+	to, err := h.treePath(t, as)
 	if err != nil {
 		return err
 	}
 	is := wire.TreeWanted{Wanted: true}
-	if t.Sum != "" {
+	switch {
+	case t.Sum != "":
 		is.Wanted = os.Chtimes(to, time.Now(), time.Now()) != nil
+	case output:
+		is.Wanted = h.outputs.wanted(t)
 	}
 	if err := st.WriteMsg(wire.MsgOK, is); err != nil || !is.Wanted {
 		return err
 	}
-	if t.Sum == "" {
-		err = takeTree(pieces{st}, to)
-	} else {
+	switch {
+	case t.Sum != "":
 		err = h.takeDir(pieces{st}, to, t.Sum)
+	case m.Why != "":
+		if err = os.MkdirAll(filepath.Dir(to), 0o700); err == nil {
+			err = record.WriteFile(to+whySuffix, []byte(m.Why))
+		}
+	default:
+		err = takeTree(pieces{st}, to)
 	}
 	if err != nil {
 		return treeErr(err)
@@ -109,7 +123,12 @@ func takeTree(r io.Reader, to string) error {
 	if err := os.Mkdir(whole, 0o700); err != nil {
 		return err
 	}
-	if err := bundle.Unpack(r, whole); err != nil {
+	z, err := bundle.Decompress(r)
+	if err != nil {
+		return err
+	}
+	defer z.Close()
+	if err := bundle.Unpack(z, whole); err != nil {
 		return err
 	}
 	if err := syncTree(whole); err != nil {
@@ -147,7 +166,7 @@ func syncTree(dir string, skip ...string) error {
 	})
 }
 
-// takeDir keeps a working directory as it came.
+// takeDir keeps a working directory as it came: compressed.
 func (h *head) takeDir(r io.Reader, to, sum string) error {
 	if err := os.MkdirAll(filepath.Dir(to), 0o700); err != nil {
 		return err
@@ -158,8 +177,13 @@ func (h *head) takeDir(r io.Reader, to, sum string) error {
 	}
 	defer os.Remove(f.Name()) // nothing, once it has its name
 	defer f.Close()
+	z, err := bundle.Decompress(io.TeeReader(io.LimitReader(r, maxTrees), f))
+	if err != nil {
+		return err
+	}
+	defer z.Close()
 	s := sha256.New()
-	if _, err := io.Copy(io.MultiWriter(f, s), io.LimitReader(r, maxTrees)); err != nil {
+	if _, err := io.Copy(s, io.LimitReader(z, maxTrees)); err != nil {
 		return err
 	}
 	if hex.EncodeToString(s.Sum(nil)) != sum {
@@ -191,9 +215,14 @@ func (h *head) tidyTrees(dir string) {
 
 // getTree gives a tree.
 func (h *head) getTree(ctx context.Context, st *session.Stream, t wire.Tree) error {
-	from, err := h.treePath(t, stepRE)
+	from, err := h.treePath(t, rankRE)
 	if err != nil {
 		return err
+	}
+	if t.Sum == "" {
+		var rank uint32
+		_, _ = fmt.Sscanf(filepath.Base(from), "rank-%d", &rank)
+		from = bundle.Part(filepath.Dir(from), rank)
 	}
 	f, err := os.Open(from)
 	if err != nil {
@@ -207,7 +236,13 @@ func (h *head) getTree(ctx context.Context, st *session.Stream, t wire.Tree) err
 		_ = os.Chtimes(from, time.Now(), time.Now())
 		_, err = io.Copy(pieces{st}, f)
 	} else {
-		err = bundle.PackAll(ctx, pieces{st}, from)
+		var z io.WriteCloser
+		if z, err = bundle.Compress(pieces{st}); err == nil {
+			err = bundle.PackAll(ctx, z, from)
+		}
+		if err == nil {
+			err = z.Close()
+		}
 	}
 	if err != nil {
 		_ = st.CloseWith(err)

@@ -55,7 +55,15 @@ is down. With -f it goes on until the job has ended; Ctrl-C only stops looking.`
 			defer func() { _ = v.lines.flush() }()
 			req := wire.LogsRequest{Job: t.Job, Task: task, Rank: rank}
 			if !follow || !src.up() || j.State.Terminal() && j.LogsDone {
-				return src.logs(c.Context(), req, v.output)
+				err := src.logs(c.Context(), req, v.output)
+				if err == nil && j.State.Terminal() {
+					_ = v.lines.flush()
+					a.noteOutputs(j)
+					if err := outputsErr(&j); err != nil {
+						a.note("launcher: %s", errs.Line(err))
+					}
+				}
+				return err
 			}
 			ctx, stop := detachOnInterrupt(c.Context())
 			defer stop()
@@ -121,7 +129,7 @@ began it would have. Ctrl-C only detaches; "launcher cancel JOB" ends the job.`,
 					return err
 				}
 				_ = v.lines.flush()
-				return a.endOf(j, v)
+				return a.endOf(c.Context(), src.target, j, v)
 			}
 			ctx, stop := detachOnInterrupt(c.Context())
 			defer stop()
@@ -144,7 +152,7 @@ began it would have. Ctrl-C only detaches; "launcher cancel JOB" ends the job.`,
 					return err
 				}
 			}
-			return a.endOf(info, v)
+			return a.endOf(c.Context(), src.target, info, v)
 		},
 	}
 }
@@ -191,7 +199,11 @@ in the order given that did not end well); 124 when --time runs out, and the job
 					return err
 				}
 				infos = append(infos, j)
-				if err := jobExit(j); err != nil && first == nil {
+				err = jobExit(j)
+				if oerr := outputsErr(&j); err == nil && oerr != nil {
+					err = exitWith(exitLauncher, oerr)
+				}
+				if err != nil && first == nil {
 					first = err
 				}
 			}
@@ -214,6 +226,9 @@ func (a *app) waitOne(ctx context.Context, id wire.JobID) (wire.JobInfo, error) 
 	}
 	defer src.Close()
 	j, err := src.job(ctx, id)
+	if err == nil && j.State.Terminal() {
+		err = a.awaitOutputs(ctx, src.target, &j)
+	}
 	if err != nil || j.State.Terminal() {
 		return j, err
 	}
@@ -222,7 +237,10 @@ func (a *app) waitOne(ctx context.Context, id wire.JobID) (wire.JobInfo, error) 
 			Hint("`launcher up %s` brings the cluster back, and the job goes on", src.spec())
 	}
 	f := &follower{a: a, target: src.target, job: id, task: -1, rank: -1}
-	return f.run(ctx, src.take())
+	if j, err = f.run(ctx, src.take()); err == nil {
+		err = a.awaitOutputs(ctx, src.target, &j)
+	}
+	return j, err
 }
 
 func (a *app) cmdCancel() *cobra.Command {

@@ -119,6 +119,16 @@ type jsonJob struct {
 	Step      int64               `json:"step,omitempty"`
 	Metrics   map[string]number64 `json:"metrics,omitempty"`
 	Best      *jsonTrial          `json:"best,omitempty"`
+	Outputs   *jsonOutputs        `json:"outputs,omitempty"`
+}
+
+type jsonOutputs struct {
+	Files   int      `json:"files"`
+	Bytes   int64    `json:"bytes"`
+	Waiting int      `json:"waiting_tasks"`
+	At      string   `json:"at,omitempty"`
+	Why     string   `json:"why,omitempty"`
+	Failed  []string `json:"failed,omitempty"`
 }
 
 // number64 is a float that may be NaN or infinite, which JSON has no numbers for: those
@@ -154,6 +164,9 @@ func toJSONJob(j wire.JobInfo) jsonJob {
 	}
 	if j.Best != nil {
 		o.Best = new(toJSONTrial(*j.Best))
+	}
+	if j.Outputs != nil {
+		o.Outputs = new(jsonOutputs(*j.Outputs))
 	}
 	return o
 }

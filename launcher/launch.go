@@ -136,12 +136,21 @@ func (a *app) launchOn(ctx context.Context, t target, l launch) error {
 		v.finish(info, exitCancelled, sideLauncher)
 		return &exitError{code: exitCancelled, side: sideLauncher}
 	}
-	return a.endOf(info, v)
+	return a.endOf(ctx, t, info, v)
 }
 
 // endOf reports the end of a foreground job and gives its exit.
-func (a *app) endOf(info wire.JobInfo, v *view) error {
+func (a *app) endOf(ctx context.Context, t target, info wire.JobInfo, v *view) error {
+	oerr := a.awaitOutputs(ctx, t, &info)
 	err := jobExit(info)
+	if err == nil {
+		if err = oerr; err == nil {
+			err = outputsErr(&info)
+		}
+		if err != nil {
+			err = exitWith(exitLauncher, err)
+		}
+	}
 	code, side := exitCode(err)
 	v.finish(info, code, side)
 	if a.json {
@@ -159,7 +168,7 @@ func (a *app) submit(ctx context.Context, t target, s wire.JobSpec) (*client, wi
 		c, err := dial(ctx, t)
 		if err == nil {
 			var got wire.Submitted
-			if err = a.ship(ctx, c, &req.Spec); err == nil {
+			if err = a.ship(ctx, t, c, &req.Spec); err == nil {
 				err = c.call(ctx, wire.MsgSubmit, req, &got)
 			}
 			if err == nil {

@@ -126,7 +126,7 @@ func (f *jobFlags) spec(command []string) (wire.JobSpec, error) {
 		s.Env = append(s.Env, k+"="+v)
 	}
 	for _, g := range f.outputs {
-		if _, err := filepath.Match(g, ""); err != nil || filepath.IsAbs(g) {
+		if _, err := filepath.Match(g, ""); err != nil || g == "" || filepath.IsAbs(g) || strings.HasPrefix(filepath.Clean(g), "..") {
 			return s, errs.New(errs.Invalid, "--outputs %q is not a glob relative to the directory of the job", g)
 		}
 	}

@@ -17,7 +17,7 @@ import (
 
 // ship sees to it that nodes which do not see a job's directory can have it: the head gets
 // what is in it.
-func (a *app) ship(ctx context.Context, c *client, s *wire.JobSpec) error {
+func (a *app) ship(ctx context.Context, t target, c *client, s *wire.JobSpec) error {
 	var info wire.ClusterInfo
 	if err := c.call(ctx, wire.MsgInfo, wire.InfoRequest{}, &info); err != nil {
 		return err
@@ -42,7 +42,14 @@ func (a *app) ship(ctx context.Context, c *client, s *wire.JobSpec) error {
 	defer f.Close()
 	_ = os.Remove(f.Name())
 	sum := sha256.New()
-	if err := bundle.Pack(ctx, io.MultiWriter(f, sum), s.Dir); err != nil {
+	z, err := bundle.Compress(f)
+	if err == nil {
+		err = bundle.Pack(ctx, io.MultiWriter(z, sum), s.Dir)
+	}
+	if err == nil {
+		err = z.Close()
+	}
+	if err != nil {
 		if ctx.Err() != nil {
 			return err
 		}
@@ -62,6 +69,13 @@ func (a *app) ship(ctx context.Context, c *client, s *wire.JobSpec) error {
 		return errs.Wrap(errs.Unknown, err, "giving the working directory to the head")
 	}
 	s.DirSum = tree.Sum
+	if len(s.Outputs) == 0 && t.dir != "" {
+		// Said once: whoever names outputs knows, and whose nodes share the directory need not.
+		if f, err := os.OpenFile(filepath.Join(t.dir, "copies.told"), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600); err == nil {
+			f.Close()
+			a.note("launcher: nodes that do not see %s run in copies of it; what is written there is deleted but for what --outputs names", s.Dir)
+		}
+	}
 	return nil
 }
 

@@ -120,6 +120,7 @@ type JobInfo struct {
 	LogsDone  bool      // all output of ended tasks is in the record
 	Held      string    // why its processes wait although they run: a node cannot write their output
 	Uses      Resources // what it has of the cluster now, with what its programs run
+	Outputs   *Outputs  // what came back of what its tasks wrote; nil = nothing was to
 }
 
 type Watch struct {

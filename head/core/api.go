@@ -249,6 +249,13 @@ type DeleteCheckpoints struct {
 	Paths []string
 }
 
+// TaskOver: a task of a job with outputs is over, and by which attempt: what that one wrote
+// counts, and of no other.
+type TaskOver struct {
+	Task    wire.Task
+	Attempt wire.Attempt
+}
+
 // ConfigChanged: an Update was applied; the shell rewrites head.config and spec.toml.
 type ConfigChanged struct {
 	Pools    []wire.Pool
@@ -274,6 +281,7 @@ func (CancelAllocs) effect()      {}
 func (JobChanged) effect()        {}
 func (JobLogsWanted) effect()     {}
 func (DeleteCheckpoints) effect() {}
+func (TaskOver) effect()          {}
 func (ConfigChanged) effect()     {}
 func (Replaced) effect()          {}
 func (CloseDown) effect()         {}

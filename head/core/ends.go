@@ -114,6 +114,9 @@ func (c *Core) ended1(n *node, e *wire.Ended) {
 	if j == nil {
 		return
 	}
+	if len(j.d.Spec.Outputs) > 0 && j.d.Done.has(i) {
+		c.effect(TaskOver{Task: e.Proc.Task, Attempt: e.Proc.Attempt})
+	}
 	if j.gang {
 		c.gangChanged(j, i)
 		return

@@ -17,11 +17,35 @@ func (c *Core) Job(id wire.JobID) (wire.JobInfo, bool) {
 	return c.jobInfo(d), true
 }
 
+// Spec gives what a job is.
+func (c *Core) Spec(id wire.JobID) (wire.JobSpec, bool) {
+	d := c.d.st.Jobs[id]
+	if d == nil {
+		return wire.JobSpec{}, false
+	}
+	return d.Spec, true
+}
+
+// Over reports whether a task is over, and, where it is known still, by which attempt.
+func (c *Core) Over(t wire.Task) (a wire.Attempt, known, over bool) {
+	d := c.d.st.Jobs[t.Job]
+	if d == nil {
+		return 0, false, true
+	}
+	if x := d.Details[t.Index]; x != nil {
+		a, known = x.Attempt, true
+	}
+	return a, known, d.State.Terminal() || d.Done.has(t.Index)
+}
+
 func (c *Core) jobInfo(d *jobD) wire.JobInfo {
 	total, _ := d.total()
 	x := wire.JobInfo{ID: d.ID, Name: d.Spec.Name, Kind: d.Spec.Kind, State: d.State, Tasks: total, Done: d.Good, Failed: d.Bad, Cancelled: d.Cancelled,
 		Lost: d.Losses, Restarts: d.Restarts, ExitCode: d.Code, Cause: d.Cause, Submitted: d.Submitted, Started: d.Started, Ended: d.EndedAt,
 		Command: d.Spec.Command, Dir: d.Spec.Dir, LogsDone: d.LogsDone, Version: 1 << 63}
+	if len(d.Spec.Outputs) > 0 && d.Spec.DirSum != "" {
+		x.Outputs = &wire.Outputs{} // what came of them the shell knows
+	}
 	if l, ok := c.final[d.ID]; ok {
 		x.Metrics, x.Step = l.metrics, l.step
 	}

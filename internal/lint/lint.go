@@ -66,6 +66,7 @@ var arrows = []arrow{
 	{"backends/slurm", "internal/sockpath", "socket paths have a limit"},
 	{"backends/slurm", "wire/session", "who asks for a way to the head, and where"},
 	{"broker", "configs", "pools come from specs"},
+	{"broker", "wire/bundle", "outputs come to the machine of who submitted"},
 	{"broker", "backends", "the contract only"},
 	{"broker", "wire/secure", "the link is a client"},
 	{"broker", "wire/session", "the link relays"},

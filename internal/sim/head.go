@@ -195,7 +195,7 @@ func (h *head) perform(e core.Effect) {
 		})
 	case core.SubmitNodes, core.FindAllocs, core.QueryAllocs, core.CancelAllocs:
 		w.backend.ask(h, h.life, e)
-	case core.JobChanged, core.DeleteCheckpoints, core.ConfigChanged, core.CloseDown:
+	case core.JobChanged, core.DeleteCheckpoints, core.TaskOver, core.ConfigChanged, core.CloseDown:
 	default:
 		w.fail("the head gave an effect %T", e)
 	}
