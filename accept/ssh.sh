@@ -41,6 +41,8 @@ fi
 # ---------------------------------------------------------------- the head survives the loss of its host
 if wants head; then
 	export LAUNCHER_TEST_SSH=all
+	gotest head.where ./configs '^TestHeadPool$'
+	gotest head.first-host ./launcher '^TestSSHHeadAuto$'
 	gotest head.copies ./wire/follow .
 	gotest head.machine-lost ./head '^TestMachineLost$'
 	gotest head.acknowledged-with-copies ./head '^TestFollowersHaveIt$|^TestMachineLostAnyTime$'

@@ -1,8 +1,11 @@
 package broker
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -47,12 +50,13 @@ type front struct {
 	tries    int
 	sittings int
 	post     post
-	started  bool          // the head has run there
-	ending   bool          // the cluster is down
-	heard    time.Time     // when there was a connection to the head last
-	stuck    error         // why it is not started elsewhere
-	silent   []wire.NodeID // of the machine that it was moved from last
-	giveUp   func()        // ends the try that is under way
+	ending   bool             // the cluster is down
+	heard    time.Time        // when there was a connection to the head last
+	stuck    error            // why it is not started elsewhere
+	silent   []wire.NodeID    // of the machine that it was moved from last
+	bad      map[string]error // of the last look for a machine: why each cannot have the head
+	refused  map[string]error // machines on which it did not start
+	giveUp   func()           // ends the try that is under way
 }
 
 const (
@@ -67,7 +71,7 @@ func FrontMain(ctx context.Context, o FrontOptions) error {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	f := &front{o: o, dir: o.Config.Dir, log: o.Log, poke: make(chan struct{}, 1), again: make(chan struct{}, 1), changed: make(chan struct{})}
+	f := &front{o: o, dir: o.Config.Dir, log: o.Log, poke: make(chan struct{}, 1), again: make(chan struct{}, 1), changed: make(chan struct{}), refused: map[string]error{}}
 	f.host, _ = os.Hostname()
 	ca, err := secure.LoadAuthority(f.dir)
 	if err != nil {
@@ -98,8 +102,8 @@ func FrontMain(ctx context.Context, o FrontOptions) error {
 		cfg := session.Config{Cluster: o.Config.Name, Role: secure.RoleHead, Name: "head", Version: o.Version, Log: o.Log}
 		_ = session.ServeUnix(ctx, ln, cfg, f.serve)
 	})
-	wg.Go(func() { f.watch(ctx) })
-	wg.Go(func() { f.ghosts(ctx) })
+	wg.Go(func() { every(ctx, lookEvery, func() { f.watch(ctx) }) })
+	wg.Go(func() { every(ctx, ghostEvery, func() { f.ghosts(ctx) }) })
 	if err := f.keep(ctx); err != nil {
 		return err
 	}
@@ -202,14 +206,27 @@ func (f *front) once(ctx context.Context) (down, met bool, err error) {
 	defer cancel()
 	f.mu.Lock()
 	f.giveUp = cancel
-	pool := f.post.Pool
+	dropped := f.ending && !f.post.Begun
 	f.mu.Unlock()
+	if dropped {
+		return true, false, nil
+	}
+	pool, err := f.place(ctx)
+	if err != nil {
+		return false, false, err
+	}
 	at, err := f.headAt(pool)
 	if err != nil {
 		return false, false, err
 	}
+	if err := f.keepPost(); err != nil { // before it may run there
+		return false, false, err
+	}
 	down, err = f.hosts.StartHead(ctx, at)
 	if err != nil {
+		if !at.Copy && ctx.Err() == nil {
+			err = cmp.Or(f.refuse(pool, err), err)
+		}
 		return false, false, err
 	}
 	if down {
@@ -221,7 +238,7 @@ func (f *front) once(ctx context.Context) (down, met bool, err error) {
 		return true, false, f.hosts.EndHead(ctx, at)
 	}
 	f.mu.Lock()
-	f.started, f.heard = true, time.Now()
+	f.post.Begun, f.heard = true, time.Now()
 	f.mu.Unlock()
 	if err := f.keepPost(); err != nil {
 		return false, false, err
@@ -300,6 +317,10 @@ func (f *front) request(ctx context.Context, st *session.Stream) error {
 			return err
 		}
 		return f.o.Desk.Attend(ctx, st, at, f.sat)
+	case wire.MsgDown:
+		if f.drop() {
+			return st.WriteMsg(wire.MsgOK, wire.DownProgress{Final: true})
+		}
 	case wire.MsgInfo:
 		if i, ok := f.info(); ok {
 			return st.WriteMsg(wire.MsgOK, i)
@@ -321,6 +342,23 @@ func (f *front) request(ctx context.Context, st *session.Stream) error {
 		f.log.Debug("relay ended", "err", err)
 	}
 	return nil
+}
+
+// drop ends a cluster whose head has not been started anywhere, if nothing is left of the
+// life before either.
+func (f *front) drop() bool {
+	if _, err := os.Stat(filepath.Join(f.dir, wire.DownLeftFile)); !errors.Is(err, fs.ErrNotExist) {
+		return false
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.post.Begun || f.post.place() != "" || len(f.post.Left) > 0 {
+		return false
+	}
+	f.ending = true
+	f.giveUp()
+	nudge(f.poke)
+	return true
 }
 
 // sat: somebody can be asked now.
@@ -349,26 +387,44 @@ func (f *front) info() (i wire.ClusterInfo, ok bool) {
 		return i, false
 	}
 	c := f.o.Config
-	i = wire.ClusterInfo{Name: c.Name, SpecPath: c.SpecPath, SpecText: c.SpecText, Version: f.o.Version, HeadHost: f.post.place(), Recovering: f.err == nil}
+	i = wire.ClusterInfo{Name: c.Name, SpecPath: c.SpecPath, SpecText: c.SpecText, Version: f.o.Version, HeadHost: cmp.Or(f.post.place(), "not started yet"), Recovering: f.err == nil}
 	for _, p := range c.Pools {
 		pi := wire.PoolInfo{Name: p.Name, Backend: p.Backend, Min: p.Min, Max: p.Max, Wanted: max(p.Min, len(p.Places)), Pending: max(p.Min, 1), Apart: p.Apart}
 		if f.err != nil {
 			i.Trouble = "the head cannot be reached: " + errs.Line(f.err)
 			pi.Pending = 0
-			if p.Name == c.At {
-				pi.Failed = 1
+			if p.Name == f.post.Pool.Name {
 				if f.stuck != nil {
 					i.Trouble += "; " + errs.Line(f.stuck)
 				}
-				pi.Failures = []wire.NodeFailure{{Node: wire.NodeID(p.Name + "-0"), Place: f.post.place(), Why: errs.Line(f.err), Tries: f.tries, Final: !errs.Retryable(f.err)}}
-				if !errs.Retryable(f.err) {
-					pi.Wanted = 1 // nothing else comes before the head
-				} else {
-					pi.Pending = 1
-				}
+				f.failures(&pi, p)
 			}
 		}
 		i.Pools = append(i.Pools, pi)
 	}
 	return i, true
+}
+
+// failures says which machines of a pool do not have the head, and why; mu must be held.
+func (f *front) failures(pi *wire.PoolInfo, p wire.Pool) {
+	for k, place := range p.Places {
+		err := cmp.Or(f.bad[place], f.refused[place])
+		if f.post.place() != "" { // the one that is to have it
+			err = nil
+			if place == f.post.place() {
+				err = f.err
+			}
+		}
+		if err == nil {
+			continue
+		}
+		pi.Failures = append(pi.Failures, wire.NodeFailure{Node: wire.PlaceNode(p.Name, k), Place: place, Why: errs.Line(err), Tries: f.tries, Final: !errs.Retryable(err)})
+		if errs.Retryable(err) {
+			pi.Pending = 1
+		}
+	}
+	pi.Failed = len(pi.Failures)
+	if pi.Pending == 0 {
+		pi.Wanted = pi.Failed // nothing else comes before the head
+	}
 }

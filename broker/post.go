@@ -1,8 +1,10 @@
 package broker
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -25,9 +27,11 @@ const HeadLeftFile = "head.left"
 
 // post is where the head is.
 type post struct {
-	Pool wire.Pool // with the one place
-	Term uint64    // how often it was moved
-	Left []wire.Pool
+	Pool  wire.Pool // with the one place, or with none before it is known
+	Term  uint64    // how often it was moved
+	Left  []wire.Pool
+	Begun bool   // it has run there
+	Why   string // why it is there and not on the first machine of its pool
 }
 
 func (s post) place() string {
@@ -44,6 +48,9 @@ const (
 	// seenBound is how long the other machines may take to say what they know.
 	seenBound = 10 * time.Second
 	lookEvery = time.Second
+	// aloneBound is how long the first machine of the head's pool has for itself, until the
+	// others are tried, too.
+	aloneBound = 5 * time.Second
 	// ghostEvery is between two tries to reach machines that the head was moved from.
 	ghostEvery = 5 * time.Second
 	ghostBound = 20 * time.Second
@@ -63,7 +70,7 @@ func readPost(path string, s *post) (ok bool, err error) {
 	return true, nil
 }
 
-// sit finds the head's machine: where it was started, else the first of its pool.
+// sit finds the head's machine, if it was started on one.
 func (f *front) sit() error {
 	var left post
 	if _, err := readPost(filepath.Join(f.dir, HeadLeftFile), &left); err != nil {
@@ -74,20 +81,13 @@ func (f *front) sit() error {
 		return err
 	}
 	c := f.o.Config
-	k := slices.IndexFunc(c.Pools, func(p wire.Pool) bool { return p.Name == c.At })
-	switch {
-	case ok:
-		f.started = true
-	case k < 0:
-		return errs.New(errs.Invalid, "the head is to be in pool %s, and there is none", c.At)
-	default:
-		p := c.Pools[k]
-		i := slices.IndexFunc(p.Places, func(s string) bool { return s != "" })
-		if i < 0 {
-			return errs.New(errs.Invalid, "no machine of pool %s can have the head", p.Name)
+	if !ok {
+		k := slices.IndexFunc(c.Pools, func(p wire.Pool) bool { return p.Name == c.At })
+		if k < 0 {
+			return errs.New(errs.Invalid, "the head is to be in pool %s, and there is none", c.At)
 		}
-		p.Places = p.Places[i : i+1]
-		f.post.Pool = p
+		f.post.Pool = c.Pools[k]
+		f.post.Pool.Places = nil
 		if len(left.Left) > 0 { // what is there is of an earlier life, and not to be gone on with
 			f.post.Term = left.Term + 1
 		}
@@ -105,6 +105,131 @@ func (f *front) sit() error {
 	return nil
 }
 
+// places are the machines that can have the head, those of pool first: pools with one place.
+func (f *front) places(first string) (out []wire.Pool) {
+	f.mu.Lock()
+	pools := slices.Clone(f.o.Config.Pools)
+	f.mu.Unlock()
+	slices.SortStableFunc(pools, func(a, b wire.Pool) int {
+		here := map[bool]int{true: -1}
+		return here[a.Name == first] - here[b.Name == first]
+	})
+	for _, p := range pools {
+		if be, err := f.o.Broker.backend(p); err != nil || !hasHeads(be) {
+			continue
+		}
+		for _, place := range p.Places {
+			if place != "" {
+				q := p
+				q.Places = []string{place}
+				out = append(out, q)
+			}
+		}
+	}
+	return out
+}
+
+func hasHeads(be backends.Backend) bool {
+	_, ok := backends.As[backends.HeadHost](be)
+	return ok
+}
+
+// place gives the machine that has the head, or is to have it: the first of the pool, unless
+// it cannot be reached, or not in aloneBound, and another one can.
+func (f *front) place(ctx context.Context) (wire.Pool, error) {
+	s := f.now()
+	if len(s.Pool.Places) > 0 {
+		return s.Pool, nil
+	}
+	all := slices.DeleteFunc(f.places(s.Pool.Name), func(p wire.Pool) bool { return p.Name != s.Pool.Name })
+	if len(all) == 0 {
+		return s.Pool, errs.New(errs.Invalid, "no machine of pool %s can have the head", s.Pool.Name)
+	}
+	f.mu.Lock()
+	fresh := slices.DeleteFunc(slices.Clone(all), func(p wire.Pool) bool { return f.refused[p.Places[0]] != nil })
+	if len(fresh) == 0 { // then all of them once more
+		clear(f.refused)
+		fresh = all
+	}
+	f.mu.Unlock()
+	ctx, cancel := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
+	type answer struct {
+		i   int
+		err error
+	}
+	answers := make(chan answer, len(fresh))
+	asked := 0
+	ask := func(n int) {
+		for ; asked < n; asked++ {
+			i := asked
+			wg.Go(func() {
+				at, err := f.headAt(fresh[i])
+				if err == nil {
+					_, err = f.hosts.SeenHead(ctx, at)
+				}
+				answers <- answer{i, err}
+			})
+		}
+	}
+	ask(1)
+	bound := time.NewTimer(aloneBound)
+	defer bound.Stop()
+	bad := map[string]error{}
+	var first error
+	for got := 0; got < len(fresh); {
+		select {
+		case <-bound.C:
+			ask(len(fresh))
+		case <-ctx.Done():
+			return s.Pool, context.Cause(ctx)
+		case a := <-answers:
+			got++
+			if a.err != nil {
+				bad[fresh[a.i].Places[0]] = a.err
+				if first == nil || a.i == 0 {
+					first = a.err
+				}
+				ask(len(fresh))
+				continue
+			}
+			f.mu.Lock()
+			defer f.mu.Unlock()
+			if f.ending {
+				return s.Pool, errs.New(errs.Cancelled, "the cluster is going down")
+			}
+			f.post.Pool, f.post.Why = fresh[a.i], ""
+			if one := all[0].Places[0]; one != f.post.place() {
+				err := cmp.Or[error](f.refused[one], bad[one], errs.New(errs.Timeout, "%s does not answer yet", one))
+				f.post.Why = errs.Line(err)
+				f.log.Warn("the head is not started on the first machine of its pool", "place", f.post.place(), "err", err)
+			}
+			return f.post.Pool, nil
+		}
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.bad = bad
+	return s.Pool, first
+}
+
+// refuse notes that the head could not be started where that was tried first. Another
+// machine is tried next, if there is one; whatever did begin to run counts for nothing.
+func (f *front) refuse(p wire.Pool, err error) error {
+	if len(f.places(p.Name)) < 2 {
+		return nil
+	}
+	f.mu.Lock()
+	f.refused[p.Places[0]] = err
+	f.post.Pool.Places = nil
+	f.post.leave(p)
+	f.post.Term++
+	f.mu.Unlock()
+	return f.keepPost()
+}
+
 // leave notes a machine that the head is not on any more, but may not know of it.
 func (s *post) leave(p wire.Pool) {
 	same := func(q wire.Pool) bool { return slices.Equal(q.Places, p.Places) }
@@ -116,14 +241,14 @@ func (s *post) leave(p wire.Pool) {
 // headAt says what the backend needs to know of the head on a machine of a pool.
 func (f *front) headAt(p wire.Pool) (backends.HeadAt, error) {
 	f.mu.Lock()
-	c, s, silent, started := f.o.Config, f.post, f.silent, f.started
+	c, s, silent := f.o.Config, f.post, f.silent
 	f.mu.Unlock()
 	opts, err := options(p)
 	if err != nil {
 		return backends.HeadAt{}, err
 	}
 	c.Term, c.Seat, c.Silent = s.Term, nodeAt(c.Pools, p), silent
-	return backends.HeadAt{Dir: f.dir, Config: c, Copy: started, Request: backends.Request{Cluster: c.Name, Pool: p.Name, Options: opts, Places: p.Places,
+	return backends.HeadAt{Dir: f.dir, Config: c, Copy: s.Begun, Request: backends.Request{Cluster: c.Name, Pool: p.Name, Options: opts, Places: p.Places,
 		Nodes: []wire.NodeID{}, Join: backends.Join{CA: f.ca}, Home: c.Home, Binary: c.Binary}}, nil
 }
 
@@ -151,33 +276,38 @@ func (f *front) keepPost() error {
 	return writeWhole(filepath.Join(f.dir, HeadAtFile), wire.Marshal(f.now()))
 }
 
-// watch has the head started elsewhere when its machine is lost, until ctx ends.
-func (f *front) watch(ctx context.Context) {
-	tick := time.NewTicker(lookEvery)
+// every does something again and again until ctx ends.
+func every(ctx context.Context, pause time.Duration, do func()) {
+	tick := time.NewTicker(pause)
 	defer tick.Stop()
 	for {
 		select {
 		case <-tick.C:
+			do()
 		case <-ctx.Done():
 			return
 		}
-		f.mu.Lock()
-		away := f.started && (f.cur == nil || f.cur.Err() != nil) && !f.ending && time.Since(f.heard) >= headLost
-		f.mu.Unlock()
-		if !away {
-			continue
-		}
-		err := f.move(ctx)
-		f.mu.Lock()
-		f.heard = time.Now().Add(lookEvery*5 - headLost) // the next look
-		if err == nil {
-			f.heard = time.Now()
-		}
-		f.stuck = err
-		f.mu.Unlock()
-		if err != nil && ctx.Err() == nil {
-			f.log.Warn("the head is not started elsewhere", "err", err)
-		}
+	}
+}
+
+// watch has the head started elsewhere when its machine is lost.
+func (f *front) watch(ctx context.Context) {
+	f.mu.Lock()
+	away := f.post.Begun && (f.cur == nil || f.cur.Err() != nil) && !f.ending && time.Since(f.heard) >= headLost
+	f.mu.Unlock()
+	if !away {
+		return
+	}
+	err := f.move(ctx)
+	f.mu.Lock()
+	f.heard = time.Now().Add(lookEvery*5 - headLost) // the next look
+	if err == nil {
+		f.heard = time.Now()
+	}
+	f.stuck = err
+	f.mu.Unlock()
+	if err != nil && ctx.Err() == nil {
+		f.log.Warn("the head is not started elsewhere", "err", err)
 	}
 }
 
@@ -186,13 +316,6 @@ func (f *front) watch(ctx context.Context) {
 // of again, and what it does until then counts for nothing.
 func (f *front) move(ctx context.Context) error {
 	was := f.now()
-	f.mu.Lock()
-	pools := f.o.Config.Pools
-	f.mu.Unlock()
-	k := slices.IndexFunc(pools, func(p wire.Pool) bool { return p.Name == was.Pool.Name })
-	if k < 0 {
-		return errs.New(errs.NotFound, "pool %s is not in the spec any more", was.Pool.Name)
-	}
 	ctx, cancel := context.WithTimeout(ctx, seenBound)
 	defer cancel()
 	type answer struct {
@@ -202,12 +325,10 @@ func (f *front) move(ctx context.Context) error {
 	var wg sync.WaitGroup
 	var mu sync.Mutex
 	var answers []answer
-	for _, place := range pools[k].Places {
-		if place == "" || place == was.place() {
+	for _, p := range f.places(was.Pool.Name) {
+		if p.Places[0] == was.place() {
 			continue
 		}
-		p := pools[k]
-		p.Places = []string{place}
 		wg.Go(func() {
 			at, err := f.headAt(p)
 			var seen backends.HeadSeen
@@ -215,7 +336,7 @@ func (f *front) move(ctx context.Context) error {
 				seen, err = f.hosts.SeenHead(ctx, at)
 			}
 			if err != nil {
-				f.log.Info("a machine does not say what it knows of the head", "place", place, "err", err)
+				f.log.Info("a machine does not say what it knows of the head", "place", p.Places[0], "err", err)
 				return
 			}
 			mu.Lock()
@@ -236,7 +357,7 @@ func (f *front) move(ctx context.Context) error {
 	if best == nil {
 		return errs.New(errs.Unavailable, "%s is lost, and no machine that can be reached has a copy of the head's journal", was.place())
 	}
-	next := post{Pool: best.pool, Term: was.Term + 1}
+	next := post{Pool: best.pool, Term: was.Term + 1, Begun: true, Why: was.place() + " was lost"}
 	for _, p := range append(slices.Clone(was.Left), was.Pool) {
 		next.leave(p)
 	}
@@ -245,7 +366,7 @@ func (f *front) move(ctx context.Context) error {
 	}
 	f.log.Warn("the head's machine is lost; it is started elsewhere", "was", was.place(), "place", next.place(), "term", next.Term, "epoch", best.seen.Of, "record", best.seen.Last)
 	f.mu.Lock()
-	f.post, f.silent, f.err = next, []wire.NodeID{nodeAt(pools, was.Pool)}, nil
+	f.post, f.silent, f.err = next, []wire.NodeID{nodeAt(f.o.Config.Pools, was.Pool)}, nil
 	giveUp := f.giveUp
 	f.mu.Unlock()
 	giveUp()
@@ -253,23 +374,14 @@ func (f *front) move(ctx context.Context) error {
 	return nil
 }
 
-// ghosts ends what is left of the head where it is not any more, until ctx ends.
+// ghosts ends what is left of the head where it is not any more.
 func (f *front) ghosts(ctx context.Context) {
-	tick := time.NewTicker(ghostEvery)
-	defer tick.Stop()
-	for {
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return
-		}
-		f.mu.Lock()
-		here := f.cur != nil && len(f.post.Left) > 0
-		f.mu.Unlock()
-		if here && f.endGhosts(ctx) {
-			if err := f.keepPost(); err != nil {
-				f.log.Warn("cannot write down where the head was", "err", err)
-			}
+	f.mu.Lock()
+	here := f.cur != nil && len(f.post.Left) > 0
+	f.mu.Unlock()
+	if here && f.endGhosts(ctx) {
+		if err := f.keepPost(); err != nil {
+			f.log.Warn("cannot write down where the head was", "err", err)
 		}
 	}
 }
@@ -319,6 +431,15 @@ func (f *front) rise(ctx context.Context) error {
 	}
 	_ = os.Remove(filepath.Join(f.dir, HeadAtFile))
 	return nil
+}
+
+// HeadWhy says where a head is that is not on the first machine of its pool, and why.
+func HeadWhy(dir string) string {
+	var s post
+	if ok, err := readPost(filepath.Join(dir, HeadAtFile), &s); !ok || err != nil || s.Why == "" {
+		return ""
+	}
+	return fmt.Sprintf("the head is on %s: %s", s.place(), s.Why)
 }
 
 // HeadPlace names the machine that has the head of a cluster that is not known to be down;

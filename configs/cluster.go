@@ -179,19 +179,38 @@ func DefaultName(abs string) string {
 // HeadConfig is what the head of this cluster is started with. dir is the cluster's
 // state directory, home LAUNCHER_HOME, binary the launcher binary.
 func (c *Cluster) HeadConfig(dir, home, binary string) wire.HeadConfig {
-	at := "" // the pool whose first host has the head, where that is not this machine
-	if pool, ok := strings.CutPrefix(c.Where, "pool:"); ok {
-		for _, p := range c.Pools {
-			if p.Name == pool && len(p.Hosts) > 0 {
-				at = pool
-			}
-		}
-	}
 	return wire.HeadConfig{
-		At: at, Name: c.Name, Dir: dir, Home: home, Binary: binary, SpecPath: c.Path, SpecText: c.Text,
+		At: c.headPool(), Name: c.Name, Dir: dir, Home: home, Binary: binary, SpecPath: c.Path, SpecText: c.Text,
 		Pools: c.WirePools(), Grace: int64(c.Grace), Ports: c.Ports, Interface: c.Interface,
 		ObjectMemory: c.ObjectMemory, Spill: c.Spill,
 	}
+}
+
+// headPool is the pool one of whose hosts has the head; "" = it is here. By itself it goes
+// away only where all nodes are hosts: others could not be sure to reach it there, and this
+// machine is needed anyway. Pools that may be empty would leave it alone on its host.
+func (c *Cluster) headPool() string {
+	if pool, ok := strings.CutPrefix(c.Where, "pool:"); ok {
+		for _, p := range c.Pools {
+			if p.Name == pool && len(p.Hosts) > 0 {
+				return pool
+			}
+		}
+	}
+	if c.Where != "auto" {
+		return ""
+	}
+	some := false
+	for _, p := range c.Pools {
+		if len(p.Hosts) == 0 {
+			return ""
+		}
+		some = some || p.Min > 0
+	}
+	if !some {
+		return ""
+	}
+	return c.Pools[0].Name
 }
 
 // WirePools is what the head and the broker need to know of the pools.

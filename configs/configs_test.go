@@ -149,6 +149,31 @@ license = 2
 	}
 }
 
+// TestHeadPool: by itself the head is on a host where all nodes are.
+func TestHeadPool(t *testing.T) {
+	ssh := func(name, more string) string {
+		return fmt.Sprintf("\n[[pool]]\nname = %q\nbackend = \"ssh\"\nhosts = [\"%s1\"]\n%s\n", name, name, more)
+	}
+	head := func(where string) string { return fmt.Sprintf("\n[head]\nwhere = %q\n", where) }
+	for spec, want := range map[string]string{
+		ssh("a", "") + ssh("b", ""):                   "a",
+		head("auto") + ssh("a", ""):                   "a",
+		head("here") + ssh("a", ""):                   "",
+		head("pool:b") + ssh("a", "") + ssh("b", ""):  "b",
+		ssh("a", "min = 0") + ssh("b", ""):            "a",
+		ssh("a", "min = 0"):                           "",
+		ssh("a", "") + okPool:                         "",
+		head("pool:a") + ssh("a", "min = 0") + okPool: "a",
+	} {
+		c, err := ParseCluster("lab.toml", "/d/lab.toml", []byte("version = 1\n"+spec))
+		if err != nil {
+			t.Errorf("%s: %v", spec, err)
+		} else if got := c.HeadConfig("/state", "/home", "/bin/launcher").At; got != want {
+			t.Errorf("%s: the head is in pool %q, want %q", spec, got, want)
+		}
+	}
+}
+
 // TestContainer: files beside the spec are found from it, names of images stay.
 func TestContainer(t *testing.T) {
 	for in, want := range map[string]string{"apptainer://x.sif": "apptainer:///d/x.sif", "apptainer://../i/x.sif": "apptainer:///i/x.sif", "apptainer:///i/x.sif": "apptainer:///i/x.sif",

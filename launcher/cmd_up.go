@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"launcher/broker"
 	"launcher/configs"
 	"launcher/internal/errs"
 	"launcher/wire"
@@ -97,6 +98,9 @@ func (a *app) printUp(ctx context.Context, t target, started bool) error {
 	n := 0
 	for _, p := range i.Pools {
 		n += p.Up
+	}
+	if why := broker.HeadWhy(t.dir); why != "" {
+		a.note("%s", why)
 	}
 	fmt.Fprintf(a.out, "cluster %s is up: %s, %s cores, %s\n", i.Name, plural(n, "node"), units(i.Total.CPU), wire.Bytes(i.Total.Memory))
 	return nil

@@ -182,3 +182,57 @@ func TestSSHHeadLost(t *testing.T) {
 		}
 	}
 }
+
+// TestSSHHeadAuto: a spec that does not say where gets the head on its first host, or, where
+// that does not answer, on another one, and up says so. What was begun there stays there.
+func TestSSHHeadAuto(t *testing.T) {
+	gated(t)
+	l := testkit.SSHD(t)
+	h := testkit.New(t)
+	a := l.Start("a", testkit.ServerOptions{})
+	b := l.Start("b", testkit.ServerOptions{})
+	c := l.Start("c", testkit.ServerOptions{})
+	auto := func(hosts ...*testkit.Server) string {
+		var names []string
+		for _, s := range hosts {
+			names = append(names, fmt.Sprintf("%q", hostPort(s)))
+		}
+		return strings.Replace(sshSpec(l, strings.Join(names, ", "), ""), `where = "here"`, "", 1)
+	}
+	h.Write("boxes.toml", auto(a, b))
+	if r := h.Run("up", "boxes.toml"); r.Code != 0 || strings.Contains(r.Err, "the head is on") || !headOn(t, a) || headOn(t, b) {
+		t.Fatalf("the head is not on the first host: %s", r)
+	}
+	h.OK("down", "boxes")
+	a.Stop()
+	h.Write("boxes.toml", auto(a, b, c))
+	r := h.Run("up", "boxes.toml")
+	if r.Code != 0 || !strings.Contains(r.Err, "the head is on "+hostPort(b)+": "+hostPort(a)+": ") || !strings.Contains(r.Err, "nothing listens") || !headOn(t, b) || headOn(t, c) {
+		t.Errorf("up without the first host: %s", r)
+	}
+	if out := h.OK("run", "--", "echo", "ran"); out != "ran\n" {
+		t.Errorf("run: %q", out)
+	}
+	a.Restart()
+	h.OK("up", "boxes.toml")
+	if headOn(t, a) || !headOn(t, b) {
+		t.Error("the head has moved")
+	}
+	h.OK("down", "boxes")
+	for _, s := range []*testkit.Server{a, b, c} {
+		testkit.Eventually(t, testkit.Bound, func() string {
+			if left := leftOn(t, s); len(left) > 1 || len(left) == 1 && !strings.HasPrefix(left[0], "bin/") {
+				return fmt.Sprintf("left on %s after down: %q", s.Name, left)
+			}
+			return ""
+		})
+	}
+	// None of them: that is the cluster's failure.
+	a.Stop()
+	b.Stop()
+	h.Write("boxes.toml", auto(a, b))
+	if r := h.Run("up", "--wait", "3s", "boxes.toml"); r.Code == 0 || !strings.Contains(r.Err, hostPort(a)+" (box-0)") || !strings.Contains(r.Err, hostPort(b)+" (box-1)") {
+		t.Errorf("up without hosts: %s", r)
+	}
+	h.OK("down", "boxes")
+}
