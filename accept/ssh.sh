@@ -108,6 +108,7 @@ if wants demo || wants net; then
 		if wants demo; then
 			nettest demo.files TestRootNet &
 			nettest files.outputs TestRootNetOutputs &
+			nettest files.program TestRootNetProgram &
 			nettest demo.four-hosts TestRootNetDemo &
 		fi
 		if wants net; then # a link cut in a job, for a minute, for longer than `lost`

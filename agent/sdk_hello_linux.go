@@ -98,7 +98,7 @@ func readHello(c *sdkConn) (h sdk.Hello, err error) {
 func (s *sdkServer) driverHello(now int64, h *sdk.Hello, c *sdkConn) (*sdkClient, error) {
 	id := s.core.NextClient()
 	job := fmt.Sprintf("d%d-%d", s.number, id) // no other of the cluster has it
-	terms := wire.Terms{Limits: h.Limits}
+	terms, dirOf := wire.Terms{Limits: h.Limits}, uint32(0)
 	if p, err := parseProc(h.Proc); err == nil {
 		if !s.a.core.Runs(p) {
 			return nil, errs.New(errs.NotFound, "process %s does not run on node %s", p, s.a.cfg.Node).Hint("unset LAUNCHER_PROC, which names another process, or run the program with `launcher run`")
@@ -108,6 +108,9 @@ func (s *sdkServer) driverHello(now int64, h *sdk.Hello, c *sdkConn) (*sdkClient
 			if terms.Priority = j.Spec.Priority; len(j.Spec.Limits) > 0 {
 				terms.Limits = j.Spec.Limits
 			}
+			if s.a.trees.isPrivate(j, p, h.Dir) { // no other node has it, so it goes where its tasks do
+				dirOf = s.number
+			}
 		}
 	} else {
 		h.Proc = ""
@@ -115,7 +118,7 @@ func (s *sdkServer) driverHello(now int64, h *sdk.Hello, c *sdkConn) (*sdkClient
 	if h.Priority != nil {
 		terms.Priority = *h.Priority
 	}
-	who := tasks.Client{Terms: terms, ID: id, Kind: sdk.KindDriver, Language: h.Language, Job: job, Name: h.Name, Proc: h.Proc, PID: h.PID, Program: h.Program, Dir: h.Dir, Path: h.Path}
+	who := tasks.Client{Terms: terms, ID: id, Kind: sdk.KindDriver, Language: h.Language, Job: job, Name: h.Name, Proc: h.Proc, PID: h.PID, Program: h.Program, Dir: h.Dir, Path: h.Path, DirOf: dirOf}
 	cl := &sdkClient{sdkRecord: sdkRecord{ID: id, Kind: h.Kind, Nonce: h.Nonce, Job: job, Name: h.Name, Proc: h.Proc, PID: h.PID, Start: startOf(h.PID)}, conn: c}
 	if err := s.remember(cl); err != nil {
 		return nil, err

@@ -81,6 +81,12 @@ func (t *trees) privateOf(j *wire.Job, p wire.Proc) string {
 	return filepath.Join(t.root(j.Job), "workdir")
 }
 
+// isPrivate reports whether a directory is in the copy that a process runs in.
+func (t *trees) isPrivate(j *wire.Job, p wire.Proc, dir string) bool {
+	real, err := filepath.EvalSymlinks(t.privateOf(j, p))
+	return err == nil && within(real, dir)
+}
+
 // seesRecord reports whether the node has the record of jobs where the head has it.
 func (t *trees) seesRecord(j *wire.Job) bool {
 	state := filepath.Dir(filepath.Dir(j.Record))

@@ -151,6 +151,37 @@ func outputs(t *testing.T, h *testkit.Home) {
 	}
 }
 
+// TestRootNetProgram: the tasks of a program that runs in a private copy find its modules and
+// its files on the other nodes.
+func TestRootNetProgram(t *testing.T) {
+	n := netTest(t)
+	a, b := n.Host("h1", testkit.HostOptions{}), n.Host("h2", testkit.HostOptions{})
+	h := n.Laptop
+	h.Write("boxes.toml", netSpec(n, "here", "box: h1 h2"))
+	h.Write("helper.py", "def word():\n    return 'of the module'\n")
+	h.Write("data.txt", "of the file")
+	h.Write("main.py", `import socket
+import helper
+import launcher
+
+@launcher.remote(num_cpus=2)  # the program has one of its node's two
+def f():
+    return socket.gethostname(), helper.word(), open("data.txt").read()
+
+where, *got = launcher.get(f.remote())
+print(where != socket.gethostname(), *got)
+`)
+	h.OK("up", "boxes.toml")
+	for _, more := range [][]string{nil, {"--outputs", "out/*"}} {
+		r := h.Run(append(append([]string{"run"}, more...), "--", "python3", "main.py")...)
+		if r.Code != 0 || r.Out != "True of the module of the file\n" {
+			t.Errorf("a program with %q: %s", more, r)
+		}
+	}
+	h.OK("down", "boxes")
+	onlyBinary(t, a, b)
+}
+
 // lastJob is the number of the newest job.
 func lastJob(t *testing.T, h *testkit.Home) string {
 	t.Helper()

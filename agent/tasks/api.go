@@ -83,7 +83,7 @@ type Client struct {
 	Dir      string
 	Path     []string
 	Peer     uint32     // sdk.KindPeer: the life of the node whose agent it is
-	DirOf    uint32     // sdk.KindPeer: as in Key
+	DirOf    uint32     // as in Key
 	Terms    wire.Terms // of its job
 }
 
