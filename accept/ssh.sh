@@ -34,6 +34,7 @@ if wants broker; then
 	gotest broker.record ./backends/ssh/host 'Record$'
 	gotest broker.head-on-host ./launcher '^TestSSHHead$'
 	gotest broker.laptop-dies ./launcher '^TestSSHLaptop$'
+	gotest broker.emit ./launcher '^TestSSHEmit$'
 	gotest broker.asleep ./launcher '^TestSSHAsleep'
 	gotest broker.host-away ./launcher '^TestSSHLeft$/^pool'
 fi

@@ -72,7 +72,7 @@ func (a *app) cmdUp() *cobra.Command {
 	f := c.Flags()
 	f.StringVar(&wait, "wait", "10m", "give up watching after so long, exit code 124")
 	f.BoolVar(&dryRun, "dry-run", false, "print exactly what each backend would be sent, and start nothing")
-	f.StringVar(&emit, "emit", "", "write into `DIR` a script that plain sbatch runs as one job with a head of its own, and start nothing")
+	f.StringVar(&emit, "emit", "", "write into `DIR` a script for plain sbatch (one job with a head of its own, which asks for the other pools) or sh (no Slurm pool has min), and start nothing")
 	f.BoolVar(&o.newKeys, "accept-new-host-keys", false, "take the keys of ssh hosts that known_hosts does not have; changed ones are never taken")
 	f.BoolVar(&o.yes, "yes", false, "do not ask before removing nodes or stopping work")
 	f.BoolVar(&o.replace, "replace", false, "take the name over from another spec: its cluster is brought down and its record dropped")

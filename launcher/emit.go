@@ -1,10 +1,12 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/BurntSushi/toml"
 
@@ -13,21 +15,18 @@ import (
 	"launcher/internal/errs"
 )
 
-// emit writes what sbatch needs to make a spec's cluster as a job by itself: a batch script
-// and the cluster's spec as it is inside the job. There is no secret in them: the head that
-// is started in the job makes its keys itself.
+// emit writes scripts that make a spec's cluster with the binary and nothing else: a batch
+// script, for the pool in whose job the head is, or one for sh where there is no such pool;
+// and the spec as it is there. The other pools are asked for by that head. There is no secret
+// in them: the head makes its keys itself.
 func (a *app) emit(spec, dir string) error {
 	cl, _, err := loadSpec(spec)
 	if err != nil {
 		return err
 	}
-	if len(cl.Pools) != 1 || cl.Pools[0].Backend != slurm.Name {
-		return errs.New(errs.Invalid, "--emit writes one Slurm job, and %s has other pools than one with backend = \"slurm\"", spec).
-			Hint("give a spec with that pool only; `launcher up` brings all others up by itself")
-	}
-	n := cl.WirePools()[0].Min
-	if n == 0 {
-		return errs.New(errs.Invalid, "pool %s has min = 0, and a job has as many nodes as its script says", cl.Pools[0].Name).Hint("say min = N in the pool")
+	at, err := headPool(cl)
+	if err != nil {
+		return err
 	}
 	bin, err := executable()
 	if err != nil {
@@ -36,11 +35,14 @@ func (a *app) emit(spec, dir string) error {
 	if dir, err = filepath.Abs(dir); err != nil {
 		return errs.Wrap(errs.Invalid, err, "--emit")
 	}
-	script, err := slurm.Emit(cl.Pools[0].Options, cl.Name, n, bin, dir)
-	if err != nil {
-		return err
+	script, run, n := shScript(cl.Name, bin, dir), "sh", 0
+	if at >= 0 {
+		run, n = "sbatch", cl.WirePools()[at].Min
+		if script, err = slurm.Emit(cl.Pools[at].Options, cl.Name, n, bin, dir); err != nil {
+			return err
+		}
 	}
-	inside, err := insideSpec(cl, n)
+	inside, err := insideSpec(cl, at, n)
 	if err != nil {
 		return err
 	}
@@ -63,47 +65,104 @@ func (a *app) emit(spec, dir string) error {
 		a.printJSON(doc{"cluster": cl.Name, "script": path, "nodes": n})
 		return nil
 	}
-	fmt.Fprintf(a.out, "sbatch %s CMD [ARG...]\n", path)
+	fmt.Fprintf(a.out, "%s %s CMD [ARG...]\n", run, path)
 	return nil
 }
 
-// insideSpec is a spec of one Slurm pool for a head inside its job: what is asked of Slurm
-// is said by the script.
-func insideSpec(cl *configs.Cluster, n int) ([]byte, error) {
+// headPool is the pool whose job has the head; -1 = the head is where the script is run.
+func headPool(cl *configs.Cluster) (int, error) {
+	at, jobs, named := -1, 0, ""
+	if name, ok := strings.CutPrefix(cl.Where, "pool:"); ok {
+		named = name
+	}
+	for i, p := range cl.WirePools() {
+		if p.Backend != slurm.Name {
+			continue
+		}
+		if jobs++; p.Min > 0 && (named == p.Name || at < 0 && named == "") {
+			at = i
+		}
+	}
+	if at < 0 && jobs == len(cl.Pools) {
+		return at, errs.New(errs.Invalid, "pool %s has min = 0, and a job has as many nodes as its script says", cmp.Or(named, cl.Pools[0].Name)).Hint("say min = N in the pool")
+	}
+	for i, p := range cl.Pools {
+		if part, _ := p.Options["partition"].(string); at >= 0 && i != at && p.Backend == slurm.Name && part == "" {
+			return at, errs.New(errs.Invalid, "pool %s names no partition: asked for from inside the job of pool %s, it would mean that job's own nodes", p.Name, cl.Pools[at].Name).
+				Hint("say partition = \"...\" in the pool")
+		}
+	}
+	return at, nil
+}
+
+// shScript brings a cluster up on the machine where it is run.
+func shScript(name, bin, dir string) string {
+	return fmt.Sprintf(`#!/bin/sh
+# Cluster %[1]s, with its head on the machine where this is run.
+#
+#   sh %[1]s.sh [FLAG... --] CMD [ARG...]   runs CMD as "launcher run" does, ends the cluster, and has its exit code
+#   sh %[1]s.sh                             brings the cluster up and says how to use and to end it
+
+launcher=%[2]s
+dir=%[3]s
+export LAUNCHER_HOME="$dir/state"
+unset LAUNCHER_CLUSTER LAUNCHER_SOCKET
+if [ $# -gt 0 ]; then
+	exec "$launcher" run --on "$dir/%[1]s.toml" "$@"
+fi
+"$launcher" up "$dir/%[1]s.toml" || exit
+echo "use it with: LAUNCHER_HOME='$LAUNCHER_HOME' '$launcher' --cluster %[1]s run CMD"
+echo "end it with: LAUNCHER_HOME='$LAUNCHER_HOME' '$launcher' down %[1]s"
+`, name, shellJoin([]string{bin}), shellJoin([]string{dir}))
+}
+
+// insideSpec is the spec for such a head. Of the pool that its job is of, what is asked of
+// Slurm is said by the script.
+func insideSpec(cl *configs.Cluster, at, n int) ([]byte, error) {
 	var all map[string]any
 	if _, err := toml.Decode(cl.Text, &all); err != nil {
 		return nil, errs.Wrap(errs.Invalid, err, "%s", cl.Path)
 	}
-	var pool map[string]any
+	var pools []map[string]any
 	switch list := all["pool"].(type) {
 	case []map[string]any:
-		pool = list[0]
+		pools = list
 	case []any:
-		pool, _ = list[0].(map[string]any)
-	}
-	pool = maps.Clone(pool)
-	if pool == nil {
-		return nil, errs.New(errs.Internal, "%s: no pool", cl.Path)
-	}
-	for key := range cl.Pools[0].Options {
-		delete(pool, key)
-	}
-	for _, key := range []string{"idle", "total", "until", "max_jobs"} { // of a chain of jobs
-		delete(pool, key)
-	}
-	pool["min"], pool["max"] = n, n
-	for key, v := range map[string]string{"container": cl.Pools[0].Container, "python": cl.Pools[0].Python} {
-		if pool[key] != nil {
-			pool[key] = v // no longer relative to the user's file
+		for _, p := range list {
+			m, _ := p.(map[string]any)
+			pools = append(pools, m)
 		}
 	}
-	all["pool"] = []map[string]any{pool}
-	if head, ok := all["head"].(map[string]any); ok {
+	if len(pools) != len(cl.Pools) {
+		return nil, errs.New(errs.Internal, "%s: %d pools of %d", cl.Path, len(pools), len(cl.Pools))
+	}
+	for i, p := range cl.Pools {
+		pool := maps.Clone(pools[i])
+		pools[i] = pool
+		for key, v := range map[string]any{"container": p.Container, "python": p.Python, "identity": p.Options["identity"],
+			"known_hosts": p.Options["known_hosts"], "ssh_config": p.Options["ssh_config"]} {
+			if pool[key] != nil {
+				pool[key] = v // no longer relative to the user's file
+			}
+		}
+		if i != at {
+			continue
+		}
+		for key := range p.Options {
+			delete(pool, key)
+		}
+		for _, key := range []string{"idle", "total", "until", "max_jobs"} { // of a chain of jobs
+			delete(pool, key)
+		}
+		pool["min"], pool["max"] = n, n
+	}
+	all["pool"], all["name"] = pools, cl.Name
+	if head, ok := all["head"].(map[string]any); ok && at >= 0 {
 		delete(head, "where")
 	}
 	text, err := toml.Marshal(all)
 	if err != nil {
 		return nil, errs.Wrap(errs.Internal, err, "%s", cl.Path)
 	}
-	return append(fmt.Appendf(nil, "# %s, as it is inside the job that %s.sh is; written by launcher up --emit.\n", cl.Path, cl.Name), text...), nil
+	return append(fmt.Appendf(nil, "# %s, as it is for %s.sh; written by launcher up --emit.\n", cl.Path, cl.Name), text...), nil
 }
