@@ -253,6 +253,8 @@ func (d *Durable) applyToJob(r Record, live bool) error {
 		j.Reported[r.Report.Proc.Index] = reportD{Attempt: r.Report.Proc.Attempt, Time: r.Report.Time}
 		d.advice = j.m.Report(r.Report)
 		d.over(j, r.Report.Time)
+	case RecLearned:
+		j.Learned = r.Learned
 	case RecTold:
 		j.Told[r.Index] = toldD{Attempt: r.Attempt, Leave: r.Leave}
 	case RecCheckpoint:
@@ -281,6 +283,8 @@ func jobOf(r Record) (wire.JobID, bool) {
 	case RecReport:
 		return r.Report.Proc.Job, true
 	case RecTold:
+		return r.Job, true
+	case RecLearned:
 		return r.Job, true
 	case RecCheckpoint:
 		return r.Job, true

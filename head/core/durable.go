@@ -182,6 +182,7 @@ type jobD struct {
 	EndedAt   int64
 	Tasks     uint32 // known when it ended
 	Reported  map[uint32]reportD
+	Learned   learned
 
 	m jobs.Machine // nil once over, unless it has a table
 }

@@ -14,7 +14,7 @@ func seeds() [][]byte {
 		RecSubmission{Token: "t", Pool: "p", Nodes: []wire.NodeID{"p-0"}, Epochs: []wire.Epoch{1}}, RecAllocs{Token: "t", Allocs: []Alloc{{Handle: []byte("h"), Nodes: []wire.NodeID{"p-0"}}}},
 		RecNodeUp{Node: "p-0", Epoch: 1}, RecEnds{Node: "p-0", Epoch: 1, Seq: 1, Parts: []EndPart{{Job: 1, Runs: []EndRun{{To: 1, Attempt: 1}}, Items: []EndItem{{Attempt: 1}}}}},
 		RecLost{Job: 1, Ranges: []wire.Range{{To: 1}}}, RecGang{Job: 1, World: 1, Nodes: []wire.GangNode{{Node: "p-0", Count: 1}}, Epochs: []wire.Epoch{1}}, RecSpawn{Job: 1}, RecReport{},
-		RecCheckpoint{Job: 1, Path: "/p"}, RecJobEnd{Job: 1}, RecDown{}, RecRecovered{}, RecGangFault{Job: 1}, RecTold{Job: 1}, RecDrain{}, RecLogsDone{Job: 1},
+		RecCheckpoint{Job: 1, Path: "/p"}, RecJobEnd{Job: 1}, RecDown{}, RecRecovered{}, RecGangFault{Job: 1}, RecTold{Job: 1}, RecDrain{}, RecLearned{Job: 1, Learned: learned{Left: second}}, RecLogsDone{Job: 1},
 	} {
 		out = append(out, EncodeRecord(r))
 	}

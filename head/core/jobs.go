@@ -24,23 +24,21 @@ const (
 
 // job is the soft state of a job that is not over.
 type job struct {
-	id       wire.JobID
-	d        *jobD
-	c        *Core
-	gang     bool
-	need     wire.Resources // of one rank
-	grace    int64
-	pending  rangeSet // tasks that wait, none of them on a node
-	live     int      // tries on nodes, queued and running; not gangs
-	running  uint32   // those known to run; not gangs
-	nodes    map[wire.NodeID]*node
-	gangs    map[uint32]*gang
-	limbo    []limbo
-	leaving  map[uint32]leave
-	heard    map[uint32]heard // when tasks last reported
-	pace     int64            // between two reports, 0 = not known, as are the next
-	saved    int64            // between two reports, the second with a checkpoint
-	left     int64            // from being told to leave until it had
+	id      wire.JobID
+	d       *jobD
+	c       *Core
+	gang    bool
+	need    wire.Resources // of one rank
+	grace   int64
+	pending rangeSet // tasks that wait, none of them on a node
+	live    int      // tries on nodes, queued and running; not gangs
+	running uint32   // those known to run; not gangs
+	nodes   map[wire.NodeID]*node
+	gangs   map[uint32]*gang
+	limbo   []limbo
+	leaving map[uint32]leave
+	heard   map[uint32]heard // when tasks last reported
+	learned
 	steps    map[uint32]*steps
 	avoid    map[wire.NodeID]string // nodes that can never run it, and why
 	dur      int64                  // how long its tasks run, smoothed; 0 = not known
@@ -75,6 +73,7 @@ type limbo struct {
 func (c *Core) newJob(d *jobD) *job {
 	j := &job{id: d.ID, d: d, c: c, gang: isGang(&d.Spec), need: d.Spec.Resources, grace: cmp.Or(d.Spec.Grace, defaultGrace),
 		nodes: map[wire.NodeID]*node{}, gangs: map[uint32]*gang{}, leaving: map[uint32]leave{}, heard: map[uint32]heard{}, steps: map[uint32]*steps{}, avoid: map[wire.NodeID]string{}}
+	j.learned = d.Learned
 	c.jobs[d.ID] = j
 	k, _ := slices.BinarySearchFunc(c.queue, j, precedence)
 	c.queue = slices.Insert(c.queue, k, j)

@@ -41,6 +41,7 @@ const (
 	kindActor
 	kindActorMoved
 	kindActorOver
+	kindLearned
 )
 
 // Record is one durable fact. Fields of records are append-only.
@@ -289,6 +290,12 @@ type RecGroup struct {
 // RecGroupOver: it was removed.
 type RecGroupOver struct{ ID wire.GroupID }
 
+// RecLearned is what was learned of how long a job's work takes to report, save and leave.
+type RecLearned struct {
+	Job     wire.JobID
+	Learned learned
+}
+
 func (RecHead) recordKind() RecordKind       { return kindHead }
 func (RecPools) recordKind() RecordKind      { return kindPools }
 func (RecSubmission) recordKind() RecordKind { return kindSubmission }
@@ -318,6 +325,7 @@ func (RecGroupOver) recordKind() RecordKind  { return kindGroupOver }
 func (RecActor) recordKind() RecordKind      { return kindActor }
 func (RecActorMoved) recordKind() RecordKind { return kindActorMoved }
 func (RecActorOver) recordKind() RecordKind  { return kindActorOver }
+func (RecLearned) recordKind() RecordKind    { return kindLearned }
 
 // EncodeRecord gives the journal's form: the kind, two bytes little-endian, then the
 // record in msgpack.
@@ -390,6 +398,8 @@ func DecodeRecord(b []byte) (Record, error) {
 		return decode[RecActorMoved](body)
 	case kindActorOver:
 		return decode[RecActorOver](body)
+	case kindLearned:
+		return decode[RecLearned](body)
 	}
 	return nil, errs.New(errs.Version, "the journal has a record of kind %d, which this version does not know", k).
 		Hint("it was written by a newer launcher; use that one")

@@ -52,12 +52,36 @@ func (c *Core) lead(n *node) int64 {
 // saving is how long the job's work takes from the word that it is to leave until it has.
 func (j *job) saving() int64 {
 	switch {
-	case j.left > 0:
-		return min(max(j.left, j.saved), saveMost)
-	case j.saved > 0:
-		return min(max(j.saved, j.pace), saveMost)
+	case j.Left > 0:
+		return min(max(j.Left, j.Saved), saveMost)
+	case j.Saved > 0:
+		return min(max(j.Saved, j.Pace), saveMost)
 	}
-	return min(max(saveUnknown, j.pace), saveMost)
+	return min(max(saveUnknown, j.Pace), saveMost)
+}
+
+// learned is how long work of a job takes, as was seen; 0 = not known.
+type learned struct {
+	Pace  int64 // between two reports
+	Saved int64 // between two reports, the second with a checkpoint
+	Left  int64 // from being told to leave until it had
+}
+
+// differs reports whether it is worth a record that it was other.
+func (l learned) differs(was learned) bool {
+	for _, x := range [][2]int64{{l.Pace, was.Pace}, {l.Saved, was.Saved}, {l.Left, was.Left}} {
+		if lo, hi := min(x[0], x[1]), max(x[0], x[1]); lo == 0 && hi > 0 || hi >= second && hi > lo+lo/2 {
+			return true
+		}
+	}
+	return false
+}
+
+// remember has what was learned outlive the head.
+func (j *job) remember() {
+	if j.d.State == 0 && j.learned.differs(j.d.Learned) {
+		j.c.record(RecLearned{Job: j.id, Learned: j.learned})
+	}
 }
 
 // learn keeps the longest of what was seen, and forgets it slowly.
@@ -74,12 +98,13 @@ func learn(known *int64, d int64) {
 func (j *job) reportedAt(r wire.Report) {
 	t := r.Proc.Try
 	if last := j.heard[t.Index]; last.attempt == t.Attempt && r.Time > last.at {
-		learn(&j.pace, r.Time-last.at)
+		learn(&j.Pace, r.Time-last.at)
 		if r.Checkpoint != "" {
-			learn(&j.saved, r.Time-last.at)
+			learn(&j.Saved, r.Time-last.at)
 		}
 	}
 	j.heard[t.Index] = heard{attempt: t.Attempt, at: r.Time}
+	j.remember()
 }
 
 // heard is when an attempt last reported, by its node's clock.
@@ -92,7 +117,8 @@ type heard struct {
 func (j *job) leftOff(i uint32, a wire.Attempt, now int64) {
 	if l, ok := j.leaving[i]; ok && l.attempt == a {
 		if !l.stopped && l.why != wire.LeavePruned {
-			learn(&j.left, now-l.at)
+			learn(&j.Left, now-l.at)
+			j.remember()
 		}
 		delete(j.leaving, i)
 	}

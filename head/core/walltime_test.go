@@ -80,8 +80,8 @@ func TestLead(t *testing.T) {
 				c.Step(4*second, AgentMsg{Node: "burst-0", Epoch: 1, Msg: wire.Report{Proc: wire.Proc{Try: j.try(0)}, Step: k, Time: (4 + 10*k) * second, Checkpoint: "/c"}})
 			}
 		}, 50},
-		{"left", 5000, func(c *Core) { c.jobs[submitOne(c, 3*second, wire.JobSpec{})].left = 5 * second }, 40},
-		{"for ever", 5000, func(c *Core) { c.jobs[submitOne(c, 3*second, wire.JobSpec{})].left = 3600 * second }, 1230},
+		{"left", 5000, func(c *Core) { c.jobs[submitOne(c, 3*second, wire.JobSpec{})].Left = 5 * second }, 40},
+		{"for ever", 5000, func(c *Core) { c.jobs[submitOne(c, 3*second, wire.JobSpec{})].Left = 3600 * second }, 1230},
 		{"short", 122, func(c *Core) { submitOne(c, 3*second, wire.JobSpec{}) }, 30},
 	} {
 		c := granted(t, wire.Pool{}, 1)
@@ -293,4 +293,43 @@ func TestAwaited(t *testing.T) {
 	if got := says(5 * second); got != "" {
 		t.Errorf("when they are in: %q", got)
 	}
+}
+
+// What work takes to save is known to the next head, by the journal and by a snapshot, and
+// few records say so.
+func TestLearnedStays(t *testing.T) {
+	c := granted(t, wire.Pool{}, 1)
+	j := c.jobs[submitOne(c, 3*second, wire.JobSpec{})]
+	records := 0
+	for k := range int64(1000) {
+		took := 10 + k%3
+		o := c.Step((4+10*k)*second, AgentMsg{Node: "burst-0", Epoch: 1, Msg: wire.Report{Proc: wire.Proc{Try: j.try(0)}, Step: k, Time: (4 + 10*k + took) * second, Checkpoint: "/c"}})
+		for _, r := range o.Records {
+			if l, ok := r.(RecLearned); ok {
+				records++
+				if b, err := DecodeRecord(EncodeRecord(l)); err != nil || b != r {
+					t.Fatalf("%v: %+v became %+v", err, r, b)
+				}
+			}
+		}
+	}
+	if records == 0 || records > 3 {
+		t.Errorf("%d records of what was learned from 1000 reports", records)
+	}
+	for name, d := range map[string]*Durable{"the journal": c.d, "a snapshot": again(t, c.d)} {
+		next := New(Config{Cluster: "lab", Nonce: "n", Machines: testMachines}, d)
+		next.Step(20000*second, Start{})
+		if got := next.jobs[j.id].saving(); got < 10*second || got > 13*second {
+			t.Errorf("by %s saving takes %s", name, lasting(got))
+		}
+	}
+}
+
+func again(t *testing.T, d *Durable) *Durable {
+	t.Helper()
+	d, err := DecodeDurable(d.Encode(), testMachines)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return d
 }
