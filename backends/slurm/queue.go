@@ -92,44 +92,6 @@ func waiting(state string) bool {
 	return false
 }
 
-// reasons says in words what Slurm abbreviates.
-var reasons = map[string]string{
-	"Resources":                   "no nodes are free",
-	"Priority":                    "other jobs are before it",
-	"None":                        "Slurm has not looked at it yet",
-	"PartitionNodeLimit":          "the partition never gives a job so many nodes",
-	"PartitionConfig":             "the partition never gives a job so many nodes, or such nodes",
-	"PartitionTimeLimit":          "it asks for more time than the partition gives",
-	"PartitionDown":               "the partition is down",
-	"PartitionInactive":           "the partition takes no jobs now",
-	"JobHeldUser":                 "it is held; `scontrol release` lets it go on",
-	"JobHeldAdmin":                "an administrator holds it",
-	"BeginTime":                   "its begin time has not come",
-	"Dependency":                  "it waits for another job",
-	"ReqNodeNotAvail":             "nodes that it needs are down or reserved",
-	"BadConstraints":              "no node is as it asks",
-	"AccountNotAllowed":           "the account may not use this partition",
-	"QOSNotAllowed":               "the QOS may not use this partition",
-	"NodeDown":                    "nodes are down",
-	"Reservation":                 "it waits for its reservation",
-	"launch failed requeued held": "its start failed on a node and Slurm holds it",
-}
-
-// waits says why a job waits and how long about.
-func (e entry) waits() string {
-	r := e.reason
-	if plain := reasons[strings.TrimSuffix(strings.SplitN(r, ",", 2)[0], ":")]; plain != "" {
-		r = plain + " (" + e.reason + ")"
-	} else if strings.Contains(r, "Limit") || strings.Contains(r, "Max") || strings.Contains(r, "Grp") {
-		r = "a limit of the account or the QOS (" + e.reason + ")"
-	}
-	s := "Slurm job " + e.id + " waits: " + r
-	if e.start > 0 {
-		s += "; Slurm expects to start it " + time.Unix(e.start, 0).Format("2006-01-02 15:04")
-	}
-	return s
-}
-
 // hostsOf expands a list as Slurm writes it, n[1-2,5],m7.
 func hostsOf(list string) ([]string, error) {
 	var out []string

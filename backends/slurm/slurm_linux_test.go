@@ -322,6 +322,15 @@ func TestEnds(t *testing.T) {
 	w.await(b, as, func(s backends.Status) bool {
 		return s.State == backends.Pending && strings.Contains(s.Why, "never gives a job so many nodes")
 	})
+	for name, x := range map[string]struct{ arg, words string }{
+		"held":  {"--hold", "`scontrol release` lets it go on (JobHeldUser)"},
+		"begin": {"--begin=now+1hour", "its begin time has not come (BeginTime)"},
+	} {
+		as = w.submit(b, w.request(name, 1, backends.Options{"args": []any{x.arg}}))
+		w.await(b, as, func(s backends.Status) bool {
+			return s.State == backends.Pending && strings.Contains(s.Why, x.words)
+		})
+	}
 }
 
 // What Slurm grants a node is what its agent is told to have, where the site confines
