@@ -15,6 +15,7 @@ if wants jobs; then
 	gotest jobs.script ./backends/slurm '^TestScript$'
 	gotest jobs.laws ./backends/slurm '^TestLaws$'
 	gotest jobs.ends ./backends/slurm '^TestEnds$'
+	gotest jobs.reasons ./backends/slurm '^TestReasonsInWords$'
 	gotest jobs.grant ./backends/slurm '^TestGrant$'
 fi
 
@@ -47,6 +48,8 @@ if wants cluster; then
 	gotest cluster.successor ./head/core '^TestSuccessor'
 	gotest cluster.lead ./head/core '^TestLead$|^TestEndComesNearer$'
 	gotest cluster.chain ./head/core '^TestChain$'
+	gotest cluster.unneeded ./head/core 'TakenBack$|^TestMaxJobsIsNotOverrun$'
+	gotest cluster.learned ./head/core '^TestLearnedStays$'
 	gotest cluster.time-request ./head/core '^TestTimeRequest$'
 	gotest cluster.together ./head/core '^TestNodesOfOneAllocation|^TestRefusedForGood$'
 fi

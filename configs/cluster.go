@@ -221,11 +221,17 @@ func (c *Cluster) WirePools() []wire.Pool {
 			Name: p.Name, Backend: p.Backend, Min: p.Min, Max: p.Max, Idle: int64(p.Idle), Hold: p.Hold,
 			Setup: p.Setup, Env: p.Env, Python: p.Python, Container: p.Container,
 			Resources: p.Resources, Labels: p.Labels, Share: p.Share, Options: wire.Marshal(p.Options),
-			Places: p.Hosts, Total: int64(p.Total), Until: p.Until, UntilAt: untilAt(p.Until, time.Now()), MaxJobs: p.MaxJobs,
+			Places: p.Hosts, Total: int64(p.Total), Until: p.Until, UntilAt: untilAt(p.Until, time.Now()), MaxJobs: p.MaxJobs, PerAlloc: p.perAlloc(),
 			Apart: p.Backend == "ssh" || p.Options["shared_home"] == false,
 		}
 	}
 	return out
+}
+
+// perAlloc is how many nodes one of the backend's allocations has at most; 0 = any number.
+func (p *Pool) perAlloc() int {
+	n, _ := p.Options["nodes_per_job"].(int64)
+	return int(n)
 }
 
 // resolve makes a path of a file absolute: relative to dir, ~ is the user's home.

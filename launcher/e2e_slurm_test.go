@@ -135,6 +135,31 @@ func TestSlurmDemand(t *testing.T) {
 	if out := h.OK("run", "--", "echo", "again"); out != "again\n" {
 		t.Errorf("after they were given back: %q", out)
 	}
+	// A job that waits is taken back when the work that needed it is gone.
+	others := strings.TrimSpace(c.OK(t, "sbatch", "--parsable", "-N4", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 600"))
+	waiting := func() (n int) {
+		for line := range strings.Lines(c.OK(t, "squeue", "-h", "-t", "PENDING", "-o", "%j")) {
+			if strings.HasPrefix(line, "launcher-") {
+				n++
+			}
+		}
+		return n
+	}
+	job := strings.TrimSpace(h.OK("run", "--detach", "--nodes", "2", "--", "true"))
+	testkit.Eventually(t, testkit.Bound, func() string {
+		if why := h.OK("why", "burst"); waiting() != 1 || !strings.Contains(why, "waits: ") {
+			return "it does not wait: " + why
+		}
+		return ""
+	})
+	h.OK("cancel", job)
+	testkit.Eventually(t, testkit.Bound, func() string {
+		if why := h.OK("why", "burst"); waiting() != 0 || !strings.Contains(why, "nothing needed it any more") {
+			return "what nothing needs still waits: " + why
+		}
+		return ""
+	})
+	c.OK(t, "scancel", others)
 	h.OK("down", "queue")
 	if left := c.OK(t, "squeue", "-h"); left != "" {
 		t.Errorf("left in the queue: %q", left)

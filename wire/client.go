@@ -348,6 +348,7 @@ type Pool struct {
 	Until     string   // it ends at this time of day or at this time, as the spec has it
 	UntilAt   int64    // which is this, unix nanoseconds; 0 = never
 	MaxJobs   int      // most allocations of the chain; 0 = any number
+	PerAlloc  int      // most nodes of one allocation; 0 = any number
 	Apart     bool     // its nodes may not see the files of where the cluster was brought up
 }
 

@@ -104,6 +104,9 @@ func (d *Durable) applyNode(r Record) error {
 		for _, a := range sub.Allocs {
 			if string(a.Handle) == string(r.Handle) {
 				a.Ended = true
+				if ch := s.chain(sub.Pool); r.Unused && ch.Allocs > 0 {
+					ch.Allocs--
+				}
 				for _, id := range a.Nodes {
 					if i := slices.Index(sub.Nodes, id); i >= 0 {
 						d.nodeGone(id, sub.Epochs[i], true, r.Why, r.At)

@@ -2,6 +2,7 @@ package core
 
 import (
 	"cmp"
+	"maps"
 	"slices"
 
 	"launcher/internal/errs"
@@ -34,6 +35,50 @@ func (c *Core) releaseIdle(p *pool, up int) {
 			c.record(RecDrain{Node: m.id, Epoch: m.epoch, Keep: true})
 			up--
 		}
+	}
+}
+
+// takeBackAfter is how long an allocation that has not begun is left alone though nothing
+// needs it: work comes and goes, and its place in the queue is worth something.
+const takeBackAfter = 20 * second
+
+// unask gives allocations back that have not begun, the newest first, when k more nodes
+// are asked for than anything needs.
+func (c *Core) unask(p *pool, k int) {
+	if p.named() || len(p.waits) == 0 {
+		return
+	}
+	var all []*allocD
+	subs := slices.Collect(maps.Values(c.d.st.Subs))
+	slices.SortFunc(subs, func(a, b *subD) int { return cmp.Or(cmp.Compare(b.At, a.At), cmp.Compare(b.Token, a.Token)) })
+	for _, s := range subs {
+		for _, a := range slices.Backward(s.Allocs) {
+			if _, waits := p.waits[string(a.Handle)]; waits && s.Pool == p.spec.Name && !a.Ended {
+				if all = append(all, a); p.cancel[string(a.Handle)] {
+					k -= len(a.Nodes) // on its way back
+				}
+			}
+		}
+	}
+	var back [][]byte
+	for _, a := range all {
+		switch h := string(a.Handle); {
+		case p.cancel[h]:
+			continue
+		case len(a.Nodes) > k:
+			p.waits[h] = 0
+			continue
+		case p.waits[h] == 0:
+			p.waits[h] = c.now
+		case c.now-p.waits[h] >= takeBackAfter:
+			p.cancel[h] = true
+			back = append(back, a.Handle)
+		}
+		k -= len(a.Nodes)
+	}
+	if len(back) > 0 {
+		c.effect(CancelAllocs{Pool: p.spec.Name, Handles: back})
+		p.query = c.now
 	}
 }
 

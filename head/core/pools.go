@@ -44,11 +44,12 @@ type pool struct {
 	over     string           // why no more are asked for
 	stale    map[string]bool  // tokens under way since before the newest Retry: how they fail is no news
 	cancel   map[string]bool  // handles that were cancelled
+	waits    map[string]int64 // allocations that wait for their turn, and since when nothing needs them; 0 = something does
 	runs     map[string]int64 // when an allocation whose nodes have not joined was first seen to run
 }
 
 func newPool() *pool {
-	return &pool{stale: map[string]bool{}, cancel: map[string]bool{}, runs: map[string]int64{}, troubles: map[wire.NodeID]*trouble{}}
+	return &pool{stale: map[string]bool{}, cancel: map[string]bool{}, runs: map[string]int64{}, waits: map[string]int64{}, troubles: map[wire.NodeID]*trouble{}}
 }
 
 // loadPools makes the pools that the journal names.
@@ -144,6 +145,7 @@ func (c *Core) keepPools() {
 		case p.asking == 0 && c.now >= p.next:
 			c.extend(p, missing)
 		}
+		c.unask(p, up+pending-p.wanted)
 		c.releaseIdle(p, up)
 	}
 }
@@ -223,6 +225,9 @@ func (c *Core) demand(p *pool) int {
 
 // submit asks for k nodes that are not there.
 func (c *Core) submit(p *pool, k int, after [][]byte) {
+	if k = c.bounded(p, k); k == 0 {
+		return
+	}
 	var ids []wire.NodeID
 	var epochs []wire.Epoch
 	for i := 0; len(ids) < k && i < 1<<20; i++ {
@@ -471,12 +476,19 @@ func (c *Core) allocStatus(ev AllocStatus) {
 			if it.Why != "" && (it.State == AllocPending || c.awaited(s, a)) {
 				p.says(a.Nodes, it.Why, false)
 			}
+			if it.State == AllocPending && p != nil {
+				p.waits[string(it.Handle)] += 0
+			}
 			if it.State == AllocRunning && p != nil {
+				delete(p.waits, string(it.Handle))
 				c.watchJoin(p, s, a)
 			}
 			continue
 		}
-		young := false
+		young, unneeded := false, p != nil && p.cancel[string(it.Handle)] && p.waits[string(it.Handle)] != 0
+		if unneeded {
+			it.Why = "nothing needed it any more before it had begun"
+		}
 		for k, id := range s.Nodes {
 			if !slices.Contains(a.Nodes, id) {
 				continue
@@ -486,12 +498,13 @@ func (c *Core) allocStatus(ev AllocStatus) {
 			}
 			c.proof(id, s.Epochs[k], cmp.Or(it.Why, "its allocation ended"))
 		}
-		c.record(RecAllocEnded{Token: s.Token, Handle: it.Handle, Why: it.Why, At: c.now})
+		c.record(RecAllocEnded{Token: s.Token, Handle: it.Handle, Why: it.Why, At: c.now, Unused: unneeded})
 		if p != nil {
 			delete(p.cancel, string(it.Handle))
 			delete(p.runs, string(it.Handle))
+			delete(p.waits, string(it.Handle))
 		}
-		if young || it.State == AllocFailed { // it never worked: wait before the next
+		if young && !unneeded || it.State == AllocFailed { // it never worked: wait before the next
 			c.blame(p, a.Nodes, cmp.Or(it.Why, "a node ended before it joined"), false)
 		}
 	}

@@ -93,6 +93,7 @@ type RecAllocEnded struct {
 	Handle []byte
 	Why    string
 	At     int64
+	Unused bool // it was taken back before it began
 }
 
 // RecNodeUp: a node said Hello for the first time, or came back after it was lost.

@@ -235,13 +235,46 @@ func (c *Core) chainEnd(p *pool) (end int64, why string) {
 
 // chainOver says why a pool asks for no more nodes; "" = it does.
 func (c *Core) chainOver(p *pool) string {
-	if ch := c.d.st.Chains[p.spec.Name]; p.spec.MaxJobs > 0 && ch != nil && ch.Allocs >= p.spec.MaxJobs {
+	if c.mayAsk(p) == 0 {
 		return fmt.Sprintf("max_jobs = %d: so many have been asked for since the cluster was brought up", p.spec.MaxJobs)
 	}
 	if end, why := c.chainEnd(p); end != 0 && c.now+usefulFor > end {
 		return why + ", and that is over"
 	}
 	return ""
+}
+
+// mayAsk is how many more allocations a pool may ask for.
+func (c *Core) mayAsk(p *pool) int {
+	if p.spec.MaxJobs == 0 {
+		return 1 << 30
+	}
+	had := 0
+	if ch := c.d.st.Chains[p.spec.Name]; ch != nil {
+		had = ch.Allocs
+	}
+	for _, s := range c.d.st.Subs {
+		if s.Pool == p.spec.Name && !s.Known {
+			had += p.allocsFor(len(s.Nodes))
+		}
+	}
+	return max(0, p.spec.MaxJobs-had)
+}
+
+// allocsFor is how many allocations k nodes are.
+func (p *pool) allocsFor(k int) int {
+	if p.spec.PerAlloc == 0 {
+		return min(k, 1)
+	}
+	return (k + p.spec.PerAlloc - 1) / p.spec.PerAlloc
+}
+
+// bounded is how many of k nodes a pool may ask for in one request.
+func (c *Core) bounded(p *pool, k int) int {
+	if may := c.mayAsk(p); p.allocsFor(k) > may {
+		return may * p.spec.PerAlloc
+	}
+	return k
 }
 
 // extend asks for k nodes of a pool: those in the place of nodes that leave by themselves,

@@ -1,0 +1,134 @@
+package core
+
+import (
+	"strings"
+	"testing"
+
+	"launcher/wire"
+)
+
+func pendings(handles ...string) AllocStatus {
+	st := AllocStatus{Pool: "burst"}
+	for _, h := range handles {
+		st.Items = append(st.Items, AllocItem{Handle: []byte(h), State: AllocPending, Why: "other jobs are before it"})
+	}
+	return st
+}
+
+// cancels are the allocations that are given back.
+func cancels(o Output) (out []string) {
+	for _, e := range o.Effects {
+		if x, ok := e.(CancelAllocs); ok {
+			for _, h := range x.Handles {
+				out = append(out, string(h))
+			}
+		}
+	}
+	return out
+}
+
+// A job that has not begun is taken back some time after the work that needed it is gone, not
+// at once, and not when work comes that needs it; it does not count for max_jobs, and nothing
+// has failed.
+func TestWhatNothingNeedsIsTakenBack(t *testing.T) {
+	for _, x := range []struct {
+		name     string
+		do       func(c *Core) // at 10 s
+		from, to int64
+	}{
+		{"cancelled", func(c *Core) { c.Step(10*second, ClientReq{ID: 2, Req: wire.Cancel{Job: 1}}) }, 29, 32},
+		{"needed", func(*Core) {}, 0, 0},
+		{"needed again", func(c *Core) {
+			c.Step(10*second, ClientReq{ID: 2, Req: wire.Cancel{Job: 1}})
+			first(c, 11, 20, func(Output) bool { return false })
+			submitOne(c, 20*second, wire.JobSpec{})
+		}, 0, 0},
+	} {
+		c := queue(t, wire.Pool{Max: 2, MaxJobs: 2})
+		submitOne(c, second, wire.JobSpec{})
+		token := sortedKeys(c.d.st.Subs)[0]
+		c.Step(2*second, Submitted{Token: token, Allocs: []Alloc{{Handle: []byte("h"), Nodes: c.d.st.Subs[token].Nodes}}})
+		c.Step(3*second, pendings("h"))
+		x.do(c)
+		var o Output
+		at := first(c, 21, 120, func(out Output) bool { o = out; return len(cancels(out)) > 0 })
+		if at < x.from || at > x.to {
+			t.Errorf("%s: taken back at %d s", x.name, at)
+		}
+		if x.to == 0 {
+			continue
+		}
+		if got := cancels(o); len(got) != 1 || got[0] != "h" {
+			t.Errorf("%s: %v is given back", x.name, got)
+		}
+		if again := first(c, at+1, at+60, func(out Output) bool { return len(cancels(out)) > 0 }); again != 0 {
+			t.Errorf("%s: and once more at %d s", x.name, again)
+		}
+		c.Step((at+61)*second, AllocStatus{Pool: "burst", Items: []AllocItem{{Handle: []byte("h"), State: AllocDone, Why: "ended as asked"}}})
+		p := c.pools["burst"]
+		if p.failures != 0 || c.mayAsk(p) != 2 || len(p.waits) != 0 {
+			t.Errorf("%s: %d failures, %d more may be asked for, %v", x.name, p.failures, c.mayAsk(p), p.waits)
+		}
+		if lines := strings.Join(c.whyPool(p), "\n"); !strings.Contains(lines, "nothing needed it any more") {
+			t.Errorf("%s: why says %s", x.name, lines)
+		}
+		submitOne(c, (at+62)*second, wire.JobSpec{})
+		if at := first(c, at+63, at+70, func(Output) bool { return len(c.d.st.Subs) > 0 }); at == 0 {
+			t.Errorf("%s: no other is asked for afterwards", x.name)
+		}
+	}
+}
+
+// The newest go first, whole, and no more of them than nothing needs; what has begun stays
+// until it is idle.
+func TestTheNewestIsTakenBack(t *testing.T) {
+	c := queue(t, wire.Pool{Max: 9, PerAlloc: 2})
+	gang := func(id wire.JobID, nodes uint32) {
+		c.Step(second, ClientReq{ID: uint64(id), Req: wire.Submit{Token: strings.Repeat("x", int(id)), Spec: wire.JobSpec{Kind: wire.KindRun, Command: []string{"x"},
+			Nodes: nodes, Ranks: nodes, RanksPerNode: 1, Resources: wire.Resources{CPU: wire.Unit}}}})
+	}
+	gang(1, 2)
+	gang(2, 3)
+	k := 0
+	var all []string
+	for range 2 { // the second is asked for when the first is answered
+		token := sortedKeys(c.d.st.Subs)[len(c.d.st.Subs)-1]
+		var as []Alloc
+		for nodes := c.d.st.Subs[token].Nodes; len(nodes) > 0; k++ {
+			n := min(2, len(nodes))
+			all = append(all, string(rune('a'+k)))
+			as, nodes = append(as, Alloc{Handle: []byte(all[k]), Nodes: nodes[:n]}), nodes[n:]
+		}
+		c.Step(2*second, Submitted{Token: token, Allocs: as})
+	}
+	if strings.Join(all, "") != "abc" {
+		t.Fatalf("asked for as %v: %+v", all, c.d.st.Subs)
+	}
+	c.Step(3*second, pendings("a", "b", "c"))
+	c.Step(4*second, ClientReq{ID: 9, Req: wire.Cancel{Job: 2}})
+	var got []string
+	first(c, 5, 60, func(o Output) bool { got = append(got, cancels(o)...); return false })
+	if strings.Join(got, "") != "cb" && strings.Join(got, "") != "bc" {
+		t.Errorf("%v are given back, wanted b and c", got)
+	}
+}
+
+// max_jobs holds however many nodes are asked for at once.
+func TestMaxJobsIsNotOverrun(t *testing.T) {
+	for _, x := range []struct{ jobs, per, ask, want int }{{2, 1, 4, 2}, {2, 2, 4, 4}, {1, 3, 4, 3}, {1, 0, 4, 4}, {3, 2, 5, 5}} {
+		c := queue(t, wire.Pool{Min: x.ask, Max: x.ask, MaxJobs: x.jobs, PerAlloc: x.per})
+		nodes := 0
+		count := func() {
+			for _, s := range c.d.st.Subs {
+				nodes += len(s.Nodes)
+			}
+		}
+		count()
+		if nodes != x.want {
+			t.Errorf("%+v: %d nodes are asked for", x, nodes)
+		}
+		if more := first(c, 2, 20, func(o Output) bool { return len(asks(o)) > 0 }); more != 0 {
+			t.Errorf("%+v: more are asked for while there is no answer yet", x)
+		}
+	}
+}
