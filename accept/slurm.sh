@@ -54,6 +54,12 @@ if wants cluster; then
 	gotest cluster.together ./head/core '^TestNodesOfOneAllocation|^TestRefusedForGood$'
 fi
 
+# ---------------------------------------------------------------- 4 exactly what was granted
+if wants gres; then
+	gotest gres.numbers ./backends/slurm '^TestGrantedGPUs$|^TestGrantOf$|^TestPerNode$'
+	gotest gres.without-driver ./launcher '^TestSlurmGres$'
+fi
+
 # ---------------------------------------------------------------- 4 four minutes of work in allocations of one minute
 if wants training; then
 	gotest training.allocations ./launcher '^TestSlurmTraining$' -timeout 900s

@@ -172,6 +172,14 @@ func dup(t *testing.T, f *os.File) *os.File {
 // TestDeclareGPUs: a pool may say that there are more than are found; nodes that divide a
 // machine say it of different ones.
 func TestDeclareGPUs(t *testing.T) {
+	for _, g := range declareGPUs(nil, wire.NodeConfig{GPUs: []int{2, 3}}, 2) {
+		if g.Name != "granted" || g.Index < 2 {
+			t.Errorf("granted 2 and 3: %+v", g)
+		}
+	}
+	if got := declareGPUs([]wire.GPU{{UUID: "GPU-x"}}, wire.NodeConfig{GPUs: []int{0}}, 0); len(got) != 1 || got[0].UUID != "GPU-x" {
+		t.Errorf("granted, and shown by the driver: %+v", got)
+	}
 	one := declareGPUs([]wire.GPU{{UUID: "GPU-x"}}, wire.NodeConfig{}, 3)
 	if len(one) != 3 || one[0].Declared || !one[2].Declared || one[2].Index != 2 {
 		t.Errorf("%+v", one)

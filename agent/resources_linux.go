@@ -228,7 +228,11 @@ func (a *agent) findGPUs(ctx context.Context) []wire.GPU {
 	if err != nil {
 		a.log.Warn("GPUs cannot be told; this node offers none but those that its pool declares", "err", err)
 	}
-	return declareGPUs(shareGPUs(all, a.cfg), a.cfg, int(declared/wire.Unit))
+	cfg := a.cfg
+	if err != nil {
+		cfg.GPUs = nil // what a broken driver cannot show does not work either
+	}
+	return declareGPUs(shareGPUs(all, cfg), cfg, int(declared/wire.Unit))
 }
 
 // markClaimed is GPUs with those that other clusters have locked marked as busy.
@@ -256,11 +260,21 @@ func shareGPUs(all []wire.GPU, cfg wire.NodeConfig) []wire.GPU {
 	return out
 }
 
-// declareGPUs adds those that a pool says its node has and that were not found. Nodes that
-// divide a machine number them as they divide those that are found.
+// declareGPUs adds those that a pool says its node has and that were not found, or that a
+// batch system granted where none were: of makers whose driver is not asked. Nodes that divide
+// a machine number them as they divide those that are found.
 func declareGPUs(found []wire.GPU, cfg wire.NodeConfig, n int) []wire.GPU {
+	if len(found) == 0 {
+		var grant string
+		for _, k := range []string{"SLURM_CLUSTER_NAME", "SLURM_JOB_ID", "SLURMD_NODENAME"} {
+			grant += k + "=" + os.Getenv(k) + " "
+		}
+		for _, k := range cfg.GPUs {
+			found = append(found, detect.DeclaredGPU("/", grant, k))
+		}
+	}
 	for i := len(found); i < n; i++ {
-		found = append(found, detect.DeclaredGPU("/", i*max(1, cfg.Slots)+cfg.Slot))
+		found = append(found, detect.DeclaredGPU("/", "", i*max(1, cfg.Slots)+cfg.Slot))
 	}
 	return found
 }

@@ -83,7 +83,7 @@ type GPU struct {
 	Busy     bool   // others use it: not offered
 	Index    int32  // the driver's number; slices have their GPU's
 	Bus      string // PCI address, 0000:07:00.0; "" = unknown
-	Declared bool   // the pool says that it is there, detection does not: programs know it by number
+	Declared bool   // the pool or a batch system says that it is there, detection does not: programs know it by number
 	By       string // with Busy: who has it
 }
 

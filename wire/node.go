@@ -35,6 +35,7 @@ type NodeConfig struct {
 	Notice       int64 // after SIGTERM work is told to leave and has so long before it is stopped; 0 = it is stopped at once
 	Container    string
 	Route        string // what the way by RouteSocket is called; "" = ssh
+	GPUs         []int  // that a batch system granted, by their numbers there: offered where the driver shows none
 }
 
 // HeadConfig is clusters/NAME/head.config (msgpack, 0600), written by `up` and by Update.

@@ -152,8 +152,8 @@ func TestDeclared(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(root, "etc/machine-id"), []byte("8e3f\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	a, b, c := DeclaredGPU(root, 0), DeclaredGPU(root, 0), DeclaredGPU(root, 1)
-	if a != b || a.UUID == c.UUID || a.UUID == DeclaredGPU(t.TempDir(), 0).UUID {
+	a, b, c := DeclaredGPU(root, "", 0), DeclaredGPU(root, "", 0), DeclaredGPU(root, "", 1)
+	if a != b || a.UUID == c.UUID || a.UUID == DeclaredGPU(t.TempDir(), "", 0).UUID || a.UUID == DeclaredGPU(root, "job 1", 0).UUID {
 		t.Errorf("%+v %+v %+v", a, b, c)
 	}
 	if len(a.UUID) != len(uuidA) || strings.Count(a.UUID, "-") != 5 || c.Visible() != "1" {

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -61,6 +62,9 @@ func Node(ctx context.Context, file, socket string, say io.Writer, start func(ct
 		cfg.CacheDir = filepath.Join(cfg.Dir, "cache")
 	}
 	note := grant(&cfg, os.Getenv)
+	for _, k := range otherGPUs {
+		_ = os.Unsetenv(k)
+	}
 	if note != "" {
 		fmt.Fprintf(say, "node %s on %s: %s\n", cfg.Node, ownHost(), note)
 	}
@@ -175,6 +179,9 @@ func grant(cfg *wire.NodeConfig, env func(string) string) (note string) {
 	} else if mb, _ := strconv.ParseInt(env("SLURM_MEM_PER_CPU"), 10, 64); mb > 0 && cpus > 0 {
 		cfg.Memory = mb << 20 * int64(cpus)
 	}
+	if granted := env("SLURM_STEP_GPUS") + env("SLURM_JOB_GPUS") + env("SLURM_GPUS_ON_NODE"); granted != "" && granted != "0" {
+		cfg.GPUs = gpuNumbers(env)
+	}
 	have := usable()
 	switch {
 	case cpus == 0 || have == 0:
@@ -190,6 +197,30 @@ func grant(cfg *wire.NodeConfig, env func(string) string) (note string) {
 		cfg.Resources = &r
 	}
 	return note
+}
+
+// otherGPUs say for other makers' GPUs what CUDA_VISIBLE_DEVICES does. Each task is given its own
+// by that one, which AMD's libraries heed too; what these say of the whole node would stand
+// against it, since libraries count within it.
+var otherGPUs = []string{"ROCR_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL", "ZE_AFFINITY_MASK"}
+
+// gpuNumbers is how programs know the GPUs that Slurm granted here.
+func gpuNumbers(env func(string) string) []int {
+	for _, k := range append([]string{"CUDA_VISIBLE_DEVICES"}, otherGPUs...) {
+		var out []int
+		for w := range strings.SplitSeq(env(k), ",") {
+			n, err := strconv.Atoi(strings.TrimSpace(w))
+			if err != nil || n < 0 || slices.Contains(out, n) {
+				out = nil
+				break
+			}
+			out = append(out, n)
+		}
+		if len(out) > 0 {
+			return out
+		}
+	}
+	return nil
 }
 
 // perNode reads the k-th value of a list such as 72(x2),36.

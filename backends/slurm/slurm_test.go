@@ -51,6 +51,26 @@ func TestGrantOf(t *testing.T) {
 	}
 }
 
+// GPUs are known by the numbers that programs use, and only those that were granted are.
+func TestGrantedGPUs(t *testing.T) {
+	for _, c := range []struct {
+		env  map[string]string
+		want []int
+	}{
+		{map[string]string{"SLURM_STEP_GPUS": "2,3", "CUDA_VISIBLE_DEVICES": "0,1", "ROCR_VISIBLE_DEVICES": "2,3"}, []int{0, 1}},
+		{map[string]string{"SLURM_GPUS_ON_NODE": "2", "ROCR_VISIBLE_DEVICES": "2,3"}, []int{2, 3}},
+		{map[string]string{"SLURM_GPUS_ON_NODE": "0", "CUDA_VISIBLE_DEVICES": "0"}, nil},
+		{map[string]string{"CUDA_VISIBLE_DEVICES": "0,1"}, nil}, // the user's own: the site hands out no GPUs
+		{map[string]string{"SLURM_JOB_GPUS": "0", "CUDA_VISIBLE_DEVICES": "MIG-1234"}, nil},
+		{map[string]string{"SLURM_JOB_GPUS": "0", "CUDA_VISIBLE_DEVICES": "NoDevFiles"}, nil},
+	} {
+		var cfg wire.NodeConfig
+		if grant(&cfg, func(k string) string { return c.env[k] }); !slices.Equal(cfg.GPUs, c.want) {
+			t.Errorf("%v: %v, wanted %v", c.env, cfg.GPUs, c.want)
+		}
+	}
+}
+
 func TestScript(t *testing.T) {
 	q, faults := parse(backends.Options{"partition": "gpu", "account": "lab", "time": []any{"90m", "26h"}, "gres": "gpu:a100:8", "cpus": int64(16),
 		"memory": "64GiB", "exclusive": true, "constraint": "ib&fast", "args": []any{"--mail-type=END"}})

@@ -292,6 +292,9 @@ func (c *Core) nodeInfos() []wire.NodeInfo {
 				x.Total = n.total
 			}
 			x.Why = cmp.Or(n.beat.Why, x.Why)
+			if n.suspect {
+				x.Why = cmp.Or(n.said, x.Why)
+			}
 			for _, h := range n.beat.Held {
 				x.Why = h.Why
 			}

@@ -33,7 +33,8 @@ type node struct {
 	held     *hold               // what its room is kept for
 	until    int64               // when that is expected to start; 0 = unknown
 	suspect  bool
-	leaving  bool // told to shut down
+	said     string // by the backend, of its allocation that runs
+	leaving  bool   // told to shut down
 	asked    int64
 	idle     int64 // since when it has nothing to do; 0 = it has
 	moved    bool  // its work has been told to leave
@@ -495,7 +496,11 @@ func (c *Core) watchNodes() {
 		quiet := c.now - n.seen
 		switch {
 		case quiet >= c.cfg.Lost:
-			c.nodeGone(n, false, fmt.Sprintf("silent for %d s", quiet/second))
+			cause := fmt.Sprintf("silent for %d s", quiet/second)
+			if n.said != "" {
+				cause += "; " + n.said
+			}
+			c.nodeGone(n, false, cause)
 		case quiet >= c.cfg.Suspect && !n.suspect:
 			n.suspect = true
 			if p := c.pools[n.pool]; p != nil {

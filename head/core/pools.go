@@ -483,6 +483,11 @@ func (c *Core) allocStatus(ev AllocStatus) {
 				delete(p.waits, string(it.Handle))
 				c.watchJoin(p, s, a)
 			}
+			for k, id := range s.Nodes {
+				if n := c.nodes[id]; n != nil && n.epoch == s.Epochs[k] && it.State == AllocRunning {
+					n.said = it.Why
+				}
+			}
 			continue
 		}
 		young, unneeded := false, p != nil && p.cancel[string(it.Handle)] && p.waits[string(it.Handle)] != 0

@@ -165,6 +165,9 @@ func (c *Core) whyPool(p *pool) []string {
 		} else if n.pool == p.spec.Name && n.ends != 0 {
 			out = append(out, fmt.Sprintf("%s leaves in %s: %s", n.id, lasting(n.ends-c.now), n.endsWhy))
 		}
+		if n.pool == p.spec.Name && n.suspect && n.said != "" {
+			out = append(out, fmt.Sprintf("%s does not answer: %s", n.id, n.said))
+		}
 		if n.pool == p.spec.Name && n.beat.Why != "" {
 			out = append(out, n.beat.Why)
 		}

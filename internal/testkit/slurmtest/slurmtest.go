@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -26,6 +27,7 @@ type Options struct {
 	Dir   string // of everything it has; made and removed. Default: a new one
 	Nodes int
 	CPUs  int      // of each node, whatever the machine has
+	Sizes []int    // the same, of the first nodes
 	GPUs  int      // of each node: up to four, which are only device files
 	Lines []string // more of slurm.conf; a key that is there already takes this value
 	Hide  []string // directories that jobs do not see: nodes have none of them
@@ -215,6 +217,8 @@ func (c *Cluster) configure() error {
 	if err != nil {
 		return err
 	}
+	id := make([]byte, 6) // other clusters on this machine have jobs of the same numbers
+	_, _ = rand.Read(id)  // never fails
 	user, control := strconv.Itoa(os.Getuid()), "127.0.0.1"
 	nodes := make([]Machine, c.o.Nodes)
 	for i := range nodes {
@@ -228,7 +232,7 @@ func (c *Cluster) configure() error {
 		ports[0] = "6817"
 	}
 	lines := []string{
-		"ClusterName=launcher-test", "SlurmctldHost=" + host + "(" + control + ")", "SlurmctldPort=" + ports[0],
+		"ClusterName=test" + hex.EncodeToString(id), "SlurmctldHost=" + host + "(" + control + ")", "SlurmctldPort=" + ports[0],
 		"SlurmUser=" + user, "SlurmdUser=" + user, "AuthType=auth/munge", "AuthInfo=socket=" + c.Dir + "/munge.sock", "CredType=cred/munge",
 		"StateSaveLocation=" + c.Dir + "/state", "SlurmdSpoolDir=" + c.Dir + "/spool/%n",
 		"SlurmctldPidFile=" + c.Dir + "/slurmctld.pid", "SlurmdPidFile=" + c.Dir + "/%n.pid",
@@ -261,7 +265,11 @@ func (c *Cluster) configure() error {
 		gres = fmt.Sprintf(" Gres=gpu:%d", c.o.GPUs)
 	}
 	for i, n := range c.Nodes() {
-		lines = append(lines, fmt.Sprintf("NodeName=%s NodeHostname=%s NodeAddr=%s Port=%s CPUs=%d RealMemory=4000%s State=UNKNOWN", n, nodes[i].Name, nodes[i].IP, ports[i+1], c.o.CPUs, gres))
+		cpus := c.o.CPUs
+		if i < len(c.o.Sizes) {
+			cpus = c.o.Sizes[i]
+		}
+		lines = append(lines, fmt.Sprintf("NodeName=%s NodeHostname=%s NodeAddr=%s Port=%s CPUs=%d RealMemory=4000%s State=UNKNOWN", n, nodes[i].Name, nodes[i].IP, ports[i+1], cpus, gres))
 	}
 	lines = append(lines, "PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP")
 	lines = append(lines, c.o.Parts...)
