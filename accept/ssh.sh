@@ -119,6 +119,7 @@ if wants demo || wants net; then
 			nettest net.two-factors TestRootNetTwoFactors &
 			nettest net.loss-delay-rate TestRootNetBad &
 			nettest net.hosts-from-hosts TestRootNetSpread &
+			nettest net.arm64 TestRootNetARM64 &
 		fi
 		wait
 	else

@@ -259,12 +259,25 @@ func (a *app) cmdPools() *cobra.Command {
 				if p.Max > 0 {
 					most = fmt.Sprint(p.Max)
 				}
-				rows = append(rows, []string{p.Name, p.Backend, fmt.Sprint(p.Min), most, fmt.Sprint(p.Up), fmt.Sprint(p.Pending), fmt.Sprint(p.Failed), p.Why})
+				rows = append(rows, []string{p.Name, p.Backend, fmt.Sprint(p.Min), most, fmt.Sprint(p.Up), fmt.Sprint(p.Pending), fmt.Sprint(p.Failed), poolWhy(p)})
 			}
 			a.table(rows)
 			return nil
 		},
 	}
+}
+
+// poolWhy says in a line why a pool has not more nodes.
+func poolWhy(p wire.PoolInfo) string {
+	if p.Why != "" || len(p.Failures) == 0 {
+		return p.Why
+	}
+	f := p.Failures[0]
+	why := cmp.Or(f.Place, string(f.Node)) + ": " + f.Why
+	if n := len(p.Failures) - 1; n > 0 {
+		why += fmt.Sprintf(" (and %d more, see `launcher status`)", n)
+	}
+	return why
 }
 
 func (a *app) cmdJobs() *cobra.Command {

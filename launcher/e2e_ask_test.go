@@ -92,7 +92,7 @@ func testAsks(t *testing.T, where string) {
 // TestSSHCannotAsk: without a terminal up says what must be done; the flag takes new keys,
 // and an up in a terminal goes on where the first could not.
 func TestSSHCannotAsk(t *testing.T) {
-	for _, where := range []string{"here"} {
+	for _, where := range []string{"here", "pool:box"} {
 		t.Run(where, func(t *testing.T) { testCannotAsk(t, where) })
 	}
 }

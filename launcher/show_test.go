@@ -203,3 +203,13 @@ func TestTopologyIsShown(t *testing.T) {
 		t.Errorf("%s", b)
 	}
 }
+
+func TestPoolsSayWhatFailed(t *testing.T) {
+	p := wire.PoolInfo{Name: "box", Failures: []wire.NodeFailure{{Node: "box-1", Place: "gpu02", Why: "refused"}, {Node: "box-2", Why: "away"}}}
+	if got := poolWhy(p); got != "gpu02: refused (and 1 more, see `launcher status`)" {
+		t.Errorf("the pool: %q", got)
+	}
+	if p.Why = "asleep"; poolWhy(p) != "asleep" {
+		t.Errorf("the pool: %q", poolWhy(p))
+	}
+}

@@ -40,6 +40,7 @@ type HostOptions struct {
 	Behind *Host    // the laptop comes to it by way of this one only
 	Cable  *Cable   // what it hangs on, nil: a wire
 	Shared []string // directories of this machine that are there too, as on a network's file system
+	ARM64  bool     // a machine of that architecture, which runs programs of ours, too
 }
 
 // Host is a machine of a Net: its own network, name, processes, /tmp, /dev/shm and home,
@@ -51,6 +52,7 @@ type Host struct {
 	space  *space
 	had    map[string]bool
 	shared []string
+	enter  []string // flags of nsenter, which namespaces are its own
 }
 
 // Link is what holds a member on the network.
@@ -78,6 +80,10 @@ func newSpace(t testing.TB, flags uintptr, lines ...string) *space {
 	var log Buffer
 	s.cmd.Stderr = &log
 	s.cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: flags, Setsid: true}
+	if flags&syscall.CLONE_NEWUSER != 0 { // everybody is who they are
+		same := []syscall.SysProcIDMap{{Size: 1 << 16}}
+		s.cmd.SysProcAttr.UidMappings, s.cmd.SysProcAttr.GidMappings, s.cmd.SysProcAttr.GidMappingsEnableSetgroups = same, same, true
+	}
 	s.cmd.WaitDelay = time.Second
 	out, err := s.cmd.StdoutPipe()
 	if err == nil {
@@ -234,8 +240,13 @@ func (n *Net) Host(name string, o HostOptions) *Host {
 	}
 	lines = append(lines, "cd /")
 	lines = append(lines, o.Server.Inside...)
-	h := &Host{net: n, shared: o.Shared}
-	h.space = newSpace(n.t, syscall.CLONE_NEWNS|syscall.CLONE_NEWUTS|syscall.CLONE_NEWIPC|syscall.CLONE_NEWPID|syscall.CLONE_NEWNET, lines...)
+	h := &Host{net: n, shared: o.Shared, enter: []string{"-n", "-m", "-u", "-i", "-p"}}
+	var flags uintptr = syscall.CLONE_NEWNS | syscall.CLONE_NEWUTS | syscall.CLONE_NEWIPC | syscall.CLONE_NEWPID | syscall.CLONE_NEWNET
+	if o.ARM64 { // what programs can be run is a matter of the user namespace
+		lines = append(lines, emulated(n.t)...)
+		h.enter, flags = append(h.enter, "-U"), flags|syscall.CLONE_NEWUSER
+	}
+	h.space = newSpace(n.t, flags, lines...)
 	h.Link = n.plug(h.space, o.Cable)
 	var rules string
 	switch {
@@ -263,11 +274,30 @@ func (n *Net) Host(name string, o HostOptions) *Host {
 
 // Enter is the command that runs others on the host, as root.
 func (h *Host) Enter() []string {
-	return []string{"nsenter", "-t", h.space.pid(), "-n", "-m", "-u", "-i", "-p", "--"}
+	return slices.Concat([]string{"nsenter", "-t", h.space.pid()}, h.enter, []string{"--"})
 }
 
 // Enter is the command that runs others on the laptop, as root.
 func (n *Net) Enter() []string { return []string{"nsenter", "-t", n.laptop.pid(), "-n", "--"} }
+
+// emulated is lines that have programs for arm64 run by qemu, and uname say so.
+func emulated(t testing.TB) []string {
+	t.Helper()
+	qemu, err := exec.LookPath("qemu-aarch64-static")
+	if err != nil {
+		t.Skip("SKIP: no qemu-aarch64-static (make setup as root on Debian)")
+	}
+	if b, err := os.ReadFile("/proc/filesystems"); err != nil || !strings.Contains(string(b), "binfmt_misc") {
+		t.Skip("SKIP: the kernel runs no programs of other architectures")
+	}
+	const magic, mask = `\x7fELF\x02\x01\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x02\x00\xb7\x00`, `\xff\xff\xff\xff\xff\xff\xff\x00\xff\xff\xff\xff\xff\xff\xff\xff\xfe\xff\xff\xff`
+	return []string{
+		"mount -t binfmt_misc none /proc/sys/fs/binfmt_misc",
+		`printf '%s\n' ` + shellWord(":arm64:M::"+magic+":"+mask+":"+qemu+":F") + " >/proc/sys/fs/binfmt_misc/register",
+		`printf '#!/bin/sh\n[ "$1" = -m ] && exec echo aarch64\nexec /mnt/uname "$@"\n' >/mnt/saying`,
+		"cp /bin/uname /mnt/uname; chmod 755 /mnt/saying; mount --bind /mnt/saying /bin/uname",
+	}
+}
 
 // Down takes the link away, as when a cable is pulled, and Up brings it back.
 func (l *Link) Down() { l.t.Helper(); l.sw.do("ip", "link", "set", l.port, "down") }
