@@ -187,6 +187,8 @@ func (b *Backend) look(ctx context.Context, p *patient, binary string) error {
 			if number {
 				p.tell("warning", "raise fsize in its /etc/security/limits.conf", "files may have at most %s", wire.Bytes(n))
 			}
+		case "nopython":
+			p.tell("note", "install python3 3.9 or newer there, or bring one with `setup` or `python` in the pool", "%s: it takes commands and no Python programs", rest)
 		case "gpus":
 			gpus = ", GPUs: " + rest
 		case "nogpu":

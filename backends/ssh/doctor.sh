@@ -14,6 +14,13 @@ look() {
 	say files "$(limit 'Max open files' 2)"
 	say processes "$(limit 'Max processes' 1)"
 	say filesize "$(limit 'Max file size' 1)"
+	if has python3; then
+		e=$(python3 -c 'import sys
+print("%d.%d" % sys.version_info[:2])
+sys.exit(sys.version_info < (3, 9))' 2>&1 </dev/null) || say nopython "its python3 is $(printf %s "$e" | tail -n 1)"
+	else
+		say nopython "there is no python3 on its PATH"
+	fi
 	if has nvidia-smi; then
 		if e=$(timeout 20 nvidia-smi -L 2>&1 </dev/null); then
 			say gpus "$(printf '%s\n' "$e" | grep -c '^GPU')"

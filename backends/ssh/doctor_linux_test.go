@@ -26,11 +26,15 @@ func TestExamine(t *testing.T) {
 	sick("df", `echo head; echo /dev/x 100 90 10 90% /`)
 	sick("date", `echo 1000000000`)
 	sick("nvidia-smi", `echo "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver."; exit 9`)
+	sick("python3", `echo 3.6; exit 1`)
 	sick("timeout", `shift; case $1 in bash) exit 124 ;; esac; exec "$@"`)
 	well := l.Start("well", testkit.ServerOptions{Client: []string{"StrictHostKeyChecking yes"}})
 	bad := l.Start("bad", testkit.ServerOptions{Lines: []string{
-		`ForceCommand echo "Have a nice day"; ulimit -n 64; ulimit -f 4096; PATH=` + tools + `:$PATH; export PATH; eval "$SSH_ORIGINAL_COMMAND"`}})
+		`ForceCommand echo "Have a nice day"; ulimit -n 64; ulimit -u 1000; ulimit -f 4096; PATH=` + tools + `:$PATH; export PATH; eval "$SSH_ORIGINAL_COMMAND"`}})
 	l.Start("new", testkit.ServerOptions{Unknown: true})
+	changed := l.Start("changed", testkit.ServerOptions{Unknown: true})
+	l.Know(changed.Addr(), testkit.WriteKey(t, filepath.Join(l.Dir, "other"), testkit.NewKey(t, "ed25519")).PublicKey())
+	l.Start("denied", testkit.ServerOptions{Lines: []string{"AuthorizedKeysFile none"}})
 	l.Start("mute", testkit.ServerOptions{Lines: []string{"ForceCommand echo go away"}})
 	b := newBackend(t.TempDir(), sshDialer(t))
 	defer b.Close()
@@ -38,10 +42,13 @@ func TestExamine(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	found := b.Examine(t.Context(), "boxes", backends.Options{"ssh_config": l.Config, "directory": "~/x"}, []string{"well", "bad", "new", "mute", "127.9.9.9:1", "no-such-host.invalid"}, exe, 20000)
+	found := b.Examine(t.Context(), "boxes", backends.Options{"ssh_config": l.Config, "directory": "~/x"}, []string{"well", "bad", "new", "changed", "denied", "mute", "127.9.9.9:1", "no-such-host.invalid"}, exe, 20000)
 	var text strings.Builder
 	for _, f := range found {
 		fmt.Fprintf(&text, "%s %s | %s\n", f.Level, f.What, f.Fix)
+		if f.Fix == "" && (f.Level == "error" || f.Level == "warning") {
+			t.Errorf("no fix for %q", f.What)
+		}
 	}
 	for _, want := range [][]string{
 		{"ok well: ", "left in " + filepath.Join(well.Home, "x"), "/dev/shm"},
@@ -49,6 +56,10 @@ func TestExamine(t *testing.T) {
 		{"warning bad: its clock is -", "chrony"},
 		{"warning bad: /dev/shm has ", "remount"},
 		{"warning bad: at most 64 open files", "nofile"},
+		{"warning bad: at most 1000 processes", "nproc"},
+		{"note bad: its python3 is 3.6", "install python3"},
+		{"error ", "changed", l.KnownHosts + ":", "ssh-keygen -R"},
+		{"error ", "denied", "publickey"},
 		{"warning bad: files may have at most", "fsize"},
 		{"warning bad: its GPUs cannot be used: nvidia-smi: NVIDIA-SMI has failed", "nvidia-smi works"},
 		{"error bad: no directory there will do", filepath.Join(bad.Home, "x"), "MiB are needed"},

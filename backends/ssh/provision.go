@@ -287,7 +287,7 @@ func (t *talk) failed(text string) error {
 		if rest == "" {
 			return e.Hint("name one with `directory` in the pool")
 		}
-		return e
+		return e.Hint("make it usable, or name another with `directory` in the pool")
 	case "space":
 		return errs.New(errs.Exhausted, "%s: the binary could not be written: %s", h, rest).Hint("make room there, or name another place with `directory` in the pool")
 	case "sum":

@@ -253,7 +253,7 @@ func (a *auth) failure(known *hostKeys, err error) error {
 		f = f.Hint("%s", why)
 	}
 	if len(a.allowed) > 0 {
-		f = f.Hint("it takes %s", strings.Join(a.allowed, ", "))
+		f = f.Hint("it takes %s; `ssh-copy-id` lets a key of yours in, user and identity in the pool or ssh_config say who you are there", strings.Join(a.allowed, ", "))
 	}
 	if slices.Contains(a.allowed, "gssapi-with-mic") {
 		f = f.Hint(`with a Kerberos ticket, transport = "system" logs in (GSSAPIAuthentication yes in ssh_config)`)
