@@ -94,6 +94,10 @@ if wants demo; then
 		nettest demo.up TestRootSlurmUp &
 		nettest demo.batch TestRootSlurmBatch &
 		nettest demo.firewall TestRootSlurmWall &
+		nettest demo.power-off-and-cut TestRootSlurmLost &
+		nettest demo.scancel TestRootSlurmScancel &
+		nettest demo.two-users TestRootSlurmUsers &
+		nettest demo.no-home TestRootSlurmHomeless &
 		wait
 	else
 		fail demo.hosts "the tests do not build"

@@ -248,8 +248,8 @@ func (b *Backend) nodesWait(r *record, st backends.Status) backends.Status {
 	}
 	if r.Apart {
 		st.Why = b.carry(*r)
-	} else {
-		st.Why = b.ways(*r)
+	} else if st.Why = b.ways(*r); st.Why == "" {
+		st.Why = r.complains()
 	}
 	return st
 }

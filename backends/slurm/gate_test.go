@@ -196,3 +196,18 @@ func TestWayBlocked(t *testing.T) {
 		t.Errorf("after the node has gone: %q", why)
 	}
 }
+
+// A node that does not have the binary is known by what srun says of it.
+func TestComplains(t *testing.T) {
+	r := record{V: 1, Dir: t.TempDir(), Name: "launcher-x", Job: "7"}
+	if got := r.complains(); got != "" {
+		t.Errorf("without a word: %q", got)
+	}
+	said := "slurmstepd: error: execve(): /a b/launcher: No such file or directory\nsrun: error: h2: task 1: Exited with exit code 2\n"
+	if err := os.WriteFile(r.path(logExt), []byte(said), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if got := r.complains(); !strings.Contains(got, "Slurm job 7 says: ") || !strings.Contains(got, "/a b/launcher: No such file") || !strings.Contains(got, "shared_home = false") {
+		t.Errorf("of a node without the binary: %q", got)
+	}
+}

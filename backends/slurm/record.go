@@ -175,6 +175,19 @@ func (r record) lastLine() string {
 	return strings.ToValidUTF8(said[:min(len(said), 300)], "?")
 }
 
+// complains is what a job that runs has printed, with what to do about it: while all is
+// well it prints nothing.
+func (r record) complains() string {
+	said := r.lastLine()
+	if said == "" {
+		return ""
+	}
+	if strings.Contains(said, "execve()") {
+		said += ": nodes must see the binary at the same path, or say shared_home = false in the pool"
+	}
+	return "Slurm job " + r.Job + " says: " + said
+}
+
 func diskError(err error, path string) error {
 	switch {
 	case errors.Is(err, fs.ErrPermission), errors.Is(err, syscall.EROFS):
