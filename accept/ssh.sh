@@ -57,6 +57,7 @@ if wants route; then
 	gotest route.relay ./launcher '^TestSSHRelay$'
 	gotest route.through-a-node ./agent '^TestRoute|^TestProbe$'
 	gotest route.sockets ./head/core '^TestTranscripts$/^sockets$'
+	gotest route.sockets-seen ./launcher '^TestOpensSockets$'
 fi
 
 # ---------------------------------------------------------------- 5 the cluster: up, run, a changed spec, down
@@ -110,6 +111,7 @@ if wants demo || wants net; then
 			nettest demo.files TestRootNet &
 			nettest files.outputs TestRootNetOutputs &
 			nettest files.program TestRootNetProgram &
+			nettest files.killed TestRootNetOutputsKilled &
 			nettest demo.four-hosts TestRootNetDemo &
 		fi
 		if wants net; then # a link cut in a job, for a minute, for longer than `lost`

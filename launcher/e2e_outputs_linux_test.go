@@ -4,8 +4,10 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -180,6 +182,92 @@ print(where != socket.gethostname(), *got)
 	}
 	h.OK("down", "boxes")
 	onlyBinary(t, a, b)
+}
+
+// TestRootNetOutputsKilled: outputs are whole and of the attempt that counts, whatever is
+// killed and whoever was cut off.
+func TestRootNetOutputsKilled(t *testing.T) {
+	n := netTest(t)
+	hosts := []*testkit.Host{n.Host("h1", testkit.HostOptions{}), n.Host("h2", testkit.HostOptions{})}
+	h := n.Laptop
+	h.Write("boxes.toml", netSpec(n, "here", "box: h1 h2"))
+	h.OK("up", "boxes.toml")
+	const tasks = 24
+	r := h.Start("run", "--array", fmt.Sprintf("0-%d", tasks-1), "--outputs", "out", "--", "sh", "-ec",
+		`mkdir out; head -c 2000000 /dev/urandom >out/$LAUNCHER_TASK_INDEX; cd out; sha256sum $LAUNCHER_TASK_INDEX >$LAUNCHER_TASK_INDEX.sum`)
+	came := func() []string {
+		all, _ := filepath.Glob(filepath.Join(h.Work, "out", "*.sum"))
+		return all
+	}
+	for k := range 5 {
+		testkit.Eventually(t, testkit.Bound, func() string {
+			if len(came()) < 3*k {
+				return fmt.Sprintf("%d came", len(came()))
+			}
+			return ""
+		})
+		if k%2 == 0 {
+			hosts[k/2%2].Kill("launcher agent")
+			continue
+		}
+		for _, pid := range h.PIDs("head") {
+			_ = syscall.Kill(pid, syscall.SIGKILL)
+		}
+	}
+	if res := r.Wait(); res.Code != 0 {
+		t.Errorf("the array: %s", res)
+	}
+	if len(came()) != tasks {
+		t.Errorf("%d of %d came", len(came()), tasks)
+	}
+	check := exec.Command("sh", "-c", "cat *.sum | sha256sum -c --quiet; ls | wc -l; ls -A | grep -c launcher || true")
+	check.Dir = filepath.Join(h.Work, "out")
+	if out, err := check.CombinedOutput(); err != nil || string(out) != fmt.Sprintf("%d\n0\n", 2*tasks) {
+		t.Errorf("what came: %s, %v", out, err)
+	}
+
+	const until = "until [ -e /tmp/go ]; do sleep 0.1; done"
+	r = h.Start("run", "--cpus", "2", "--outputs", "who", "--", "sh", "-c", until+"; echo $LAUNCHER_ATTEMPT on $(hostname) >who")
+	testkit.Eventually(t, testkit.Bound, func() string {
+		if len(having(hosts, until)) != 1 {
+			return "it does not run: " + r.Err()
+		}
+		return ""
+	})
+	x := having(hosts, until)[0]
+	y := hosts[0]
+	if x == y {
+		y = hosts[1]
+	}
+	x.Down()
+	testkit.Eventually(t, testkit.Bound, func() string {
+		if len(having([]*testkit.Host{y}, until)) != 1 {
+			return "it runs nowhere else: " + r.Err()
+		}
+		return ""
+	})
+	x.Write("/tmp/go", "")
+	testkit.Eventually(t, testkit.Bound, func() string {
+		if len(having([]*testkit.Host{x}, until)) != 0 {
+			return "the ghost runs"
+		}
+		return ""
+	})
+	x.Up()
+	testkit.Eventually(t, testkit.Bound, func() string {
+		if out := h.OK("nodes"); strings.Count(out, " up ") != 2 {
+			return "the host that was cut is no node again: " + out
+		}
+		return ""
+	})
+	y.Write("/tmp/go", "")
+	if res := r.Wait(); res.Code != 0 {
+		t.Errorf("the job: %s", res)
+	}
+	if got := h.Read("who"); got != "2 on "+y.Name+"\n" {
+		t.Errorf("who is %q, wanted the second attempt on %s", got, y.Name)
+	}
+	h.OK("down", "boxes")
 }
 
 // lastJob is the number of the newest job.

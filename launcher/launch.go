@@ -162,6 +162,7 @@ func (a *app) endOf(ctx context.Context, t target, info wire.JobInfo, v *view) e
 // submit hands a job in. The token makes it the same job when the connection breaks and
 // we ask again. The connection is the caller's to close.
 func (a *app) submit(ctx context.Context, t target, s wire.JobSpec) (*client, wire.JobID, error) {
+	s.Sockets = opensSockets(&s)
 	req := wire.Submit{Token: rand.Text(), Spec: s}
 	began := time.Now()
 	for {

@@ -46,6 +46,7 @@ type JobSpec struct {
 	Limits  Limits   // what the job may use at a time, its programs' tasks included
 	DirSum  string   // what the head has of Dir for nodes that do not see it (Tree.Sum); "" = nothing
 	Keep    []string // of which launchers around us the processes see variables (Outer)
+	Sockets bool     // of a gang: its ranks open sockets to each other themselves
 }
 
 // ArraySpec says which elements an array has.

@@ -145,8 +145,12 @@ func (c *Core) linked(a, b *node) bool {
 
 // needsSockets reports whether a gang's ranks open sockets to each other themselves, as
 // torch's do: then it must be on nodes that reach each other, and no relay helps. That is
-// so when it is started by torchrun, or its command or environment names MASTER_ADDR.
+// so when it is started by torchrun, when its command or environment names MASTER_ADDR, or
+// when who submitted it has seen so in its program.
 func needsSockets(s *wire.JobSpec) bool {
+	if s.Sockets {
+		return true
+	}
 	for _, a := range s.Command {
 		base := a[strings.LastIndexByte(a, '/')+1:]
 		if base == "torchrun" || a == "torch.distributed.run" || a == "torch.distributed.launch" || strings.Contains(a, "MASTER_ADDR") {

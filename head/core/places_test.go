@@ -151,3 +151,16 @@ func TestMachinesLeft(t *testing.T) {
 	}
 	t.Error("down does not end")
 }
+
+// TestNeedsSockets: which gangs must be on nodes that reach each other.
+func TestNeedsSockets(t *testing.T) {
+	for _, s := range []wire.JobSpec{{Command: []string{"/opt/bin/torchrun", "x.py"}}, {Command: []string{"python", "-m", "torch.distributed.run"}},
+		{Command: []string{"sh", "-c", "x --to $MASTER_ADDR"}}, {Env: []string{"MASTER_ADDR="}}, {Sockets: true}} {
+		if !needsSockets(&s) {
+			t.Errorf("%+v opens sockets", s)
+		}
+	}
+	if s := (wire.JobSpec{Command: []string{"python", "train.py"}, Env: []string{"X=1"}}); needsSockets(&s) {
+		t.Errorf("%+v opens none", s)
+	}
+}
