@@ -242,13 +242,13 @@ func await(ctx context.Context, socket string) (data []byte, undo func(), err er
 }
 
 // nodesWait adds to a running job's status what its nodes wait for to come in.
-func (b *Backend) nodesWait(r *record, st backends.Status) backends.Status {
+func (b *Backend) nodesWait(r *record, st backends.Status, gates gateFiles) backends.Status {
 	if st.State != backends.Running || r.End != nil || st.Why != "" {
 		return st
 	}
 	if r.Apart {
 		st.Why = b.carry(*r)
-	} else if st.Why = b.ways(*r); st.Why == "" {
+	} else if st.Why = b.ways(*r, gates.of(*r)); st.Why == "" {
 		st.Why = r.complains()
 	}
 	return st

@@ -101,7 +101,7 @@ func TestGate(t *testing.T) {
 	go func() { // as the head asks how a job is
 		defer close(done)
 		for {
-			if s := w.b.ways(w.r); s != "" {
+			if s := w.b.ways(w.r, (gateFiles{}).of(w.r)); s != "" {
 				why = s
 			}
 			select {
@@ -144,7 +144,7 @@ func TestGate(t *testing.T) {
 		return ""
 	})
 	w.r.forgetWays()
-	if len(w.r.ways()) > 0 {
+	if len((gateFiles{}).of(w.r)) > 0 {
 		t.Error("the file is left")
 	}
 }
@@ -158,8 +158,8 @@ func TestGateNotNeeded(t *testing.T) {
 	}
 	w = newGateWorld(t)
 	w.open(t, nowhere(t), refusedLong)
-	if got := w.ask(t, "x"); got != "" || len(w.r.ways()) > 0 {
-		t.Errorf("a head that has just ended: %q, %q", got, w.r.ways())
+	if got := w.ask(t, "x"); got != "" || len((gateFiles{}).of(w.r)) > 0 {
+		t.Errorf("a head that has just ended: %q, %q", got, (gateFiles{}).of(w.r))
 	}
 }
 
@@ -171,7 +171,7 @@ func TestWaysOfAnother(t *testing.T) {
 	if err := os.WriteFile(other.path(wayExt+"0"), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if got := w.r.ways(); len(got) > 0 {
+	if got := (gateFiles{}).of(w.r); len(got) > 0 {
 		t.Errorf("of another job: %q", got)
 	}
 }
@@ -184,7 +184,7 @@ func TestWayBlocked(t *testing.T) {
 		t.Fatal(err)
 	}
 	testkit.Eventually(t, testkit.Bound, func() string {
-		if why := w.b.ways(w.r); !strings.Contains(why, "nor does ") || !strings.Contains(why, "sbatch") {
+		if why := w.b.ways(w.r, (gateFiles{}).of(w.r)); !strings.Contains(why, "nor does ") || !strings.Contains(why, "sbatch") {
 			return "said: " + why
 		}
 		return ""
@@ -192,7 +192,7 @@ func TestWayBlocked(t *testing.T) {
 	if err := os.Remove(w.file); err != nil {
 		t.Fatal(err)
 	}
-	if why := w.b.ways(w.r); why != "" {
+	if why := w.b.ways(w.r, (gateFiles{}).of(w.r)); why != "" {
 		t.Errorf("after the node has gone: %q", why)
 	}
 }

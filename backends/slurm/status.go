@@ -44,6 +44,7 @@ func (b *Backend) status(ctx context.Context, handles [][]byte, age time.Duratio
 	if err != nil && ctx.Err() != nil {
 		return nil, err
 	}
+	gates := gateFiles{}
 	for _, i := range open {
 		r := &recs[i]
 		switch {
@@ -55,7 +56,7 @@ func (b *Backend) status(ctx context.Context, handles [][]byte, age time.Duratio
 				out[i].State = backends.Running
 			}
 		default:
-			out[i] = b.nodesWait(r, b.judge(r, s))
+			out[i] = b.nodesWait(r, b.judge(r, s), gates)
 			if len(r.strays) > 0 {
 				_ = b.cancelJobs(ctx, r.strays, map[string]bool{}) // looked at again
 			}

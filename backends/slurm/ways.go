@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -28,8 +29,7 @@ const wayDial = 3 * time.Second
 
 // ways keeps in reach what nodes of a running job do not reach the head by themselves, and
 // says which of them are not.
-func (b *Backend) ways(r record) string {
-	files := r.ways()
+func (b *Backend) ways(r record, files []string) string {
 	var why []string
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -196,20 +196,32 @@ func (b *Backend) toHead(c net.Conn, cluster string) {
 	}
 }
 
-// ways are the files of the job's gates.
-func (r record) ways() (out []string) {
-	entries, _ := os.ReadDir(r.Dir)
-	for _, e := range entries {
-		if strings.HasPrefix(e.Name(), r.Name+wayExt) {
-			out = append(out, filepath.Join(r.Dir, e.Name()))
+// gateFiles are the files of gates, by directory and job's name: one look at a directory is
+// for all jobs there.
+type gateFiles map[string]map[string][]string
+
+// of are the files of a job's gates.
+func (g gateFiles) of(r record) []string {
+	if g[r.Dir] == nil {
+		g[r.Dir] = map[string][]string{}
+		entries, _ := os.ReadDir(r.Dir)
+		for _, e := range entries {
+			i := strings.LastIndex(e.Name(), wayExt)
+			if i < 0 {
+				continue
+			}
+			job, task := e.Name()[:i], e.Name()[i+len(wayExt):]
+			if _, err := strconv.Atoi(task); err == nil { // not one that is being written
+				g[r.Dir][job] = append(g[r.Dir][job], filepath.Join(r.Dir, e.Name()))
+			}
 		}
 	}
-	return out
+	return g[r.Dir][r.Name]
 }
 
 // forgetWays removes what nodes that were killed have left.
 func (r record) forgetWays() {
-	for _, f := range r.ways() {
+	for _, f := range (gateFiles{}).of(r) {
 		_ = os.Remove(f)
 	}
 }
