@@ -97,6 +97,7 @@ if wants demo; then
 		nettest demo.power-off-and-cut TestRootSlurmLost &
 		nettest demo.scancel TestRootSlurmScancel &
 		nettest demo.two-users TestRootSlurmUsers &
+		nettest demo.two-networks TestRootSlurmInterface &
 		nettest demo.no-home TestRootSlurmHomeless &
 		wait
 	else

@@ -354,3 +354,29 @@ func TestRootSlurmHomeless(t *testing.T) {
 	h.OK("down", "queue")
 	s.clean(t, s.hosts...)
 }
+
+// With several networks on each machine the one that is named is used, by a node that has to
+// be reached from the login node too.
+func TestRootSlurmInterface(t *testing.T) {
+	slurmtest.Whole(t)
+	s := slurmSite(t, siteOptions{nodes: 2})
+	s.net.Second(s.hosts...)
+	h := s.home
+	h.Write("queue.toml", slurmSpec("min = 2\nmax = 2\n[network]\ninterface = \"eth1\""))
+	look := func(route string) {
+		t.Helper()
+		h.OK("up", "queue.toml")
+		nodes := h.OK("nodes", "--json")
+		if strings.Count(nodes, `"addr":"10.78.0.`) != 2 || strings.Count(nodes, `"route":"`+route+`"`) != 2 {
+			t.Errorf("nodes: %s", nodes)
+		}
+		if out := h.OK("run", "--nodes", "2", "--", "sh", "-c", "echo $MASTER_ADDR"); strings.Count(out, "10.78.0.") != 2 {
+			t.Errorf("where a gang meets: %q", out)
+		}
+		h.OK("down", "queue")
+		s.clean(t, s.hosts...)
+	}
+	look("direct")
+	s.wall(t, "chain i { type filter hook input priority 0; "+slurmOnly+"}")
+	look("slurm")
+}

@@ -213,6 +213,25 @@ func (n *Net) plug(s *space, c *Cable) *Link {
 	return l
 }
 
+// Second gives the laptop and hosts another network beside the first: eth1, with the same
+// last number of the address in 10.78.0.0/24.
+func (n *Net) Second(hosts ...*Host) {
+	n.t.Helper()
+	n.sw.do("ip", "link", "add", "br1", "type", "bridge")
+	n.sw.do("ip", "link", "set", "br1", "up")
+	links := []*Link{n.Port}
+	for _, h := range hosts {
+		links = append(links, h.Link)
+	}
+	for _, l := range links {
+		port := "q" + l.port[1:]
+		n.sw.do("ip", "link", "add", port, "type", "veth", "peer", "name", "eth1", "netns", l.end.pid())
+		n.sw.do("ip", "link", "set", port, "master", "br1", "up")
+		l.end.do("ip", "addr", "add", "10.78.0."+l.port[1:]+"/24", "dev", "eth1")
+		l.end.do("ip", "link", "set", "eth1", "up")
+	}
+}
+
 // Host starts a host.
 func (n *Net) Host(name string, o HostOptions) *Host {
 	n.t.Helper()
