@@ -111,10 +111,12 @@ func outputs(t *testing.T, h *testkit.Home) {
 		}
 		return ""
 	})
-	r = h.Run("logs", job)
-	if !strings.Contains(r.Err, "outputs of job "+job+": 1 file (5B) came to "+work) {
-		t.Errorf("logs: %s", r)
-	}
+	testkit.Eventually(t, 20*time.Second, func() string {
+		if r = h.Run("logs", job); !strings.Contains(r.Err, "outputs of job "+job+": 1 file (5B) came to "+work) {
+			return "logs: " + r.String()
+		}
+		return ""
+	})
 	write("blocked", "a file\n")
 	r = run("--outputs", "blocked", "--", "sh", "-c", "rm blocked; mkdir blocked; echo x >blocked/x")
 	if r.Code != 125 || !strings.Contains(r.Err, "the outputs of 1 task wait: ") || !strings.Contains(r.Err, "blocked") {

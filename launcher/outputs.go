@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"strings"
+	"time"
 
 	"launcher/internal/errs"
 	"launcher/wire"
@@ -14,14 +15,24 @@ func (a *app) awaitOutputs(ctx context.Context, t target, j *wire.JobInfo) error
 	if j.Outputs == nil || !t.up {
 		return nil
 	}
-	c, err := dial(ctx, t)
-	if err != nil {
-		return err
-	}
-	defer c.Close()
 	var o wire.Outputs
-	if err := c.call(ctx, wire.MsgOutputs, wire.OutputsRequest{Job: j.ID}, &o); err != nil {
-		return errs.Wrap(errs.Unknown, err, "the outputs of job %d", j.ID)
+	for began := time.Now(); ; {
+		c, err := dial(ctx, t)
+		if err == nil {
+			err = c.call(ctx, wire.MsgOutputs, wire.OutputsRequest{Job: j.ID}, &o)
+			c.Close()
+		}
+		if err == nil {
+			break
+		}
+		// A head that is being started again is there in a moment.
+		if ctx.Err() != nil || !errs.Retryable(err) && !errs.Is(err, errs.NotFound) || time.Since(began) > reconnectBound {
+			return errs.Wrap(errs.Unknown, err, "the outputs of job %d", j.ID)
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(50 * time.Millisecond):
+		}
 	}
 	j.Outputs = &o
 	a.noteOutputs(*j)
