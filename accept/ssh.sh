@@ -122,6 +122,7 @@ if wants demo || wants net; then
 			nettest net.loss-delay-rate TestRootNetBad &
 			nettest net.hosts-from-hosts TestRootNetSpread &
 			nettest net.arm64 TestRootNetARM64 &
+			nettest net.two-networks TestRootNetWays &
 		fi
 		wait
 	else

@@ -98,11 +98,20 @@ func ports(s string) (from, to int, err error) {
 	return from, to, nil
 }
 
+// interfaces are the names of this machine's.
+func interfaces() (names []string) {
+	all, _ := net.Interfaces()
+	for _, i := range all {
+		names = append(names, i.Name)
+	}
+	return names
+}
+
 func listenHost(cfg wire.NodeConfig) (string, error) {
 	if cfg.Interface != "" {
 		ifc, err := net.InterfaceByName(cfg.Interface)
 		if err != nil {
-			return "", errs.Wrap(errs.Invalid, err, "[network] interface = %q on node %s", cfg.Interface, cfg.Node)
+			return "", errs.Wrap(errs.Invalid, err, "[network] interface = %q on node %s, which has %s", cfg.Interface, cfg.Node, strings.Join(interfaces(), ", "))
 		}
 		addrs, err := ifc.Addrs()
 		if err != nil {

@@ -217,18 +217,35 @@ func (n *Net) plug(s *space, c *Cable) *Link {
 // last number of the address in 10.78.0.0/24.
 func (n *Net) Second(hosts ...*Host) {
 	n.t.Helper()
+	n.SecondOf(hosts...)
+	n.second(n.Port)
+}
+
+// SecondOf gives it to hosts only.
+func (n *Net) SecondOf(hosts ...*Host) {
+	n.t.Helper()
 	n.sw.do("ip", "link", "add", "br1", "type", "bridge")
 	n.sw.do("ip", "link", "set", "br1", "up")
-	links := []*Link{n.Port}
 	for _, h := range hosts {
-		links = append(links, h.Link)
+		n.second(h.Link)
 	}
-	for _, l := range links {
-		port := "q" + l.port[1:]
-		n.sw.do("ip", "link", "add", port, "type", "veth", "peer", "name", "eth1", "netns", l.end.pid())
-		n.sw.do("ip", "link", "set", port, "master", "br1", "up")
-		l.end.do("ip", "addr", "add", "10.78.0."+l.port[1:]+"/24", "dev", "eth1")
-		l.end.do("ip", "link", "set", "eth1", "up")
+}
+
+func (n *Net) second(l *Link) {
+	n.t.Helper()
+	port := "q" + l.port[1:]
+	n.sw.do("ip", "link", "add", port, "type", "veth", "peer", "name", "eth1", "netns", l.end.pid())
+	n.sw.do("ip", "link", "set", port, "master", "br1", "up")
+	l.end.do("ip", "addr", "add", "10.78.0."+l.port[1:]+"/24", "dev", "eth1")
+	l.end.do("ip", "link", "set", "eth1", "up")
+}
+
+// Wall lets nothing through between two hosts, from or to an address that each has.
+func (n *Net) Wall(a, b *Host, of func(*Host) string) {
+	n.t.Helper()
+	for from, to := range map[*Host]*Host{a: b, b: a} {
+		ip := of(to)
+		from.space.do("nft", "table inet wall"+strings.ReplaceAll(ip, ".", "_")+" {\nchain i { type filter hook input priority -2; ip saddr "+ip+" drop; }\nchain o { type filter hook output priority -2; ip daddr "+ip+" drop; }\n}")
 	}
 }
 
