@@ -15,7 +15,7 @@ from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, TypeVar
 
 from . import _actors, _client, _remote
 from . import _frames as f
-from ._cluster import find, start_local
+from ._cluster import away, find, hint_away, start_local
 from ._http import Error, socket_path
 from ._process import hello
 from ._refs import ObjectRef, ObjectRefGenerator
@@ -115,8 +115,11 @@ def init(
         process: Optional["subprocess.Popen[bytes]"] = None
         where = find(address)
         if not where:
+            others = away() if address != "local" else []
             if address not in (None, "local"):
-                raise NoCluster(f"there is no cluster for address={address!r}", ["bring one up (launcher up SPEC), or leave address out"])
+                raise NoCluster(f"there is no cluster for address={address!r}", [hint_away(others)] if others else ["bring one up (launcher up SPEC), or leave address out"])
+            if others:
+                print(f"launcher: {hint_away(others)}; this one runs in a cluster of its own", file=sys.stderr)
             process, where = start_local(num_cpus, num_gpus, resources, object_store_memory)
         elif num_cpus is not None or num_gpus is not None or resources:
             if "LAUNCHER_SOCKET" not in os.environ and process is None and address not in (None, "auto"):

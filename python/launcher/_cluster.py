@@ -53,6 +53,23 @@ def clusters() -> Dict[str, str]:
     return up
 
 
+def away() -> List[str]:
+    """The clusters that were brought up here and have no node on this machine."""
+    root = os.path.join(home(), "clusters")
+    names = []
+    for name in _entries(root):
+        at = os.path.join(root, name)
+        if os.path.exists(os.path.join(at, "cluster.json")) and (os.path.exists(os.path.join(at, "head.at")) or _answers(os.path.join(at, "head.sock"))):
+            names.append(name)
+    here = clusters() if names else {}
+    return [n for n in names if n not in here]
+
+
+def hint_away(names: List[str]) -> str:
+    """What to do about them."""
+    return f"cluster {' and '.join(names)} is up and has no node on this machine: launcher run -c {names[0]} -- python PROGRAM runs a program there"
+
+
 def _entries(path: str) -> List[str]:
     try:
         return sorted(os.listdir(path))

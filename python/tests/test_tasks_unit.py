@@ -13,6 +13,7 @@ import threading
 import time
 import types
 import unittest
+import unittest.mock
 
 import fake_agent
 import numpy as np
@@ -404,6 +405,22 @@ class NoClusterTest(unittest.TestCase):
             env["PYTHONPATH"] = os.path.dirname(sdk)
             p = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=30)
             self.assertEqual((p.returncode, p.stdout), (0, "not-found\n"), p.stderr)
+
+    def test_cluster_without_a_node_here(self):
+        from launcher import _cluster
+        with tempfile.TemporaryDirectory() as home:
+            at = os.path.join(home, "clusters", "boxes")
+            os.makedirs(at)
+            with unittest.mock.patch.dict(os.environ, {"LAUNCHER_HOME": home}):
+                self.assertEqual(_cluster.away(), [])
+                for name in ("cluster.json", "head.at"):
+                    self.assertEqual(_cluster.away(), [])
+                    open(os.path.join(at, name), "w").close()
+                self.assertEqual(_cluster.away(), ["boxes"])
+                env = {k: v for k, v in os.environ.items() if k != "LAUNCHER_SOCKET"}
+                code = "import launcher\ntry: launcher.init(address='auto')\nexcept launcher.Error as e: print(e.hints[0])"
+                out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, timeout=60)
+                self.assertIn("launcher run -c boxes -- python", out.stdout, out.stderr)
 
     def test_import_is_light(self):
         code = "import sys, launcher\nprint(sorted(m for m in ('numpy', 'cloudpickle', 'asyncio', 'ctypes', 'subprocess', 'launcher._api', 'launcher._client') if m in sys.modules))"
