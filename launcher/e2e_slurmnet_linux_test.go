@@ -268,7 +268,7 @@ func TestRootSlurmScancel(t *testing.T) {
 		t.Helper()
 		began := time.Now()
 		defer func() { t.Logf("nothing is left %s after scancel", time.Since(began).Round(time.Second/10)) }()
-		testkit.Eventually(t, testkit.Bound, func() string {
+		testkit.Eventually(t, 2*testkit.Bound, func() string {
 			left := s.OK(t, "squeue", "-h")
 			for _, x := range s.hosts {
 				left += strings.Join(x.Left(), " ")
