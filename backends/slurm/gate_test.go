@@ -3,6 +3,7 @@ package slurm
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"io"
 	"net"
 	"os"
@@ -133,8 +134,14 @@ func TestGate(t *testing.T) {
 		t.Fatal(err)
 	}
 	for range 2 * mostSpares {
-		if _, err := dialGate(context.Background(), at.Addrs[len(at.Addrs)-1], []byte("wrong")); err != nil {
+		c, err := dialGate(context.Background(), at.Addrs[len(at.Addrs)-1], []byte("wrong"))
+		if err != nil {
 			t.Fatal(err)
+		}
+		defer c.Close()
+		_ = c.SetReadDeadline(time.Now().Add(testkit.Bound))
+		if n, err := c.Read(make([]byte, 1)); n > 0 || errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Fatalf("a stranger is let in: %v", err)
 		}
 	}
 	testkit.Eventually(t, testkit.Bound, func() string {
