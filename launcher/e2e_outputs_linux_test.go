@@ -167,12 +167,15 @@ func TestRootNetProgram(t *testing.T) {
 	h.Write("main.py", `import socket
 import helper
 import launcher
+from launcher.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-@launcher.remote(num_cpus=2)  # the program has one of its node's two
+@launcher.remote
 def f():
     return socket.gethostname(), helper.word(), open("data.txt").read()
 
-where, *got = launcher.get(f.remote())
+here = launcher.get_runtime_context().get_node_id()
+other = next(n["NodeID"] for n in launcher.nodes() if n["NodeID"] != here)
+where, *got = launcher.get(f.options(scheduling_strategy=NodeAffinitySchedulingStrategy(other, soft=False)).remote())
 print(where != socket.gethostname(), *got)
 `)
 	h.OK("up", "boxes.toml")
