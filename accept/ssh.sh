@@ -12,6 +12,7 @@ if wants reach; then
 	gotest reach.asks-at-the-terminal ./launcher '^TestSSHAsks$'
 	rootgotest reach.kerberos ./launcher '^TestRootSSHKerberos$'
 	gotest reach.no-terminal ./launcher '^TestSSHCannotAsk$'
+	gotest reach.agent-certificate-jumps ./launcher '^TestSSHAgent$'
 fi
 
 # ---------------------------------------------------------------- 2 provisioning
