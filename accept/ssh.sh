@@ -48,6 +48,9 @@ if wants head; then
 	gotest head.copies ./wire/follow .
 	gotest head.machine-lost ./head '^TestMachineLost$'
 	gotest head.acknowledged-with-copies ./head '^TestFollowersHaveIt$|^TestMachineLostAnyTime$'
+	gotest head.working-directories ./head '^TestTreesFollow$'
+	gotest head.lonely ./head '^TestLonely$'
+	gotest head.output-of-lost ./head/core '^TestTranscripts$/^lostlogs$'
 	gotest head.lost-in-array ./launcher '^TestSSHHeadLost$'
 fi
 

@@ -255,6 +255,10 @@ func (f *followers) serve(ctx context.Context, n *follower) error {
 	f.mu.Unlock()
 	n.have(next)
 	f.h.log.Info("a node follows the journal", "node", n.conn.node, "machine", n.machine)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
+	wg.Go(func() { f.trees(ctx, n) })
 	size, snap := 0, uint64(0)
 	for {
 		changed := j.Changed()
@@ -378,19 +382,12 @@ func tellFollower(st *session.Stream, typ uint16, msg any) (next uint64, err err
 	if err != nil {
 		return 0, err
 	}
-	switch got {
-	case wire.MsgError:
-		var w errs.Wire
-		if err := wire.Unmarshal(body, &w); err != nil {
-			return 0, err
-		}
-		return 0, w.FromWire()
-	case follow.MsgHave:
-		var h follow.Have
-		err := wire.Unmarshal(body, &h)
-		return h.Next, err
+	if got != follow.MsgHave {
+		return 0, followerErr(got, body)
 	}
-	return 0, errs.New(errs.Corrupt, "a follower answers with message %#x", got)
+	var h follow.Have
+	err = wire.Unmarshal(body, &h)
+	return h.Next, err
 }
 
 // info says who follows and how far behind each is.

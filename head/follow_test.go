@@ -1,12 +1,15 @@
 package head
 
 import (
+	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -27,16 +30,12 @@ func (a *agent) host() string {
 func (c *cluster) copyDir(n wire.NodeID) string { return filepath.Join(c.dir, "copies", string(n)) }
 
 func (a *agent) follow(ctx context.Context, s *session.Session) {
-	for {
-		_, st, err := s.Accept(ctx)
-		if err != nil {
-			return
-		}
+	_ = s.Each(ctx, func(_ uint16, st *session.Stream) {
+		defer st.Close()
 		if err := follow.New(a.c.copyDir(a.node), 0).Serve(gated{st, a}); err != nil {
 			_ = st.WriteErr(err)
 		}
-		_ = st.Close()
-	}
+	})
 }
 
 // gated says what a follower has when the gate of its node's copies is open.
@@ -108,6 +107,33 @@ func TestFollowersHaveIt(t *testing.T) {
 	}
 	open()
 	c.followed(t, 1)
+}
+
+// TestTreesFollow: working directories are with the followers, too.
+func TestTreesFollow(t *testing.T) {
+	c := newCluster(t, 3)
+	c.opts = func(o *Options) { o.Followers = 2 }
+	dirs := filepath.Join(c.dir, "dirs")
+	sum, big := strings.Repeat("a", 64), make([]byte, 600<<10)
+	if err := errors.Join(os.Mkdir(dirs, 0o700), os.WriteFile(filepath.Join(dirs, sum), big, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	c.start()
+	nodes := c.copying(t, 2)
+	there := func(name string) (n int) {
+		for _, id := range nodes {
+			if b, err := os.ReadFile(filepath.Join(c.copyDir(id), "trees", name)); err == nil && bytes.Equal(b, big) {
+				n++
+			}
+		}
+		return n
+	}
+	within(t, "both have it", func() bool { return there(sum) == 2 })
+	other := strings.Repeat("b", 64)
+	if err := os.Rename(filepath.Join(dirs, sum), filepath.Join(dirs, other)); err != nil {
+		t.Fatal(err)
+	}
+	within(t, "both have the other one and no more the first", func() bool { return there(other) == 2 && there(sum) == 0 })
 }
 
 // followed waits until n nodes have all of the journal, and names them.

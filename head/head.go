@@ -89,7 +89,8 @@ type Options struct {
 
 // Main runs the head of the cluster in o.Dir until the cluster is down; that is the only
 // case of a nil error. An error of kind errs.Fenced (another head has taken over),
-// errs.Corrupt, errs.Version or errs.Permission will not get better by starting again;
+// errs.Corrupt, errs.Version, errs.Permission or errs.Lost (nobody has come for the grace
+// time, or the supervisor is gone) will not get better by starting again;
 // after any other the supervisor starts the next head. head.config, ca.crt and ca.key
 // must be in o.Dir.
 func Main(ctx context.Context, o Options) error { return serveCluster(ctx, o) }

@@ -336,6 +336,7 @@ func (h *head) remote() Remote {
 // serveSession serves what a peer opens: agents their control and log streams, and
 // everybody requests. An agent relays those of the programs on its node.
 func (h *head) serveSession(ctx context.Context, s *session.Session) {
+	defer h.guests.come(h.clock.Now)()
 	peer := s.Peer()
 	said := make(chan struct{})
 	var control atomic.Bool // there is its control stream

@@ -58,6 +58,7 @@ type head struct {
 	tables  *tableKeeper
 	nodes   *nodeWatch
 	follow  *followers
+	guests  guests
 	outputs *outputs
 	wg      sync.WaitGroup // what effects started
 
@@ -113,6 +114,7 @@ func serveCluster(ctx context.Context, o Options) (err error) {
 		current: map[wire.NodeID]*agentConn{}, clients: map[uint64]*request{}, bells: map[wire.JobID]chan struct{}{},
 	}
 	h.host, _ = os.Hostname()
+	h.guests = guests{left: h.clock.Now(), changed: make(chan struct{})}
 	if h.config, err = ReadConfig(o.Dir); err != nil {
 		return err
 	}
@@ -174,6 +176,9 @@ func (h *head) serve(ctx context.Context, cancel context.CancelFunc) error {
 	g.Go(func() error { h.outputs.run(ctx); return nil })
 	g.Go(func() error { return h.watchJournal(ctx) })
 	g.Go(func() error { return h.follow.run(ctx) })
+	if h.config.Away {
+		g.Go(func() error { return h.lonely(ctx) })
+	}
 	g.Go(func() error { h.id.Keep(ctx, h.ca.Renewer(h.id.Subject(), h.certLife()), h.log); return nil })
 	if epoch := h.epoch(); epoch != 0 {
 		if err := h.writeClusterFile(epoch); err != nil {

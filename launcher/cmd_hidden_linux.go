@@ -125,7 +125,7 @@ func (a *app) headMain(ctx context.Context, dir string) error {
 // headEnd tells the supervisor what will not get better by starting again.
 func headEnd(err error) error {
 	switch errs.KindOf(err) {
-	case errs.Fenced, errs.Corrupt, errs.Version, errs.Permission:
+	case errs.Fenced, errs.Corrupt, errs.Version, errs.Permission, errs.Lost:
 		return fatal(err)
 	}
 	return err

@@ -287,11 +287,12 @@ func (c *Core) jobEnded(j *job) {
 	c.full = true
 }
 
-// wantLogs asks the shell for the rest of an ended job's output.
+// wantLogs asks the shell for the rest of an ended job's output, of the nodes that are there:
+// for a lost one nobody can say when it is back.
 func (c *Core) wantLogs(d *jobD) {
 	var parts []LogPart
 	for _, p := range d.Logs {
-		if n := c.d.st.Nodes[p.Node]; n != nil && n.Epoch == p.Epoch && n.State != nodeGone {
+		if n := c.d.st.Nodes[p.Node]; n != nil && n.Epoch == p.Epoch && n.State == nodeUp {
 			parts = append(parts, p)
 		}
 	}
@@ -309,7 +310,7 @@ func (c *Core) ended() (out []*jobD) {
 	return out
 }
 
-// logsLost: output of a node that is gone will not come any more.
+// logsLost: output of a node that is gone, or lost, is not waited for any more.
 func (c *Core) logsLost(d *jobD, id wire.NodeID, epoch wire.Epoch) {
 	if slices.ContainsFunc(d.Logs, func(p LogPart) bool { return p.Node == id && p.Epoch == epoch }) {
 		c.wantLogs(d)

@@ -421,6 +421,9 @@ func (c *Core) nodeGone(n *node, proof bool, cause string) {
 		n.conn = false
 		c.effect(DropAgent{Node: n.id, Epoch: n.epoch, Err: errs.New(errs.Lost, "node %s: %s", n.id, cause)})
 	}
+	for _, d := range c.ended() {
+		c.logsLost(d, n.id, n.epoch)
+	}
 	if proof {
 		c.dead(n.id, n.epoch)
 	}
@@ -485,9 +488,6 @@ func (c *Core) dead(id wire.NodeID, epoch wire.Epoch) {
 		}
 	}
 	c.watchLimbo()
-	for _, d := range c.ended() {
-		c.logsLost(d, id, epoch)
-	}
 }
 
 // watchNodes looks for silence.

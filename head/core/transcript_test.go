@@ -176,7 +176,7 @@ func (p *player) line(w *strings.Builder, line string) {
 	case "msg":
 		p.step(w, AgentMsg{Node: wire.NodeID(f[1]), Epoch: p.epoch(f[1]), Msg: p.value(f[2], line, map[string]any{
 			"Running": wire.Running{}, "Returned": wire.Returned{}, "Reserved": wire.Reserved{}, "Report": wire.Report{}, "Beat": wire.Beat{}, "GangGone": wire.GangGone{}, "Leaving": wire.Leaving{},
-			"Demand": wire.Demand{}, "LeaseGrant": wire.LeaseGrant{}, "LeaseBack": wire.LeaseBack{}, "PeerAsk": wire.PeerAsk{}, "Reach": wire.Reach{}})})
+			"Done": wire.Done{}, "Demand": wire.Demand{}, "LeaseGrant": wire.LeaseGrant{}, "LeaseBack": wire.LeaseBack{}, "PeerAsk": wire.PeerAsk{}, "Reach": wire.Reach{}})})
 	case "down":
 		p.step(w, AgentDown{Node: wire.NodeID(f[1]), Epoch: wire.Epoch(atoi(f[2])), Proof: len(f) > 3, Cause: "its guard says so"})
 	case "granted":

@@ -306,6 +306,9 @@ func (c *Copies) Serve(st Stream) error {
 	if err != nil {
 		return err
 	}
+	if typ == MsgTrees {
+		return c.serveTrees(st, typ, body)
+	}
 	var b Begin
 	if typ != MsgBegin {
 		return errs.New(errs.Corrupt, "a head begins with message %#x", typ)

@@ -26,6 +26,7 @@ import (
 const (
 	journalDir = "journal"
 	followDir  = "follow"
+	dirsDir    = "dirs" // a head's, of jobs' working directories
 )
 
 // seenBound is how long a node may take to say whether the head answers it.
@@ -94,7 +95,16 @@ func installCopy(dir string) error {
 	if err := os.RemoveAll(journal); err != nil {
 		return errs.Wrap(errs.Permission, err, "the state of a head")
 	}
-	return follow.Install(c[0], journal)
+	if err := follow.Install(c[0], journal); err != nil {
+		return err
+	}
+	at, _ := filepath.Glob(filepath.Join(dir, "nodes", "*", followDir))
+	for _, d := range at {
+		if err := follow.InstallTrees(d, filepath.Join(dir, dirsDir)); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // endGhost ends a head of an older term than the one that is asked for, and removes what

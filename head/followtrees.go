@@ -1,0 +1,141 @@
+package head
+
+import (
+	"context"
+	"errors"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"launcher/internal/errs"
+	"launcher/wire"
+	"launcher/wire/follow"
+	"launcher/wire/session"
+)
+
+// trees keeps copies of jobs' working directories with a follower until ctx ends: a job goes
+// on after the loss of this machine only where they can be had.
+func (f *followers) trees(ctx context.Context, n *follower) {
+	for ctx.Err() == nil {
+		err := f.sendTrees(ctx, n)
+		if ctx.Err() == nil {
+			f.h.log.Info("working directories are not copied", "node", n.conn.node, "err", err)
+		}
+		select {
+		case <-time.After(followRest):
+		case <-ctx.Done():
+		}
+	}
+}
+
+func (f *followers) sendTrees(ctx context.Context, n *follower) error {
+	opening, stop := context.WithTimeout(ctx, followBound)
+	st, err := n.conn.s.Open(opening, wire.StreamFollow)
+	stop()
+	if err != nil {
+		return err
+	}
+	defer st.Close()
+	defer context.AfterFunc(ctx, func() { _ = st.Close() })()
+	var last []string
+	for first := true; ; first = false {
+		if keep := f.h.newestTrees(); first || !slices.Equal(keep, last) {
+			last = keep
+			have, err := tellTrees(st, follow.Trees{Epoch: uint64(n.epoch), Keep: keep})
+			if err != nil {
+				return err
+			}
+			for _, name := range keep {
+				if slices.Contains(have, name) {
+					continue
+				}
+				if err := f.h.sendTree(st, name); err != nil {
+					return err
+				}
+			}
+		}
+		select {
+		case <-time.After(followLook):
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-n.conn.s.Done():
+			return n.conn.s.Err()
+		}
+	}
+}
+
+// newestTrees names the working directories that were wanted last, as many as a follower takes.
+func (h *head) newestTrees() (names []string) {
+	ents, _ := os.ReadDir(filepath.Join(h.dir, "dirs"))
+	var all []fs.FileInfo
+	for _, e := range ents {
+		if fi, err := e.Info(); err == nil && sumRE.MatchString(fi.Name()) {
+			all = append(all, fi)
+		}
+	}
+	slices.SortFunc(all, func(a, b fs.FileInfo) int { return b.ModTime().Compare(a.ModTime()) })
+	size := int64(0)
+	for _, fi := range all {
+		if size += fi.Size(); size > follow.MaxTrees {
+			break
+		}
+		names = append(names, fi.Name())
+	}
+	slices.Sort(names)
+	return names
+}
+
+func tellTrees(st *session.Stream, m follow.Trees) ([]string, error) {
+	_ = st.SetDeadline(time.Now().Add(followBound))
+	if err := st.WriteMsg(follow.MsgTrees, m); err != nil {
+		return nil, err
+	}
+	typ, body, err := st.ReadMsg()
+	if err != nil {
+		return nil, err
+	}
+	if typ != follow.MsgHaveTrees {
+		return nil, followerErr(typ, body)
+	}
+	var have follow.HaveTrees
+	err = wire.Unmarshal(body, &have)
+	return have.Names, err
+}
+
+// followerErr is the error that a message is in place of an answer.
+func followerErr(typ uint16, body []byte) error {
+	if typ != wire.MsgError {
+		return errs.New(errs.Corrupt, "a follower answers with message %#x", typ)
+	}
+	var w errs.Wire
+	if err := wire.Unmarshal(body, &w); err != nil {
+		return err
+	}
+	return w.FromWire()
+}
+
+func (h *head) sendTree(st *session.Stream, name string) error {
+	file, err := os.Open(filepath.Join(h.dir, "dirs", name))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // the next look does not name it any more
+	}
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	buf := make([]byte, 256<<10)
+	for {
+		k, err := io.ReadFull(file, buf)
+		final := err == io.EOF || err == io.ErrUnexpectedEOF
+		if err != nil && !final {
+			return err
+		}
+		_ = st.SetDeadline(time.Now().Add(followBound))
+		if err := st.WriteMsg(follow.MsgTree, follow.Tree{Name: name, Data: buf[:k], Final: final}); err != nil || final {
+			return err
+		}
+	}
+}
