@@ -75,6 +75,16 @@ if wants faults; then
 	L down deaths >/dev/null 2>&1
 fi
 
+# ---------------------------------------------------------------- nodes that leave
+if wants drain; then
+	spec leaving 3 2
+	L up "$WORK/leaving.toml" >/dev/null 2>&1
+	cluster=leaving program drain.py
+	L down leaving >/dev/null 2>&1
+	gotest drain.reactor ./agent/tasks 'Leaves|^TestHavenIsFull$'
+	gotest drain.head ./head/core '^TestNeededValuesKeepANode$'
+fi
+
 # ---------------------------------------------------------------- 7 Python API, types, a cluster for the life of a program
 if wants python; then
 	missing=$(env "${OWN[@]}" "$PY" - <<-'PYTHON' 2>&1

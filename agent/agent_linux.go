@@ -199,6 +199,7 @@ func (a *agent) open(ctx context.Context, d detected) (err error) {
 	a.claims = newClaims(a.log, a.super, a.clock, a.cfg.Share == "ignore", a.fds)
 	a.fdMu.Unlock()
 	a.core = core.New(a.coreConfig(d), a.state.state)
+	a.core.SetLasting(wire.Resources{}, true) // until it is known: values of the agent before
 	a.anyone = anyoneOf(a.cfg)
 	a.sdk = newSDKServer(a)
 	a.metrics = newMetrics(a)

@@ -124,11 +124,17 @@ func (s *sdkServer) demand() {
 
 // peerNews: the head tells of a life of a node.
 func (s *sdkServer) peerNews(p wire.Peer) {
+	if p.Leaves {
+		s.turn(func(now int64) { s.core.NodeLeaves(now, p.Number) })
+	}
 	if !p.Gone {
 		return
 	}
 	why := "node " + string(p.Node) + ": " + p.Cause
 	s.turn(func(now int64) {
+		if p.Number == s.number {
+			return // the head drops us
+		}
 		s.core.Moved(now, p.Moved)
 		if b := s.peers.borrows[p.Number]; b != nil {
 			delete(s.peers.borrows, p.Number)

@@ -16,15 +16,19 @@ const (
 func (s *sdkServer) run(ctx context.Context) error {
 	t := time.NewTimer(restEvery)
 	defer t.Stop()
+	named := s.named
 	for {
 		select {
+		case <-named:
+			named = nil
+			s.a.links.dir.watch(s.number) // its own life: it is told when it is to leave
 		case <-t.C:
 			next := restEvery
 			s.turn(func(now int64) {
 				s.oom.look(time.Now())
 				s.keepBusy(now)
 				s.core.Tick(now)
-				s.a.core.SetLasting(s.core.Lasting())
+				s.a.core.SetLasting(s.core.Lasting(), s.core.OnlyHere())
 				s.demand()
 				s.tellNames()
 				for _, cl := range s.clients {

@@ -345,6 +345,7 @@ type Beat struct {
 	Lasting Resources    // what actors and bundles of placement groups have of it
 	Rate    int64        // bytes a second, sent and received, in its busiest second of the last minute
 	Others  int64        // cores that others keep busy and that are not offered, in Units
+	Needed  bool         // it has values that others refer to and that would be gone with it
 	Relays  []string     // how it reaches nodes that it cannot reach itself: NODE via NODE
 }
 

@@ -214,6 +214,7 @@ type Peer struct {
 	Moved  []ActorMoved // with Gone: the actors that it owned, which live on
 	Addrs  []string     // where it may be reached, too
 	Far    bool         // the agent that asks has said that it cannot reach it
+	Leaves bool         // it is to leave: what only it has is moved
 	Via    []uint32     // with Far: nodes that may reach both, best first
 }
 

@@ -82,6 +82,7 @@ type Core struct {
 	programs    wire.Programs
 	detached    map[wire.ObjectID]wire.ActorWill // of this node
 	willed      wire.ActorTell                   // what the head is to be told of them
+	needed      bool                             // others need values that only this node has
 	actors      wire.Resources                   // what they have
 	programsDue bool                             // they have changed since the head was told
 	portions    map[string]*portion              // by job: what it has of the node
@@ -286,7 +287,7 @@ func (c *Core) beat() {
 		}
 	}
 	c.leases.told = c.tasksUse()
-	b := wire.Beat{Free: c.pool.available().Add(c.unusedLeases(), -1), Tasks: c.leases.told, Lasting: c.lasting(), Queued: c.s.queued(), Running: running, Load1: c.load, MemFree: c.memFree, GPUs: c.pool.gpuList(), Python: c.cfg.Hello.Python, Why: c.cfg.Hello.Why, Rate: c.rate, Relays: c.relays, Others: c.pool.others}
+	b := wire.Beat{Free: c.pool.available().Add(c.unusedLeases(), -1), Tasks: c.leases.told, Lasting: c.lasting(), Needed: c.needed, Queued: c.s.queued(), Running: running, Load1: c.load, MemFree: c.memFree, GPUs: c.pool.gpuList(), Python: c.cfg.Hello.Python, Why: c.cfg.Hello.Why, Rate: c.rate, Relays: c.relays, Others: c.pool.others}
 	b.Jobs = c.jobsUse()
 	for job, why := range c.held {
 		b.Held = append(b.Held, wire.HeldOutput{Job: job, Why: why})

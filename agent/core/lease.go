@@ -113,8 +113,9 @@ func (c *Core) KeptFor(now int64) string {
 	}
 }
 
-// SetLasting says what actors have of this node's room, bundles aside.
-func (c *Core) SetLasting(r wire.Resources) { c.actors = r }
+// SetLasting says what actors have of this node's room, bundles aside, and whether others
+// need values that only this node has.
+func (c *Core) SetLasting(r wire.Resources, needed bool) { c.actors, c.needed = r, needed }
 
 // lasting is what does not come free by itself.
 func (c *Core) lasting() wire.Resources {

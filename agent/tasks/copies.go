@@ -68,6 +68,9 @@ func (c *Core) Copy(now int64, x id, want int, on ...uint32) error {
 		c.copied[x] = k
 	}
 	k.want, k.at = want, now
+	if c.going.nodes[c.cfg.Number] && len(on) > 0 && c.going.haven != on[0] {
+		c.going.haven, c.going.looked = on[0], 0
+	}
 	for _, n := range on {
 		if !slices.ContainsFunc(k.on, func(k keeper) bool { return k.number == n }) {
 			k.on = append(k.on, keeper{number: n})
@@ -115,6 +118,7 @@ func (c *Core) Copied(now int64, x id, number uint32, why string) {
 	switch {
 	case i < 0:
 	case why != "":
+		c.notHaven(number)
 		k.on = slices.Delete(k.on, i, i+1)
 		c.recordCopies(x, k)
 	case !k.on[i].done:
@@ -332,6 +336,8 @@ func (c *Core) inherited(o *object, err error) bool {
 // copiesGone: a node is gone. What it kept is to be kept by others; what is kept here of
 // its objects stays for a while.
 func (c *Core) copiesGone(number uint32) {
+	c.notHaven(number)
+	delete(c.going.nodes, number)
 	for _, s := range c.spares {
 		if s.id.Node() == number {
 			s.orphan = c.now

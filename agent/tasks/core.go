@@ -85,6 +85,7 @@ type Core struct {
 	byClient    map[uint32]*remote
 	copied      map[id]*copied
 	spares      map[id]*spare
+	going       going
 	callees     map[id]*callee
 	moved       map[id]uint32 // who owns actors whose first owner is gone; 0 = nobody yet
 	heldBack    []*task       // creations of exclusive actors that may still live elsewhere

@@ -279,6 +279,7 @@ func (c *Core) restore(o *object) {
 // Restored: the store has brought a spilled object back, or cannot (err).
 func (c *Core) Restored(now int64, x id, err error) {
 	c.now = now
+	defer c.brought(x, err)
 	o, s := c.objects[x], c.spares[x]
 	if s != nil && !s.done {
 		c.spareCame(s, err)

@@ -232,6 +232,7 @@ func (c *Core) Withdrawn(now int64, worker, begun, to uint32) {
 func (c *Core) Tick(now int64) {
 	c.now = now
 	c.tickRemotes()
+	c.tickLeaves()
 	c.tickCopies()
 	c.tickBound()
 	c.tickJobs()

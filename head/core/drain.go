@@ -105,6 +105,7 @@ func (c *Core) watchDrain(n *node, d *nodeD) {
 	}
 	if !n.moved {
 		n.moved = true
+		c.newsOf(c.durable(n).Number)
 		c.withdrawAll(n)
 		for _, id := range sortedKeys(n.shares) {
 			for _, i := range sortedKeys(n.shares[id].running) {
@@ -121,13 +122,19 @@ func (c *Core) watchDrain(n *node, d *nodeD) {
 		c.tellAll(n, d.Drain.Deadline) // those not known to run were not told
 	}
 	switch {
-	case !n.vacant():
+	case !n.vacant() && !c.overdue(n, d.Drain):
 	case !n.leaving:
 		n.leaving, n.asked = true, c.now
 		c.send(n, wire.MsgShutdown, wire.Shutdown{Grace: defaultGrace, Why: "the node is drained"})
 	case c.now-n.asked >= leaveWithin:
 		c.nodeGone(n, false, "it did not leave when it was drained")
 	}
+}
+
+// overdue reports whether a node leaves although programs' tasks and actors are still there, or
+// values that others need: its time is over.
+func (c *Core) overdue(n *node, d *RecDrain) bool {
+	return d.Deadline != 0 && c.now >= d.Deadline && len(n.shares) == 0 && len(n.parts) == 0
 }
 
 // tellAll tells every try that a node has to leave, whether or not it is known to run.

@@ -269,7 +269,10 @@ func (c *Core) beatRoom(n *node, b *wire.Beat) {
 		c.touchNode(n)
 	}
 	n.free, n.tasks = b.Free, b.Tasks
-	if !n.tasks.Nothing() {
+	if n.beat.Needed != b.Needed {
+		c.touchNode(n)
+	}
+	if !n.tasks.Nothing() || b.Needed {
 		n.idle = 0
 	}
 }

@@ -37,6 +37,7 @@ func (c *Core) peer(number uint32) wire.Peer {
 	p := wire.Peer{Number: number}
 	if n := c.byNumber(number); n != nil {
 		p.Node, p.Addr, p.Addrs = n.id, n.hello.Addr, n.hello.Addrs
+		p.Leaves = c.durable(n).Drain != nil
 		return p
 	}
 	p.Gone, p.Proof, p.Cause = true, true, "that life of the node is over"
@@ -74,6 +75,13 @@ func (c *Core) NodeOf(number uint32) wire.NodeID {
 func (c *Core) tellPeers(number uint32) {
 	for _, m := range c.order {
 		delete(m.reaches, number)
+	}
+	c.newsOf(number)
+}
+
+// newsOf tells them, where it is what it was.
+func (c *Core) newsOf(number uint32) {
+	for _, m := range c.order {
 		if m.watches[number] {
 			c.send(m, wire.MsgPeer, c.peerFor(m, number))
 		}

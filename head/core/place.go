@@ -117,9 +117,9 @@ func (c *Core) room(n *node, j *job, idle bool) wire.Resources {
 	return r
 }
 
-// vacant reports whether a node has nothing to do.
+// vacant reports whether a node has nothing to do, and nothing that others need.
 func (n *node) vacant() bool {
-	return len(n.shares) == 0 && len(n.parts) == 0 && len(n.gives) == 0 && n.tasks.Nothing()
+	return len(n.shares) == 0 && len(n.parts) == 0 && len(n.gives) == 0 && n.tasks.Nothing() && !n.beat.Needed
 }
 
 // uses is how many tries of the share have room on the node; the rest is queued there.

@@ -132,3 +132,66 @@ func TestMaxJobsIsNotOverrun(t *testing.T) {
 		}
 	}
 }
+
+// A node with values that others need is not idle; one that is drained stays until they are
+// elsewhere, or its time is over, and who follows its life is told.
+func TestNeededValuesKeepANode(t *testing.T) {
+	for _, deadline := range []bool{false, true} {
+		c := queue(t, wire.Pool{Max: 2, Idle: 5 * second})
+		submitOne(c, second, wire.JobSpec{})
+		join(c, sortedKeys(c.d.st.Subs)[0], "h", 2*second)
+		c.Step(3*second, AgentMsg{Node: "burst-0", Epoch: 1, Msg: wire.Done{Seq: 1, Items: []wire.Ended{{Proc: wire.Proc{Try: wire.Try{Task: wire.Task{Job: 1}, Attempt: 1}}}}}})
+		beat := func(at int64, needed bool) {
+			c.Step(at*second, AgentMsg{Node: "burst-0", Epoch: 1, Msg: wire.Beat{Free: wire.Resources{CPU: wire.Unit}, Needed: needed}})
+		}
+		beat(4, true)
+		if at := first(c, 5, 60, drained(c, "burst-0")); at != 0 {
+			t.Fatalf("it is given back after %d s though others need what it has", at)
+		}
+		c.Step(61*second, AgentMsg{Node: "burst-0", Epoch: 1, Msg: wire.PeerAsk{Numbers: []uint32{c.durable(c.nodes["burst-0"]).Number}}})
+		r := wire.DrainRequest{Node: "burst-0"}
+		if deadline {
+			r.Grace = 40 * second
+		}
+		told, ends := false, int64(0)
+		look := func(o Output) bool {
+			for _, e := range o.Effects {
+				if s, ok := e.(SendAgent); ok {
+					switch m := s.Msg.(type) {
+					case wire.Peer:
+						told = told || m.Leaves
+					case wire.Shutdown:
+						ends = c.now / second
+					}
+				}
+			}
+			return ends != 0
+		}
+		look(c.Step(62*second, ClientReq{ID: 9, Req: r}))
+		if lines := strings.Join(c.whyPool(c.pools["burst"]), "\n"); !strings.Contains(lines, "has values that others need") {
+			t.Errorf("why: %s", lines)
+		}
+		switch at := first(c, 63, 90, look); {
+		case !told:
+			t.Error("it is not told that it is to leave")
+		case at != 0:
+			t.Errorf("it leaves at %d s though others need what it has", at)
+		}
+		if !deadline {
+			beat(91, false)
+		}
+		if at := first(c, 91, 120, look); at == 0 || deadline && at < 102 {
+			t.Errorf("with a deadline %v it leaves at %d s", deadline, at)
+		}
+	}
+	// Without them it is idle.
+	c := queue(t, wire.Pool{Max: 2, Idle: 5 * second})
+	submitOne(c, second, wire.JobSpec{})
+	join(c, sortedKeys(c.d.st.Subs)[0], "h", 2*second)
+	c.Step(3*second, AgentMsg{Node: "burst-0", Epoch: 1, Msg: wire.Done{Seq: 1, Items: []wire.Ended{{Proc: wire.Proc{Try: wire.Try{Task: wire.Task{Job: 1}, Attempt: 1}}}}}})
+	c.Step(4*second, AgentMsg{Node: "burst-0", Epoch: 1, Msg: wire.Beat{Free: wire.Resources{CPU: wire.Unit}, Needed: true}})
+	c.Step(20*second, AgentMsg{Node: "burst-0", Epoch: 1, Msg: wire.Beat{Free: wire.Resources{CPU: wire.Unit}}})
+	if at := first(c, 21, 60, drained(c, "burst-0")); at < 24 || at > 27 {
+		t.Errorf("when nobody needs them any more it is given back at %d s", at)
+	}
+}

@@ -168,6 +168,9 @@ func (c *Core) whyPool(p *pool) []string {
 		if n.pool == p.spec.Name && n.suspect && n.said != "" {
 			out = append(out, fmt.Sprintf("%s does not answer: %s", n.id, n.said))
 		}
+		if n.pool == p.spec.Name && n.beat.Needed {
+			out = append(out, fmt.Sprintf("%s has values that others need: it stays until they are elsewhere or its time is over", n.id))
+		}
 		if n.pool == p.spec.Name && n.beat.Why != "" {
 			out = append(out, n.beat.Why)
 		}
