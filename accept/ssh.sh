@@ -121,6 +121,7 @@ if wants demo || wants net; then
 		if wants net; then # a link cut in a job, for a minute, for longer than `lost`
 			nettest net.laptop-away TestRootNetLaptop &
 			nettest net.host-cut TestRootNetCut &
+			nettest net.head-cut-and-lost TestRootNetHead &
 			nettest net.power-off TestRootNetPower &
 			nettest net.two-factors TestRootNetTwoFactors &
 			nettest net.loss-delay-rate TestRootNetBad &
