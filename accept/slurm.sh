@@ -35,6 +35,16 @@ if wants lost; then
 	gotest lost.no-slurm ./backends/slurm '^TestNoSlurm$'
 fi
 
+# ---------------------------------------------------------------- what people and sites do to jobs; they mostly wait, side by side
+if wants bad; then
+	gotest bad.controller-answers-late ./backends/slurm '^TestAnswersLate$' &
+	gotest bad.controller-stopped ./launcher '^TestSlurmControllerStopped$' &
+	gotest bad.suspended ./launcher '^TestSlurmSuspended$' &
+	gotest bad.from-outside ./backends/slurm '^TestJobsFromOutside$' &
+	wait
+	gotest bad.silent-and-said ./head/core '^TestSilentAndSaid$'
+fi
+
 # ---------------------------------------------------------------- 3 the cluster: up, run, down
 if wants cluster; then
 	gotest cluster.up-run-down ./launcher '^TestSlurmCluster$'

@@ -46,6 +46,7 @@ type Backend struct {
 	last     *snapshot // guarded by mu, as is all that follows
 	failed   error     // of the newest look, when it failed
 	failedAt time.Time
+	answers  time.Time                // since when the controller has answered every look
 	asked    time.Time                // when a job was asked for last
 	every    time.Duration            // how old a snapshot may be
 	calm     bool                     // by the newest look none of our jobs waits
@@ -269,8 +270,13 @@ func (b *Backend) submit(ctx context.Context, q request, j job) (record, error) 
 }
 
 // inFlight is how long after it was asked for a job that is not in the queue may still
-// come: the controller may have the question and not have looked at it.
-const inFlight = 15 * time.Second
+// come: the controller may have the question and not have looked at it. One that did not
+// answer for a while may do first what it was asked last: it must have answered for backlog.
+const (
+	inFlight = 15 * time.Second
+	backlog  = 5 * time.Second
+	slowLook = 2 * time.Second // it did not answer meanwhile
+)
 
 // settle finds out what became of a job that was asked for; false = it never was.
 func (b *Backend) settle(ctx context.Context, rec *record) (bool, error) {
@@ -285,7 +291,10 @@ func (b *Backend) settle(ctx context.Context, rec *record) (bool, error) {
 		rec.Job = es[0].id
 		return true, rec.write()
 	}
-	if s.at.Before(time.Unix(rec.At, 0).Add(inFlight)) {
+	b.mu.Lock()
+	sure := b.answers.Add(backlog)
+	b.mu.Unlock()
+	if s.at.Before(time.Unix(rec.At, 0).Add(inFlight)) || s.at.Before(sure) {
 		return false, errs.New(errs.Unavailable, "whether Slurm has taken job %s is not known yet", rec.Name)
 	}
 	rec.forget()

@@ -169,7 +169,7 @@ func (r *record) verdict(e entry) backends.Status {
 	case e.state == "OUT_OF_MEMORY":
 		return backends.Status{State: backends.Failed, Why: name + " took more memory than it was given" + said}
 	case e.reason == "JobLaunchFailure" && said == "":
-		return backends.Status{State: backends.Failed, Why: name + " could not be started on its nodes (JobLaunchFailure)"}
+		return backends.Status{State: backends.Failed, Why: name + " could not be started on its nodes (JobLaunchFailure): look whether its nodes see " + r.Dir + " and where its output goes; if they have no such directory say shared_home = false in the pool"}
 	}
 	return backends.Status{State: backends.Failed, Why: fmt.Sprintf("%s failed (%s, %s)%s", name, e.state, e.reason, said)}
 }

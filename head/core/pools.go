@@ -278,7 +278,7 @@ func (c *Core) submitted(ev Submitted) {
 	}
 	if ev.Err != nil {
 		// What it left behind, if anything, is found by its token.
-		if p != nil && !p.stale[ev.Token] {
+		if p != nil && (!p.stale[ev.Token] || errs.Retryable(ev.Err)) { // no new try mends what passes by itself
 			p.says(s.Nodes, errs.Line(ev.Err), !errs.Retryable(ev.Err))
 			p.final = !p.named() && !errs.Retryable(ev.Err) && !errs.Is(ev.Err, errs.Exhausted)
 		}

@@ -295,10 +295,16 @@ func (r *Running) Signal(s os.Signal) {
 // Wait waits for the end of the command.
 func (r *Running) Wait() Result {
 	r.t.Helper()
+	return r.Within(Bound)
+}
+
+// Within is Wait for what takes longer.
+func (r *Running) Within(bound time.Duration) Result {
+	r.t.Helper()
 	select {
 	case <-r.done:
-	case <-time.After(Bound):
-		r.t.Fatalf("%s: not done after %s\nstdout:\n%s\nstderr:\n%s", r.Cmd, Bound, r.Out(), r.Err())
+	case <-time.After(bound):
+		r.t.Fatalf("%s: not done after %s\nstdout:\n%s\nstderr:\n%s", r.Cmd, bound, r.Out(), r.Err())
 	}
 	code := r.Cmd.ProcessState.ExitCode()
 	if ws, ok := r.Cmd.ProcessState.Sys().(syscall.WaitStatus); ok && ws.Signaled() {
