@@ -70,6 +70,14 @@ if wants gres; then
 	gotest gres.without-driver ./launcher '^TestSlurmGres$'
 fi
 
+# ---------------------------------------------------------------- the head in the allocations
+if wants head; then
+	gotest head.when ./head/core '^TestHead'
+	gotest head.moves ./launcher '^TestHeadMoves$'
+	gotest head.allocations ./launcher '^TestSlurmHeadMoves$'
+	gotest head.lost ./launcher '^TestHeadNodeLost$'
+fi
+
 # ---------------------------------------------------------------- 4 four minutes of work in allocations of one minute
 if wants training; then
 	gotest training.allocations ./launcher '^TestSlurmTraining$' -timeout 900s

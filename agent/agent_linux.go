@@ -46,7 +46,7 @@ type Options struct {
 const followName = "follow"
 
 // leftover is what is removed at the end of a node, below its directory.
-var leftover = []string{"spool", "tasks", "workers", "jobs", "trees", followName, headFile}
+var leftover = []string{"spool", "tasks", "workers", "jobs", "trees", followName, headFile, seatDir}
 
 // agent is one life of a node's agent.
 type agent struct {
@@ -69,6 +69,7 @@ type agent struct {
 	copies  *follow.Copies
 	events  queue
 	head    *headLink
+	seat    *headSeat
 	ship    *shipper
 	starts  *starter
 	trees   *trees
@@ -220,7 +221,7 @@ func (a *agent) open(ctx context.Context, d detected) (err error) {
 	a.copies = follow.New(filepath.Join(a.cfg.Dir, followName), 0)
 	a.copies.Heard(uint64(a.state.state.HeadEpoch()))
 	a.ship = newShipper(a)
-	a.head = newHeadLink(a)
+	a.head, a.seat = newHeadLink(a), newHeadSeat(a)
 	a.links = newPeerLinks(a, a.state.state.Number())
 	a.links.dir.news = a.sdk.peerNews
 	a.transfer = transfer.New(transfer.Config{Store: objectStore{a.sdk}, Dial: a.links.dialObjects, Log: a.log})

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"launcher/agent/core"
@@ -43,10 +44,12 @@ const (
 // headLink keeps one session with the head.
 type headLink struct {
 	a       *agent
-	serving *headConn // of the loop
+	serving *headConn   // of the loop
+	moves   atomic.Bool // the head is somewhere else in a moment
 
 	mu   sync.Mutex
 	conn *headConn     // nil = away; guarded by mu
+	left time.Time     // since when; guarded by mu
 	back chan struct{} // closed when conn is set; guarded by mu
 }
 
@@ -77,7 +80,7 @@ func (h *headLink) run(ctx context.Context) error {
 		if errs.Is(err, errs.Fenced) {
 			return errs.Wrap(errs.Fenced, err, "the head does not take node %s back", h.a.cfg.Node)
 		}
-		if time.Since(began) > 5*time.Second {
+		if time.Since(began) > 5*time.Second || h.moves.Swap(false) {
 			pause = firstPause
 		}
 		wait := pause/2 + rand.N(pause)
@@ -195,15 +198,19 @@ func (h *headLink) set(c *headConn) {
 	case c != nil && was == nil:
 		close(h.back)
 	case c == nil && was != nil:
+		h.left = time.Now()
 		h.back = make(chan struct{})
 	}
 }
 
-// there reports whether there is a session now.
-func (h *headLink) there() bool {
+// away is since how long there has been no session; 0 = there is one.
+func (h *headLink) away() time.Duration {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return h.conn != nil
+	if h.conn != nil {
+		return 0
+	}
+	return time.Since(h.left)
 }
 
 // session gives the session with the head, waiting for one.
@@ -257,6 +264,10 @@ func (h *headLink) read(ctx context.Context, c *headConn) error {
 		case wire.Probe:
 			h.a.wg.Go(func() { h.a.routes.probe(ctx, m) })
 			continue
+		case wire.HeadMoves:
+			h.a.keepAddrs(m.Seat.Addrs)
+			h.moves.Store(true)
+			continue
 		case wire.Welcome:
 			h.a.copies.Heard(uint64(m.HeadEpoch))
 			h.a.keepAddrs(m.Addrs)
@@ -280,6 +291,8 @@ func (h *headLink) accept(ctx context.Context, s *session.Session) {
 			}
 		case wire.StreamProcess:
 			h.a.serveProcess(ctx, st)
+		case wire.StreamHead:
+			h.a.seat.serve(context.WithoutCancel(ctx), st)
 		case wire.StreamRelayed:
 			h.a.routes.relayed(ctx, st)
 		default:
@@ -339,6 +352,8 @@ func decodeHead(typ uint16, body []byte) (any, error) {
 		return decode[wire.Peer](body)
 	case wire.MsgAsk:
 		return decode[wire.Ask](body)
+	case wire.MsgHeadMoves:
+		return decode[wire.HeadMoves](body)
 	case wire.MsgShutdown:
 		return decode[wire.Shutdown](body)
 	}

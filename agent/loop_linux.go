@@ -143,8 +143,12 @@ func (a *agent) recover(ctx context.Context) error {
 	return a.process(ctx, []event{{ev: ev}})
 }
 
-// exited adds the end of a process to a burst, unless it is one of the workers'.
+// exited adds the end of a process to a burst, unless it is one of the workers' or the head.
 func (a *agent) exited(ctx context.Context, burst []event, x supervisor.Exit) []event {
+	if x.Proc == headProc {
+		a.wg.Go(func() { a.seat.exited(ctx, x) })
+		return burst
+	}
 	if workers.Ours(x.Proc) {
 		a.workers.Exited(x)
 		return burst

@@ -248,15 +248,18 @@ func (s *shipper) complete() bool {
 	return true
 }
 
+// moveTime is how long a head may be away and is still expected back.
+const moveTime = 3 * time.Second
+
 // finish waits until the head has everything, at most bound nanoseconds; without a head
-// not at all.
+// only as long as it may be moving, or being started again: when nodes leave it does.
 func (s *shipper) finish(ctx context.Context, bound int64) {
 	ctx, cancel := context.WithTimeout(ctx, time.Duration(bound))
 	defer cancel()
 	look := time.NewTicker(10 * time.Millisecond)
 	defer look.Stop()
 	for !s.complete() {
-		if !s.a.head.there() {
+		if s.a.head.away() > moveTime {
 			return
 		}
 		select {

@@ -27,6 +27,7 @@ type FrontOptions struct {
 	Desk    *Desk
 	Log     *slog.Logger
 	Version string
+	Keeper  Keeper // of AwayMain; nil = nothing is kept
 }
 
 // front stands where the head of a cluster would be, on the machine that brought the
@@ -57,6 +58,7 @@ type front struct {
 	bad      map[string]error // of the last look for a machine: why each cannot have the head
 	refused  map[string]error // machines on which it did not start
 	giveUp   func()           // ends the try that is under way
+	moving   bool             // the head is one that moves; not guarded: it does not change
 }
 
 const (
@@ -121,9 +123,9 @@ func FrontMain(ctx context.Context, o FrontOptions) error {
 const downFile = "down.done"
 
 // writeClusterFile tells commands here that the cluster is up, by way of us.
-func (f *front) writeClusterFile() error {
+func (f *front) writeClusterFile(addrs ...string) error {
 	c := f.o.Config
-	b, err := json.MarshalIndent(wire.ClusterFile{Version: 1, Name: c.Name, SpecPath: c.SpecPath, Build: f.o.Version,
+	b, err := json.MarshalIndent(wire.ClusterFile{Version: 1, Name: c.Name, SpecPath: c.SpecPath, Build: f.o.Version, Addrs: addrs,
 		Host: f.host, PID: os.Getpid(), Started: time.Now().UnixNano()}, "", "  ")
 	if err != nil {
 		return errs.Wrap(errs.Internal, err, "%s", clusterFile)
@@ -268,7 +270,11 @@ func (f *front) once(ctx context.Context) (down, met bool, err error) {
 
 // head waits for the head, and says why it is not there.
 func (f *front) head(ctx context.Context) (*session.Session, error) {
-	ctx, cancel := context.WithTimeout(ctx, headBound)
+	return f.headWithin(ctx, headBound)
+}
+
+func (f *front) headWithin(ctx context.Context, bound time.Duration) (*session.Session, error) {
+	ctx, cancel := context.WithTimeout(ctx, bound)
 	defer cancel()
 	for {
 		f.mu.Lock()
@@ -322,6 +328,9 @@ func (f *front) request(ctx context.Context, st *session.Stream) error {
 			return st.WriteMsg(wire.MsgOK, wire.DownProgress{Final: true})
 		}
 	case wire.MsgInfo:
+		if f.moving { // it will be there in a moment
+			_, _ = f.headWithin(ctx, movingBound)
+		}
 		if i, ok := f.info(); ok {
 			return st.WriteMsg(wire.MsgOK, i)
 		}

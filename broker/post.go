@@ -447,6 +447,9 @@ func HeadWhy(dir string) string {
 func HeadPlace(dir string) string {
 	var s post
 	_, _ = readPost(filepath.Join(dir, HeadAtFile), &s)
+	if seat, ok := ReadSeat(dir); ok {
+		return "node " + string(seat.Node)
+	}
 	return s.place()
 }
 

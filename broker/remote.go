@@ -29,7 +29,8 @@ const (
 )
 
 type here struct {
-	Host string // the machine that the broker runs on, for people
+	Host  string   // the machine that the broker runs on, for people
+	Addrs []string // where nodes are passed on to a head that moves
 }
 
 type submitCall struct {
@@ -57,6 +58,7 @@ type Remote struct {
 	mu   sync.Mutex
 	cur  *session.Session // guarded by mu, as is what follows
 	host string
+	at   []string  // its Addrs
 	left time.Time // when the last one went away
 }
 
@@ -89,7 +91,7 @@ func (r *Remote) Attach(ctx context.Context, s *session.Session, st *session.Str
 	}
 	_ = st.SetReadDeadline(time.Time{})
 	r.mu.Lock()
-	r.cur, r.host = s, h.Host
+	r.cur, r.host, r.at = s, h.Host, h.Addrs
 	r.mu.Unlock()
 	r.log.Info("the broker is here", "host", h.Host)
 	changed(true)
@@ -147,7 +149,23 @@ func (r *Remote) away() error {
 		Hint("`launcher up SPEC` on %s brings it back", r.host)
 }
 
+// Addrs are where nodes reach the broker's machine, and by it a head that moves.
+func (r *Remote) Addrs() []string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.at
+}
+
+// Open opens a stream about a move of the head.
+func (r *Remote) Open(ctx context.Context) (*session.Stream, error) {
+	return r.openKind(ctx, wire.StreamHead)
+}
+
 func (r *Remote) open(ctx context.Context) (*session.Stream, error) {
+	return r.openKind(ctx, wire.StreamBroker)
+}
+
+func (r *Remote) openKind(ctx context.Context, kind uint16) (*session.Stream, error) {
 	r.mu.Lock()
 	s := r.cur
 	var err error
@@ -158,7 +176,7 @@ func (r *Remote) open(ctx context.Context) (*session.Stream, error) {
 	if err != nil {
 		return nil, err
 	}
-	return s.Open(ctx, wire.StreamBroker)
+	return s.Open(ctx, kind)
 }
 
 // call asks the broker one thing. What breaks on the way was perhaps done; every call of
@@ -267,11 +285,13 @@ func (r *Remote) Watch(ctx context.Context, p wire.Pool, handles [][]byte, chang
 
 // Where says what of a request belongs to the broker's machine.
 type Where struct {
-	Home   string          // LAUNCHER_HOME
-	Binary string          // the launcher binary
-	Host   string          // for people
-	Here   func()          // called when the head knows of us; may be nil
-	Again  <-chan struct{} // something has changed for the better: what failed is worth another try
+	Home   string                // LAUNCHER_HOME
+	Binary string                // the launcher binary
+	Host   string                // for people
+	Here   func()                // called when the head knows of us; may be nil
+	Addrs  []string              // where nodes are passed on to a head that moves
+	Head   func(*session.Stream) // serves a stream on which the head moves; nil = it does not
+	Again  <-chan struct{}       // something has changed for the better: what failed is worth another try
 }
 
 // ServeHead does what the head at the other end of s asks, until the session ends or
@@ -283,7 +303,7 @@ func (b *Broker) ServeHead(ctx context.Context, s *session.Session, w Where) err
 	}
 	defer st.Close()
 	_ = st.SetDeadline(time.Now().Add(headBound))
-	if err := st.WriteMsg(MsgBrokerHere, here{Host: w.Host}); err != nil {
+	if err := st.WriteMsg(MsgBrokerHere, here{Host: w.Host, Addrs: w.Addrs}); err != nil {
 		return err
 	}
 	typ, body, err := st.ReadMsg()
@@ -315,6 +335,10 @@ func (b *Broker) ServeHead(ctx context.Context, s *session.Session, w Where) err
 	})
 	return s.Each(ctx, func(kind uint16, call *session.Stream) {
 		defer call.Close()
+		if kind == wire.StreamHead && w.Head != nil {
+			w.Head(call)
+			return
+		}
 		if kind != wire.StreamBroker {
 			_ = call.CloseWith(errs.New(errs.Invalid, "a broker does not take streams of kind %d", kind))
 			return

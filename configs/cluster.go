@@ -155,6 +155,9 @@ func checkWhere(head *table, c *Cluster) {
 		var names []string
 		for _, p := range c.Pools {
 			if p.Name == pool {
+				if p.Options["shared_home"] == false {
+					head.fault("where", "the nodes of pool %s do not see the state directory (shared_home = false), and the head goes only where it is seen; give \"here\"", pool)
+				}
 				return
 			}
 			names = append(names, p.Name)
@@ -179,8 +182,12 @@ func DefaultName(abs string) string {
 // HeadConfig is what the head of this cluster is started with. dir is the cluster's
 // state directory, home LAUNCHER_HOME, binary the launcher binary.
 func (c *Cluster) HeadConfig(dir, home, binary string) wire.HeadConfig {
+	roam := "" // the pool into whose allocations it goes
+	if pool, ok := strings.CutPrefix(c.Where, "pool:"); ok && c.headPool() == "" {
+		roam = pool
+	}
 	return wire.HeadConfig{
-		At: c.headPool(), Name: c.Name, Dir: dir, Home: home, Binary: binary, SpecPath: c.Path, SpecText: c.Text,
+		At: c.headPool(), Roam: roam, Name: c.Name, Dir: dir, Home: home, Binary: binary, SpecPath: c.Path, SpecText: c.Text,
 		Pools: c.WirePools(), Grace: int64(c.Grace), Ports: c.Ports, Interface: c.Interface,
 		ObjectMemory: c.ObjectMemory, Spill: c.Spill,
 	}

@@ -78,7 +78,7 @@ func (h *head) submitNodes(e core.SubmitNodes) {
 				Pool:    e.Pool,
 				Nodes:   e.Nodes,
 				Epochs:  e.Epochs,
-				Join:    backends.Join{Addrs: h.addresses(), CA: h.ca.CA(), Key: h.joins.key(e.Token)},
+				Join:    backends.Join{Addrs: h.reached(), CA: h.ca.CA(), Key: h.joins.key(e.Token)},
 				Home:    c.Home,
 				Binary:  c.Binary,
 				Grace:   c.Grace,

@@ -69,7 +69,7 @@ func (f *followers) sendTrees(ctx context.Context, n *follower) error {
 
 // newestTrees names the working directories that were wanted last, as many as a follower takes.
 func (h *head) newestTrees() (names []string) {
-	ents, _ := os.ReadDir(filepath.Join(h.dir, "dirs"))
+	ents, _ := os.ReadDir(filepath.Join(h.state, "dirs"))
 	var all []fs.FileInfo
 	for _, e := range ents {
 		if fi, err := e.Info(); err == nil && sumRE.MatchString(fi.Name()) {
@@ -118,7 +118,7 @@ func followerErr(typ uint16, body []byte) error {
 }
 
 func (h *head) sendTree(st *session.Stream, name string) error {
-	file, err := os.Open(filepath.Join(h.dir, "dirs", name))
+	file, err := os.Open(filepath.Join(h.state, "dirs", name))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil // the next look does not name it any more
 	}

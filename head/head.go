@@ -38,6 +38,10 @@ type Broker interface {
 // *broker.Remote is one.
 type Remote interface {
 	Broker
+	// Open opens a stream of kind wire.StreamHead to it.
+	Open(ctx context.Context) (*session.Stream, error)
+	// Addrs are where nodes reach it, and through it the head, when it is for that.
+	Addrs() []string
 	// Attach serves the stream on which it says that it is there, until it goes.
 	Attach(ctx context.Context, s *session.Session, st *session.Stream, changed func(here bool))
 	// Away says since when it is away; "" while it is there.
@@ -74,6 +78,12 @@ type Options struct {
 	// Followers is how many nodes, on machines of their own, keep a copy of the journal.
 	Followers int
 
+	// Of a head that moves (HeadConfig.Roam): why it is where it is, which nodes are perhaps
+	// lost, and what is closed when it has to leave its node.
+	Why     string
+	Doubted []wire.NodeID
+	Leave   <-chan struct{}
+
 	Clock   clock.Clock   // nil = the machine's
 	Ready   func()        // called once the head answers; may be nil
 	Suspect time.Duration // silence after which a node gets nothing new; 0 = 5 s
@@ -88,7 +98,7 @@ type Options struct {
 }
 
 // Main runs the head of the cluster in o.Dir until the cluster is down; that is the only
-// case of a nil error. An error of kind errs.Fenced (another head has taken over),
+// case of a nil error. ErrMoved: it goes on with another head. An error of kind errs.Fenced (another head has taken over),
 // errs.Corrupt, errs.Version, errs.Permission or errs.Lost (nobody has come for the grace
 // time, or the supervisor is gone) will not get better by starting again;
 // after any other the supervisor starts the next head. head.config, ca.crt and ca.key

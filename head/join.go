@@ -55,7 +55,7 @@ func (k joinKey) use(who []byte) []byte {
 
 // newJoiner reads the cluster's secret, or makes it.
 func newJoiner(h *head) (*joiner, error) {
-	b, err := secure.JoinSecret(h.dir)
+	b, err := secure.JoinSecret(h.state)
 	if err != nil {
 		return nil, err
 	}
@@ -75,7 +75,7 @@ func (j *joiner) key(token string) []byte {
 func (j *joiner) load(c *core.Core) error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	path := filepath.Join(j.h.dir, joinsFile)
+	path := filepath.Join(j.h.state, joinsFile)
 	var all []joinUse
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {

@@ -34,8 +34,8 @@ type listener struct {
 var nearby = []string{"local", "fake"}
 
 const (
-	storedTCP  = "head-tcp-" // followed by the host
-	storedUnix = "head-unix"
+	storedTCP  = wire.KeptTCP
+	storedUnix = wire.KeptUnix
 )
 
 // listen opens the listeners: those that the supervisor kept, else those on the ports
@@ -112,6 +112,9 @@ func (h *head) tcp(ctx context.Context, host string) (net.Listener, error) {
 				return l, nil
 			}
 			h.log.Warn("the kept listener cannot be used", "err", err)
+		}
+		if f := k.FDs()[wire.KeptGiven]; f != nil {
+			return net.FileListener(f)
 		}
 	}
 	ports, err := h.ports(host)

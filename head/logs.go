@@ -71,7 +71,7 @@ func (l *logKeeper) poke() {
 	}
 }
 
-func (l *logKeeper) reader() (*record.Reader, error) { return record.Open(l.h.dir) }
+func (l *logKeeper) reader() (*record.Reader, error) { return record.Open(l.h.state) }
 
 // grown gives a channel that is closed when the job's output has grown.
 func (l *logKeeper) grown(job wire.JobID) (<-chan struct{}, error) {

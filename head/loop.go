@@ -42,6 +42,11 @@ func (h *head) loop(ctx context.Context) error {
 		if err := h.flush(); err != nil {
 			return err
 		}
+		if h.halted.Load() {
+			close(h.still)
+			<-ctx.Done()
+			return nil
+		}
 		select {
 		case <-ctx.Done():
 			return nil

@@ -58,7 +58,7 @@ type jobOutputs struct {
 func newOutputs(h *head) *outputs { return &outputs{h: h, jobs: map[wire.JobID]*jobOutputs{}} }
 
 func (o *outputs) dir(job wire.JobID) string {
-	return filepath.Join(o.h.dir, "jobs", strconv.FormatUint(uint64(job), 10), "outputs")
+	return filepath.Join(o.h.state, "jobs", strconv.FormatUint(uint64(job), 10), "outputs")
 }
 
 // job gives what is known of a job's outputs; mu must be held.
@@ -105,7 +105,7 @@ func (o *outputs) again() {
 
 // run takes up what an earlier head left, and tries again what waits.
 func (o *outputs) run(ctx context.Context) {
-	found, _ := filepath.Glob(filepath.Join(o.h.dir, "jobs", "*", "outputs"))
+	found, _ := filepath.Glob(filepath.Join(o.h.state, "jobs", "*", "outputs"))
 	for _, d := range found {
 		if id, err := strconv.ParseUint(filepath.Base(filepath.Dir(d)), 10, 32); err == nil {
 			o.mu.Lock()

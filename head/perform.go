@@ -19,7 +19,7 @@ func (h *head) perform(p performed) {
 	case core.SendAgent:
 		if p.conn != nil && p.conn.epoch == e.Epoch {
 			if w, ok := e.Msg.(wire.Welcome); ok {
-				w.Addrs = h.addresses()
+				w.Addrs = h.reached()
 				e.Msg = w
 			}
 			p.conn.send(e.Typ, e.Msg)
@@ -50,6 +50,8 @@ func (h *head) perform(p performed) {
 	case core.ConfigChanged:
 		h.newConfig(e)
 		h.wg.Go(h.keepConfig)
+	case core.MoveHead:
+		h.wg.Go(func() { h.move(e) })
 	case core.Replaced:
 		h.replaced(e.Err)
 	case core.CloseDown:
@@ -133,8 +135,12 @@ func (h *head) keepConfig() {
 	c := h.config
 	h.mu.Unlock()
 	err := record.WriteFile(filepath.Join(h.dir, configFile), wire.Marshal(c))
+	if err == nil && h.state != h.dir { // for when it is at home again
+		c.Dir, c.State, c.Seat, c.Away = h.state, "", "", false
+		err = record.WriteFile(filepath.Join(h.state, configFile), wire.Marshal(c))
+	}
 	if err == nil {
-		err = record.WriteFile(filepath.Join(h.dir, specFile), []byte(c.SpecText))
+		err = record.WriteFile(filepath.Join(h.state, specFile), []byte(c.SpecText))
 	}
 	if err == nil {
 		err = h.widen()

@@ -43,7 +43,8 @@ type head struct {
 	o       Options
 	log     *slog.Logger
 	clock   clock.Clock
-	dir     string
+	dir     string // of what is of this seat only
+	state   string // of what stays when the head moves; where it does not, dir
 	host    string
 	started int64
 
@@ -83,8 +84,12 @@ type head struct {
 
 	clientID  atomic.Uint64
 	closeOnce sync.Once
-	fenced    chan error // a newer head is known of
-	configMu  sync.Mutex // held while head.config is being written
+	fenced    chan error    // a newer head is known of
+	halted    atomic.Bool   // the loop is to come to rest: the head moves
+	still     chan struct{} // it has
+	gone      atomic.Bool   // another one may run already
+	moved     chan struct{} // the head has moved
+	configMu  sync.Mutex    // held while head.config is being written
 	mu        sync.Mutex
 	config    wire.HeadConfig              // guarded by mu once the head serves
 	clients   map[uint64]*request          // guarded by mu
@@ -110,13 +115,16 @@ func serveCluster(ctx context.Context, o Options) (err error) {
 	defer cancel()
 	h := &head{
 		o: o, log: o.Log, clock: o.Clock, dir: o.Dir, ctx: ctx, started: o.Clock.Now(),
-		items: make(chan item, 1024), over: make(chan struct{}), release: releaseQueue{more: make(chan struct{}, 1)}, closed: make(chan struct{}), fenced: make(chan error, 1),
+		items: make(chan item, 1024), over: make(chan struct{}), release: releaseQueue{more: make(chan struct{}, 1)}, closed: make(chan struct{}), fenced: make(chan error, 1), still: make(chan struct{}), moved: make(chan struct{}),
 		current: map[wire.NodeID]*agentConn{}, clients: map[uint64]*request{}, bells: map[wire.JobID]chan struct{}{},
 	}
 	h.host, _ = os.Hostname()
 	h.guests = guests{left: h.clock.Now(), changed: make(chan struct{})}
 	if h.config, err = ReadConfig(o.Dir); err != nil {
 		return err
+	}
+	if h.state = h.config.State; h.state == "" {
+		h.state = h.dir
 	}
 	again, over, err := h.wasDown()
 	if err != nil || over {
@@ -143,7 +151,7 @@ func serveCluster(ctx context.Context, o Options) (err error) {
 		return err
 	}
 	defer h.joins.close()
-	if h.record, err = record.NewWriter(o.Dir, record.Options{Log: o.Log, Term: h.config.Term}); err != nil {
+	if h.record, err = record.NewWriter(h.state, record.Options{Log: o.Log, Term: h.config.Term}); err != nil {
 		return err
 	}
 	defer func() {
@@ -208,18 +216,28 @@ func (h *head) serve(ctx context.Context, cancel context.CancelFunc) error {
 		keeper = h.o.Keeper.Done()
 	}
 	g.Go(func() error {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-keeper:
-			return errs.New(errs.Lost, "the head's supervisor is gone")
-		case <-h.closed:
-			return errDown
-		case err := <-h.fenced:
-			return err
+		for leave := h.o.Leave; ; {
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-keeper:
+				return errs.New(errs.Lost, "the head's supervisor is gone")
+			case <-h.closed:
+				return errDown
+			case err := <-h.fenced:
+				return err
+			case <-h.moved:
+				return ErrMoved
+			case <-leave:
+				leave = nil
+				h.event(core.SeatLeaves{Why: "its node is told to end"})
+			}
 		}
 	})
 	err = g.Wait()
+	if h.gone.Load() {
+		return ErrMoved
+	}
 	if err == errDown {
 		return h.finish()
 	}
@@ -249,8 +267,8 @@ var errDown = errors.New("the cluster is down")
 // finish leaves the state directory as that of a cluster that is down.
 func (h *head) finish() error {
 	_ = os.Remove(filepath.Join(h.dir, clusterFile))
-	_ = os.RemoveAll(filepath.Join(h.dir, "dirs")) // no node is left to want one
-	if len(h.left) > 0 {                           // before it counts as down
+	_ = os.RemoveAll(filepath.Join(h.state, "dirs")) // no node is left to want one
+	if len(h.left) > 0 {                             // before it counts as down
 		if err := record.WriteFile(filepath.Join(h.dir, wire.DownLeftFile), []byte(strings.Join(h.left, "\n")+"\n")); err != nil {
 			return err
 		}
@@ -329,7 +347,7 @@ func (h *head) certLife() time.Duration {
 
 // identity loads the cluster's authority and makes the head's own certificate.
 func (h *head) identity() (err error) {
-	if h.ca, err = secure.LoadAuthority(h.dir); err != nil {
+	if h.ca, err = secure.LoadAuthority(h.state); err != nil {
 		return err
 	}
 	if h.id, err = h.ca.IssueSelf(secure.RoleHead, "head", h.certLife()); err != nil {
@@ -348,7 +366,7 @@ func (h *head) recover(again bool) error {
 	if h.o.Followers > 0 {
 		o.Recent = recentBytes
 	}
-	j, rec, err := journal.Open(filepath.Join(h.dir, "journal"), o)
+	j, rec, err := journal.Open(filepath.Join(h.state, "journal"), o)
 	if err != nil {
 		return err
 	}
@@ -374,7 +392,7 @@ func (h *head) recover(again bool) error {
 		HeadPID:   os.Getpid(),
 		HeadHost:  h.host,
 		Pools:     h.config.Pools,
-		RecordDir: filepath.Join(h.dir, "jobs"),
+		RecordDir: filepath.Join(h.state, "jobs"),
 		Grace:     h.config.Grace,
 		Machines:  h.o.Machines,
 		Suspect:   int64(h.o.Suspect),
@@ -385,6 +403,9 @@ func (h *head) recover(again bool) error {
 	cfg.Again = again
 	if h.o.Keeper == nil || h.o.Keeper.Restarts() == 0 {
 		cfg.Silent = h.config.Silent
+	}
+	if cfg.Roam = h.config.Roam; cfg.Roam != "" {
+		cfg.Seat, cfg.Why, cfg.Doubted = h.config.Seat, cmp.Or(h.o.Why, h.config.Why), h.o.Doubted
 	}
 	h.core = core.New(cfg, d)
 	return nil
@@ -419,7 +440,7 @@ func (h *head) watchJournal(ctx context.Context) error {
 	for {
 		select {
 		case <-tick.C:
-			if err := h.journal.Check(); errs.Is(err, errs.Fenced) {
+			if err := h.journal.Check(); errs.Is(err, errs.Fenced) && !h.halted.Load() {
 				return err
 			}
 		case <-ctx.Done():

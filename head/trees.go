@@ -54,7 +54,7 @@ func (h *head) treePath(t wire.Tree, as *regexp.Regexp) (string, error) {
 		if !sumRE.MatchString(t.Sum) {
 			return "", errs.New(errs.Invalid, "%q is no sum of a directory", t.Sum)
 		}
-		return filepath.Join(h.dir, "dirs", t.Sum), nil
+		return filepath.Join(h.state, "dirs", t.Sum), nil
 	}
 	if !as.MatchString(t.Path) {
 		return "", errs.New(errs.Invalid, "%q is no checkpoint", t.Path)
@@ -62,7 +62,7 @@ func (h *head) treePath(t wire.Tree, as *regexp.Regexp) (string, error) {
 	if _, ok, err := h.job(t.Job); err != nil || !ok {
 		return "", errs.Wrap(errs.NotFound, err, "there is no job %d", t.Job)
 	}
-	return filepath.Join(h.dir, "jobs", strconv.FormatUint(uint64(t.Job), 10), t.Path), nil
+	return filepath.Join(h.state, "jobs", strconv.FormatUint(uint64(t.Job), 10), t.Path), nil
 }
 
 // putTree takes a tree.

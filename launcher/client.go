@@ -35,8 +35,22 @@ func (a *app) connect(ctx context.Context) (*client, error) {
 	return dial(ctx, t)
 }
 
-// dial connects to t.
+// dial connects to t. A head that moves just now is waited for.
 func dial(ctx context.Context, t target) (*client, error) {
+	for began := time.Now(); ; {
+		c, err := dialOnce(ctx, t)
+		if !errs.Is(err, errs.Unavailable) || t.inside || !headMoves(t.dir) || !answers(t.dir) || time.Since(began) > moveAgain {
+			return c, err
+		}
+		select {
+		case <-time.After(pauseAfter(began)):
+		case <-ctx.Done():
+			return nil, err
+		}
+	}
+}
+
+func dialOnce(ctx context.Context, t target) (*client, error) {
 	ctx, cancel := context.WithTimeout(ctx, callBound)
 	defer cancel()
 	if !t.up {
@@ -107,10 +121,38 @@ func answer(st *session.Stream, resp any) error {
 	return wire.Unmarshal(body, resp)
 }
 
-// call asks one question and reads its one answer.
+// call asks one question and reads its one answer. A head that moves while it is asked is
+// asked again where it is then.
 func (c *client) call(ctx context.Context, typ uint16, req, resp any) error {
 	ctx, cancel := context.WithTimeout(ctx, callBound)
 	defer cancel()
+	for began := time.Now(); ; {
+		err := c.callOnce(ctx, typ, req, resp)
+		if !errs.Is(err, errs.Unavailable) || c.target.inside || !headMoves(c.target.dir) || time.Since(began) > moveAgain {
+			return err
+		}
+		select {
+		case <-time.After(pauseAfter(began)):
+		case <-ctx.Done():
+			return err
+		}
+		if again, err2 := dial(ctx, c.target); err2 == nil {
+			c.Close()
+			c.s = again.s
+		}
+	}
+}
+
+// moveAgain is for how long a question is asked again that a moving head did not answer.
+const moveAgain = 5 * time.Second
+
+// headMoves reports that the head of a cluster goes from allocation to allocation.
+func headMoves(dir string) bool {
+	c, err := readHeadConfig(dir)
+	return err == nil && c.Roam != ""
+}
+
+func (c *client) callOnce(ctx context.Context, typ uint16, req, resp any) error {
 	st, err := c.open(ctx, typ, req)
 	if err != nil {
 		return err

@@ -218,10 +218,12 @@ func (a *app) noteLeft(t target) {
 	}
 }
 
-// headAway reports that the head of a cluster is on a host, and a front here in its place.
+// headAway reports that the head of a cluster is on a host or in an allocation, and a front
+// here in its place.
 func headAway(dir string) bool {
 	c, err := readHeadConfig(dir)
-	return err == nil && c.At != ""
+	_, moved := broker.ReadSeat(dir)
+	return err == nil && (c.At != "" || moved)
 }
 
 // crashed reports that a cluster was never brought down though its head is gone.

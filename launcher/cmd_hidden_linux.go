@@ -2,13 +2,18 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"os/signal"
+	"sync"
 	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"launcher/agent"
 	"launcher/agent/supervisor"
@@ -97,20 +102,31 @@ const followers = 2
 
 // headMain runs the head of the cluster in dir, below its supervisor.
 func (a *app) headMain(ctx context.Context, dir string) error {
-	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, os.Interrupt)
-	defer stop()
 	log := logx.New(os.Stderr, slog.LevelInfo).With("part", "head")
 	hc, err := readHeadConfig(dir)
 	if err != nil {
 		return fatal(err)
 	}
+	leave := make(chan struct{})
+	ctx, stop := untilTold(ctx, hc, leave)
+	defer stop()
 	keeper, err := supervisor.Connect(ctx)
 	if err != nil {
 		return fatal(err)
 	}
 	defer keeper.Close()
 	if hc.Away {
-		err = head.Main(ctx, head.Options{Dir: dir, Broker: broker.NewRemote(log), Machines: machines(), Keeper: keeper, Log: log, Followers: followers})
+		o := head.Options{Dir: dir, Broker: broker.NewRemote(log), Machines: machines(), Keeper: keeper, Log: log, Followers: followers, Leave: leave}
+		if hc.Roam == "" {
+			return headEnd(head.Main(ctx, o))
+		}
+		if !seatIsOurs(ctx, hc) {
+			return nil
+		}
+		o.Followers = 0 // the state directory stays, whatever becomes of the node
+		if err = head.Main(ctx, o); errors.Is(err, head.ErrMoved) {
+			return nil
+		}
 		return headEnd(err)
 	}
 	desk := broker.NewDesk(keeper.Restarts() == 0) // after a restart there is no up that waits
@@ -119,7 +135,104 @@ func (a *app) headMain(ctx context.Context, dir string) error {
 	if hc.At != "" {
 		return headEnd(broker.FrontMain(ctx, broker.FrontOptions{Config: hc, Broker: b, Desk: desk, Log: log, Version: session.BuildVersion()}))
 	}
-	return headEnd(head.Main(ctx, head.Options{Dir: dir, Broker: b, Desk: desk, Machines: machines(), Keeper: keeper, Log: log}))
+	o := head.Options{Dir: dir, Broker: b, Desk: desk, Machines: machines(), Keeper: &keptHere{Client: keeper}, Log: log}
+	for {
+		if _, moved := broker.ReadSeat(dir); !moved {
+			if err := head.Main(ctx, o); !errors.Is(err, head.ErrMoved) {
+				return headEnd(err)
+			}
+		}
+		if hc, err = readHeadConfig(dir); err != nil {
+			return fatal(err)
+		}
+		err := broker.AwayMain(ctx, broker.FrontOptions{Config: hc, Broker: b, Desk: desk, Log: log, Version: session.BuildVersion(), Keeper: o.Keeper})
+		home, ok := errors.AsType[*broker.Home](err)
+		if !ok {
+			return headEnd(err)
+		}
+		o.Why, o.Doubted = home.Why, home.Doubted
+	}
+}
+
+// seatIsOurs reports whether the head is to be on the node that hc names: one that died in
+// its last breath here has moved. What another machine has written may take a moment to be
+// seen.
+func seatIsOurs(ctx context.Context, hc wire.HeadConfig) bool {
+	for late := time.Now().Add(seatBound); ctx.Err() == nil; {
+		if s, ok := broker.ReadSeat(hc.State); ok && s.Node == hc.Seat {
+			return true
+		}
+		if time.Now().After(late) {
+			break
+		}
+		select {
+		case <-time.After(20 * time.Millisecond):
+		case <-ctx.Done():
+		}
+	}
+	return false
+}
+
+const seatBound = 3 * time.Second
+
+// untilTold gives the context of a head, which ends when that is told to end. One in an
+// allocation leaves first, for which it has leaveBound.
+func untilTold(ctx context.Context, hc wire.HeadConfig, leave chan<- struct{}) (context.Context, context.CancelFunc) {
+	if !hc.Away || hc.Roam == "" {
+		return signal.NotifyContext(ctx, syscall.SIGTERM, os.Interrupt)
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	told := make(chan os.Signal, 1)
+	signal.Notify(told, syscall.SIGTERM, os.Interrupt)
+	go func() {
+		select {
+		case <-told:
+			close(leave)
+			time.AfterFunc(leaveBound, cancel)
+		case <-ctx.Done():
+		}
+	}()
+	return ctx, func() { signal.Stop(told); cancel() }
+}
+
+// leaveBound is less than the supervisor allows for an orderly end, and than Slurm does.
+const leaveBound = 12 * time.Second
+
+// keptHere also gives the descriptors that this very process has stored: the head and the
+// front take turns in it.
+type keptHere struct {
+	*supervisor.Client
+	mu  sync.Mutex
+	own map[string]*os.File // guarded by mu
+}
+
+func (k *keptHere) StoreFD(ctx context.Context, name string, f *os.File) error {
+	if err := k.Client.StoreFD(ctx, name, f); err != nil {
+		return err
+	}
+	fd := -1
+	raw, err := f.SyscallConn()
+	if err == nil { // not f.Fd: that changes how all who have it wait for it
+		_ = raw.Control(func(n uintptr) { fd, err = unix.FcntlInt(n, unix.F_DUPFD_CLOEXEC, 0) })
+	}
+	if err != nil {
+		return errs.Wrap(errs.Exhausted, err, "keeping %s", name)
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.own == nil {
+		k.own = map[string]*os.File{}
+	}
+	k.own[name] = os.NewFile(uintptr(fd), name)
+	return nil
+}
+
+func (k *keptHere) FDs() map[string]*os.File {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	all := k.Client.FDs()
+	maps.Copy(all, k.own)
+	return all
 }
 
 // headEnd tells the supervisor what will not get better by starting again.

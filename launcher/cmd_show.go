@@ -58,7 +58,7 @@ func statusDoc(i wire.ClusterInfo, up bool) doc {
 	}
 	return doc{
 		"cluster": doc{"name": i.Name, "spec": i.SpecPath, "state": state, "version": i.Version, "started": stamp(i.Started), "trouble": i.Trouble, "broker": i.Broker,
-			"head":  doc{"pid": i.HeadPID, "host": i.HeadHost, "epoch": i.HeadEpoch},
+			"head":  doc{"pid": i.HeadPID, "host": i.HeadHost, "epoch": i.HeadEpoch, "node": i.HeadNode, "moves": i.HeadMoves, "moved": stamp(i.HeadMoved), "why": i.HeadWhy},
 			"total": toJSONResources(i.Total), "free": toJSONResources(i.Free)},
 		"followers": mapAll(i.Followers, func(f wire.FollowerInfo) doc { return doc{"node": f.Node, "behind": f.Behind, "late": f.Late} }),
 		"pools":     mapAll(i.Pools, toJSONPool), "nodes": mapAll(i.Nodes, toJSONNode), "jobs": jobs, "uses": mapAll(i.Uses, toJSONUse),
@@ -82,6 +82,9 @@ func (a *app) printStatus(i wire.ClusterInfo, up bool) {
 	}
 	fmt.Fprintf(w, "cluster   %s, %s\nspec      %s\n", i.Name, state, i.SpecPath)
 	fmt.Fprintf(w, "head      %s, pid %d, version %s\n", i.HeadHost, i.HeadPID, i.Version)
+	if line := movesText(i); line != "" {
+		fmt.Fprintf(w, "          %s\n", line)
+	}
 	for n, p := range i.Pools {
 		label := "pools"
 		if n > 0 {
@@ -116,6 +119,18 @@ func (a *app) printStatus(i wire.ClusterInfo, up bool) {
 			fmt.Fprintf(w, "others    %s: %s\n", n.ID, n.Taken)
 		}
 	}
+}
+
+// movesText says where a head that moves is, and why.
+func movesText(i wire.ClusterInfo) string {
+	if i.HeadMoves == 0 {
+		return i.HeadWhy
+	}
+	at := "at home"
+	if i.HeadNode != "" {
+		at = "on node " + string(i.HeadNode)
+	}
+	return fmt.Sprintf("%s since %s ago, after %s: %s", at, since(i.HeadMoved), plural(i.HeadMoves, "move"), i.HeadWhy)
 }
 
 // followersText says who keeps a copy of the head's journal, and how far behind it is.

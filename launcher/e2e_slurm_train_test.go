@@ -73,7 +73,7 @@ while n < 20:
 
 // A training whose work takes longer than its allocations last goes on from one to the next,
 // beside a sweep: the same weights as undisturbed, every step committed once, a log without a
-// gap, no trial lost. LAUNCHER_TEST_TRAIN is how many seconds of work it has, 240.
+// gap, no trial lost; the head is in those allocations, too. LAUNCHER_TEST_TRAIN is how many seconds of work it has, 240.
 func TestSlurmTraining(t *testing.T) {
 	slurmtest.Whole(t)
 	work := 240
@@ -87,6 +87,7 @@ func TestSlurmTraining(t *testing.T) {
 	steps := int(float64(work) / pause)
 	h, c := slurmHome(t, slurmtest.Options{Nodes: 4})
 	spec := strings.Replace(slurmSpec("min = 2\nmax = 2\npython = \""+testkit.Python(t, "numpy")+"\"\nenv = { OMP_NUM_THREADS = \"1\" }"), `time = "10m"`, `time = "1m"`, 1)
+	spec = strings.Replace(spec, "[[pool]]", "[head]\nwhere = \"pool:burst\"\n[[pool]]", 1)
 	h.Write("queue.toml", strings.Replace(spec, "cpu = 2, slot = 2", "cpu = 4", 1))
 	h.Write("train.py", descent)
 	h.Write("trial.py", trial)
@@ -136,6 +137,9 @@ x = { values = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12] }
 	}
 	if want := work / 75; ended < want { // an allocation of a minute gives about three quarters of it
 		t.Errorf("%d allocations ended under the training, wanted %d", ended, want)
+	}
+	if node, moves := seatOf(t, h); moves < float64(1+work/75) { // in, and on with each
+		t.Errorf("the head is on %q after %g moves", node, moves)
 	}
 	if r := testkit.Finish(h.Cmd(ctx, "wait", "1")); r.Code != 0 {
 		t.Errorf("%s", r)

@@ -89,8 +89,14 @@ func (d *stateDir) claim(ctx context.Context, a *app, cl *configs.Cluster, o upO
 		return nil
 	}
 	d.config = cl.HeadConfig(d.dir, d.home, bin)
+	if os.Getenv("SLURM_JOB_ID") != "" { // in an allocation that is not ours the head ends with it
+		d.config.Roam = ""
+	}
 	if _, err := os.Stat(filepath.Join(d.dir, broker.HeadAtFile)); err == nil || crashed(d.dir) && old.At == "" {
 		d.config.At = old.At // a head stays where it is until its cluster is down
+	}
+	if _, moved := broker.ReadSeat(d.dir); moved {
+		d.config.At, d.config.Roam = old.At, old.Roam
 	}
 	if err := os.MkdirAll(d.dir, 0o700); err != nil {
 		return stateError(d.home, err)

@@ -49,6 +49,10 @@ type ClusterInfo struct {
 	Trouble    string   // what keeps the head from taking work, such as a full disk; "" = nothing
 	Broker     string   // that and since when new nodes must wait for the broker; "" = they need not
 	Followers  []FollowerInfo
+	HeadNode   NodeID // the node of the allocation that the head is in; "" = none
+	HeadMoves  int    // how often it has moved
+	HeadMoved  int64  // when it last did
+	HeadWhy    string // why it is where it is
 }
 
 // FollowerInfo is a node that keeps a copy of the head's journal.

@@ -57,8 +57,12 @@ type HeadConfig struct {
 	At           string   // the pool on one of whose machines the head is to run; "" = here
 	Away         bool     // the broker is on another machine
 	Term         uint64   // how often the head was started elsewhere because its machine was lost
-	Seat         NodeID   // with Away: the node of the head's machine
+	Seat         NodeID   // with Away: the node that the head is on, or whose machine it is on
 	Silent       []NodeID // nodes that were not heard of for so long that they count as lost when the head starts
+	State        string   // where journal and record are; "" = Dir
+	Roam         string   // the pool into whose allocations the head goes; "" = none
+	Front        []string // with Roam: addresses at home, by which nodes find the head wherever it is
+	Why          string   // with Roam: why it is where it is
 }
 
 // Stream kinds of a session: the first two bytes of every stream.
@@ -75,6 +79,7 @@ const (
 	StreamRelay    uint16 = 10 // agent -> head or agent: Relay, answered by MsgOK, then a connection to another agent
 	StreamRelayed  uint16 = 11 // head -> agent: a connection of another agent
 	StreamProcess  uint16 = 12 // head -> agent: a process with its standard streams (process.go)
+	StreamHead     uint16 = 13 // head -> agent or broker: it is to have the head (seat.go)
 )
 
 // Messages of the log stream, of rings.

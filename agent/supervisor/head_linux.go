@@ -12,6 +12,7 @@ import (
 	"launcher/agent/proc"
 	"launcher/internal/errs"
 	"launcher/internal/logx"
+	"launcher/wire"
 )
 
 // HeadMain is the supervisor of a head (command `head-supervise`): it keeps
@@ -48,5 +49,15 @@ func HeadMain(ctx context.Context, dir string) error {
 	if err != nil {
 		return err
 	}
+	if listens(AgentFD) {
+		unix.CloseOnExec(AgentFD)
+		s.fds[wire.KeptGiven] = AgentFD
+	}
 	return s.run(ctx, life{name: "head", argv: []string{exe, "head", "--dir", dir}, env: os.Environ(), logPath: log}, nil)
+}
+
+// listens reports whether a descriptor that we were started with is a listening socket.
+func listens(fd int) bool {
+	n, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ACCEPTCONN)
+	return err == nil && n == 1
 }

@@ -44,6 +44,11 @@ type Config struct {
 	Term   uint64        // how often the head was started elsewhere from a copy of the journal
 	Silent []wire.NodeID // nodes that were not heard of for so long that they count as lost
 
+	Roam    string        // the pool into whose allocations the head goes; "" = none
+	Seat    wire.NodeID   // with Roam: the node that it is on; "" = it is at home
+	Why     string        // with Roam: why it is there
+	Doubted []wire.NodeID // nodes that have only a moment to be heard of
+
 	Again bool // the cluster had gone down and is brought up anew
 }
 
@@ -150,6 +155,15 @@ type AllocStatus struct {
 // LogsDone: the record has all output of an ended job (answers JobLogsWanted).
 type LogsDone struct{ Job wire.JobID }
 
+// MoveFailed answers a MoveHead that came to nothing: the head is where it was.
+type MoveFailed struct {
+	Node wire.NodeID
+	Err  error
+}
+
+// SeatLeaves: the head has to leave the node that it is on.
+type SeatLeaves struct{ Why string }
+
 func (Start) event()       {}
 func (Tick) event()        {}
 func (AgentUp) event()     {}
@@ -162,6 +176,8 @@ func (Found) event()       {}
 func (Retry) event()       {}
 func (AllocStatus) event() {}
 func (LogsDone) event()    {}
+func (MoveFailed) event()  {}
+func (SeatLeaves) event()  {}
 
 // Effect is something to do.
 type Effect interface{ effect() }
@@ -266,6 +282,13 @@ type ConfigChanged struct {
 // Replaced: a head of a newer epoch has been heard of; this one ends.
 type Replaced struct{ Err error }
 
+// MoveHead has a head go on on another node, or with "" at home. When it works, nothing
+// follows it.
+type MoveHead struct {
+	Node wire.NodeID
+	Why  string
+}
+
 // CloseDown: the cluster is down, everything is given back; the head ends.
 type CloseDown struct {
 	Left []string // whose end was not confirmed, for people
@@ -284,6 +307,7 @@ func (DeleteCheckpoints) effect() {}
 func (TaskOver) effect()          {}
 func (ConfigChanged) effect()     {}
 func (Replaced) effect()          {}
+func (MoveHead) effect()          {}
 func (CloseDown) effect()         {}
 
 // Output is what a Step gives back.

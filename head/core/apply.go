@@ -28,6 +28,11 @@ func (d *Durable) apply(r Record, live bool) error {
 		if r.Epoch <= s.Head.Epoch {
 			return errs.New(errs.Corrupt, "head epoch %d after %d", r.Epoch, s.Head.Epoch)
 		}
+		if r.Seat != s.Head.Seat {
+			s.Moves, s.Moved = s.Moves+1, r.At
+		} else {
+			r.Why = cmp.Or(r.Why, s.Head.Why)
+		}
 		s.Head = r
 		if r.Moved { // what the end of the journal gave out is never given out again
 			s.NextJob += movedGap
@@ -35,6 +40,7 @@ func (d *Durable) apply(r Record, live bool) error {
 		}
 		if r.Again {
 			s.Down, s.Chains = nil, map[string]*chainD{}
+			s.Moves, s.Moved = 0, 0
 		}
 	case RecPools:
 		s.Pools, s.SpecText, s.SpecPath = r.Pools, r.SpecText, r.SpecPath

@@ -52,6 +52,8 @@ type Core struct {
 	goneSince map[string]int64 // since when programs are gone of which nodes hold something
 	actorsDue bool             // owners of actors may be gone
 
+	seat seat
+
 	leaseID  uint64 // counts the leases of this life
 	leasing  int64  // when demand is to be matched with room; 0 = nothing has changed
 	matched  int64  // when it last was
@@ -113,6 +115,10 @@ func (c *Core) Step(now int64, ev Event) Output {
 		c.allocStatus(ev)
 	case LogsDone:
 		c.logsDone(ev.Job)
+	case MoveFailed:
+		c.moveFailed(ev)
+	case SeatLeaves:
+		c.seat.told = ev.Why
 	}
 	c.settle(c.concernsPools(ev))
 	return c.out
@@ -144,6 +150,7 @@ func (c *Core) settle(pools bool) {
 	c.stepDown()
 	if pools {
 		c.keepPools()
+		c.keepSeat()
 	}
 	c.tellWatchers()
 }
@@ -182,7 +189,7 @@ func (c *Core) start() {
 	if moved {
 		epoch = wire.Epoch(c.cfg.Term<<wire.TermShift) + 1
 	}
-	c.record(RecHead{Epoch: epoch, Cluster: c.cfg.Cluster, Nonce: c.cfg.Nonce, Version: c.cfg.Version, At: c.now, Again: c.cfg.Again, Moved: moved})
+	c.record(RecHead{Epoch: epoch, Cluster: c.cfg.Cluster, Nonce: c.cfg.Nonce, Version: c.cfg.Version, At: c.now, Again: c.cfg.Again, Moved: moved, Seat: c.cfg.Seat, Why: c.cfg.Why})
 	if moved && c.d.st.SpecText != c.cfg.SpecText { // it may have been changed since that was written
 		c.effect(ConfigChanged{Pools: c.d.st.Pools, SpecText: c.d.st.SpecText, SpecPath: c.d.st.SpecPath})
 	} else if first || c.cfg.Again || c.d.st.SpecText != c.cfg.SpecText || len(c.d.st.Pools) == 0 {
@@ -200,6 +207,8 @@ func (c *Core) start() {
 			n.seen = c.now
 			if slices.Contains(c.cfg.Silent, n.id) {
 				n.seen -= c.cfg.Lost
+			} else if slices.Contains(c.cfg.Doubted, n.id) {
+				n.seen -= c.cfg.Lost - c.cfg.Suspect
 			}
 			c.recovering = true
 		} else if d.State == nodeLost {

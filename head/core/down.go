@@ -74,6 +74,9 @@ func (c *Core) stepDown() {
 		again = false
 		switch w.phase {
 		case downJobs:
+			if c.recovering && c.now < w.deadline { // who has not said Hello cannot be told
+				break
+			}
 			if w.drain && len(c.queue) > 0 || !w.drain && len(c.queue) > 0 && c.now < w.deadline {
 				break
 			}
@@ -81,7 +84,7 @@ func (c *Core) stepDown() {
 				c.record(RecJobEnd{Job: j.id, State: wire.StateCancelled, Code: 130, Cause: "the cluster was brought down", At: c.now})
 				c.jobEnded(j)
 			}
-			if len(c.ended()) > 0 && c.logsInTime() {
+			if len(c.ended()) > 0 && c.logsInTime() || c.awaitSeat(nil) {
 				break
 			}
 			for _, n := range c.order {

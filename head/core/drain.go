@@ -122,7 +122,7 @@ func (c *Core) watchDrain(n *node, d *nodeD) {
 		c.tellAll(n, d.Drain.Deadline) // those not known to run were not told
 	}
 	switch {
-	case !n.vacant() && !c.overdue(n, d.Drain):
+	case !n.vacant() && !c.overdue(n, d.Drain), c.awaitSeat(n):
 	case !n.leaving:
 		n.leaving, n.asked = true, c.now
 		c.send(n, wire.MsgShutdown, wire.Shutdown{Grace: defaultGrace, Why: "the node is drained"})

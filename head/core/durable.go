@@ -47,6 +47,8 @@ type state struct {
 	Groups   map[wire.GroupID]*RecGroup
 	Actors   map[wire.ObjectID]*actorD
 	Chains   map[string]*chainD // by pool
+	Moves    int                // how often the head went from one seat to another
+	Moved    int64
 }
 
 // chainD is what a pool has had since the cluster was brought up: jobs of a queue that

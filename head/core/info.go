@@ -248,6 +248,7 @@ func (c *Core) info() wire.ClusterInfo {
 	x := wire.ClusterInfo{Name: c.cfg.Cluster, SpecPath: c.d.st.SpecPath, SpecText: c.d.st.SpecText, Version: c.cfg.Version, HeadEpoch: c.Epoch(),
 		HeadPID: c.cfg.HeadPID, HeadHost: c.cfg.HeadHost, Started: c.d.st.Created, Recovering: c.recovering, Jobs: map[string]int{}, Uses: c.allUses()}
 	x.Pools, x.Nodes = c.poolInfos(), c.nodeInfos()
+	c.seatInfo(&x)
 	for _, d := range c.d.st.Jobs {
 		if d.Spec.Hidden {
 			continue

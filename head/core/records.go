@@ -54,8 +54,10 @@ type RecHead struct {
 	Nonce   string
 	Version string
 	At      int64
-	Again   bool // the cluster had gone down and is brought up anew
-	Moved   bool // it goes on with a copy of the journal, which may lack the end
+	Again   bool        // the cluster had gone down and is brought up anew
+	Moved   bool        // it goes on with a copy of the journal, which may lack the end
+	Seat    wire.NodeID // the node that it is on; "" = at home
+	Why     string      // why it is there
 }
 
 // RecPools sets the pools, at the first start and by Update.

@@ -16,6 +16,9 @@ func (w *Writer) output(job wire.JobID) (*output, error) {
 	if o := w.jobs[job]; o != nil {
 		return o, nil
 	}
+	if w.closed {
+		return nil, errClosed
+	}
 	if job == 0 {
 		return nil, errs.New(errs.Invalid, "job 0 has no output")
 	}
@@ -38,6 +41,9 @@ func (w *Writer) output(job wire.JobID) (*output, error) {
 	w.jobs[job] = o
 	return o, nil
 }
+
+// errClosed is what a Writer says that was closed: another one may be at it.
+var errClosed = errs.New(errs.Unavailable, "the record is closed")
 
 // load reads the headers of segment n; the last one is left open for appending, less a
 // torn tail: what is behind the last good block was never acknowledged.

@@ -46,10 +46,11 @@ type Writer struct {
 	fsync   func(*os.File) error // (*os.File).Sync but in tests
 	tables  sync.Mutex           // held while a table is written; after mu
 
-	mu    sync.Mutex // guards all below, and all writing of output
-	jobs  map[wire.JobID]*output
-	total int64 // bytes of output of all jobs
-	ended map[wire.JobID]bool
+	mu     sync.Mutex // guards all below, and all writing of output
+	jobs   map[wire.JobID]*output
+	total  int64 // bytes of output of all jobs
+	ended  map[wire.JobID]bool
+	closed bool // for good; changed with mu and tables held
 }
 
 // output is a job's output, open for appending.
@@ -444,6 +445,12 @@ func (w *Writer) Close() error {
 	err := w.Sync()
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	w.tables.Lock() // no table is being written
+	defer w.tables.Unlock()
+	if w.closed {
+		return nil
+	}
+	w.closed = true
 	for job := range w.jobs {
 		if err2 := w.release(job); err == nil {
 			err = err2
@@ -467,6 +474,9 @@ func (w *Writer) WriteTable(t Table) error {
 	}
 	w.tables.Lock()
 	defer w.tables.Unlock()
+	if w.closed {
+		return errClosed
+	}
 	if old, err := readTable(w.dir, t.Job.ID); err == nil {
 		t.Dropped = old.Dropped
 	}
