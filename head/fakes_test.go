@@ -419,7 +419,7 @@ func (a *agent) message(st *session.Stream, typ uint16, body []byte) error {
 		case "refuse":
 			_ = st.WriteMsg(wire.MsgTold, wire.Told{ID: m.ID, Err: errs.ToWire(errs.New(errs.NotFound, "no"))})
 		case "much":
-			_ = st.WriteMsg(wire.MsgTold, wire.Told{ID: m.ID, JSON: make([]byte, wire.MaxTold)})
+			_ = st.WriteMsg(wire.MsgTold, wire.Told{ID: m.ID, JSON: make([]byte, much)})
 		default:
 			_ = st.WriteMsg(wire.MsgTold, wire.Told{ID: m.ID + 7}) // nobody asked that
 			_ = st.WriteMsg(wire.MsgTold, wire.Told{ID: m.ID, JSON: append([]byte(m.What+" "+string(a.node)+" "), m.Args...)})

@@ -94,6 +94,7 @@ type Options struct {
 	snapshotRecs int         // records between two snapshots; 0 = the constant
 	journalRetry time.Duration
 	checkEvery   time.Duration // between two looks for another head; 0 = the constant
+	maxAnswer    int64         // bytes of all answers to a query; 0 = wire.MaxAnswer
 	keepUp       time.Duration // how long effects wait for a follower; 0 = the constant
 }
 

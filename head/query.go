@@ -90,14 +90,17 @@ func (h *head) query(ctx context.Context, q wire.Query, gone <-chan struct{}) (w
 	}
 	late := time.NewTimer(wire.QueryBound)
 	defer late.Stop()
-	size := 0
+	size, most := int64(0), h.o.maxAnswer
+	if most == 0 {
+		most = wire.MaxAnswer
+	}
 	for left := len(ids); left > 0; left-- {
 		select {
 		case t := <-got:
 			a := wire.NodeAnswer{JSON: t.msg.JSON, Err: t.msg.Err}
-			if size += len(a.JSON); size > wire.MaxAnswer {
-				size -= len(a.JSON)
-				fail(t.node, errs.New(errs.Exhausted, "the answers of all nodes are more than %s", wire.Bytes(wire.MaxAnswer)).Hint("ask one node: --node %s", t.node))
+			if size += int64(len(a.JSON)); size > most {
+				size -= int64(len(a.JSON))
+				fail(t.node, errs.New(errs.Exhausted, "the answers of all nodes are more than %s", wire.Bytes(most)).Hint("ask one node: --node %s", t.node))
 				continue
 			}
 			ans.Nodes[t.node] = a
