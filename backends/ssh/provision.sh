@@ -85,8 +85,12 @@ copy() {
 	[ -n "$best" ] && mv "$best" "$mine" 2>/dev/null || : >"$mine"
 	packer=none
 	if has zstd; then packer=zstd; elif has gzip; then packer=gzip; fi
+	# Where only the binary itself can tell its sum it comes by ssh: it is run to be asked.
 	caller=none
-	if has bash; then caller=bash; elif has python3; then caller=python3; fi
+	if ! has sha256sum && ! has shasum && ! has openssl; then :
+	elif has bash; then caller=bash
+	elif has python3; then caller=python3
+	fi
 	until receive; do :; done
 	there && { rm -f "$mine"; return 0; }
 	chmod 700 "$mine"

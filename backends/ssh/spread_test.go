@@ -336,3 +336,31 @@ func silent(t *testing.T) int {
 	t.Cleanup(func() { _ = l.Close() })
 	return l.Addr().(*net.TCPAddr).Port
 }
+
+// TestSumBeforeRun: what other hosts give is not run to see whether it is the binary.
+func TestSumBeforeRun(t *testing.T) {
+	path := t.TempDir()
+	tool := func(name string) {
+		at, err := exec.LookPath(name)
+		if err != nil {
+			t.Skipf("SKIP: %v", err)
+		}
+		if err := os.Symlink(at, filepath.Join(path, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	wants := func(want string) {
+		t.Helper()
+		sh := exec.CommandContext(t.Context(), "/bin/sh", "-c", script+"M=it R=$1 K=k U=u N=9 H=h bin=$1/none; copy", "sh", t.TempDir())
+		sh.Env = []string{"PATH=" + path}
+		if out, _ := sh.Output(); string(out) != "it want 0 none "+want+"\n" { // it ends: there is no answer
+			t.Errorf("the script says %q, wanted %s", out, want)
+		}
+	}
+	for _, name := range []string{"mkdir", "uname", "wc", "tr", "bash"} {
+		tool(name)
+	}
+	wants("none")
+	tool("sha256sum")
+	wants("bash")
+}
