@@ -15,6 +15,10 @@ import (
 // outputsPause is how long the other side may take between two pieces of outputs.
 const outputsPause = time.Minute
 
+// bringBound is how long it may take to put what has come where it belongs: while it does
+// nothing is heard, and when it is given up it begins anew, from the first file on.
+const bringBound = 30 * time.Minute
+
 // outputsStream bounds each piece.
 type outputsStream struct{ *session.Stream }
 
@@ -49,7 +53,7 @@ func (r *Remote) Bring(ctx context.Context, into wire.Into, from string) (came b
 	}
 	_ = st.CloseWrite()
 	// A broker that does not take it says why, and the rest has nowhere to go.
-	_ = st.SetReadDeadline(time.Now().Add(outputsPause))
+	_ = st.SetReadDeadline(time.Now().Add(bringBound))
 	typ, body, rerr := st.ReadMsg()
 	switch {
 	case rerr == nil:
