@@ -24,73 +24,110 @@ import (
 type outputs struct {
 	a *agent
 
-	mu   sync.Mutex
-	here map[wire.Try]map[uint32]bool // ranks that run in a copy; guarded by mu
+	mu     sync.Mutex
+	here   map[wire.Try]map[uint32]bool // ranks that run in a copy; guarded by mu
+	leaves map[wire.Try]chan struct{}   // copies that are on their way to the head; guarded by mu
 }
 
 // outputsBound is how long the end of a process may wait for its outputs to be with the head.
 const outputsBound = 20 * time.Minute
 
-func newOutputs(a *agent) *outputs { return &outputs{a: a, here: map[wire.Try]map[uint32]bool{}} }
+func newOutputs(a *agent) *outputs {
+	return &outputs{a: a, here: map[wire.Try]map[uint32]bool{}, leaves: map[wire.Try]chan struct{}{}}
+}
 
 // copyOf is where an attempt of a task runs.
 func (t *trees) copyOf(y wire.Try) string {
 	return filepath.Join(t.root(y.Job), "tries", fmt.Sprintf("%d.a%d", y.Index, y.Attempt))
 }
 
-// begins: a rank will run in a copy.
-func (o *outputs) begins(p wire.Proc) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	if o.here[p.Try] == nil {
-		o.here[p.Try] = map[uint32]bool{}
+// begins: a rank will run in a copy, which is not there yet, or is another's, too. One that
+// the ranks before have left goes first: what is written to it now would be lost.
+func (o *outputs) begins(ctx context.Context, p wire.Proc) error {
+	for {
+		o.mu.Lock()
+		left := o.leaves[p.Try]
+		if left == nil {
+			if o.here[p.Try] == nil {
+				o.here[p.Try] = map[uint32]bool{}
+			}
+			o.here[p.Try][p.Rank] = true
+			o.mu.Unlock()
+			return nil
+		}
+		o.mu.Unlock()
+		select {
+		case <-left:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
 	}
-	o.here[p.Try][p.Rank] = true
 }
 
 // takeOver: a process was started by an agent before.
 func (o *outputs) takeOver(p wire.Proc) {
 	if isDir(o.a.trees.copyOf(p.Try)) {
-		o.begins(p)
+		_ = o.begins(context.Background(), p) // none is on its way yet
 	}
 }
 
-// last says that a rank does not run, and whether it was the last one in its copy.
-func (o *outputs) last(p wire.Proc) bool {
+// last says that a rank does not run. If it was the last one in its copy, nobody else begins
+// there before gone is called; else gone is nil.
+func (o *outputs) last(p wire.Proc) (gone func()) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	ranks := o.here[p.Try]
 	if ranks == nil {
-		return false
+		return nil
 	}
 	if delete(ranks, p.Rank); len(ranks) > 0 {
-		return false
+		return nil
 	}
 	delete(o.here, p.Try)
-	return true
+	left := make(chan struct{})
+	o.leaves[p.Try] = left
+	return func() {
+		o.mu.Lock()
+		defer o.mu.Unlock()
+		delete(o.leaves, p.Try)
+		close(left)
+	}
 }
 
 // failed: a process could not be started.
 func (o *outputs) failed(p wire.Proc) {
-	if o.last(p) {
-		_ = os.RemoveAll(o.a.trees.copyOf(p.Try))
+	if gone := o.last(p); gone != nil {
+		remove(o.a.trees.copyOf(p.Try))
+		gone()
 	}
+}
+
+// remove removes a copy, which is not there any more from the beginning on: another agent
+// might take what is half removed for what its processes wrote.
+func remove(at string) {
+	dying := at + ".gone"
+	_ = os.RemoveAll(dying) // of the same attempt, by an agent that was killed
+	_ = os.Rename(at, dying)
+	_ = os.RemoveAll(dying)
 }
 
 // ended takes the end of a process over that is to be told when its outputs are with the
 // head; false when there is nothing to wait for. a.mu must not be held.
 func (o *outputs) ended(ctx context.Context, end core.ProcExited) bool {
-	if !o.last(end.Proc) {
+	gone := o.last(end.Proc)
+	if gone == nil {
 		return false
 	}
 	o.a.mu.Lock()
 	j := o.a.core.JobOf(end.Proc)
 	o.a.mu.Unlock()
 	if j == nil {
+		gone()
 		return false
 	}
 	o.a.wg.Go(func() {
 		o.give(ctx, j, end.Proc)
+		gone()
 		if ctx.Err() == nil { // else it is told to the next agent
 			o.a.events.push(end)
 		}
@@ -126,7 +163,7 @@ func (o *outputs) give(ctx context.Context, j *wire.Job, p wire.Proc) {
 		}
 		return
 	}
-	_ = os.RemoveAll(at)
+	remove(at)
 }
 
 // put gives a tree to the head: what pack writes, unless the message says why there is none.

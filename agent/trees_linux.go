@@ -63,11 +63,15 @@ func (t *trees) workdir(ctx context.Context, j *wire.Job, p wire.Proc) (string, 
 			Hint("submit from a directory that all nodes share, or a smaller one, or name one with --workdir")
 	}
 	to := t.privateOf(j, p)
-	if err := t.make(ctx, s.DirSum, to); err != nil {
-		return "", errs.Wrap(errs.Unknown, err, "bringing the working directory to node %s", t.a.cfg.Node)
-	}
+	var err error
 	if len(s.Outputs) > 0 {
-		t.a.outputs.begins(p)
+		err = t.a.outputs.begins(ctx, p)
+	}
+	if err == nil {
+		err = t.make(ctx, s.DirSum, to)
+	}
+	if err != nil {
+		return "", errs.Wrap(errs.Unknown, err, "bringing the working directory to node %s", t.a.cfg.Node)
 	}
 	return to, nil
 }
