@@ -404,7 +404,10 @@ func (f *followers) info() (out []wire.FollowerInfo) {
 		}
 	}
 	for _, x := range f.of {
-		if x.counts() {
+		switch {
+		case x.late: // and being left
+			out = append(out, wire.FollowerInfo{Node: x.conn.node, Late: true})
+		case x.counts():
 			i := wire.FollowerInfo{Node: x.conn.node, Host: x.conn.host}
 			if x.next <= safe {
 				i.Behind = safe + 1 - max(x.next, 1)
