@@ -30,6 +30,10 @@ import (
 const (
 	// outputsEvery is after how long it is tried again to bring what could not be.
 	outputsEvery = 30 * time.Second
+	// restHere is how long a head that ends goes on bringing what it is bringing, restAway
+	// the same to another machine: less than `launcher down` waits for a head to be gone.
+	restHere = 8 * time.Second
+	restAway = 5 * time.Minute
 	cameFile     = "came"
 	whySuffix    = ".why"
 	// maxOutputsWhy bounds the reasons that are kept of a job.
@@ -140,6 +144,36 @@ func (o *outputs) await(ctx context.Context, id wire.JobID, gone <-chan struct{}
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	return j.info, nil
+}
+
+// rest waits until nothing is being brought, within bounds: the cluster is down, and no other
+// head will bring it.
+func (o *outputs) rest(ctx context.Context) {
+	bound := restHere
+	if o.h.remote() != nil {
+		bound = restAway
+	}
+	ctx, cancel := context.WithTimeout(ctx, bound)
+	defer cancel()
+	for {
+		o.mu.Lock()
+		var idle chan struct{}
+		for _, j := range o.jobs {
+			if j.idle != nil {
+				idle = j.idle
+			}
+		}
+		o.mu.Unlock()
+		if idle == nil {
+			return
+		}
+		select {
+		case <-idle:
+		case <-ctx.Done():
+			o.h.log.Warn("outputs that are being brought stay in the record")
+			return
+		}
+	}
 }
 
 // fill adds to the info of a job what is known of its outputs.

@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"launcher/wire"
 	"launcher/wire/bundle"
@@ -61,5 +62,35 @@ func TestOutputs(t *testing.T) {
 	info := watch(t, c.client(), 1)
 	if info.Outputs == nil || info.Outputs.Files != 4 || info.Outputs.Bytes != 20 {
 		t.Errorf("the job says %+v", info.Outputs)
+	}
+}
+
+// TestOutputsDown: a head whose cluster is down ends when what it is bringing is there.
+func TestOutputsDown(t *testing.T) {
+	c := newCluster(t, 0)
+	c.start()
+	idle := make(chan struct{})
+	o := c.head.outputs
+	j := &jobOutputs{due: map[uint32]wire.Attempt{}, idle: idle}
+	o.mu.Lock()
+	o.jobs[1] = j
+	o.mu.Unlock()
+	mustAsk[wire.DownProgress](t, c.client(), wire.MsgDown, wire.Down{})
+	select {
+	case err := <-c.end:
+		t.Errorf("it ends before: %v", err)
+		c.head = nil
+		return
+	case <-time.After(100 * time.Millisecond): // that nothing comes
+	}
+	o.mu.Lock()
+	j.idle = nil
+	close(idle)
+	o.mu.Unlock()
+	select {
+	case <-c.end:
+		c.head = nil
+	case <-time.After(testBound):
+		t.Error("it does not end")
 	}
 }

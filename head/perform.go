@@ -152,6 +152,7 @@ func (h *head) keepConfig() {
 
 // closeDown ends the head once those who wait for the end have been told.
 func (h *head) closeDown(left []string) {
+	h.outputs.rest(h.ctx)
 	h.tables.last(h.ctx)
 	told := time.After(toldBound)
 	tick := time.NewTicker(10 * time.Millisecond)
