@@ -105,6 +105,7 @@ func (o *outputs) failed(p wire.Proc) {
 // remove removes a copy, which is not there any more from the beginning on: another agent
 // might take what is half removed for what its processes wrote.
 func remove(at string) {
+	_ = os.Remove(at + packedSuffix)
 	dying := at + ".gone"
 	_ = os.RemoveAll(dying) // of the same attempt, by an agent that was killed
 	_ = os.Rename(at, dying)
@@ -142,14 +143,11 @@ func (o *outputs) give(ctx context.Context, j *wire.Job, p wire.Proc) {
 	t := o.a.trees
 	at := t.copyOf(p.Try)
 	put := wire.TreePut{Tree: wire.Tree{Job: p.Job, Path: fmt.Sprintf("outputs/%d.a%d/%d", p.Index, p.Attempt, p.Rank)}}
-	err := t.put(within, put, func(w io.Writer) error {
-		packed, err := t.open(within, j.Spec.DirSum)
-		if err != nil {
-			return err
-		}
-		defer packed.Close()
-		return bundle.PackOutputs(within, w, at, packed, j.Spec.Outputs)
-	})
+	packed, err := t.madeOf(within, j.Spec.DirSum, at)
+	if err == nil {
+		err = t.put(within, put, func(w io.Writer) error { return bundle.PackOutputs(within, w, at, packed, j.Spec.Outputs) })
+		packed.Close()
+	}
 	if ctx.Err() != nil {
 		return
 	}

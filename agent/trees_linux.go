@@ -73,6 +73,9 @@ func (t *trees) workdir(ctx context.Context, j *wire.Job, p wire.Proc) (string, 
 	if err != nil {
 		return "", errs.Wrap(errs.Unknown, err, "bringing the working directory to node %s", t.a.cfg.Node)
 	}
+	if len(s.Outputs) > 0 {
+		_ = os.Link(t.packed(s.DirSum), to+packedSuffix) // where that cannot be, it is brought again
+	}
 	return to, nil
 }
 
@@ -253,6 +256,22 @@ func (t *trees) open(ctx context.Context, sum string) (io.ReadCloser, error) {
 		return nil, err
 	}
 	_ = os.Chtimes(filepath.Dir(path), time.Now(), time.Now()) // used now
+	return openPacked(path)
+}
+
+// packedSuffix is behind the name of a copy with outputs at another name of what it was
+// made of: by the end of its task eight other working directories may have been here.
+const packedSuffix = ".packed"
+
+// madeOf reads the tar stream that the copy at a place was made of.
+func (t *trees) madeOf(ctx context.Context, sum, at string) (io.ReadCloser, error) {
+	if in, err := openPacked(at + packedSuffix); err == nil {
+		return in, nil
+	}
+	return t.open(ctx, sum)
+}
+
+func openPacked(path string) (io.ReadCloser, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, errs.Wrap(errs.Unavailable, err, "what the working directory is made of")
