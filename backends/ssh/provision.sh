@@ -129,7 +129,7 @@ receive() {
 # fetch ADDRESS PORT SECRET takes the rest from another host, and prints what goes wrong. It
 # is ended when nothing has come for a while.
 fetch() {
-	call "$@" </dev/null >>"$mine" 3>&- &
+	printf '%s\n' "$3" | call "$1" "$2" >>"$mine" 3>&- & # not among arguments, which all can see
 	caller_pid=$!
 	{
 		last=$had still=0 patience=$W
@@ -147,10 +147,10 @@ fetch() {
 }
 call() {
 	case $caller in
-	bash) LC_ALL=C exec bash -c 'exec 3<>"/dev/tcp/$0/$1" && printf "%s\n" "$2" >&3 && exec cat <&3' "$@" ;;
+	bash) LC_ALL=C exec bash -c 'read -r secret; exec 3<>"/dev/tcp/$0/$1" && printf "%s\n" "$secret" >&3 && exec cat <&3' "$@" ;;
 	python3) exec python3 -c 'import shutil, socket, sys
 s = socket.create_connection((sys.argv[1], int(sys.argv[2])), 5)
-s.sendall(sys.argv[3].encode() + b"\n")
+s.sendall(sys.stdin.buffer.readline())
 shutil.copyfileobj(s.makefile("rb"), sys.stdout.buffer)' "$@" ;;
 	esac
 }

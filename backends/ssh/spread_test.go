@@ -1,8 +1,10 @@
 package ssh
 
 import (
+	"bufio"
 	"bytes"
 	"context"
+	"crypto/rand"
 	"errors"
 	"net"
 	"net/netip"
@@ -363,4 +365,52 @@ func TestSumBeforeRun(t *testing.T) {
 	wants("none")
 	tool("sha256sum")
 	wants("bash")
+}
+
+// TestSecretUnseen: who takes the binary from a host does not show the secret to all on its
+// machine.
+func TestSecretUnseen(t *testing.T) {
+	for _, caller := range []string{"bash", "python3"} {
+		if _, err := exec.LookPath(caller); err != nil {
+			continue
+		}
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		secret := rand.Text()
+		seen := make(chan string, 1)
+		go func() {
+			defer l.Close()
+			c, err := l.Accept()
+			if err != nil {
+				seen <- err.Error()
+				return
+			}
+			defer c.Close()
+			line, _ := bufio.NewReader(c).ReadString('\n')
+			all, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+			for _, p := range all {
+				if b, _ := os.ReadFile(p); bytes.Contains(b, []byte(secret)) {
+					line += " in " + string(bytes.ReplaceAll(b, []byte{0}, []byte{' '}))
+				}
+			}
+			_, _ = c.Write([]byte("the binary"))
+			seen <- line
+		}()
+		got := filepath.Join(t.TempDir(), "got")
+		_, port, _ := net.SplitHostPort(l.Addr().String())
+		sh := exec.CommandContext(t.Context(), "/bin/sh", "-c", script+`M= W=60 had=0 mine=$1 caller=$2; { fetch 127.0.0.1 "$3" "$SECRET"; } 3>&1`, "sh", got, caller, port)
+		sh.Env = append(os.Environ(), "SECRET="+secret)
+		if out, err := sh.CombinedOutput(); err != nil {
+			t.Errorf("%s: %v %s", caller, err, out)
+		}
+		_ = l.Close()
+		if line := <-seen; line != secret+"\n" {
+			t.Errorf("%s says %q", caller, line)
+		}
+		if b, _ := os.ReadFile(got); string(b) != "the binary" {
+			t.Errorf("with %s %q came", caller, b)
+		}
+	}
 }
