@@ -32,10 +32,10 @@ const (
 	outputsEvery = 30 * time.Second
 	// restHere is how long a head that ends goes on bringing what it is bringing, restAway
 	// the same to another machine: less than `launcher down` waits for a head to be gone.
-	restHere = 8 * time.Second
-	restAway = 5 * time.Minute
-	cameFile     = "came"
-	whySuffix    = ".why"
+	restHere  = 8 * time.Second
+	restAway  = 5 * time.Minute
+	cameFile  = "came"
+	whySuffix = ".why"
 	// maxOutputsWhy bounds the reasons that are kept of a job.
 	maxOutputsWhy = 20
 )

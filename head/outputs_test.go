@@ -83,6 +83,9 @@ func TestOutputsDown(t *testing.T) {
 		return
 	case <-time.After(100 * time.Millisecond): // that nothing comes
 	}
+	if p := mustAsk[wire.DownProgress](t, c.client(), wire.MsgDown, wire.Down{}); !p.Final || p.Text != "the cluster is down" {
+		t.Errorf("whoever asks again is told %+v", p)
+	}
 	o.mu.Lock()
 	j.idle = nil
 	close(idle)

@@ -31,7 +31,9 @@ const (
 func (c *Core) downRequest(id uint64, r wire.Down) {
 	if c.down != nil {
 		c.down.ids = append(c.down.ids, id)
-		c.down.told = ""
+		if c.down.phase < downOver {
+			c.down.told = ""
+		}
 		if c.down.drain && !r.Drain { // not that patient any more
 			c.record(RecDown{Grace: r.Grace, At: c.now})
 			c.down.drain = false
@@ -119,14 +121,12 @@ func (c *Core) stepDown() {
 				break
 			}
 			w.phase = downOver
-			text := "the cluster is down"
+			w.told = "the cluster is down"
 			left := c.unconfirmed()
 			if len(left) > 0 {
-				text += ", but nothing confirmed the end of " + strings.Join(left, ", ")
+				w.told += ", but nothing confirmed the end of " + strings.Join(left, ", ")
 			}
-			for _, id := range w.ids {
-				c.answer(id, wire.DownProgress{Text: text, Final: true})
-			}
+			c.answerDown()
 			for _, id := range sortedKeys(c.wait) {
 				c.fail(id, errs.New(errs.Unavailable, "the cluster went down"))
 				delete(c.wait, id)
@@ -134,6 +134,7 @@ func (c *Core) stepDown() {
 			c.effect(CloseDown{Left: left})
 			return
 		case downOver:
+			c.answerDown() // those who have joined since: the shell may take a while to end
 			return
 		}
 	}
@@ -144,6 +145,14 @@ func (c *Core) stepDown() {
 			c.effect(Reply{ID: id, Resp: wire.DownProgress{Nodes: len(c.order), Text: text}, More: true})
 		}
 	}
+}
+
+// answerDown tells all who wait that it is over.
+func (c *Core) answerDown() {
+	for _, id := range c.down.ids {
+		c.answer(id, wire.DownProgress{Text: c.down.told, Final: true})
+	}
+	c.down.ids = nil
 }
 
 // unconfirmed names the nodes of which something may be left where they were.
