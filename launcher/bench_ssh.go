@@ -141,14 +141,14 @@ func (f *farm) cpu() float64 {
 	return cpuOf("="+filepath.Dir(f.dir), roots)
 }
 
-// spec is one for n of the hosts by the names of an ssh_config.
-func (f *farm) spec(n int, config string) string {
+// spec is one for n of the hosts by the names of an ssh_config, with the head there.
+func (f *farm) spec(n int, config, head string) string {
 	var names []string
 	for i := range n {
 		names = append(names, strconv.Quote(f.name(i)))
 	}
-	return fmt.Sprintf("version = 1\nname = \"bench\"\n[head]\nwhere = \"here\"\n[[pool]]\nname = \"box\"\nbackend = \"ssh\"\nmin = %d\nhosts = [%s]\nssh_config = %q\nresources = { cpu = 1, memory = \"64MiB\" }\n",
-		n, strings.Join(names, ", "), config)
+	return fmt.Sprintf("version = 1\nname = \"bench\"\n[head]\nwhere = %q\n[[pool]]\nname = \"box\"\nbackend = \"ssh\"\nmin = %d\nhosts = [%s]\nssh_config = %q\nresources = { cpu = 1, memory = \"64MiB\" }\n",
+		head, n, strings.Join(names, ", "), config)
 }
 
 // bring brings a cluster of such hosts up and down again, and gives the time to its being up
@@ -202,36 +202,41 @@ func benchSSH(ctx context.Context, e *benchEnv, emit func(benchRow)) error {
 }
 
 func (f *farm) ups(ctx context.Context, e *benchEnv, emit func(benchRow)) error {
-	if err := os.WriteFile(e.spec, []byte(f.spec(benchHosts, f.config)), 0o600); err != nil {
-		return errs.Wrap(errs.Permission, err, "the spec")
-	}
-	fresh, freshCPU, err := f.bring(ctx, e, benchHosts) // the binary gets there
-	if err != nil {
-		return err
-	}
-	var bare, bareCPU, upCPU []float64
-	up, steal, err := e.median(ctx, e.repeats, func() (float64, error) {
-		w, c, err := f.ssh(ctx)
-		if err != nil {
-			return 0, err
-		}
-		bare, bareCPU = append(bare, w), append(bareCPU, c)
-		w, c, err = f.bring(ctx, e, benchHosts)
-		upCPU = append(upCPU, c)
-		return w, err
-	})
-	if err != nil {
-		return err
-	}
 	const of = "`ssh true` to all at once"
 	row := func(what, unit string, v, limit float64, r benchRow) {
 		r.Bench, r.What, r.Value, r.Unit, r.Limit, r.Of, r.Ratio = "up-ssh", fmt.Sprintf("%s, %d hosts", what, benchHosts), v, unit, limit, of, v/limit
 		emit(r)
 	}
-	emit(benchRow{Bench: "up-ssh", What: fmt.Sprintf("up with the binary's copy, %d hosts (all on this machine)", benchHosts), Value: fresh, Unit: "s"})
-	emit(benchRow{Bench: "up-ssh", What: "CPU of it", Value: freshCPU, Unit: "s"})
-	row("CPU of up", "s", mid(upCPU), mid(bareCPU), benchRow{})
-	row("up", "s", up, mid(bare), benchRow{Target: 2 * mid(bare), Less: true, Steal: steal})
+	for i, head := range []string{"here", "auto"} {
+		if err := os.WriteFile(e.spec, []byte(f.spec(benchHosts, f.config, head)), 0o600); err != nil {
+			return errs.Wrap(errs.Permission, err, "the spec")
+		}
+		if i == 0 { // the binary gets there
+			fresh, cpu, err := f.bring(ctx, e, benchHosts)
+			if err != nil {
+				return err
+			}
+			emit(benchRow{Bench: "up-ssh", What: fmt.Sprintf("up with the binary's copy, %d hosts (all on this machine)", benchHosts), Value: fresh, Unit: "s"})
+			emit(benchRow{Bench: "up-ssh", What: "CPU of it", Value: cpu, Unit: "s"})
+		}
+		var bare, bareCPU, upCPU []float64
+		up, steal, err := e.median(ctx, e.repeats, func() (float64, error) {
+			w, c, err := f.ssh(ctx)
+			if err != nil {
+				return 0, err
+			}
+			bare, bareCPU = append(bare, w), append(bareCPU, c)
+			w, c, err = f.bring(ctx, e, benchHosts)
+			upCPU = append(upCPU, c)
+			return w, err
+		})
+		if err != nil {
+			return err
+		}
+		where := map[string]string{"here": "head here", "auto": "head on the first"}[head]
+		row("CPU of up, "+where, "s", mid(upCPU), mid(bareCPU), benchRow{})
+		row("up, "+where, "s", up, mid(bare), benchRow{Target: 2 * mid(bare), Less: true, Steal: steal})
+	}
 	return nil
 }
 
@@ -252,7 +257,7 @@ func (f *farm) copies(ctx context.Context, e *benchEnv, emit func(benchRow)) err
 		filepath.Join(f.dir, "id"), filepath.Join(f.dir, "known"))
 	err = os.WriteFile(config, []byte(text), 0o600)
 	if err == nil {
-		err = os.WriteFile(e.spec, []byte(f.spec(1, config)), 0o600)
+		err = os.WriteFile(e.spec, []byte(f.spec(1, config, "here")), 0o600)
 	}
 	if err != nil {
 		return errs.Wrap(errs.Permission, err, "the spec")
