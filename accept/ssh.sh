@@ -50,6 +50,7 @@ if wants head; then
 	gotest head.acknowledged-with-copies ./head '^TestFollowersHaveIt$|^TestMachineLostAnyTime$'
 	gotest head.working-directories ./head '^TestTreesFollow$'
 	gotest head.lonely ./head '^TestLonely$'
+	gotest head.checkpoints-gone ./head/... '^TestCheckpointsGone$|^TestLostCheckpoints$'
 	gotest head.output-of-lost ./head/core '^TestTranscripts$/^lostlogs$'
 	gotest head.lost-in-array ./launcher '^TestSSHHeadLost$'
 fi

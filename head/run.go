@@ -407,6 +407,9 @@ func (h *head) recover(again bool) error {
 	if cfg.Roam = h.config.Roam; cfg.Roam != "" {
 		cfg.Seat, cfg.Why, cfg.Doubted = h.config.Seat, cmp.Or(h.o.Why, h.config.Why), h.o.Doubted
 	}
+	if cfg.Term > 0 {
+		cfg.Gone = h.lostCheckpoints(d)
+	}
 	h.core = core.New(cfg, d)
 	return nil
 }

@@ -13,9 +13,11 @@ import (
 	"regexp"
 	"slices"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
+	"launcher/head/core"
 	"launcher/head/record"
 	"launcher/internal/errs"
 	"launcher/wire"
@@ -63,6 +65,22 @@ func (h *head) treePath(t wire.Tree, as *regexp.Regexp) (string, error) {
 		return "", errs.Wrap(errs.NotFound, err, "there is no job %d", t.Job)
 	}
 	return filepath.Join(h.state, "jobs", strconv.FormatUint(uint64(t.Job), 10), t.Path), nil
+}
+
+// lostCheckpoints gives the committed checkpoints in the record that are not on this machine.
+func (h *head) lostCheckpoints(d *core.Durable) (out []core.RecCheckpoint) {
+	for _, x := range d.Checkpoints() {
+		_, rel, ok := strings.Cut(x.Path, fmt.Sprintf("/jobs/%d/checkpoints/", x.Job))
+		if !ok || !filepath.IsLocal(rel) {
+			continue // elsewhere: the spec said where
+		}
+		_, err := os.Stat(filepath.Join(h.state, "jobs", strconv.FormatUint(uint64(x.Job), 10), "checkpoints", rel))
+		if errors.Is(err, fs.ErrNotExist) {
+			h.log.Warn("a checkpoint was lost with the head's machine", "job", x.Job, "task", x.Index, "step", x.Step)
+			out = append(out, x)
+		}
+	}
+	return out
 }
 
 // putTree takes a tree.

@@ -41,8 +41,9 @@ type Config struct {
 	Suspect int64 // silence after which a node gets nothing new; 5 s
 	Lost    int64 // silence after which its work is run again elsewhere; 15 s
 
-	Term   uint64        // how often the head was started elsewhere from a copy of the journal
-	Silent []wire.NodeID // nodes that were not heard of for so long that they count as lost
+	Gone   []RecCheckpoint // lost with the machine of the head before, when Term is new
+	Term   uint64          // how often the head was started elsewhere from a copy of the journal
+	Silent []wire.NodeID   // nodes that were not heard of for so long that they count as lost
 
 	Roam    string        // the pool into whose allocations the head goes; "" = none
 	Seat    wire.NodeID   // with Roam: the node that it is on; "" = it is at home

@@ -311,7 +311,14 @@ func (d *Durable) applyCheckpoint(j *jobD, r RecCheckpoint) {
 		c = &checkD{}
 		j.Checks[r.Index] = c
 	}
-	c.List = append(slices.Clone(c.List), r)
+	c.List = slices.Clone(c.List)
+	if r.Gone {
+		for k := range c.List {
+			c.List[k].Gone = c.List[k].Gone || c.List[k].Path == r.Path && c.List[k].Step == r.Step
+		}
+		return
+	}
+	c.List = append(c.List, r)
 	for _, old := range c.surplus(j.Spec.Train) {
 		c.List = slices.DeleteFunc(c.List, func(x RecCheckpoint) bool { return x.Path == old.Path && x.Step == old.Step })
 	}

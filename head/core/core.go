@@ -190,6 +190,12 @@ func (c *Core) start() {
 		epoch = wire.Epoch(c.cfg.Term<<wire.TermShift) + 1
 	}
 	c.record(RecHead{Epoch: epoch, Cluster: c.cfg.Cluster, Nonce: c.cfg.Nonce, Version: c.cfg.Version, At: c.now, Again: c.cfg.Again, Moved: moved, Seat: c.cfg.Seat, Why: c.cfg.Why})
+	if moved {
+		for _, x := range c.cfg.Gone {
+			x.Gone = true
+			c.record(x)
+		}
+	}
 	if moved && c.d.st.SpecText != c.cfg.SpecText { // it may have been changed since that was written
 		c.effect(ConfigChanged{Pools: c.d.st.Pools, SpecText: c.d.st.SpecText, SpecPath: c.d.st.SpecPath})
 	} else if first || c.cfg.Again || c.d.st.SpecText != c.cfg.SpecText || len(c.d.st.Pools) == 0 {

@@ -373,11 +373,26 @@ func (j *jobD) ranger() (jobs.Ranger, bool) {
 
 // newest gives the checkpoint that a new attempt starts from.
 func (j *jobD) newest(i uint32) (path string, step int64) {
-	if c := j.Checks[i]; c != nil && len(c.List) > 0 {
-		n := c.List[len(c.List)-1]
-		return n.Path, n.Step
+	if c := j.Checks[i]; c != nil {
+		for _, n := range slices.Backward(c.List) {
+			if !n.Gone {
+				return n.Path, n.Step
+			}
+		}
 	}
 	return "", 0
+}
+
+// Checkpoints lists the committed checkpoints of jobs that are not over.
+func (d *Durable) Checkpoints() (out []RecCheckpoint) {
+	for _, id := range sortedKeys(d.st.Jobs) {
+		if j := d.st.Jobs[id]; !j.State.Terminal() {
+			for _, i := range sortedKeys(j.Checks) {
+				out = append(out, j.Checks[i].List...)
+			}
+		}
+	}
+	return out
 }
 
 func (j *jobD) logEnd(n wire.NodeID, e wire.Epoch, end int64) {

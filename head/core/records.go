@@ -253,7 +253,8 @@ type RecTold struct {
 	Leave   wire.LeaveReason
 }
 
-// RecCheckpoint: every rank has reported Step, and the checkpoint under Path is whole.
+// RecCheckpoint: every rank has reported Step, and the checkpoint under Path is whole. With
+// Gone: it was lost with the head's machine.
 type RecCheckpoint struct {
 	Job     wire.JobID
 	Index   uint32
@@ -262,6 +263,7 @@ type RecCheckpoint struct {
 	Path    string
 	Score   *float64
 	At      int64
+	Gone    bool
 }
 
 // RecJobEnd ends a job from outside its machine: cancelled, impossible, cluster down.
