@@ -117,6 +117,7 @@ if wants demo || wants net; then
 			nettest files.outputs TestRootNetOutputs &
 			nettest files.program TestRootNetProgram &
 			nettest files.killed TestRootNetOutputsKilled &
+			nettest files.down TestRootNetOutputsDown &
 			nettest demo.four-hosts TestRootNetDemo &
 		fi
 		if wants net; then # a link cut in a job, for a minute, for longer than `lost`

@@ -275,6 +275,29 @@ func TestRootNetOutputsKilled(t *testing.T) {
 	h.OK("down", "boxes")
 }
 
+// TestRootNetOutputsDown: down lets outputs arrive that are on their way to a laptop with a
+// narrow link.
+func TestRootNetOutputsDown(t *testing.T) {
+	n := netTest(t)
+	n.Host("h1", testkit.HostOptions{})
+	h := n.Laptop
+	h.Write("boxes.toml", netSpec(n, "pool:box", "box: h1"))
+	h.OK("up", "boxes.toml")
+	n.Port.Rate("20mbit")
+	const size = 12 << 20
+	job := strings.TrimSpace(h.OK("run", "--detach", "--outputs", "big", "--", "sh", "-c", fmt.Sprintf("head -c %d /dev/urandom >big", size)))
+	testkit.Eventually(t, testkit.Bound, func() string {
+		if out := h.OK("jobs", "--all"); !strings.Contains(out, "done") {
+			return "job " + job + " has not ended: " + out
+		}
+		return ""
+	})
+	h.OK("down", "boxes")
+	if got := len(h.Read("big")); got != size {
+		t.Errorf("%d of %d bytes came", got, size)
+	}
+}
+
 // lastJob is the number of the newest job.
 func lastJob(t *testing.T, h *testkit.Home) string {
 	t.Helper()
