@@ -2,7 +2,9 @@ package broker
 
 import (
 	"context"
+	"errors"
 	"io"
+	"io/fs"
 	"log/slog"
 	"net"
 	"os"
@@ -250,7 +252,7 @@ func (f *awayFront) follow(ctx context.Context) error {
 		case time.Since(heard) >= headLost:
 			why := "node " + string(at) + ", where it was, has not been heard of for " + headLost.String()
 			f.log.Warn("the head is lost; it goes on here", "node", at, "err", err)
-			if err := os.Remove(filepath.Join(f.dir, wire.HeadSeatFile)); err != nil {
+			if err := os.Remove(filepath.Join(f.dir, wire.HeadSeatFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 				return errs.Wrap(errs.Permission, err, "the state directory")
 			}
 			return &Home{Why: why, Doubted: []wire.NodeID{at}}
