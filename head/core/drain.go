@@ -53,7 +53,7 @@ func (c *Core) unask(p *pool, k int) {
 	slices.SortFunc(subs, func(a, b *subD) int { return cmp.Or(cmp.Compare(b.At, a.At), cmp.Compare(b.Token, a.Token)) })
 	for _, s := range subs {
 		for _, a := range slices.Backward(s.Allocs) {
-			if _, waits := p.waits[string(a.Handle)]; waits && s.Pool == p.spec.Name && !a.Ended {
+			if _, waits := p.waits[string(a.Handle)]; waits && s.Pool == p.spec.Name && !a.Ended && !c.begun(s, a) {
 				if all = append(all, a); p.cancel[string(a.Handle)] {
 					k -= len(a.Nodes) // on its way back
 				}

@@ -525,6 +525,17 @@ func (c *Core) awaited(s *subD, a *allocD) bool {
 	return false
 }
 
+// begun reports that a node of an allocation has joined, whatever the backend has said of it
+// last.
+func (c *Core) begun(s *subD, a *allocD) bool {
+	for k, id := range s.Nodes {
+		if d := c.d.st.Nodes[id]; d != nil && d.Epoch == s.Epochs[k] && d.State != nodeAsked && slices.Contains(a.Nodes, id) {
+			return true
+		}
+	}
+	return false
+}
+
 // watchJoin ends an allocation that runs and whose nodes do not join.
 func (c *Core) watchJoin(p *pool, s *subD, a *allocD) {
 	h := string(a.Handle)

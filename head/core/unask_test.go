@@ -113,6 +113,43 @@ func TestTheNewestIsTakenBack(t *testing.T) {
 	}
 }
 
+// An allocation whose node has joined has begun, whatever the backend has said of it last: work
+// may be there.
+func TestWhatHasJoinedIsNotTakenBack(t *testing.T) {
+	c := queue(t, wire.Pool{Max: 2})
+	gang := func(id uint64, at int64) {
+		c.Step(at, ClientReq{ID: id, Req: wire.Submit{Token: strings.Repeat("x", int(id)), Spec: wire.JobSpec{Kind: wire.KindRun, Command: []string{"x"},
+			Nodes: 1, Ranks: 1, RanksPerNode: 1, Resources: wire.Resources{CPU: wire.Unit}}}})
+	}
+	gang(1, second)
+	old := sortedKeys(c.d.st.Subs)[0]
+	c.Step(2*second, Submitted{Token: old, Allocs: []Alloc{{Handle: []byte("old"), Nodes: c.d.st.Subs[old].Nodes}}})
+	gang(2, 3*second)
+	first(c, 4, 8, func(Output) bool { return len(c.d.st.Subs) > 1 })
+	var young string
+	for token := range c.d.st.Subs {
+		if token != old {
+			young = token
+		}
+	}
+	c.Step(9*second, Submitted{Token: young, Allocs: []Alloc{{Handle: []byte("young"), Nodes: c.d.st.Subs[young].Nodes}}})
+	c.Step(9*second, pendings("old", "young"))
+	c.Step(10*second, ClientReq{ID: 90, Req: wire.Cancel{Job: 1}})
+	c.Step(10*second, ClientReq{ID: 91, Req: wire.Cancel{Job: 2}})
+	j := c.jobs[submitOne(c, 11*second, wire.JobSpec{})]
+	s := c.d.st.Subs[young]
+	c.Step(15*second, AgentUp{Node: s.Nodes[0], Epoch: s.Epochs[0], Hello: wire.Hello{Total: wire.Resources{CPU: wire.Unit}}})
+	c.Step(15*second, AgentMsg{Node: s.Nodes[0], Epoch: s.Epochs[0], Msg: wire.Running{Items: []wire.TryState{{Try: j.try(0), Running: true, Started: 15 * second}}}})
+	if j.running != 1 {
+		t.Fatal("the node that has joined has no work")
+	}
+	var got []string
+	first(c, 16, 60, func(o Output) bool { got = append(got, cancels(o)...); return false })
+	if strings.Join(got, " ") != "old" {
+		t.Errorf("%q are given back, wanted the one that waits", got)
+	}
+}
+
 // max_jobs holds however many nodes are asked for at once.
 func TestMaxJobsIsNotOverrun(t *testing.T) {
 	for _, x := range []struct{ jobs, per, ask, want int }{{2, 1, 4, 2}, {2, 2, 4, 4}, {1, 3, 4, 3}, {1, 0, 4, 4}, {3, 2, 5, 5}} {
