@@ -77,7 +77,7 @@ fi
 
 # ---------------------------------------------------------------- nodes that leave
 if wants drain; then
-	spec leaving 3 2
+	spec leaving 4 2
 	L up "$WORK/leaving.toml" >/dev/null 2>&1
 	cluster=leaving program drain.py
 	L down leaving >/dev/null 2>&1

@@ -1,4 +1,4 @@
-"""Points about nodes that are drained, on a cluster of three: two of them leave here."""
+"""Points about nodes that are drained, on a cluster of four: three of them leave here."""
 
 import os
 import signal
@@ -57,6 +57,28 @@ def moves():
     again = os.path.getsize(RAN) - 20
     assert again == 0, f"{again} results were made again"
     return f"222 objects are where nodes stay, {took:.1f} s after the word to drain; nothing was made again"
+
+
+@ray.remote(max_retries=0)
+def last(began, told):
+    open(began, "w").close()
+    while not os.path.exists(told):
+        time.sleep(0.01)
+    return [ray.put(b"p" * 2_000_000)]
+
+
+@point("drain.last", 90)
+def while_it_works():
+    """What the last task of a node leaves, which runs when the node is drained."""
+    node, told = next(n for n in up() if n != HERE), RAN + "-told"
+    began = RAN + "-began"
+    ref = last.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=True)).remote(began, told)
+    eventually("it runs there", lambda: os.path.exists(began), 30)
+    launcher("drain", node)
+    open(told, "w").close()
+    eventually("it has left", lambda: node not in [n["id"] for n in launcher("nodes")["nodes"] if n["state"] in ("up", "draining")], 60)
+    assert ray.get(ray.get(ref)[0]) == b"p" * 2_000_000
+    return "what it put is where nodes stay"
 
 
 @point("drain.killed", 90)

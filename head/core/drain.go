@@ -122,7 +122,7 @@ func (c *Core) watchDrain(n *node, d *nodeD) {
 		c.tellAll(n, d.Drain.Deadline) // those not known to run were not told
 	}
 	switch {
-	case !n.vacant() && !c.overdue(n, d.Drain), c.awaitSeat(n):
+	case !c.overdue(n, d.Drain) && (!n.vacant() || c.unsettled(n)), c.awaitSeat(n):
 	case !n.leaving:
 		n.leaving, n.asked = true, c.now
 		c.send(n, wire.MsgShutdown, wire.Shutdown{Grace: defaultGrace, Why: "the node is drained"})
@@ -130,6 +130,14 @@ func (c *Core) watchDrain(n *node, d *nodeD) {
 		c.nodeGone(n, false, "it did not leave when it was drained")
 	}
 }
+
+// lastValues is how long after its last task a node may not have said yet that others need
+// what that has left: those who refer to it tell the node, it looks, and its next beat tells.
+const lastValues = 3 * second
+
+// unsettled reports whether a node may have values of which it has not told that others need
+// them.
+func (c *Core) unsettled(n *node) bool { return n.tasked != 0 && c.now-n.tasked < lastValues }
 
 // overdue reports whether a node leaves although programs' tasks and actors are still there, or
 // values that others need: its time is over.

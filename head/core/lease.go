@@ -207,6 +207,7 @@ func (c *Core) cut(l *lease, k int, why string, tell ...*node) {
 func (c *Core) dropLease(l *lease) {
 	delete(l.to.takes, l.id)
 	delete(l.on.gives, l.id)
+	l.on.tasked = c.now
 }
 
 // endLeases ends what a node has given and taken: it is away, gone, or begins anew.
@@ -273,6 +274,6 @@ func (c *Core) beatRoom(n *node, b *wire.Beat) {
 		c.touchNode(n)
 	}
 	if !n.tasks.Nothing() || b.Needed {
-		n.idle = 0
+		n.idle, n.tasked = 0, c.now
 	}
 }

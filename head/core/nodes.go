@@ -57,6 +57,7 @@ type node struct {
 	reaches   map[uint32]reach        // what it has told of reaching others
 	probed    map[uint32]int64        // when it was asked that
 	programs  wire.Programs
+	tasked    int64 // when it last had tasks of programs, or may have had
 }
 
 // share is what a node has of a job with single-rank tasks: queued and running.
@@ -141,6 +142,9 @@ func (c *Core) agentUp(ev AgentUp) {
 		n = c.newNode(d)
 	}
 	n.hello, n.conn, n.greeted, n.seen, n.suspect = h, true, true, c.now, false
+	if c.durable(n).Drain != nil {
+		n.tasked = c.now // another head may know that it had
+	}
 	n.offset = h.Clock - c.now
 	if h.Clock == 0 {
 		n.offset = 0

@@ -170,6 +170,38 @@ func TestMaxJobsIsNotOverrun(t *testing.T) {
 	}
 }
 
+// What the last task of a node leaves is known to be needed only some time after it: by then
+// a node that is drained has not left.
+func TestLastTaskLeavesNeededValues(t *testing.T) {
+	c := queue(t, wire.Pool{Max: 2})
+	submitOne(c, second, wire.JobSpec{})
+	join(c, sortedKeys(c.d.st.Subs)[0], "h", 2*second)
+	c.Step(3*second, AgentMsg{Node: "burst-0", Epoch: 1, Msg: wire.Done{Seq: 1, Items: []wire.Ended{{Proc: wire.Proc{Try: wire.Try{Task: wire.Task{Job: 1}, Attempt: 1}}}}}})
+	ends := int64(0)
+	look := func(o Output) bool {
+		for _, e := range o.Effects {
+			if s, ok := e.(SendAgent); ok && s.Typ == wire.MsgShutdown {
+				ends = c.now
+			}
+		}
+		return ends != 0
+	}
+	one := wire.Resources{CPU: wire.Unit}
+	beat := func(at int64, b wire.Beat) { look(c.Step(at, AgentMsg{Node: "burst-0", Epoch: 1, Msg: b})) }
+	beat(5*second, wire.Beat{Tasks: one})
+	look(c.Step(6*second, ClientReq{ID: 9, Req: wire.DrainRequest{Node: "burst-0"}}))
+	beat(7*second, wire.Beat{Free: one})
+	look(c.Step(7*second, Tick{}))
+	beat(8*second, wire.Beat{Free: one, Needed: true})
+	if at := first(c, 9, 30, look); at != 0 || ends != 0 {
+		t.Fatalf("it leaves at %v with what its last task has left", ends)
+	}
+	beat(31*second, wire.Beat{Free: one})
+	if at := first(c, 32, 60, look); at == 0 {
+		t.Error("it never leaves")
+	}
+}
+
 // A node with values that others need is not idle; one that is drained stays until they are
 // elsewhere, or its time is over, and who follows its life is told.
 func TestNeededValuesKeepANode(t *testing.T) {
