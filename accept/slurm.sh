@@ -45,6 +45,11 @@ if wants bad; then
 	gotest bad.silent-and-said ./head/core '^TestSilentAndSaid$'
 fi
 
+# ---------------------------------------------------------------- 4 four minutes of work in allocations of one minute, beside what follows
+if wants training; then
+	gotest training.allocations ./launcher '^TestSlurmTraining$' -timeout 900s &
+fi
+
 # ---------------------------------------------------------------- 3 the cluster: up, run, down
 if wants cluster; then
 	gotest cluster.up-run-down ./launcher '^TestSlurmCluster$'
@@ -78,11 +83,6 @@ if wants head; then
 	gotest head.lost ./launcher '^TestHeadNodeLost$'
 fi
 
-# ---------------------------------------------------------------- 4 four minutes of work in allocations of one minute
-if wants training; then
-	gotest training.allocations ./launcher '^TestSlurmTraining$' -timeout 900s
-fi
-
 # ---------------------------------------------------------------- 5 in a batch script
 if wants allocation; then
 	gotest allocation.run ./launcher '^TestSlurmAllocation$'
@@ -103,6 +103,8 @@ if wants site; then
 	gotest site.firewall ./backends/slurm '^TestGate|^TestWay'
 	gotest site.examples ./launcher '^TestSlurmExamples$'
 fi
+
+wait # for the training
 
 # ---------------------------------------------------------------- 6 nodes with a network, processes and /tmp of their own
 if wants demo; then
