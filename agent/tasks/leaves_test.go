@@ -54,6 +54,35 @@ func TestOwnerLeaves(t *testing.T) {
 	}
 }
 
+// Those who refer to what was moved may be told that the node is gone while that still ends:
+// they let go of it, and the copies stay.
+func TestToldBeforeItHasLeft(t *testing.T) {
+	p := newPair(t, 1, 1)
+	a, b := p.nodes[0], p.nodes[1]
+	a.driver(1)
+	b.driver(1)
+	a.frame(1, sdk.MsgPut, append(bytesOf(copiedLarge), shared()...))
+	b.frame(1, sdk.MsgHold, bytesOf(copiedLarge))
+	p.pump()
+	a.c.NodeLeaves(a.now, 7)
+	if err := a.c.Copy(a.now, copiedLarge, 1, 9); err != nil {
+		t.Fatal(err)
+	}
+	a.c.Copied(a.now, copiedLarge, 9, "")
+	a.frame(1, sdk.MsgRelease, bytesOf(copiedLarge))
+	a.take()
+	a.fx = nil
+	for id, cl := range a.c.clients {
+		if cl.Kind == sdk.KindPeer {
+			a.c.Gone(a.now, id, "it needs nothing here any more")
+		}
+	}
+	a.take()
+	if a.c.objects[copiedLarge] == nil || slices.ContainsFunc(a.fx, func(e Effect) bool { _, ok := e.(Uncopy); return ok }) {
+		t.Fatalf("it is let go of: %v", a.fx)
+	}
+}
+
 // One that cannot keep it is followed by another one.
 func TestHavenIsFull(t *testing.T) {
 	p := newPair(t, 1, 1)

@@ -35,6 +35,10 @@ func (c *Core) Unstarted(now int64, worker uint32) {
 func (c *Core) Gone(now int64, client uint32, cause string) {
 	c.now = now
 	if cl := c.clients[client]; cl != nil {
+		if cl.Kind == sdk.KindPeer && cl.Job == "" && c.going.nodes[c.cfg.Number] {
+			c.Away(now, client) // it has been told that this node is gone, and may want what was moved
+			return
+		}
 		if cl.pool != nil && !cl.up { // it died before it said anything
 			cl.pool.failed++
 			cl.pool.lastErr = cause
