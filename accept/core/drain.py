@@ -70,8 +70,8 @@ def last(began, told):
 @point("drain.last", 90)
 def while_it_works():
     """What the last task of a node leaves, which runs when the node is drained."""
-    node, told = next(n for n in up() if n != HERE), RAN + "-told"
-    began = RAN + "-began"
+    node = next(n for n in up() if n != HERE)
+    began, told = (f"{RAN}-{os.getpid()}-{x}" for x in ("began", "told"))
     ref = last.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=True)).remote(began, told)
     eventually("it runs there", lambda: os.path.exists(began), 30)
     launcher("drain", node)
