@@ -51,6 +51,7 @@ if wants head; then
 	gotest head.working-directories ./head '^TestTreesFollow$'
 	gotest head.lonely ./head '^TestLonely$'
 	gotest head.checkpoints-gone ./head/... '^TestCheckpointsGone$|^TestLostCheckpoints$'
+	gotest head.checkpoints-gone-why ./head/core '^TestTranscripts$/^lostchecks$'
 	gotest head.output-of-lost ./head/core '^TestTranscripts$/^lostlogs$'
 	gotest head.lost-in-array ./launcher '^TestSSHHeadLost$'
 fi
@@ -124,6 +125,7 @@ if wants demo || wants net; then
 			nettest net.laptop-away TestRootNetLaptop &
 			nettest net.host-cut TestRootNetCut &
 			nettest net.head-cut-and-lost TestRootNetHead &
+			nettest head.training TestRootNetHeadTraining &
 			nettest net.power-off TestRootNetPower &
 			nettest net.two-factors TestRootNetTwoFactors &
 			nettest net.loss-delay-rate TestRootNetBad &

@@ -314,11 +314,14 @@ func (d *Durable) applyCheckpoint(j *jobD, r RecCheckpoint) {
 	c.List = slices.Clone(c.List)
 	if r.Gone {
 		for k := range c.List {
-			c.List[k].Gone = c.List[k].Gone || c.List[k].Path == r.Path && c.List[k].Step == r.Step
+			if x := &c.List[k]; !x.Gone && x.Path == r.Path && x.Step == r.Step {
+				x.Gone, x.At = true, r.At
+			}
 		}
 		return
 	}
-	c.List = append(c.List, r)
+	// Those that are gone are in nobody's way, as the best or the newest.
+	c.List = append(slices.DeleteFunc(c.List, func(x RecCheckpoint) bool { return x.Gone }), r)
 	for _, old := range c.surplus(j.Spec.Train) {
 		c.List = slices.DeleteFunc(c.List, func(x RecCheckpoint) bool { return x.Path == old.Path && x.Step == old.Step })
 	}

@@ -192,7 +192,7 @@ func (c *Core) start() {
 	c.record(RecHead{Epoch: epoch, Cluster: c.cfg.Cluster, Nonce: c.cfg.Nonce, Version: c.cfg.Version, At: c.now, Again: c.cfg.Again, Moved: moved, Seat: c.cfg.Seat, Why: c.cfg.Why})
 	if moved {
 		for _, x := range c.cfg.Gone {
-			x.Gone = true
+			x.Gone, x.At = true, c.now
 			c.record(x)
 		}
 	}

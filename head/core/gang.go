@@ -312,7 +312,7 @@ func (c *Core) claimGangs(n *node, states []wire.GangState) (drop []wire.Try) {
 				c.record(RecLost{Job: j.id, Node: n.id, Ranges: []wire.Range{one(t.Index)}, Free: true, Cause: "its start did not reach node " + string(n.id), At: c.now})
 			}
 			c.gangChanged(j, t.Index)
-		case !s.Started && (g.stopping || j.d.Cancel != nil):
+		case !s.Started && (g.stopping || j.d.Cancel != nil || j.d.startLost(t.Index)):
 			c.tellJob(n, j)
 			c.record(RecLost{Job: j.id, Node: n.id, Ranges: []wire.Range{one(t.Index)}, Free: true, Cause: "stopped before it started", At: c.now})
 			drop = append(drop, s.Gang)

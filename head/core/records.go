@@ -254,7 +254,7 @@ type RecTold struct {
 }
 
 // RecCheckpoint: every rank has reported Step, and the checkpoint under Path is whole. With
-// Gone: it was lost with the head's machine.
+// Gone: it was lost with the head's machine, which was found At that time.
 type RecCheckpoint struct {
 	Job     wire.JobID
 	Index   uint32

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -27,7 +28,7 @@ var testMachines = map[wire.Kind]Maker{wire.KindRun: run.New, wire.KindArray: ru
 // gave. After every Step the records so far are replayed into an empty Durable, which
 // must equal the core's.
 //
-//	head [pool=NAME:MIN:MAX ...]       a first head; without pools: the head crashes, its journal stays; "again": after a down
+//	head [pool=NAME:MIN:MAX ...]       a first head; without pools: the head crashes, its journal stays; "again": after a down; "moved PATH...": elsewhere, without these checkpoints
 //	tick DURATION                      time passes, with a Tick each second
 //	stall DURATION                     time passes without, then a Tick
 //	hello NODE EPOCH RESOURCES [try=1.0#1 run=1.1#1 gang=2.0#1:FIRST:COUNT held=2.0#1:COUNT end=1.3#1=0 seq=N]
@@ -119,7 +120,15 @@ func (p *player) line(w *strings.Builder, line string) {
 			}
 		}
 		p.cfg.Again = len(f) == 2 && f[1] == "again"
-		if len(f) > 1 && !p.cfg.Again {
+		p.cfg.Gone = nil
+		if len(f) > 1 && f[1] == "moved" {
+			p.cfg.Term++
+			for _, x := range d.Checkpoints() {
+				if slices.Contains(f[2:], x.Path) {
+					p.cfg.Gone = append(p.cfg.Gone, x)
+				}
+			}
+		} else if len(f) > 1 && !p.cfg.Again {
 			p.cfg = Config{Cluster: "lab", Nonce: "n", RecordDir: "/rec", Machines: testMachines, Version: "v"}
 			for _, x := range f[1:] {
 				x = strings.TrimPrefix(x, "pool=")

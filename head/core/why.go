@@ -235,6 +235,7 @@ func (c *Core) whyJob(d *jobD) []string {
 	out = append(out, c.heldOutput(d.ID)...)
 	out = append(out, c.whyGroups(fmt.Sprint(d.ID))...)
 	out = append(out, c.halfSaved(j)...)
+	out = append(out, d.lostChecks()...)
 	out = append(out, c.whyPrograms(j)...)
 	if j.pending.len() > 0 {
 		out = append(out, c.waiting(j)...)
