@@ -29,7 +29,7 @@ func TestRootNetHeadTraining(t *testing.T) {
 		}
 		return "the journal is not copied: " + out
 	})
-	r := h.Start("train", "-n", "3", "--per-node", "1", "train.py", "--pause", "12", "--out", "/tmp/w1.npy")
+	r := h.Start("train", "-n", "3", "--per-node", "1", "train.py", "--pause", "2", "--out", "/tmp/w1.npy")
 	testkit.Eventually(t, testkit.Bound, func() string {
 		if !strings.Contains(r.Out(), "step 3") {
 			return "no step 3: " + r.Out() + r.Err()
