@@ -4,7 +4,6 @@
 source "$(dirname "$0")/lib.sh"
 export LAUNCHER_TEST_SSH=all
 wants() { [ -z "${ONLY:-}" ] || for w in $ONLY; do case $1 in "$w"*) return 0 ;; esac; done; [ -z "${ONLY:-}" ]; }
-export LAUNCHER_TEST_SSH=all
 
 # ---------------------------------------------------------------- 1 reaching hosts
 if wants reach; then
@@ -42,7 +41,6 @@ fi
 
 # ---------------------------------------------------------------- the head survives the loss of its host
 if wants head; then
-	export LAUNCHER_TEST_SSH=all
 	gotest head.where ./configs '^TestHeadPool$'
 	gotest head.first-host ./launcher '^TestSSHHeadAuto$'
 	gotest head.copies ./wire/follow .
