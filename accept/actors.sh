@@ -8,7 +8,6 @@ OWN=(LAUNCHER="$ROOT/.build/launcher" PYTHONPATH="$ROOT/python" PYTHONDONTWRITEB
 mkdir -p "$WORK/tmp"
 if is_root; then chown -R launcher-t1 "$WORK"; fi
 L() { t1 launcher "$@"; }
-wants() { [ -z "${ONLY:-}" ] || for w in $ONLY; do case $1 in "$w"*) return 0 ;; esac; done; [ -z "${ONLY:-}" ]; }
 spec() {
 	printf 'version = 1\nname = "%s"\n[[pool]]\nname = "local"\nbackend = "local"\nnodes = %s\nresources = { cpu = %s }\npython = "%s"\n' "$1" "$2" "$3" "$PY" >"$WORK/$1.toml"
 	chmod 644 "$WORK/$1.toml"

@@ -10,7 +10,6 @@ OWN=(LAUNCHER="$ROOT/.build/launcher" PYTHONPATH="$ROOT/python" PYTHONDONTWRITEB
 mkdir -p "$WORK/tmp" "$WORK/spill"
 if is_root; then chown -R launcher-t1 "$WORK"; fi
 L() { t1 launcher "$@"; }
-wants() { [ -z "${ONLY:-}" ] || for w in $ONLY; do case $1 in "$w"*) return 0 ;; esac; done; [ -z "${ONLY:-}" ]; }
 # program FILE [POINT...]: a program of accept/core as the plain user; it must print points and end well.
 program() {
 	local out rc

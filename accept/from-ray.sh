@@ -6,7 +6,6 @@ source "$(dirname "$0")/lib.sh"
 
 HERE=$ROOT/examples/ray/accept
 mkdir -p "$WORK/tmp"
-wants() { [ -z "${ONLY:-}" ] || for w in $ONLY; do case $1 in "$w"*) return 0 ;; esac; done; [ -z "${ONLY:-}" ]; }
 
 # What stands on Ray comes from the Python index into an environment of its own.
 VENV=$ROOT/.build/from-ray-venv

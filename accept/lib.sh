@@ -17,6 +17,8 @@ t2() { AS_USER=launcher-t2 "$ROOT/scripts/as-user" env LAUNCHER_HOME="$LAUNCHER_
 # eventually SECONDS COMMAND...: polls until it succeeds.
 eventually() { local end=$((SECONDS + $1)); shift; until "$@"; do ((SECONDS < end)) || return 1; read -rt 0.05 <> <(:) || true; done; }
 # kept POINT OUTPUT: what a failed point printed is in .build/failed/POINT.log.
+# wants NAME: whether a part is to run: all do, or those whose names begin with a word of ONLY.
+wants() { [ -z "${ONLY:-}" ] || for w in $ONLY; do case $1 in "$w"*) return 0 ;; esac; done; [ -z "${ONLY:-}" ]; }
 kept() { mkdir -p "$ROOT/.build/failed" && printf '%s\n' "$2" >"$ROOT/.build/failed/$1.log"; }
 # gotest POINT PACKAGE REGEXP [FLAG...]: a point that Go tests show; they must run, and as the plain user.
 gotest() {

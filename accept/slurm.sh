@@ -3,7 +3,6 @@
 # a point per promise. See accept/lib.sh for the form; ONLY="WORD..." runs the parts whose
 # names begin so.
 source "$(dirname "$0")/lib.sh"
-wants() { [ -z "${ONLY:-}" ] || for w in $ONLY; do case $1 in "$w"*) return 0 ;; esac; done; [ -z "${ONLY:-}" ]; }
 export LAUNCHER_TEST_SLURM=all
 if ! PATH=$PATH:/usr/sbin command -v slurmctld slurmd sbatch munged >/dev/null; then
 	skip slurm.installed "Debian's slurmctld, slurmd, slurm-client and munge are not there"

@@ -3,7 +3,6 @@
 # ONLY="WORD..." runs the parts whose names begin so.
 source "$(dirname "$0")/lib.sh"
 export LAUNCHER_TEST_SSH=all
-wants() { [ -z "${ONLY:-}" ] || for w in $ONLY; do case $1 in "$w"*) return 0 ;; esac; done; [ -z "${ONLY:-}" ]; }
 
 # ---------------------------------------------------------------- 1 reaching hosts
 if wants reach; then
