@@ -72,7 +72,7 @@ func (h *head) newestTrees() (names []string) {
 	ents, _ := os.ReadDir(filepath.Join(h.state, "dirs"))
 	var all []fs.FileInfo
 	for _, e := range ents {
-		if fi, err := e.Info(); err == nil && sumRE.MatchString(fi.Name()) {
+		if fi, err := e.Info(); err == nil && wire.IsTreeSum(fi.Name()) {
 			all = append(all, fi)
 		}
 	}

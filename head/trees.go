@@ -33,7 +33,6 @@ const (
 )
 
 var (
-	sumRE  = regexp.MustCompile(`^[0-9a-f]{64}$`)
 	rankRE = regexp.MustCompile(`^checkpoints/([0-9]+/)?step-[0-9]+\.a[0-9]+/rank-[0-9]+$`)
 )
 
@@ -53,7 +52,7 @@ func (p pieces) Write(b []byte) (int, error) {
 // treePath is where a tree lies; as is what its path must look like.
 func (h *head) treePath(t wire.Tree, as *regexp.Regexp) (string, error) {
 	if t.Sum != "" {
-		if !sumRE.MatchString(t.Sum) {
+		if !wire.IsTreeSum(t.Sum) {
 			return "", errs.New(errs.Invalid, "%q is no sum of a directory", t.Sum)
 		}
 		return filepath.Join(h.state, "dirs", t.Sum), nil
@@ -219,7 +218,7 @@ func (h *head) tidyTrees(dir string) {
 	ents, _ := os.ReadDir(dir)
 	var all []fs.FileInfo
 	for _, e := range ents {
-		if fi, err := e.Info(); err == nil && (sumRE.MatchString(fi.Name()) || time.Since(fi.ModTime()) > time.Hour) {
+		if fi, err := e.Info(); err == nil && (wire.IsTreeSum(fi.Name()) || time.Since(fi.ModTime()) > time.Hour) {
 			all = append(all, fi)
 		}
 	}

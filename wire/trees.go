@@ -1,5 +1,7 @@
 package wire
 
+import "regexp"
+
 // Directories that go by way of the head, between machines that do not share files: the
 // working directories of jobs, checkpoints, and outputs. On a stream of kind StreamRequest,
 // both ways; tar streams are compressed (zstd):
@@ -20,6 +22,11 @@ type Tree struct {
 	Job  JobID
 	Path string // checkpoints/[INDEX/]step-N.aATTEMPT/rank-R or outputs/INDEX.aATTEMPT/RANK
 }
+
+var treeSum = regexp.MustCompile(`^[0-9a-f]{64}$`)
+
+// IsTreeSum reports whether a name has the form of a Tree's Sum.
+func IsTreeSum(name string) bool { return treeSum.MatchString(name) }
 
 // TreePut offers one to the head.
 type TreePut struct {

@@ -4,7 +4,6 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"regexp"
 	"slices"
 
 	"launcher/internal/errs"
@@ -49,8 +48,6 @@ const (
 	treesDir = "trees"
 )
 
-var treeRE = regexp.MustCompile(`^[0-9a-f]{64}$`)
-
 // serveTrees takes working directories until the stream ends (nil).
 func (c *Copies) serveTrees(st Stream, typ uint16, body []byte) (err error) {
 	dir := filepath.Join(c.dir, treesDir)
@@ -91,7 +88,7 @@ func (c *Copies) serveTrees(st Stream, typ uint16, body []byte) (err error) {
 			if err := wire.Unmarshal(body, &m); err != nil {
 				return err
 			}
-			if !treeRE.MatchString(m.Name) || !slices.Contains(keep, m.Name) {
+			if !wire.IsTreeSum(m.Name) || !slices.Contains(keep, m.Name) {
 				return errs.New(errs.Invalid, "%q is no working directory that was announced", m.Name)
 			}
 			if size += int64(len(m.Data)); size > MaxTrees {
@@ -136,7 +133,7 @@ func keepTrees(dir string, keep []string) (have []string, size int64, err error)
 	ents, err := os.ReadDir(dir)
 	for _, e := range ents {
 		fi, ierr := e.Info()
-		if ierr != nil || !slices.Contains(keep, e.Name()) || !treeRE.MatchString(e.Name()) {
+		if ierr != nil || !slices.Contains(keep, e.Name()) || !wire.IsTreeSum(e.Name()) {
 			_ = os.Remove(filepath.Join(dir, e.Name()))
 			continue
 		}
@@ -150,7 +147,7 @@ func keepTrees(dir string, keep []string) (have []string, size int64, err error)
 func InstallTrees(from, to string) error {
 	ents, _ := os.ReadDir(filepath.Join(from, treesDir))
 	for _, e := range ents {
-		if !treeRE.MatchString(e.Name()) {
+		if !wire.IsTreeSum(e.Name()) {
 			continue
 		}
 		if err := os.MkdirAll(to, 0o700); err != nil {
