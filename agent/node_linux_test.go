@@ -203,7 +203,7 @@ func TestHeadMoves(t *testing.T) {
 // TestRenewal: with certificates of a short life a node outlives many of them, and so
 // does an agent that is started again.
 func TestRenewal(t *testing.T) {
-	const life = 2 * time.Second
+	const life = 10 * time.Second // half of it is the time to renew in, on a busy machine too
 	h := startHead(t, life)
 	cfg := h.config(t, "p-0")
 	supervisortest.StartNode(t, supervisortest.Binary(t), cfg, nil)

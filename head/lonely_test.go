@@ -9,6 +9,16 @@ import (
 	"launcher/wire"
 )
 
+// TestCertLife: a node that was without a head for all of the grace has a valid certificate.
+func TestCertLife(t *testing.T) {
+	for grace, want := range map[time.Duration]time.Duration{0: 24 * time.Hour, time.Hour: 24 * time.Hour, 7 * 24 * time.Hour: 21 * 24 * time.Hour} {
+		h := &head{config: wire.HeadConfig{Grace: int64(grace)}}
+		if got := h.certLife(); got != want {
+			t.Errorf("grace %s: %s, not %s", grace, got, want)
+		}
+	}
+}
+
 // TestLonely: a head on a host ends when nobody has had a session with it for the grace
 // time, and not before.
 func TestLonely(t *testing.T) {

@@ -338,11 +338,13 @@ func ReadConfig(dir string) (c wire.HeadConfig, err error) {
 	return c, nil
 }
 
+// certLife is that of nodes' certificates. They are renewed at half their life, and a node
+// may be without a head for grace: it must still be let in after that.
 func (h *head) certLife() time.Duration {
 	if h.config.CertLife > 0 {
 		return time.Duration(h.config.CertLife)
 	}
-	return secure.DefaultLife
+	return max(secure.DefaultLife, 3*time.Duration(h.config.Grace))
 }
 
 // identity loads the cluster's authority and makes the head's own certificate.

@@ -219,7 +219,7 @@ func (a *Authority) issue(public any, role Role, name string, life time.Duration
 		SerialNumber: serial(),
 		Subject:      pkix.Name{CommonName: role.String() + " " + name},
 		NotBefore:    now.Add(-Backdate),
-		NotAfter:     now.Add(life),
+		NotAfter:     now.Add(life + time.Second - 1), // encoded in whole seconds, rounded down (RFC 5280, 4.1.2.5)
 		KeyUsage:     x509.KeyUsageDigitalSignature,
 		ExtKeyUsage:  usage,
 		URIs:         []*url.URL{Subject{a.Cluster, role, name}.URI()},
