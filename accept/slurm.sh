@@ -72,6 +72,7 @@ fi
 if wants gres; then
 	gotest gres.numbers ./backends/slurm '^TestGrantedGPUs$|^TestGrantOf$|^TestPerNode$'
 	gotest gres.without-driver ./launcher '^TestSlurmGres$'
+	gotest gres.fewer-cores ./launcher '^TestSlurmFewerCores$'
 fi
 
 # ---------------------------------------------------------------- the head in the allocations

@@ -243,7 +243,7 @@ func (a *agent) coreConfig(d detected) core.Config {
 	return core.Config{
 		Hello: wire.Hello{
 			Node: c.Node, Epoch: c.Epoch, Restarts: a.super.Restarts(), Pool: c.Pool, Token: c.Token, Version: a.o.Version,
-			Host: d.Host, Addr: a.peers.addr(), Total: d.Total, GPUs: a.markClaimed(d.GPUs), Topology: d.Lie, Labels: c.Labels, Deadline: c.Deadline, PID: os.Getpid(), Python: d.Python, Why: a.trouble,
+			Host: d.Host, Addr: a.peers.addr(), Total: d.Total, GPUs: a.markClaimed(d.GPUs), Topology: d.Lie, Labels: c.Labels, Deadline: c.Deadline, PID: os.Getpid(), Python: d.Python, Why: a.lacks(a.trouble),
 		},
 		CPUs: d.CPUs, Claims: a.claims, Grace: c.Grace, Binary: a.o.Binary, Socket: a.local.path, Cluster: c.Cluster, Dir: c.Dir, Signalled: c.Notice > 0,
 	}

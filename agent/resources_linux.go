@@ -121,6 +121,14 @@ func (a *agent) checkPool(ctx context.Context) (c check) {
 	return c
 }
 
+// lacks is all that is odd about the node: what it was started with, and why.
+func (a *agent) lacks(why string) string {
+	if a.cfg.Note != "" && why != "" {
+		return a.cfg.Note + "; " + why
+	}
+	return a.cfg.Note + why
+}
+
 // awaitCheck waits, for a while, for the outcome of checkPool, so that the node's greeting
 // tells it and `up` can show it.
 func (a *agent) awaitCheck(ctx context.Context) {
@@ -169,7 +177,7 @@ func (a *agent) findPython(ctx context.Context, d detected) {
 			if told = c.why; told != "" {
 				a.log.Error("the node lacks what its pool says", "why", told)
 			}
-			a.events.push(core.NodeTrouble{Why: told})
+			a.events.push(core.NodeTrouble{Why: a.lacks(told)})
 		}
 		if c.why == "" {
 			if c.python != "" && c.python != d.Python {

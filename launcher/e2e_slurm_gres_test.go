@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -64,4 +65,25 @@ print(*sorted(launcher.get([mine.remote(i) for i in range(4)])))
 	if left, _ := filepath.Glob(filepath.Join(h.Dir, "local", "*")); len(left) > 0 {
 		t.Errorf("left in the state directory: %q", left)
 	}
+}
+
+// A step that may use fewer cores than were granted offers those, and everybody who looks is
+// told, not only the job's log.
+func TestSlurmFewerCores(t *testing.T) {
+	slurmtest.Whole(t)
+	cores := runtime.NumCPU()
+	h, _ := slurmHome(t, slurmtest.Options{Nodes: 1, CPUs: cores + 2})
+	spec := strings.NewReplacer("cpus = 2\n", fmt.Sprintf("cpus = %d\n", cores+2), "resources = { cpu = 2, slot = 2 }\n", "").Replace(slurmSpec("min = 1\nmax = 1"))
+	h.Write("queue.toml", spec)
+	h.OK("up", "queue.toml")
+	want := fmt.Sprintf("Slurm granted %d cores here and this step may use %d", cores+2, cores)
+	for _, words := range [][]string{{"status"}, {"nodes"}, {"why", "burst"}, {"nodes", "--json"}} {
+		if out := h.OK(words...); !strings.Contains(out, want) {
+			t.Errorf("%q does not say %q: %s", words, want, out)
+		}
+	}
+	if nodes := h.OK("nodes"); !strings.Contains(nodes, fmt.Sprintf("0/%d ", cores)) {
+		t.Errorf("%d cores are offered: %s", cores, nodes)
+	}
+	h.OK("down", "queue")
 }

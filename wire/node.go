@@ -36,6 +36,7 @@ type NodeConfig struct {
 	Container    string
 	Route        string // what the way by RouteSocket is called; "" = ssh
 	GPUs         []int  // that a batch system granted, by their numbers there: offered where the driver shows none
+	Note         string // what is odd about this node, for people; "" = nothing
 }
 
 // HeadConfig is clusters/NAME/head.config (msgpack, 0600), written by `up` and by Update.

@@ -66,7 +66,8 @@ func Node(ctx context.Context, file, socket string, say io.Writer, start func(ct
 		_ = os.Unsetenv(k)
 	}
 	if note != "" {
-		fmt.Fprintf(say, "node %s on %s: %s\n", cfg.Node, ownHost(), note)
+		cfg.Note = fmt.Sprintf("node %s on %s: %s", cfg.Node, ownHost(), note)
+		fmt.Fprintln(say, cfg.Note)
 	}
 	defer func() {
 		_ = os.RemoveAll(cfg.Dir)
@@ -186,7 +187,7 @@ func grant(cfg *wire.NodeConfig, env func(string) string) (note string) {
 	switch {
 	case cpus == 0 || have == 0:
 	case have < cpus:
-		note = fmt.Sprintf("Slurm granted %d cores here and this step may use %d", cpus, have)
+		note = fmt.Sprintf("Slurm granted %d cores here and this step may use %d: ask the site about its TaskPlugin", cpus, have)
 	case have > cpus && (cfg.Resources == nil || cfg.Resources.CPU == 0):
 		// The site confines nobody to what was granted: keep to it ourselves.
 		r := wire.Resources{}
