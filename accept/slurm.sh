@@ -9,6 +9,18 @@ if ! PATH=$PATH:/usr/sbin command -v slurmctld slurmd sbatch munged >/dev/null; 
 	exit 0
 fi
 
+# ---------------------------------------------------------------- what is measured, alone
+if wants cluster; then
+	gotest cluster.start ./launcher '^TestSlurmStart$'
+fi
+
+BESIDE=4 # the others mostly wait: for Slurm, for times to be over
+
+# ---------------------------------------------------------------- 4 four minutes of work in allocations of one minute, beside all that follows
+if wants training; then
+	LIMIT=900s gotest training.allocations ./launcher '^TestSlurmTraining$'
+fi
+
 # ---------------------------------------------------------------- 1 jobs, and what becomes of them
 if wants jobs; then
 	gotest jobs.script ./backends/slurm '^TestScript$'
@@ -34,26 +46,19 @@ if wants lost; then
 	gotest lost.no-slurm ./backends/slurm '^TestNoSlurm$'
 fi
 
-# ---------------------------------------------------------------- what people and sites do to jobs; they mostly wait, side by side
+# ---------------------------------------------------------------- what people and sites do to jobs
 if wants bad; then
-	gotest bad.controller-answers-late ./backends/slurm '^TestAnswersLate$' &
-	gotest bad.controller-stopped ./launcher '^TestSlurmControllerStopped$' &
-	gotest bad.suspended ./launcher '^TestSlurmSuspended$' &
-	gotest bad.from-outside ./backends/slurm '^TestJobsFromOutside$' &
-	wait
+	gotest bad.controller-answers-late ./backends/slurm '^TestAnswersLate$'
+	gotest bad.controller-stopped ./launcher '^TestSlurmControllerStopped$'
+	gotest bad.suspended ./launcher '^TestSlurmSuspended$'
+	gotest bad.from-outside ./backends/slurm '^TestJobsFromOutside$'
 	gotest bad.silent-and-said ./head/core '^TestSilentAndSaid$'
-fi
-
-# ---------------------------------------------------------------- 4 four minutes of work in allocations of one minute, beside what follows
-if wants training; then
-	gotest training.allocations ./launcher '^TestSlurmTraining$' -timeout 900s &
 fi
 
 # ---------------------------------------------------------------- 3 the cluster: up, run, down
 if wants cluster; then
 	gotest cluster.up-run-down ./launcher '^TestSlurmCluster$'
 	gotest cluster.demand ./launcher '^TestSlurmDemand$'
-	gotest cluster.start ./launcher '^TestSlurmStart$'
 	gotest cluster.refused ./launcher '^TestSlurmRefused$'
 	gotest cluster.walltime ./launcher '^TestSlurmWalltime$'
 	gotest cluster.preempted ./launcher '^TestSlurmPreempted$'
@@ -104,23 +109,16 @@ if wants site; then
 	gotest site.examples ./launcher '^TestSlurmExamples$'
 fi
 
-wait # for the training
-
 # ---------------------------------------------------------------- 6 nodes with a network, processes and /tmp of their own
-if wants demo; then
-	if ! is_root; then
-		skip demo.hosts "needs root"
-	elif go test -c -o "$WORK/net.test" ./launcher; then
-		nettest demo.up TestRootSlurmUp &
-		nettest demo.batch TestRootSlurmBatch &
-		nettest demo.firewall TestRootSlurmWall &
-		nettest demo.power-off-and-cut TestRootSlurmLost &
-		nettest demo.scancel TestRootSlurmScancel &
-		nettest demo.two-users TestRootSlurmUsers &
-		nettest demo.two-networks TestRootSlurmInterface &
-		nettest demo.no-home TestRootSlurmHomeless &
-		wait
-	else
-		fail demo.hosts "the tests do not build"
-	fi
+if wants demo && rooted demo.hosts; then
+	BESIDE=8
+	nettest demo.up TestRootSlurmUp
+	nettest demo.batch TestRootSlurmBatch
+	nettest demo.firewall TestRootSlurmWall
+	nettest demo.power-off-and-cut TestRootSlurmLost
+	nettest demo.scancel TestRootSlurmScancel
+	nettest demo.two-users TestRootSlurmUsers
+	nettest demo.two-networks TestRootSlurmInterface
+	nettest demo.no-home TestRootSlurmHomeless
 fi
+wait
