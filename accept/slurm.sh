@@ -28,6 +28,7 @@ if wants jobs; then
 	gotest jobs.ends ./backends/slurm '^TestEnds$'
 	gotest jobs.reasons ./backends/slurm '^TestReasonsInWords$'
 	gotest jobs.grant ./backends/slurm '^TestGrant$'
+	gotest jobs.versions ./backends/slurm '^TestVersions|^TestUsesAreFound$'
 fi
 
 # ---------------------------------------------------------------- 2 a controller that does not answer

@@ -146,7 +146,7 @@ func (x *examination) partition() {
 	}
 	down := 0
 	for _, n := range x.p.nodes {
-		if strings.HasPrefix(n.state, "down") || strings.HasPrefix(n.state, "drain") || strings.HasPrefix(n.state, "unk") || strings.HasSuffix(n.state, "*") {
+		if n.away() {
 			down++
 		}
 	}

@@ -94,7 +94,7 @@ func (b *Backend) Propose(ctx context.Context, name string) (string, error) {
 	if kind, n := gpusOf(gres); n > 0 {
 		say("gres = %q", gresOf(kind, n))
 	}
-	if p.keys["OverSubscribe"] == "EXCLUSIVE" || p.keys["ExclusiveUser"] == "YES" {
+	if p.whole() {
 		say("# nodes of this partition are given whole")
 	}
 	nodes := len(p.nodes)

@@ -86,7 +86,7 @@ func over(state string) bool {
 // waitingStates are those of a job that has no nodes, or whose nodes are being booted.
 func waiting(state string) bool {
 	switch state {
-	case "PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "RESV_DEL_HOLD":
+	case "PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "RESV_DEL_HOLD", "EXPEDITING":
 		return true
 	}
 	return false

@@ -47,17 +47,39 @@ func (b *Backend) readSite(ctx context.Context) (s site, err error) {
 	if err != nil {
 		return s, err
 	}
-	s.conf = map[string]string{}
-	for line := range strings.Lines(out) {
-		if k, v, ok := strings.Cut(line, "="); ok {
-			s.conf[strings.TrimSpace(k)] = strings.TrimSpace(v)
-		}
-	}
+	s.conf = parseConfig(out)
 	s.version = s.conf["SLURM_VERSION"]
 	if out, err = ask("scontrol", "-o", "show", "partition"); err != nil {
 		return s, err
 	}
-	for line := range strings.Lines(out) {
+	s.parts = parsePartitions(out)
+	if out, err = ask("sinfo", "-h", "-N", "-o", "%N|%R|%c|%m|%G|%T"); err != nil {
+		return s, err
+	}
+	s.nodes(out)
+	if s.conf["AccountingStorageType"] == "accounting_storage/slurmdbd" {
+		s.readLimits(ask)
+	}
+	for i := range s.parts {
+		s.parts[i].usable = s.refuses(&s.parts[i])
+	}
+	return s, nil
+}
+
+// parseConfig reads what scontrol shows of slurm.conf, Key = Value in columns.
+func parseConfig(text string) map[string]string {
+	conf := map[string]string{}
+	for line := range strings.Lines(text) {
+		if k, v, ok := strings.Cut(line, "="); ok {
+			conf[strings.TrimSpace(k)] = strings.TrimSpace(v)
+		}
+	}
+	return conf
+}
+
+// parsePartitions reads those that scontrol shows, one in a line of Key=Value.
+func parsePartitions(text string) (parts []partition) {
+	for line := range strings.Lines(text) {
 		keys := map[string]string{}
 		for w := range strings.FieldsSeq(line) {
 			if k, v, ok := strings.Cut(w, "="); ok {
@@ -65,13 +87,15 @@ func (b *Backend) readSite(ctx context.Context) (s site, err error) {
 			}
 		}
 		if keys["PartitionName"] != "" {
-			s.parts = append(s.parts, partition{name: keys["PartitionName"], keys: keys})
+			parts = append(parts, partition{name: keys["PartitionName"], keys: keys})
 		}
 	}
-	if out, err = ask("sinfo", "-h", "-N", "-o", "%N|%R|%c|%m|%G|%T"); err != nil {
-		return s, err
-	}
-	for line := range strings.Lines(out) {
+	return parts
+}
+
+// nodes puts those that sinfo shows into their partitions.
+func (s *site) nodes(text string) {
+	for line := range strings.Lines(text) {
 		f := strings.Split(strings.TrimSpace(line), "|")
 		if len(f) != 6 {
 			continue
@@ -85,13 +109,26 @@ func (b *Backend) readSite(ctx context.Context) (s site, err error) {
 			}
 		}
 	}
-	if s.conf["AccountingStorageType"] == "accounting_storage/slurmdbd" {
-		s.readLimits(ask)
+}
+
+// away reports whether a node takes no work, by its state as sinfo writes it; a character
+// that may follow speaks of its power, its next boot or, *, of its silence.
+func (n siteNode) away() bool {
+	switch strings.TrimRight(n.state, "*~#!%$@^+-") {
+	case "down", "drained", "draining", "fail", "failing", "future", "inval", "unknown":
+		return true
 	}
-	for i := range s.parts {
-		s.parts[i].usable = s.refuses(&s.parts[i])
+	return strings.HasSuffix(n.state, "*")
+}
+
+// whole reports whether the partition's nodes are given to one job or user each. From
+// 26.05 on it is said in one word.
+func (p *partition) whole() bool {
+	switch p.keys["Exclusive"] {
+	case "NODE", "TOPO", "USER":
+		return true
 	}
-	return s, nil
+	return p.keys["OverSubscribe"] == "EXCLUSIVE" || p.keys["ExclusiveUser"] == "YES"
 }
 
 // srunPorts are those that srun keeps to, "" = any. Where a site names some a firewall lets
@@ -216,12 +253,20 @@ func (s *site) tres() bool { return s.conf["SelectType"] == "select/cons_tres" }
 // defMem is what a job gets that asks for no memory, in words; "" = all of a node.
 func (s *site) defMem(p *partition) string {
 	for _, k := range []string{"DefMemPerCPU", "DefMemPerNode", "DefMemPerGPU"} {
-		v := p.keys[k]
-		if v == "" {
-			v = s.conf[k]
+		for _, v := range []string{p.keys[k], jobDefault(p.keys["JobDefaults"], k), s.conf[k], jobDefault(s.conf["JobDefaults"], k)} {
+			if v != "" && v != "UNLIMITED" && v != "0" {
+				return v + " MB per " + strings.ToLower(strings.TrimPrefix(k, "DefMemPer"))
+			}
 		}
-		if v != "" && v != "UNLIMITED" && v != "0" {
-			return v + " MB per " + strings.ToLower(strings.TrimPrefix(k, "DefMemPer"))
+	}
+	return ""
+}
+
+// jobDefault reads one of a list such as DefCpuPerGPU=4,DefMemPerGPU=8000.
+func jobDefault(list, key string) string {
+	for w := range strings.SplitSeq(list, ",") {
+		if v, ok := strings.CutPrefix(w, key+"="); ok {
+			return v
 		}
 	}
 	return ""
