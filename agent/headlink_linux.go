@@ -133,15 +133,6 @@ func headAddrs(cfg wire.NodeConfig) []string {
 	return out
 }
 
-// peerConfig is that of sessions with other agents. They outlive a link that is cut for a
-// while: until the head gives a node up (15 s, and what TCP needs to try again), a gang
-// need not begin anew.
-func (a *agent) peerConfig() session.Config {
-	c := a.sessionConfig()
-	c.Mute = 8
-	return c
-}
-
 // first puts addrs before the others.
 func first(out, addrs []string) []string {
 	out = slices.DeleteFunc(out, func(a string) bool { return slices.Contains(addrs, a) })

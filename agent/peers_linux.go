@@ -19,6 +19,11 @@ import (
 const (
 	tcpName   = "tcp"
 	openBound = 10 * time.Second
+	// ringBound is for how long a gang's connection may be silent. A link that was cut for
+	// 10 s must not break it, and TCP tries again at r, 3r, 7r, ... (RFC 6298, 5.5): silence
+	// lasts up to twice as long as the cut. A node that does not come back the head gives up
+	// after 15 s, and says so.
+	ringBound = 24 * time.Second
 )
 
 // peers is the node's TCP listener: other agents send the traffic of collectives there.
@@ -166,7 +171,7 @@ func (p *peers) serve(ctx context.Context) error {
 
 // config lets agents in.
 func (p *peers) config() session.Config {
-	cfg := p.a.peerConfig()
+	cfg := p.a.sessionConfig()
 	cfg.Allow = func(peer session.Peer) error {
 		if peer.Role != secure.RoleAgent {
 			return errs.New(errs.Permission, "this is the agent of node %s: only other agents connect here", p.a.cfg.Node).
@@ -185,6 +190,7 @@ func (p *peers) session(ctx context.Context, s *session.Session) {
 			p.a.links.serve(ctx, s, st, kind)
 			return
 		case kind == wire.StreamRelay:
+			s.Bear(ringBound) // what is relayed knows its own bound
 			p.a.routes.serve(ctx, st)
 			return
 		case kind != wire.StreamRing:
@@ -224,6 +230,7 @@ func (p *peers) ring(s *session.Session, st *session.Stream) error {
 	if string(open.From) != s.Peer().Name {
 		return errs.New(errs.Permission, "node %s says that it is node %s", s.Peer().Name, open.From)
 	}
+	s.Bear(ringBound)
 	return p.a.groups.accept(open, st, func() error { return st.WriteMsg(wire.MsgOK, struct{}{}) })
 }
 
@@ -237,6 +244,7 @@ func (p *peers) dial(ctx context.Context, gang wire.Try, to wire.GangNode, lane 
 	if err != nil {
 		return nil, err
 	}
+	s.Bear(ringBound)
 	st, err := s.Open(ctx, wire.StreamRing)
 	if err == nil {
 		err = knock(ctx, st, wire.RingOpen{Gang: gang, From: p.a.cfg.Node, Lane: lane})

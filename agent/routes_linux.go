@@ -123,7 +123,7 @@ func (r *routes) direct(ctx context.Context, p wire.Peer) (*session.Session, err
 			addrs = append(addrs, x)
 		}
 	}
-	cfg := r.a.peerConfig()
+	cfg := r.a.sessionConfig()
 	cfg.PeerName = string(p.Node)
 	s, err := session.Dial(ctx, addrs, cfg, secure.RoleAgent)
 	r.mu.Lock()
@@ -196,6 +196,7 @@ func (r *routes) relay(ctx context.Context, p wire.Peer, via uint32) (*session.S
 			return nil, x.err
 		}
 		through = x.s
+		through.Bear(ringBound)
 	}
 	st, err := through.Open(ctx, wire.StreamRelay)
 	if err != nil {
@@ -212,7 +213,7 @@ func (r *routes) relay(ctx context.Context, p wire.Peer, via uint32) (*session.S
 		_ = st.CloseWith(err)
 		return nil, errs.Wrap(errs.Unavailable, err, "node %s through %s", p.Node, r.name(via))
 	}
-	cfg := r.a.peerConfig()
+	cfg := r.a.sessionConfig()
 	cfg.PeerName = string(p.Node)
 	cfg.Meter = nil // the bytes are counted where they travel
 	s, err := session.DialConn(ctx, st, cfg, secure.RoleAgent)

@@ -6,7 +6,7 @@
 // there, and only the same user is let in. docs/protocol.md has every byte.
 //
 // A Session is one connection; it ends when either side closes it or when nothing has
-// been heard for three keepalive intervals (or Config.Mute of them), and everything that waits on it gets the
+// been heard for three keepalive intervals (or for what Bear says), and everything that waits on it gets the
 // cause. A Stream is one conversation in it: a net.Conn with flow control of its own, so
 // that a slow reader stops its own writer and nobody else. Closing a stream tells the
 // other side that nothing more is wanted; CloseWrite only that nothing more comes.
@@ -55,7 +55,6 @@ type Config struct {
 	Version   string        // build version; "" = the binary's own
 	Handshake time.Duration // bound of everything before the first stream; 0 = 10 s
 	KeepAlive time.Duration // 0 = 2 s
-	Mute      int           // after so many silent keepalive intervals a session is dead; 0 = 3
 	Log       *slog.Logger  // nil = discard
 
 	major uint16 // of the protocol; 0 = ours; tests pretend to be another version
@@ -77,9 +76,6 @@ func (c Config) withDefaults() Config {
 	}
 	if c.KeepAlive <= 0 {
 		c.KeepAlive = 2 * time.Second
-	}
-	if c.Mute <= 0 {
-		c.Mute = 3
 	}
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)

@@ -57,7 +57,7 @@ type Session struct {
 	log    *slog.Logger
 	client bool
 	every  time.Duration // keepalive
-	mute   int           // after so many of them a session is dead
+	mute   atomic.Int32  // after so many of them a session is dead
 
 	ctx    context.Context // ends with the session; its cause is err
 	cancel context.CancelCauseFunc
@@ -87,8 +87,9 @@ type Session struct {
 }
 
 func newSession(ctx context.Context, conn net.Conn, peer Peer, cfg Config, client bool) *Session {
-	s := &Session{conn: conn, peer: peer, log: cfg.Log, meter: cfg.Meter, client: client, every: cfg.KeepAlive, mute: cfg.Mute, streams: map[uint32]*Stream{},
+	s := &Session{conn: conn, peer: peer, log: cfg.Log, meter: cfg.Meter, client: client, every: cfg.KeepAlive, streams: map[uint32]*Stream{},
 		accepted: make(chan struct{}, 1), kick: make(chan struct{}, 1), pings: map[uint64]chan struct{}{}}
+	s.mute.Store(3)
 	s.next = 2
 	if client {
 		s.next = 1
@@ -367,8 +368,12 @@ func (s *Session) answer() {
 	}
 }
 
+// Bear has the session live for as long as d without a sign of the other side; that side
+// does so if it was told, too.
+func (s *Session) Bear(d time.Duration) { s.mute.Store(int32((d + s.every - 1) / s.every)) }
+
 // tend watches for life: a tick in which nothing was heard
-// sends a ping, the third (Config.Mute) such tick in a row ends the session. Ticks are counted, not
+// sends a ping, the third such tick in a row (or what Bear says) ends the session. Ticks are counted, not
 // time, so that a process that was stopped itself does not blame its peers.
 func (s *Session) tend() {
 	tick := time.NewTicker(s.every)
@@ -385,8 +390,8 @@ func (s *Session) tend() {
 				heard, silent = now, 0
 				continue
 			}
-			if silent++; silent >= s.mute {
-				s.fail(errs.New(errs.Unavailable, "no sign of life from %s for %s", s.peer, time.Duration(s.mute)*s.every))
+			if silent++; silent >= int(s.mute.Load()) {
+				s.fail(errs.New(errs.Unavailable, "no sign of life from %s for %s", s.peer, time.Duration(silent)*s.every))
 				return
 			}
 			s.later(muxPing, 0, 0, make([]byte, 8))

@@ -367,6 +367,29 @@ func (g *gate) Read(p []byte) (int, error) {
 	return g.Conn.Read(p)
 }
 
+// TestBear: a side that was told to bears silence for longer than others, and what waits on
+// the session with it.
+func TestBear(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	const every = 100 * time.Millisecond
+	client, server := l.pair(every, nil)
+	client.Bear(time.Hour)
+	server.Bear(time.Hour)
+	a, _ := l.streams(client, server)
+	done := make(chan error, 1)
+	go func() { _, err := a.Read(make([]byte, 1)); done <- err }()
+	server.wmu.Lock() // it neither reads nor writes any more
+	defer server.wmu.Unlock()
+	select {
+	case <-time.After(20 * every): // nothing must happen meanwhile
+	case err := <-done:
+		t.Fatalf("it ended: %v", err)
+	}
+	client.Bear(every)
+	l.wantErr(<-done, errs.Unavailable, "no sign of life from head")
+}
+
 // A peer that stopped with its buffers full is noticed as soon as one whose are empty,
 // though every writer hangs in the connection.
 func TestSilentPeerUnderWriters(t *testing.T) {
