@@ -25,6 +25,9 @@ import (
 
 const idleVar = "TEST_LINK_IDLE"
 
+// idle is how soon links of tests end; a machine that stands still for less harms nothing.
+const idle = 3 * time.Second
+
 // The test binary is the launcher binary too.
 func TestMain(m *testing.M) {
 	if len(os.Args) == 4 && os.Args[1] == "link" && os.Args[2] == "--dir" {
@@ -256,12 +259,12 @@ func TestHeadMoves(t *testing.T) {
 func TestLinkEndsWhenIdle(t *testing.T) {
 	c := newCluster(t)
 	c.up("head-1")
-	done := c.link(LinkOptions{Idle: 300 * time.Millisecond})
+	done := c.link(LinkOptions{Idle: idle})
 	s := c.connect()
 	select {
 	case err := <-done:
 		t.Fatalf("it ended while somebody was connected: %v", err)
-	case <-time.After(600 * time.Millisecond):
+	case <-time.After(idle + idle/4):
 	}
 	s.Close()
 	select {
@@ -313,7 +316,7 @@ func TestSecondLink(t *testing.T) {
 func TestStartLinkRace(t *testing.T) {
 	c := newCluster(t)
 	c.up("head-1")
-	t.Setenv(idleVar, "500ms")
+	t.Setenv(idleVar, idle.String())
 	exe, _ := os.Executable()
 	var wg sync.WaitGroup
 	for range 5 {
@@ -361,7 +364,7 @@ func TestStartLinkRace(t *testing.T) {
 func TestConnectStartsALink(t *testing.T) {
 	c := newCluster(t)
 	c.up("head-1")
-	t.Setenv(idleVar, "100ms")
+	t.Setenv(idleVar, idle.String())
 	s := c.connect()
 	if a, err := c.ask(s); err != nil || a != "head-1 hi" {
 		t.Errorf("answer %q, %v", a, err)

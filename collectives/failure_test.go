@@ -3,6 +3,7 @@
 package collectives
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -132,22 +133,37 @@ func TestNeverCalls(t *testing.T) {
 	c := mixedCrew(t)
 	for _, counts := range placements {
 		for _, elems := range []int{10, 20_000} {
-			g := c.form(order{Timeout: 300 * time.Millisecond}, counts...)
-			start := time.Now()
-			for i, a := range g.outcomes("call", elems, 3, 3) {
-				if i == 3 {
-					continue
+			patiently(t, func(limit time.Duration) (wrong string) {
+				g := c.form(order{Timeout: limit}, counts...)
+				start := time.Now()
+				for i, a := range g.outcomes("call", elems, 3, 3) {
+					if i != 3 && (a.Kind != "timeout" || a.Rank != 3 || !strings.Contains(a.Err, "rank 3 ") || !strings.Contains(a.Err, "has not called")) {
+						wrong += fmt.Sprintf("%v, rank %d: %+v\n", counts, i, a)
+					}
 				}
-				if a.Kind != "timeout" || a.Rank != 3 || !strings.Contains(a.Err, "rank 3 ") || !strings.Contains(a.Err, "has not called") {
-					t.Errorf("%v, rank %d: %+v", counts, i, a)
+				if took := time.Since(start); took < limit {
+					t.Errorf("%v: it took %v", counts, took)
 				}
-			}
-			if took := time.Since(start); took < 300*time.Millisecond || took > 10*time.Second {
-				t.Errorf("%v: it took %v", counts, took)
-			}
-			if a := g.ranks[3].do(t, order{Do: "suite", Suite: "call", Args: []int{elems, -1, 0}}); a.Kind != "timeout" {
-				t.Errorf("%v: the late rank gets %+v", counts, a)
-			}
+				if a := g.ranks[3].do(t, order{Do: "suite", Suite: "call", Args: []int{elems, -1, 0}}); a.Kind != "timeout" {
+					t.Errorf("%v: the late rank gets %+v", counts, a)
+				}
+				return wrong
+			})
+		}
+	}
+}
+
+// patiently tries with longer and longer time limits until nothing is wrong: on a machine
+// that is busy ranks that do call may be late, too.
+func patiently(t *testing.T, try func(limit time.Duration) (wrong string)) {
+	t.Helper()
+	for limit := 300 * time.Millisecond; ; limit *= 4 {
+		wrong := try(limit)
+		if wrong == "" {
+			return
+		}
+		if limit > 10*time.Second {
+			t.Fatal(wrong)
 		}
 	}
 }
@@ -156,17 +172,20 @@ func TestNeverCalls(t *testing.T) {
 func TestNeverJoins(t *testing.T) {
 	c := mixedCrew(t)
 	for _, counts := range placements {
-		c.absent = 3
-		g := c.form(order{Timeout: 300 * time.Millisecond}, counts...)
-		c.absent = -1
-		for i := range 3 {
-			g.ranks[i].tell(t, order{Do: "suite", Suite: "repeat", Args: []int{10, 1}})
-		}
-		for i := range 3 {
-			if a := g.ranks[i].hear(t); a.Kind != "timeout" || a.Rank != 3 || !strings.Contains(a.Err, "has not joined") {
-				t.Errorf("%v, rank %d: %+v", counts, i, a)
+		patiently(t, func(limit time.Duration) (wrong string) {
+			c.absent = 3
+			g := c.form(order{Timeout: limit}, counts...)
+			c.absent = -1
+			for i := range 3 {
+				g.ranks[i].tell(t, order{Do: "suite", Suite: "repeat", Args: []int{10, 1}})
 			}
-		}
+			for i := range 3 {
+				if a := g.ranks[i].hear(t); a.Kind != "timeout" || a.Rank != 3 || !strings.Contains(a.Err, "has not joined") {
+					wrong += fmt.Sprintf("%v, rank %d: %+v\n", counts, i, a)
+				}
+			}
+			return wrong
+		})
 	}
 }
 
@@ -302,16 +321,13 @@ func TestSlowLink(t *testing.T) {
 		n := len(counts)
 		c := newCrew(t, n, n)
 		best := 0.0
-		for range 4 { // a busy machine may spoil a try
+		for end := time.Now().Add(time.Minute); best <= linkShare && time.Now().Before(end); { // a busy machine may spoil many tries
 			g := c.form(order{Rate: rate}, counts...)
 			g.run("repeat", 0, elems, 1)
 			start := time.Now()
 			g.run("repeat", 0, elems, times)
 			ideal := 2 * float64(n-1) / float64(n) * 4 * elems * times / rate
 			best = max(best, ideal/time.Since(start).Seconds())
-			if best > linkShare+0.08 {
-				break
-			}
 		}
 		t.Logf("%d nodes: %.2f of the links' rate", n, best)
 		if best < linkShare {

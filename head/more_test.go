@@ -342,7 +342,6 @@ func TestPortsOfTheSpec(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer taken.Close()
-	port := free()
 	c := newCluster(t, 0)
 	hc, _ := ReadConfig(c.dir)
 	hc.Ports = fmt.Sprint(taken.Addr().(*net.TCPAddr).Port)
@@ -350,9 +349,17 @@ func TestPortsOfTheSpec(t *testing.T) {
 	if err := c.tryStart(); !errs.Is(err, errs.Unavailable) || len(errs.HintsOf(err)) == 0 {
 		t.Errorf("all ports are in use: %v", err)
 	}
-	hc.Ports = fmt.Sprint(port)
-	c.configure(hc)
-	c.start()
+	var port int
+	within(t, "a port that nobody takes meanwhile", func() bool {
+		port = free()
+		hc.Ports = fmt.Sprint(port)
+		c.configure(hc)
+		err := c.tryStart()
+		if err != nil && !errs.Is(err, errs.Unavailable) {
+			t.Fatal(err)
+		}
+		return err == nil
+	})
 	if got := c.head.addresses(); !slices.Equal(got, []string{fmt.Sprintf("127.0.0.1:%d", port)}) {
 		t.Errorf("listens at %v, the spec says %d", got, port)
 	}

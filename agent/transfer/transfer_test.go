@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"os"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -143,7 +144,7 @@ func (c *cluster) put(on uint32, size int) (ID, []byte) {
 }
 
 func (c *cluster) pull(on uint32, id ID, from ...uint32) error {
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	return c.nodes[on].t.Pull(ctx, id, from)
 }
@@ -246,7 +247,7 @@ func TestSourcesFail(t *testing.T) {
 
 // TestErrors: what cannot be had is said so, in bounded time.
 func TestErrors(t *testing.T) {
-	c := newCluster(t, 3, Config{Pause: time.Millisecond, Stall: 100 * time.Millisecond})
+	c := newCluster(t, 3, Config{Pause: time.Millisecond, Stall: 3 * time.Second})
 	if err := c.pull(2, ID{1}, 1, 3); !errs.Is(err, errs.NotFound) {
 		t.Errorf("no such object: %v", err)
 	}
@@ -265,13 +266,13 @@ func TestErrors(t *testing.T) {
 	}
 	c.nodes[2].full.Store(false)
 	c.wrap = func(_, _ uint32, x net.Conn) net.Conn { return &stuck{Conn: x} }
-	began := time.Now()
-	if err := c.pull(2, id, 1); !errs.Is(err, errs.Timeout) {
+	cfg := &c.nodes[2].t.cfg
+	patient := cfg.Stall
+	cfg.Stall = 100 * time.Millisecond                                                                          // only here: a busy machine makes all of them wait longer
+	if err := c.pull(2, id, 1); !errs.Is(err, errs.Timeout) || !strings.Contains(err.Error(), "sent nothing") { // the pull's own bound says other words
 		t.Errorf("a source that sends nothing: %v", err)
 	}
-	if d := time.Since(began); d > 5*time.Second {
-		t.Errorf("that took %s", d)
-	}
+	cfg.Stall = patient
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
 	if err := c.nodes[2].t.Pull(ctx, id, []uint32{1}); err == nil {
@@ -321,7 +322,7 @@ func TestTree(t *testing.T) {
 		return sent
 	}
 	// sleep: what was sent is counted after the write, which the reader may be ahead of; bounded
-	for end := time.Now().Add(10 * time.Second); total() < want && time.Now().Before(end); time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(time.Minute); total() < want && time.Now().Before(end); time.Sleep(time.Millisecond) {
 	}
 	for i := uint32(1); i <= n; i++ {
 		c.same(i, id, b)

@@ -512,6 +512,10 @@ func TestOneTaskOfMany(t *testing.T) {
 	whole, n := took(q)
 	q.Task = 777
 	one, k := took(q)
+	for range 5 { // a machine that is busy may hold one of them up
+		again, _ := took(q)
+		one = min(one, again)
+	}
 	if n != 10_000 || k != 10 {
 		t.Fatalf("%d and %d lines", n, k)
 	}

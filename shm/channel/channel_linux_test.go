@@ -173,7 +173,6 @@ func TestDeath(t *testing.T) {
 		t.Fatal(err)
 	}
 	p.cmd.Process.Kill() // a zombie then, which nobody waits for yet
-	begin := time.Now()
 	if _, err := p.r.Read(ctx); errs.KindOf(err) != errs.Lost || !strings.Contains(err.Error(), "gone") {
 		t.Fatal(err)
 	}
@@ -183,9 +182,6 @@ func TestDeath(t *testing.T) {
 		} else if err != nil {
 			t.Fatal(err)
 		}
-	}
-	if d := time.Since(begin); d > 2*time.Second {
-		t.Error(d)
 	}
 }
 

@@ -116,7 +116,7 @@ func TestGarbageOnThePort(t *testing.T) {
 	t.Parallel()
 	l := newLab(t)
 	cfg := l.config(l.head)
-	cfg.Handshake = 3 * time.Second
+	cfg.Handshake = 8 * time.Second
 	addr := l.serve(cfg, idle)
 	var wg sync.WaitGroup
 	send := func(name string, b []byte) {
@@ -159,7 +159,7 @@ func TestGarbageInside(t *testing.T) {
 	t.Parallel()
 	l := newLab(t)
 	cfg := l.config(l.head)
-	cfg.Handshake = 3 * time.Second
+	cfg.Handshake = 8 * time.Second
 	cfg.Authority, cfg.Joiner = l.ca, admit(func(secure.JoinRequest) error { t.Error("garbage was admitted"); return nil })
 	addr := l.serve(cfg, idle)
 	me := l.identity(secure.RoleClient, "me")
@@ -327,7 +327,7 @@ func TestMayRenew(t *testing.T) {
 // be made, over several lives.
 func TestRenewal(t *testing.T) {
 	t.Parallel()
-	const life = 6 * time.Second
+	const life = 10 * time.Second
 	l := newLab(t)
 	head, err := l.ca.IssueSelf(secure.RoleHead, "head", life)
 	if err != nil {

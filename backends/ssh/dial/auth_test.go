@@ -144,7 +144,7 @@ func TestSlowPerson(t *testing.T) {
 	}
 	signer, _ := ssh.NewSignerFromKey(key)
 	path := write(t, filepath.Join(l.Dir, "locked"), pem.EncodeToMemory(block))
-	const bound = 8 * time.Second
+	const bound = 15 * time.Second
 	d := newDialer(t, Options{Timeout: bound, Asker: &person{answer: func(string) string {
 		time.Sleep(bound + 2*time.Second) // sleep: the person takes longer than a host may
 		return "open"

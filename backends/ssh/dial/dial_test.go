@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -128,7 +129,7 @@ func TestWhatEndsARun(t *testing.T) {
 	if _, err := c.Run(ctx, "echo up; exec sleep 1000", nil, w, nil); err == nil || ctx.Err() == nil {
 		t.Fatalf("the command ended by itself: %v", err)
 	}
-	testkit.Eventually(t, 10*time.Second, func() string {
+	testkit.Eventually(t, testkit.Bound, func() string {
 		// The sshd of a root login signals nobody.
 		if len(s.Sessions()) > 0 && os.Getuid() != 0 {
 			return "it was not told to end"
@@ -137,7 +138,8 @@ func TestWhatEndsARun(t *testing.T) {
 	})
 	// One that does not listen is left alone, and its place is free when it has ended.
 	ctx, cancel = context.WithCancel(bounded(t))
-	st, err := c.Open(ctx, "trap '' TERM; echo up; exec 1>&2; sleep 3")
+	free := filepath.Join(l.Dir, "free")
+	st, err := c.Open(ctx, "trap '' TERM; echo up; exec 1>&2; until [ -e '"+free+"' ]; do sleep 0.1; done")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -145,18 +147,18 @@ func TestWhatEndsARun(t *testing.T) {
 		t.Fatal(err)
 	}
 	go func() { _ = st.Close() }()
-	begin := time.Now()
 	_, _ = io.Copy(io.Discard, st)
-	if _, err := st.Wait(); err == nil || time.Since(begin) > 2500*time.Millisecond {
-		t.Errorf("it was waited for: %s %v", time.Since(begin), err)
+	if _, err := st.Wait(); err == nil || ctx.Err() != nil {
+		t.Errorf("it was waited for: %v", err)
 	}
+	write(t, free, nil)
 	cancel()
 	done := make(chan error, 1)
 	go func() {
 		_, err := c.Run(bounded(t), "cat; sleep 100", nil, nil, nil)
 		done <- err
 	}()
-	testkit.Eventually(t, 10*time.Second, func() string {
+	testkit.Eventually(t, testkit.Bound, func() string {
 		if len(s.Sessions()) == 0 {
 			return "no session"
 		}

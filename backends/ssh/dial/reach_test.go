@@ -148,14 +148,15 @@ func TestWhatIsNotThere(t *testing.T) {
 	silent := listener(t, func(c net.Conn) { _, _ = io.Copy(io.Discard, c) })
 	web := listener(t, func(c net.Conn) { _, _ = io.WriteString(c, "HTTP/1.1 400 Bad Request\r\n\r\n"); _ = c.Close() })
 	free := listener(t, nil)
-	d := newDialer(t, Options{Timeout: 500 * time.Millisecond, Retries: 1})
+	d := newDialer(t, Options{Retries: 1})
+	short := newDialer(t, Options{Timeout: 500 * time.Millisecond, Retries: 1})
 	at := func(addr string) Target {
 		host, port, _ := net.SplitHostPort(addr)
 		t := Target{Host: host, Config: "none"}
 		_, _ = fmt.Sscan(port, &t.Port)
 		return t
 	}
-	fails(t, d, at(silent), Silent, "says nothing")
+	fails(t, short, at(silent), Silent, "says nothing")
 	fails(t, d, at(free), Refused, "nothing listens")
 	if err := fails(t, d, Target{Host: "no-such-host.invalid", Config: "none"}, Unresolved, "no-such-host.invalid"); errs.KindOf(err) != errs.NotFound && errs.KindOf(err) != errs.Unavailable {
 		t.Error(errs.KindOf(err))
@@ -204,8 +205,9 @@ func listener(t *testing.T, f func(net.Conn)) string {
 // TestClock: nothing that is waited for on our side is taken for a silent host.
 func TestClock(t *testing.T) {
 	rang := make(chan struct{})
-	c := newClock(20*time.Millisecond, func() { close(rang) })
+	c := newClock(time.Hour, func() { close(rang) })
 	a, b := c.pause(), c.pause()
+	c.d = 20 * time.Millisecond // only now: it must not ring before the pause
 	b()
 	c.restart()
 	select {
@@ -331,7 +333,7 @@ func TestNoSFTP(t *testing.T) {
 	l.Start("noisy", testkit.ServerOptions{NoSFTP: true, Lines: []string{"ForceCommand echo Welcome; cat"}})
 	for _, transport := range []string{"go", "system"} {
 		for _, name := range []string{"a", "noisy"} {
-			d := newDialer(t, Options{Timeout: 2 * time.Second})
+			d := newDialer(t, Options{Timeout: 10 * time.Second})
 			at := named(l, name)
 			at.Transport = transport
 			if _, err := dialOK(t, d, at).SFTP(bounded(t)); ReasonOf(err) != NoSubsystem {
@@ -345,19 +347,15 @@ func TestDeadLink(t *testing.T) {
 	t.Parallel()
 	l := testkit.SSHD(t)
 	s := l.Start("a", testkit.ServerOptions{})
-	d := newDialer(t, Options{KeepAlive: 200 * time.Millisecond, KeepAliveCount: 3})
+	d := newDialer(t, Options{KeepAlive: time.Second, KeepAliveCount: 4})
 	c := dialOK(t, d, to(l, s))
 	st, err := c.Open(bounded(t), "cat")
 	if err != nil {
 		t.Fatal(err)
 	}
 	s.Freeze()
-	begin := time.Now()
-	if _, err := st.Wait(); ReasonOf(err) != LinkDead || !strings.Contains(err.Error(), "no sign of life") {
+	if _, err := st.Wait(); ReasonOf(err) != LinkDead || !strings.Contains(err.Error(), "no sign of life") { // its context would end it later, and say so
 		t.Error(err)
-	}
-	if took := time.Since(begin); took > 20*time.Second {
-		t.Errorf("found after %s", took)
 	}
 	if _, err := c.Run(bounded(t), "true", nil, nil, nil); ReasonOf(err) != LinkDead {
 		t.Error(err)
