@@ -121,5 +121,7 @@ if wants demo && rooted demo.hosts; then
 	nettest demo.two-users TestRootSlurmUsers
 	nettest demo.two-networks TestRootSlurmInterface
 	nettest demo.no-home TestRootSlurmHomeless
+	nettest demo.confined TestRootSlurmConfined
+	nettest demo.confined-ends TestRootSlurmConfinedEnds
 fi
 wait

@@ -160,6 +160,14 @@ func (a *agent) exited(ctx context.Context, burst []event, x supervisor.Exit) []
 	default:
 	}
 	end := core.ProcExited{Proc: x.Proc, Code: x.Code, Signal: x.Signal, RSS: x.RSS, At: x.Ended, Started: x.Started, Leftover: x.Leftover}
+	if x.Signal == int32(unix.SIGKILL) {
+		a.mu.Lock()
+		grew := a.sdk.oom.grew()
+		a.mu.Unlock()
+		if grew {
+			end.Why = starved()
+		}
+	}
 	if a.outputs.ended(ctx, end) {
 		return burst
 	}

@@ -33,7 +33,7 @@ func (w *oomWatch) look(now time.Time) {
 // grew reports whether it is more than a moment ago.
 func (w *oomWatch) grew() bool { return w.kills() > w.before }
 
-// starved says how a worker ended that the kernel killed for want of memory.
+// starved says how a process ended that the kernel killed for want of memory.
 func starved() string {
 	m, err := detect.ReadMemory("/")
 	if err != nil {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"os"
 	"os/exec"
@@ -27,6 +28,7 @@ type site struct {
 
 type siteOptions struct {
 	nodes int
+	names string // of hosts, before their number; "" = h
 	slurm slurmtest.Options
 	apart []string // hosts that do not see the users' homes
 	seen  []string // more that the others see
@@ -48,7 +50,7 @@ func slurmSite(t *testing.T, so siteOptions) *site {
 	t.Cleanup(func() { _ = os.RemoveAll(o.Dir) })
 	o.Login = &slurmtest.Machine{IP: n.IP, Enter: n.Enter()}
 	for i := range so.nodes {
-		name := fmt.Sprintf("h%d", i+1)
+		name := fmt.Sprintf("%s%d", cmp.Or(so.names, "h"), i+1)
 		ho := testkit.HostOptions{Shared: []string{o.Dir}}
 		if !slices.Contains(so.apart, name) {
 			ho.Shared = append(append(ho.Shared, filepath.Dir(s.home.Dir), filepath.Dir(testkit.Binary(t))), so.seen...)

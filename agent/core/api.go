@@ -78,6 +78,7 @@ type (
 		Started int64
 		// Leftover: processes of its group live on.
 		Leftover bool
+		Why      string // what is known of it beyond that; "" = nothing
 	}
 	// OutputDrained: all its output is in the spool, whose length is then LogEnd. It may
 	// come before ProcExited.

@@ -329,7 +329,7 @@ func (w *world) do(line string) {
 		w.step(ProcFailed{Proc: w.proc(arg(1)), Code: int32(w.num(o["code"])), Err: errs.ToWire(errs.New(errs.NotFound, "%s", o["err"]))})
 	case "exited":
 		for _, p := range words[1:] {
-			ev := ProcExited{Proc: w.proc(p), Code: int32(w.num(o["code"])), Signal: int32(w.num(o["sig"])), At: w.now, Leftover: o["leftover"] != ""}
+			ev := ProcExited{Proc: w.proc(p), Code: int32(w.num(o["code"])), Signal: int32(w.num(o["sig"])), At: w.now, Leftover: o["leftover"] != "", Why: o["why"]}
 			if o["start"] != "" {
 				ev.Started = epoch0 + w.dur(o["start"])
 			}

@@ -171,7 +171,11 @@ func (c *Core) who(p wire.Proc) string {
 
 func howEnded(ev ProcExited) string {
 	if ev.Signal != 0 {
-		return "was killed by signal " + utoa(int64(ev.Signal)) + signalName(ev.Signal)
+		s := "was killed by signal " + utoa(int64(ev.Signal)) + signalName(ev.Signal)
+		if ev.Why != "" {
+			s += ": " + ev.Why
+		}
+		return s
 	}
 	return "exited with code " + utoa(int64(ev.Code))
 }
@@ -224,6 +228,9 @@ func (c *Core) finish(t *Try, i int, reason wire.Reason, err *errs.Wire) {
 	}
 	if atFault && err == nil && r.sent == sentKill {
 		e.Err = wireErr(errs.New(errs.Lost, "%s", t.Fault.Cause))
+	}
+	if e.Reason == wire.ReasonNone && e.Err == nil && x.Why != "" {
+		e.Err = wireErr(errs.New(errs.Exhausted, "%s", x.Why))
 	}
 	if r.Started == 0 && x.Started != 0 {
 		c.overtaken[e.Proc] = true

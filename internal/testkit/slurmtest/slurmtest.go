@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"os"
 	"os/exec"
@@ -24,14 +25,15 @@ import (
 
 // Options says what the cluster is like: two nodes, n1 and n2, with two cores each.
 type Options struct {
-	Dir   string // of everything it has; made and removed. Default: a new one
-	Nodes int
-	CPUs  int      // of each node, whatever the machine has
-	Sizes []int    // the same, of the first nodes
-	GPUs  int      // of each node: up to four, which are only device files
-	Lines []string // more of slurm.conf; a key that is there already takes this value
-	Hide  []string // directories that jobs do not see: nodes have none of them
-	Parts []string // partitions beside the default one, main: PartitionName=... Nodes=...
+	Dir    string // of everything it has; made and removed. Default: a new one
+	Nodes  int
+	CPUs   int      // of each node, whatever the machine has
+	Sizes  []int    // the same, of the first nodes
+	GPUs   int      // of each node: up to four, which are only device files
+	Lines  []string // more of slurm.conf; a key that is there already takes this value
+	Hide   []string // directories that jobs do not see: nodes have none of them
+	Cgroup []string // lines of cgroup.conf; nodes then track and confine by control groups, version 1, which needs root
+	Parts  []string // partitions beside the default one, main: PartitionName=... Nodes=...
 
 	// Where each daemon has a machine of its own, which sees Dir: that of the controller and
 	// of clients, and the nodes'. Without them all are here, on loopback.
@@ -250,6 +252,9 @@ func (c *Cluster) configure() error {
 	if c.o.GPUs > 0 {
 		lines = append(lines, "GresTypes=gpu")
 	}
+	if c.o.Cgroup != nil {
+		c.o.Lines = append([]string{"ProctrackType=proctrack/cgroup", "TaskPlugin=task/affinity,task/cgroup"}, c.o.Lines...)
+	}
 	for _, l := range c.o.Lines {
 		k, _, _ := strings.Cut(l, "=")
 		for i := range lines {
@@ -275,10 +280,21 @@ func (c *Cluster) configure() error {
 	lines = append(lines, c.o.Parts...)
 	files := map[string]string{
 		"slurm.conf":  strings.Join(lines, "\n") + "\n",
-		"cgroup.conf": "CgroupPlugin=cgroup/v1\n",
+		"cgroup.conf": strings.Join(append([]string{"CgroupPlugin=cgroup/v1"}, c.o.Cgroup...), "\n") + "\n",
 	}
 	if c.o.GPUs > 0 {
 		devices := []string{"/dev/null", "/dev/zero", "/dev/full", "/dev/random"}
+		if c.o.Cgroup != nil { // those that are kept from jobs must be nobody else's
+			for i := range devices {
+				devices[i] = filepath.Join(c.Dir, "gpu"+strconv.Itoa(i))
+				if err := syscall.Mknod(devices[i], syscall.S_IFCHR|0o666, unusedMajor<<8|i); err != nil {
+					return err
+				}
+				if err := os.Chmod(devices[i], 0o666); err != nil {
+					return err
+				}
+			}
+		}
 		files["gres.conf"] = "Name=gpu File=" + strings.Join(devices[:min(c.o.GPUs, len(devices))], ",") + "\n"
 	}
 	for name, text := range files {
@@ -288,6 +304,9 @@ func (c *Cluster) configure() error {
 	}
 	return os.MkdirAll(filepath.Join(c.Dir, "state"), 0o755)
 }
+
+// unusedMajor is of devices that no driver has: to open one that may be opened fails by ENXIO.
+const unusedMajor = 240
 
 func freePorts(n int) (ports []string, err error) {
 	for range n {
@@ -462,6 +481,23 @@ func (c *Cluster) Stop() {
 			_ = syscall.Kill(p, syscall.SIGKILL)
 		}
 		time.Sleep(10 * time.Millisecond)
+	}
+	if c.o.Cgroup != nil { // a slurmd that was killed leaves its own
+		for _, n := range c.Nodes() {
+			dirs, _ := filepath.Glob("/sys/fs/cgroup/*/slurm_" + n)
+			var below []string
+			for _, d := range dirs {
+				_ = filepath.WalkDir(d, func(p string, e fs.DirEntry, err error) error {
+					if err == nil && e.IsDir() {
+						below = append(below, p)
+					}
+					return nil
+				})
+			}
+			for _, d := range slices.Backward(below) { // the deepest first
+				_ = syscall.Rmdir(d)
+			}
+		}
 	}
 	_ = os.RemoveAll(c.Dir)
 }
