@@ -49,6 +49,9 @@ func newHeadSeat(a *agent) *headSeat {
 	for _, p := range a.super.List() {
 		s.used = s.used || p.Proc == headProc
 	}
+	if !s.used { // the agent before was killed while it waited for a head
+		s.clear()
+	}
 	return s
 }
 

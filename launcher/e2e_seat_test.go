@@ -46,6 +46,31 @@ func eachOnce(t *testing.T, out string, n int) {
 	}
 }
 
+// seatPIDs are the processes of a kind that have the head's place on a node as an argument.
+func seatPIDs(h *testkit.Home, kind, node string) (out []int) {
+	for _, p := range h.Processes() {
+		if p.Kind() == kind && strings.Contains(strings.Join(p.Args, " "), "/"+node+"/") {
+			out = append(out, p.PID)
+		}
+	}
+	return out
+}
+
+// agentOf is a node's agent, and how often it was started anew.
+func agentOf(t *testing.T, h *testkit.Home, node string) (pid int, restarts float64) {
+	t.Helper()
+	nodes, _ := lastJSON(t, h.OK("nodes", "--json"))["nodes"].([]any)
+	for _, n := range nodes {
+		if n, _ := n.(map[string]any); n["id"] == node {
+			p, _ := n["pid"].(float64)
+			restarts, _ = n["agent_restarts"].(float64)
+			return int(p), restarts
+		}
+	}
+	t.Fatalf("there is no node %s: %v", node, nodes)
+	return 0, 0
+}
+
 // killNode kills all processes of the node that has the head.
 func killNode(t *testing.T, h *testkit.Home, node string) {
 	t.Helper()
@@ -113,6 +138,19 @@ func TestHeadMoves(t *testing.T) {
 	second := awaitSeat(t, h, first)
 	if _, moves := seatOf(t, h); second == "" || moves != 2 {
 		t.Errorf("after the drain of %s the head is on %q, after %g moves", first, second, moves)
+	}
+	// The head is not its agent's: it stays the same one when that is killed.
+	was := seatPIDs(h, "head", second)
+	pid, _ := agentOf(t, h, second)
+	_ = syscall.Kill(pid, syscall.SIGKILL)
+	testkit.Eventually(t, testkit.Bound, func() string {
+		if _, n := agentOf(t, h, second); n == 0 {
+			return "the agent has not come back"
+		}
+		return ""
+	})
+	if now := seatPIDs(h, "head", second); len(was) != 1 || !slices.Equal(now, was) {
+		t.Errorf("after its node's agent was killed the head is process %v, before it was %v", now, was)
 	}
 	_ = os.Remove(filepath.Join(h.Work, "gate"))
 	for _, kind := range []string{"head", "head-supervise"} {
