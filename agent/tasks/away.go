@@ -110,6 +110,9 @@ func (c *Core) Back(now int64, id uint32) {
 				t.seq, t.twice = cl.seq, true
 				c.recordSeq(t)
 				c.exec(cl, t)
+				if t.cancel { // it may have been told in vain
+					c.interrupt(t, 0)
+				}
 			}
 			c.touched = append(c.touched, cl.levels[0])
 			if t := cl.actor; t != nil && t.state == running {

@@ -152,12 +152,16 @@ func (s *sim) take() {
 				p.in = append(p.in, message{typ: binary.LittleEndian.Uint16(b[4:]), body: slices.Clone(b[8:n])})
 				b = b[n:]
 			}
-		} else if s.pair != nil {
-			s.sendPeer(x.Client, x.Frames)
 		}
 	}
+	sends := slices.Clone(out.Sends)
 	for _, e := range slices.Clone(out.Effects) {
 		s.perform(e)
+	}
+	for _, x := range sends { // after the owners of what is in them were told
+		if s.pair != nil && s.procs[x.Client] == nil {
+			s.sendPeer(x.Client, x.Frames)
+		}
 	}
 	s.c.Sent()
 }

@@ -68,15 +68,17 @@ type value struct {
 // run is a program in work.
 type run struct {
 	attempt
-	seq  uint32
-	p    program
-	deps []id
-	kids []id
-	open []id // awaited
-	at   int
-	gone bool // cancelled
-	has  map[id]value
-	act  *act // it is none of the programs below
+	seq   uint32
+	p     program
+	deps  []id
+	kids  []id
+	open  []id // awaited
+	at    int
+	gone  bool // cancelled
+	has   map[id]value
+	more  map[id]id   // of values: the rest of it is in another object
+	given map[id][]id // what arguments refer to
+	act   *act        // it is none of the programs below
 }
 
 // program is what a task does.
@@ -99,12 +101,16 @@ type plan struct {
 	deps  [][]int
 	fails bool
 	big   bool
+	rest  uint64 // part of the result is in an object of its own, which it refers to; 0 = none is
 	add   uint64
 }
 
 func (p program) plan() plan {
 	r := rand.New(rand.NewPCG(p.seed, uint64(p.depth)))
 	x := plan{add: r.Uint64N(1000), fails: r.IntN(12) == 0, big: r.IntN(3) == 0}
+	if !x.big && r.IntN(3) == 0 {
+		x.rest = 1 + r.Uint64N(1000)
+	}
 	if p.depth == 0 {
 		return x
 	}
@@ -163,7 +169,7 @@ func (p program) result(in []value) value {
 	return x.combine(p, in, kids)
 }
 
-func (v value) encode(big bool) []byte {
+func (v value) encode(big bool, refs ...id) []byte {
 	data := binary.LittleEndian.AppendUint64(nil, v.n)
 	switch {
 	case v.bad:
@@ -173,7 +179,7 @@ func (v value) encode(big bool) []byte {
 		b = binary.LittleEndian.AppendUint64(b, 1)
 		return binary.LittleEndian.AppendUint64(b, v.n*64)
 	}
-	return sdk.AppendValue(nil, sdk.Inline, 2, nil, 8, data)
+	return sdk.AppendValue(nil, sdk.Inline, 2, refs, 8, data)
 }
 
 func (p *proc) send(typ uint16, pieces ...[]byte) {
@@ -204,11 +210,43 @@ func (p *proc) submit(pr program, deps ...id) id {
 }
 
 // put makes an object.
-func (p *proc) put(v value) id {
+func (p *proc) put(v value, big bool) id {
 	p.n++
 	x := wire.NewObjectID(p.s.cfg.Number, p.id, p.n, wire.PutIndex)
-	p.send(sdk.MsgPut, x[:], v.encode(false))
+	p.send(sdk.MsgPut, x[:], v.encode(big))
 	return x
+}
+
+// refers: a value that a run has been given refers to the rest of it.
+func (p *proc) refers(r *run, x id, refs []id) {
+	if len(refs) == 0 || r.act != nil || r.more[x] != (id{}) {
+		return
+	}
+	if r.more == nil {
+		r.more = map[id]id{}
+	}
+	r.more[x] = refs[0]
+	p.keep(refs[0], false)
+	p.wait(r, refs[0])
+}
+
+// val is a value that a run has been given, all of it.
+func (r *run) val(x id) value {
+	v := r.has[x]
+	if y, ok := r.more[x]; ok {
+		v.n += r.has[y].n
+	}
+	return v
+}
+
+// forgets what a run's values refer to.
+func (p *proc) forgets(r *run) {
+	var ys []id
+	for _, y := range r.more {
+		ys = append(ys, y)
+	}
+	sortIDs(ys)
+	p.lose(ys...)
 }
 
 // wait lets a run wait for objects.
@@ -300,6 +338,9 @@ func (p *proc) read() {
 }
 
 func (p *proc) object(x id, b []byte) {
+	if !slices.ContainsFunc(p.stack, func(r *run) bool { return slices.Contains(r.open, x) }) {
+		return // it was asked for twice
+	}
 	kind, refs := b[0], int(u32(b[4:]))
 	v := value{bad: kind == sdk.Failure}
 	switch {
@@ -331,12 +372,14 @@ func (p *proc) object(x id, b []byte) {
 		if i := slices.Index(r.open, x); i >= 0 {
 			r.open = slices.Delete(r.open, i, i+1)
 			r.has[x] = v
+			found := slices.Collect(ids(b[16:][:16*refs]).all())
 			if r.act != nil {
-				for h := range ids(b[16:][:16*refs]).all() {
+				for _, h := range found {
 					p.keep(h, false)
 					r.act.handles = append(r.act.handles, h)
 				}
 			}
+			p.refers(r, x, found)
 		}
 	}
 }
@@ -353,6 +396,7 @@ func (p *proc) exec(b []byte) {
 	deps, about := int(u32(b[48:])), u32(b[52:])
 	b = b[56+about:]
 	var found []id
+	given := map[id][]id{} // to be asked for, too, when it begins
 	for range deps {
 		x := id(b[:16])
 		r.deps = append(r.deps, x)
@@ -367,7 +411,11 @@ func (p *proc) exec(b []byte) {
 		if v.Kind == sdk.Shared {
 			b = b[16+16+len(v.Refs):]
 		} else {
-			found = append(found, idsOf(v.Refs)...)
+			refs := idsOf(v.Refs)
+			found = append(found, refs...)
+			if len(refs) > 0 {
+				given[x] = refs
+			}
 			r.has[x] = value{n: binary.LittleEndian.Uint64(v.Bytes), bad: v.Kind == sdk.Failure}
 			b = b2[:len(b2)-16]
 		}
@@ -376,6 +424,7 @@ func (p *proc) exec(b []byte) {
 		r.act = actOf(b, r.n)
 		r.act.handles = append(r.act.handles, found...)
 	}
+	r.given = given
 	if !p.seen[r.attempt] {
 		p.queue = append(p.queue, r)
 	}
@@ -419,6 +468,9 @@ func (p *proc) start(r *run) {
 		}
 	}
 	p.wait(r, need...)
+	for _, d := range r.deps {
+		p.refers(r, d, r.given[d])
+	}
 }
 
 // run does one step of the task on top, or begins the next.
@@ -467,12 +519,12 @@ func (p *proc) run() {
 	var in, kids []value
 	bad := value{}
 	for _, d := range r.deps {
-		if in = append(in, r.has[d]); r.has[d].bad {
+		if in = append(in, r.val(d)); r.has[d].bad {
 			bad = r.has[d]
 		}
 	}
 	for _, k := range r.kids {
-		kids = append(kids, r.has[k])
+		kids = append(kids, r.val(k))
 	}
 	v := x.combine(r.p, in, kids)
 	if bad.bad {
@@ -489,6 +541,15 @@ func (p *proc) run() {
 	case v.bad:
 		status = sdk.ResultFailed
 	}
+	p.forgets(r)
+	var rest []id
+	if x.rest > 0 && !v.bad {
+		v.n -= x.rest
+		rest = append(rest, p.put(value{n: x.rest}, x.rest%2 == 0))
+	}
 	end := binary.LittleEndian.AppendUint64(nil, uint64(p.s.now+int64(p.s.rng.IntN(1_000_000))))
-	p.send(sdk.MsgResult, r.task[:], le32(r.n), le32(status), binary.LittleEndian.AppendUint64(nil, uint64(p.s.now)), end, le32(1), v.encode(x.big))
+	p.send(sdk.MsgResult, r.task[:], le32(r.n), le32(status), binary.LittleEndian.AppendUint64(nil, uint64(p.s.now)), end, le32(1), v.encode(x.big, rest...))
+	if len(rest) > 0 {
+		p.release(rest...)
+	}
 }

@@ -17,7 +17,7 @@ func (s *sim) program(p *proc, n int, depth uint8) (over func() bool) {
 	for range n {
 		pr := program{s.rng.Uint64(), uint8(s.rng.IntN(int(depth) + 1))}
 		arg := value{n: s.rng.Uint64N(1000)}
-		x := p.put(arg)
+		x := p.put(arg, false)
 		want = append(want, pr.result([]value{arg}))
 		ids = append(ids, p.submit(pr, x))
 		p.release(x)
@@ -29,10 +29,11 @@ func (s *sim) program(p *proc, n int, depth uint8) (over func() bool) {
 			return false
 		}
 		for i, x := range ids {
-			if main.has[x] != want[i] {
-				s.t.Fatalf("program %d gave %v, not %v", i, main.has[x], want[i])
+			if got := main.val(x); got != want[i] {
+				s.t.Fatalf("program %d gave %v, not %v", i, got, want[i])
 			}
 		}
+		p.forgets(main)
 		p.release(ids...)
 		return true
 	}
