@@ -44,7 +44,7 @@ func (s post) place() string {
 const (
 	// headLost is after how long without a connection the head's machine may be given up. One
 	// that ended by silence had been silent for six seconds before.
-	headLost = 10 * time.Second
+	headLost = 7 * time.Second
 	// seenBound is how long the other machines may take to say what they know.
 	seenBound = 10 * time.Second
 	lookEvery = time.Second
