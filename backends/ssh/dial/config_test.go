@@ -8,6 +8,7 @@ import (
 	"reflect"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 
 	"launcher/internal/testkit"
@@ -189,6 +190,32 @@ func TestSystem(t *testing.T) {
 	fails(t, d, gone, Unresolved)
 	if err := d.Close(); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestBrokenOrFailed: ssh ends with 255 when the connection breaks and when the command ends
+// with it; they are told apart, however late it is known that the connection is gone.
+func TestBrokenOrFailed(t *testing.T) {
+	t.Parallel()
+	l := testkit.SSHD(t)
+	s := l.Start("a", testkit.ServerOptions{})
+	at := to(l, s)
+	at.Transport = "system"
+	c := dialOK(t, newDialer(t, Options{}), at)
+	if exit, err := c.Run(bounded(t), "exit 255", nil, nil, nil); err != nil || exit.Code != 255 {
+		t.Errorf("the command's own: %+v %v", exit, err)
+	}
+	st, err := c.Open(bounded(t), "cat; sleep 1000")
+	if err != nil {
+		t.Fatal(err)
+	}
+	held := c.h.legs[0].link.(*sysLink).cmd.Process // who would say that ssh has ended
+	if err := held.Signal(syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	s.Cut()
+	if exit, err := st.Wait(); ReasonOf(err) != LinkDead {
+		t.Errorf("a broken connection: %+v %v", exit, err)
 	}
 }
 

@@ -188,6 +188,13 @@ func (d *Dialer) system(ctx context.Context, s *settings) (link, error) {
 	}
 }
 
+// lives asks the master whether it is there.
+func (l *sysLink) lives() bool {
+	ctx, cancel := context.WithTimeout(context.Background(), l.s.timeout)
+	defer cancel()
+	return exec.CommandContext(ctx, l.ssh, "-F", "none", "-S", l.path, "-O", "check", "x").Run() == nil
+}
+
 func (l *sysLink) done() <-chan struct{} { return l.ended }
 func (l *sysLink) err() error            { return l.why }
 func (l *sysLink) close()                { l.end(errClosed(l.s.alias)) }
@@ -267,15 +274,16 @@ func (l *sysLink) start(ctx context.Context, what string, subsystem bool) (*proc
 			return Exit{}, err
 		}
 		code := c.ProcessState.ExitCode()
-		if code == 255 || code < 0 { // the command's own, unless the connection is gone
+		if code == 255 && !l.lives() { // else it is the command's own
 			select {
 			case <-l.ended:
-				return Exit{}, l.why
-			case <-time.After(100 * time.Millisecond):
+			case <-time.After(time.Second): // it would know better words
+				l.end(fail(LinkDead, l.s.alias, nil, "%s: the connection broke", l.s.alias))
 			}
-			if code < 0 {
-				return Exit{}, errors.New("ssh was killed")
-			}
+			return Exit{}, l.why
+		}
+		if code < 0 {
+			return Exit{}, errors.New("ssh was killed")
 		}
 		return Exit{Code: code}, nil
 	}}, nil
