@@ -51,8 +51,7 @@ func TestRestoreWaitsForRoom(t *testing.T) {
 		p.pins.Release(pin)
 	}
 	n.s.Free(ids)
-	n.s.Restore(cold)
-	n.await("it is back", func() bool { at, _, _ := n.s.Where(cold); return at == InMemory })
+	n.await("it is back", func() bool { n.s.Restore(cold); at, _, _ := n.s.Where(cold); return at == InMemory }) // again, after each patience
 	p.mustSee(cold)
 }
 

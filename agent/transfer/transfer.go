@@ -156,15 +156,18 @@ func (t *Transfer) Pull(ctx context.Context, id ID, from []uint32) error {
 		t.mu.Unlock()
 		return errs.New(errs.Cancelled, "the agent ends")
 	}
-	if p == nil {
+	fresh := p == nil
+	if fresh {
 		p = newPull(t, id)
 		t.pulls[id] = p
 		t.stats.Pulls++
-		t.wg.Go(p.run)
 	}
 	p.waiters++
-	t.mu.Unlock()
 	p.add(from)
+	if fresh { // only now: without sources it would fail
+		t.wg.Go(p.run)
+	}
+	t.mu.Unlock()
 	defer func() {
 		t.mu.Lock()
 		defer t.mu.Unlock()

@@ -245,6 +245,18 @@ func TestSourcesFail(t *testing.T) {
 	}
 }
 
+// TestSourcesAreKnown: a pull begins with the sources that it was asked with.
+func TestSourcesAreKnown(t *testing.T) {
+	c := newCluster(t, 2, Config{Rounds: 1})
+	id, _ := c.put(1, 10)
+	for range 3000 {
+		if err := c.pull(2, id, 1); err != nil {
+			t.Fatal(err)
+		}
+		delete(c.nodes[2].have, id)
+	}
+}
+
 // TestErrors: what cannot be had is said so, in bounded time.
 func TestErrors(t *testing.T) {
 	c := newCluster(t, 3, Config{Pause: time.Millisecond, Stall: 3 * time.Second})
