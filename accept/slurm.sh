@@ -52,6 +52,7 @@ if wants bad; then
 	gotest bad.controller-answers-late ./backends/slurm '^TestAnswersLate$'
 	gotest bad.controller-stopped ./launcher '^TestSlurmControllerStopped$'
 	gotest bad.suspended ./launcher '^TestSlurmSuspended$'
+	gotest bad.takes-no-more ./launcher '^TestSlurmTakesNoMore$'
 	gotest bad.from-outside ./backends/slurm '^TestJobsFromOutside$'
 	gotest bad.silent-and-said ./head/core '^TestSilentAndSaid$'
 fi

@@ -1,11 +1,13 @@
 package main
 
 import (
+	"bytes"
 	"os"
 	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"launcher/internal/testkit"
 	"launcher/internal/testkit/slurmtest"
@@ -115,5 +117,49 @@ func TestSlurmSuspended(t *testing.T) {
 	}
 	if bad := c.OK(t, "sinfo", "-h", "-R"); strings.TrimSpace(bad) != "" {
 		t.Errorf("nodes were drained: %q", bad)
+	}
+}
+
+// A site that takes no more jobs is asked again, less and less often; what it says is said,
+// and the work goes on when there is room.
+func TestSlurmTakesNoMore(t *testing.T) {
+	slurmtest.Whole(t)
+	h, c := slurmHome(t, slurmtest.Options{Nodes: 2, Lines: []string{"MaxJobCount=2"}})
+	h.Write("queue.toml", slurmSpec("max = 1"))
+	h.OK("up", "queue.toml")
+	c.OK(t, "sbatch", "-o", "/dev/null", "--hold", "--wrap", "true")
+	before := c.Calls(t)["REQUEST_SUBMIT_BATCH_JOB"]
+	run := h.Start("run", "--", "echo", "through")
+	awaitWhy(t, h, "sbatch: Slurm temporarily unable to accept job")
+	time.Sleep(10 * time.Second) // sleep: calls are counted over some seconds
+	// After 1, 2, 4, 8, ... s: by itself sbatch asks as often in each of its lives.
+	if n := c.Calls(t)["REQUEST_SUBMIT_BATCH_JOB"] - before; n < 2 || n > 7 {
+		t.Errorf("asked %d times in 10 s", n)
+	}
+	for _, words := range [][]string{{"status"}, {"why", "burst"}, {"pools"}} {
+		if out := h.OK(words...); !strings.Contains(out, "Slurm temporarily unable to accept job") {
+			t.Errorf("%q: %s", words, out)
+		}
+	}
+	conf, err := os.ReadFile(c.Conf)
+	if err == nil {
+		err = os.WriteFile(c.Conf, bytes.Replace(conf, []byte("MaxJobCount=2\n"), []byte("MaxJobCount=100\n"), 1), 0o644)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.End("slurmctld")
+	if err := c.Restart("slurmctld"); err != nil {
+		t.Fatal(err)
+	}
+	if r := run.Wait(); r.Out != "through\n" {
+		t.Errorf("when there is room: %s", r)
+	}
+	h.OK("down", "queue")
+	if jobs := c.OK(t, "squeue", "-h", "-t", "all", "-n", "wrap", "-o", "%T"); strings.TrimSpace(jobs) != "PENDING" {
+		t.Errorf("the job of somebody: %q", jobs)
+	}
+	if n := strings.Count(c.OK(t, "squeue", "-h", "-t", "all", "-o", "%j"), "launcher-"); n != 1 {
+		t.Errorf("%d jobs were made", n)
 	}
 }

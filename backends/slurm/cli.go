@@ -92,11 +92,16 @@ func (c *commands) both(ctx context.Context, env []string, input string, name st
 	ctx, cancel := context.WithTimeout(ctx, callBound)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, name, args...)
-	var out, errb bytes.Buffer
+	var out bytes.Buffer
+	errb := refusal{end: cancel}
 	cmd.Env, cmd.Stdin, cmd.Stdout, cmd.Stderr, cmd.WaitDelay = env, strings.NewReader(input), &out, &errb, time.Second
 	cmd.Dir = "/"
 	if err = cmd.Run(); err == nil {
-		return out.String(), errb.String(), nil
+		return out.String(), errb.said.String(), nil
+	}
+	if errb.patient && name == "sbatch" {
+		return out.String(), errb.said.String(), errs.New(errs.Exhausted, "sbatch: %s", strings.ReplaceAll(complaint(errb.said.String()), ", sleeping and retrying", "")).
+			Hint("Slurm takes no more jobs now: it has as many as it may have (MaxJobCount) or is too busy; it is asked again by and by")
 	}
 	if errors.Is(err, exec.ErrNotFound) || errors.Is(err, fs.ErrNotExist) {
 		return "", "", errs.New(errs.NotFound, "there is no %s on this machine", name).
@@ -105,11 +110,29 @@ func (c *commands) both(ctx context.Context, env []string, input string, name st
 	if ctx.Err() != nil {
 		return "", "", errs.Wrap(errs.Timeout, context.Cause(ctx), "%s does not answer", name)
 	}
-	words := complaint(errb.String())
+	words := complaint(errb.said.String())
 	if words == "" {
 		words = err.Error()
 	}
-	return out.String(), errb.String(), errs.New(kindOf(words), "%s: %s", name, words)
+	return out.String(), errb.said.String(), errs.New(kindOf(words), "%s: %s", name, words)
+}
+
+// refusal is what a command says. sbatch that was refused for now asks again by itself, up
+// to 15 times in two minutes, and says so only once: it is ended then, between two tries, since
+// the head asks again, less often, and everybody hears why.
+type refusal struct {
+	said    bytes.Buffer // not embedded: it would be read into past Write
+	end     func()
+	patient bool
+}
+
+func (r *refusal) Write(p []byte) (int, error) {
+	n, err := r.said.Write(p)
+	if said := r.said.String(); !r.patient && (strings.Contains(said, "sleeping and retrying") || strings.Contains(said, "temporarily disabled, retrying")) {
+		r.patient = true
+		r.end()
+	}
+	return n, err
 }
 
 // complaint is what a command said, in a line: the first error is what is wrong.
@@ -133,7 +156,7 @@ var away = []string{"Unable to contact slurm controller", "Socket timed out", "Z
 	"connect failure", "communication", "Communication", "standby mode", "Transport endpoint", "Unexpected message received", "resolve", "munge", "Munge"}
 
 // full is what it says when there may be room later.
-var full = []string{"MaxSubmitJob", "submit limit", "limit", "Limit", "too many", "temporarily", "Resource temporarily unavailable", "is busy"}
+var full = []string{"submit limit", "limit", "Limit", "too many", "temporarily", "queue full", "is busy"}
 
 func kindOf(said string) errs.Kind {
 	has := func(list []string) bool {

@@ -160,6 +160,12 @@ func TestKinds(t *testing.T) {
 		"Batch job submission failed: Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)": errs.Exhausted,
 		"Batch job submission failed: Requested time limit is invalid (missing or exceeds some limit)":                       errs.Invalid,
 		"Batch job submission failed: Access/permission denied":                                                              errs.Permission,
+		"Batch job submission failed: Resource temporarily unavailable":                                                      errs.Exhausted,
+		"Slurm job queue full, sleeping and retrying":                                                                        errs.Exhausted,
+		"Slurm temporarily unable to accept job, sleeping and retrying":                                                      errs.Exhausted,
+		"AssocMaxSubmitJobLimit":                        errs.Exhausted,
+		"QOSMaxSubmitJobPerUserLimit":                   errs.Exhausted,
+		"Rate limit exceeded, please retry momentarily": errs.Exhausted,
 	} {
 		if got := kindOf(said); got != want {
 			t.Errorf("%q: %s, wanted %s", said, got, want)
