@@ -35,6 +35,10 @@ type Options struct {
 	Cgroup []string // lines of cgroup.conf; nodes then track and confine by control groups, version 1, which needs root
 	Parts  []string // partitions beside the default one, main: PartitionName=... Nodes=...
 
+	// Lines for sacctmgr, in which USER is who runs the test: limits and accounts are then kept
+	// and enforced, by a slurmdbd over a database of the cluster's own. All is on this machine.
+	Accounts []string
+
 	// Where each daemon has a machine of its own, which sees Dir: that of the controller and
 	// of clients, and the nodes'. Without them all are here, on loopback.
 	Login *Machine
@@ -52,6 +56,7 @@ type Machine struct {
 type Cluster struct {
 	Dir  string
 	Conf string // for SLURM_CONF
+	name string
 	o    Options
 	all  map[string]*daemon
 }
@@ -156,6 +161,11 @@ func (c *Cluster) start(ctx context.Context) error {
 	if err := c.await(ctx, "munged listens", func() bool { _, err := os.Stat(at("munge.sock")); return err == nil }); err != nil {
 		return err
 	}
+	if c.o.Accounts != nil {
+		if err := c.accounts(ctx); err != nil {
+			return err
+		}
+	}
 	if err := c.daemon("slurmctld", append(c.login(), find("slurmctld"), "-D", "-f", c.Conf)...); err != nil {
 		return err
 	}
@@ -215,12 +225,13 @@ func (c *Cluster) configure() error {
 		return err
 	}
 	host, _, _ = strings.Cut(host, ".")
-	ports, err := freePorts(1 + c.o.Nodes)
+	ports, err := freePorts(2 + c.o.Nodes)
 	if err != nil {
 		return err
 	}
 	id := make([]byte, 6) // other clusters on this machine have jobs of the same numbers
 	_, _ = rand.Read(id)  // never fails
+	c.name = "test" + hex.EncodeToString(id)
 	user, control := strconv.Itoa(os.Getuid()), "127.0.0.1"
 	nodes := make([]Machine, c.o.Nodes)
 	for i := range nodes {
@@ -234,7 +245,7 @@ func (c *Cluster) configure() error {
 		ports[0] = "6817"
 	}
 	lines := []string{
-		"ClusterName=test" + hex.EncodeToString(id), "SlurmctldHost=" + host + "(" + control + ")", "SlurmctldPort=" + ports[0],
+		"ClusterName=" + c.name, "SlurmctldHost=" + host + "(" + control + ")", "SlurmctldPort=" + ports[0],
 		"SlurmUser=" + user, "SlurmdUser=" + user, "AuthType=auth/munge", "AuthInfo=socket=" + c.Dir + "/munge.sock", "CredType=cred/munge",
 		"StateSaveLocation=" + c.Dir + "/state", "SlurmdSpoolDir=" + c.Dir + "/spool/%n",
 		"SlurmctldPidFile=" + c.Dir + "/slurmctld.pid", "SlurmdPidFile=" + c.Dir + "/%n.pid",
@@ -255,7 +266,15 @@ func (c *Cluster) configure() error {
 	if c.o.Cgroup != nil {
 		c.o.Lines = append([]string{"ProctrackType=proctrack/cgroup", "TaskPlugin=task/affinity,task/cgroup"}, c.o.Lines...)
 	}
-	for _, l := range c.o.Lines {
+	more, dbd := c.o.Lines, ""
+	if c.o.Accounts != nil {
+		var kept []string
+		if kept, dbd, err = c.accountLines(host, ports[1+c.o.Nodes]); err != nil {
+			return err
+		}
+		more = append(kept, more...)
+	}
+	for _, l := range more {
 		k, _, _ := strings.Cut(l, "=")
 		for i := range lines {
 			if strings.HasPrefix(lines[i], k+"=") {
@@ -299,6 +318,11 @@ func (c *Cluster) configure() error {
 	}
 	for name, text := range files {
 		if err := os.WriteFile(filepath.Join(c.Dir, name), []byte(text), 0o644); err != nil {
+			return err
+		}
+	}
+	if dbd != "" {
+		if err := os.WriteFile(filepath.Join(c.Dir, "slurmdbd.conf"), []byte(dbd), 0o600); err != nil {
 			return err
 		}
 	}

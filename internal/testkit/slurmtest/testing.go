@@ -17,6 +17,9 @@ func New(t testing.TB, o Options) *Cluster {
 	if p := Missing(); p != "" {
 		t.Skipf("SKIP: no %s (make setup as root on Debian)", p)
 	}
+	if p := MissingAccounts(); p != "" && o.Accounts != nil {
+		t.Skipf("SKIP: no %s (make setup as root on Debian)", p)
+	}
 	c, err := Start(context.Background(), o)
 	if err != nil {
 		t.Fatalf("Slurm does not start: %v", err)
