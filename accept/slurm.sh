@@ -75,6 +75,17 @@ if wants cluster; then
 	gotest cluster.together ./head/core '^TestNodesOfOneAllocation|^TestRefusedForGood$'
 fi
 
+# ---------------------------------------------------------------- accounts, QOS and their limits, in a slurmdbd over a database of its own
+if wants accounts; then
+	if PATH=$PATH:/usr/sbin command -v slurmdbd mariadbd sacctmgr sacct >/dev/null; then
+		gotest accounts.kept ./internal/testkit/slurmtest '^TestAccounts$'
+		gotest accounts.refused ./launcher '^TestSlurmAccounts$'
+		gotest accounts.limits ./backends/slurm '^TestLimits$'
+	else
+		skip accounts.installed "Debian's slurmdbd, slurm-wlm-mysql-plugin and mariadb-server-core are not there"
+	fi
+fi
+
 # ---------------------------------------------------------------- 4 exactly what was granted
 if wants gres; then
 	gotest gres.numbers ./backends/slurm '^TestGrantedGPUs$|^TestGrantOf$|^TestPerNode$'

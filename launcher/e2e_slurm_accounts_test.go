@@ -1,6 +1,9 @@
 package main
 
 import (
+	"os"
+	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -8,31 +11,57 @@ import (
 	"launcher/internal/testkit/slurmtest"
 )
 
-func TestSlurmAccountsProbe(t *testing.T) {
+// What the accounting refuses is said in Slurm's words with what to do, and asked again less
+// and less often: an account, a QOS that are none or another's, a limit that denies.
+func TestSlurmAccounts(t *testing.T) {
 	slurmtest.Whole(t)
-	h, c := slurmHome(t, slurmtest.Options{Nodes: 2, Accounts: []string{
-		"add qos short MaxWall=5", "add qos deny MaxTRESPerUser=node=1 flags=DenyOnLimit", "add qos hours GrpTRESMins=cpu=4",
-		"add account phys", "add account one MaxJobs=1", "add account few GrpTRES=node=1", "add account theirs", "add account grpjobs GrpJobs=1",
-		"add user USER account=phys qos=normal,short,deny,hours", "add user USER account=one", "add user USER account=few", "add user USER account=grpjobs",
-		"add account sub MaxSubmitJobs=1", "add user USER account=sub"}})
-	t.Log(c.OK(t, "sacctmgr", "-P", "show", "assoc", "format=Account,User,QOS,MaxJobs,GrpTRES,DefaultQOS"))
-	t.Log(c.OK(t, "sacctmgr", "-P", "show", "user", "withassoc", "format=User,DefaultAccount"))
-	for _, l := range [][]string{{"-A", "nosuch"}, {"-q", "nosuch"}, {"-A", "theirs"}, {"-A", "one", "-q", "short"}, {"-q", "deny", "-N2"}} {
-		_, err := c.Run(t.Context(), "sbatch", append(l, "-t", "10", "-o", "/dev/null", "--wrap", "sleep 600")...)
-		t.Log(l, err)
+	h, c := slurmHome(t, slurmtest.Options{Nodes: 2, Accounts: []string{"add qos deny MaxTRESPerUser=node=1 flags=DenyOnLimit", "add qos others", "add account phys", "add account theirs",
+		"add user USER account=phys qos=normal,deny"}})
+	calls := counted(t, &h.Env, "sbatch")
+	for _, x := range []struct {
+		keys  string
+		words []string
+	}{
+		{`account = "nosuch"`, []string{"Invalid account or account/partition combination", "which accounts are yours"}},
+		{`account = "theirs"`, []string{"Invalid account or account/partition combination", "which accounts are yours"}},
+		{`qos = "nosuch"`, []string{"Invalid qos specification", "which QOS are yours"}},
+		{`qos = "others"`, []string{"Invalid qos specification", "which QOS are yours"}},
+	} {
+		h.Write("queue.toml", slurmSpec("min = 1\n"+x.keys))
+		h.Fails(125, append(x.words, "pool burst"), "up", "queue.toml")
+		if out := h.OK("why", "burst"); !strings.Contains(out, x.words[0]) || !strings.Contains(out, x.words[1]) {
+			t.Errorf("why: %q", out)
+		}
+		h.OK("down", "queue")
 	}
-	for _, l := range [][]string{{"-q", "short"}, {"-q", "hours"}, {"-A", "one"}, {"-A", "one"}, {"-A", "few", "-N2"}, {"-A", "sub"}, {"-A", "sub"}, {"-A", "grpjobs"}, {"-A", "grpjobs"}} {
-		_, err := c.Run(t.Context(), "sbatch", append(l, "-t", "10", "-o", "/dev/null", "-J", strings.Join(l, ""), "--wrap", "sleep 600")...)
-		t.Log(l, err)
+	h.Write("queue.toml", slurmSpec("min = 2\nqos = \"deny\""))
+	before := calls()["sbatch"]
+	up := h.Start("up", "queue.toml")
+	awaitWhy(t, h, "QOSMaxNodePerUserLimit; Batch job submission failed: Job violates accounting/QOS policy (job submit limit, user's size and/or time limits) (the QOS has its limit of nodes reached by your jobs: ask for less")
+	again := regexp.MustCompile(`asked for again in (\d+) s`)
+	testkit.Eventually(t, 2*testkit.Bound, func() string {
+		out := h.OK("why", "burst")
+		if m := again.FindStringSubmatch(out); m != nil {
+			if s, _ := strconv.Atoi(m[1]); s > 4 {
+				return ""
+			}
+		}
+		return out
+	})
+	if n := calls()["sbatch"] - before; n > 6 {
+		t.Errorf("sbatch was called %d times before it was let be for 8 s", n)
 	}
-	testkit.Eventually(t, 10e9, func() string { if strings.Contains(c.OK(t, "squeue", "-h", "-o", "%r"), "None") { return "none" }; return "" })
-	t.Log(c.OK(t, "squeue", "-o", "%A %j %T %r"))
-	c.OK(t, "scancel", "-u", "launcher-t1")
-	for _, more := range []string{"account = \"nosuch\"", "qos = \"nosuch\"", "account = \"phys\"\nqos = \"deny\"\nmin = 2"} {
-		h.Write("queue.toml", slurmSpec("max = 2\n"+more+map[bool]string{false: "\nmin = 1", true: ""}[strings.Contains(more, "min")]))
-		t.Log(h.Start("up", "queue.toml").Within(20e9))
-		t.Log(h.Run("why", "burst"))
-		t.Log(h.Run("status"))
-		t.Log(h.Run("down", "queue"))
+	if out := h.OK("status"); !strings.Contains(out, "QOSMaxNodePerUserLimit") {
+		t.Errorf("status: %q", out)
 	}
+	up.Signal(os.Interrupt)
+	up.Wait()
+	h.OK("down", "queue")
+	// One that is within the limit starts, with the account and the QOS that were named.
+	h.Write("queue.toml", slurmSpec("min = 1\nmax = 1\naccount = \"phys\"\nqos = \"deny\""))
+	h.OK("up", "queue.toml")
+	if out := c.OK(t, "squeue", "-h", "-o", "%a %q %T"); out != "phys deny RUNNING\n" {
+		t.Errorf("squeue: %q", out)
+	}
+	h.OK("down", "queue")
 }

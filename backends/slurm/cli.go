@@ -114,7 +114,28 @@ func (c *commands) both(ctx context.Context, env []string, input string, name st
 	if words == "" {
 		words = err.Error()
 	}
-	return out.String(), errb.said.String(), errs.New(kindOf(words), "%s: %s", name, words)
+	e := errs.New(kindOf(words), "%s: %s", name, words)
+	if h := remedy(words); h != "" {
+		e = e.Hint("%s", h)
+	}
+	return out.String(), errb.said.String(), e
+}
+
+// remedy is what can be done where the accounting refuses a job.
+func remedy(said string) string {
+	switch {
+	case strings.Contains(said, "Invalid account"):
+		return "`launcher doctor` with the spec says which accounts are yours, for `account`; who has none asks the site"
+	case strings.Contains(said, "Invalid qos"):
+		return "`launcher doctor` with the spec says which QOS are yours with that account, for `qos`"
+	case strings.Contains(said, "accounting/QOS policy"):
+		limit, _, _ := strings.Cut(said, ";")
+		if limit = limited(limit); limit != "" {
+			limit += ": "
+		}
+		return limit + "ask for less, or name another account or qos; it is asked again, less and less often"
+	}
+	return ""
 }
 
 // refusal is what a command says. sbatch that was refused for now asks again by itself, up

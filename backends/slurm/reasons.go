@@ -86,7 +86,7 @@ func limited(reason string) string {
 	case m[4] == "PerJob", m[4] == "PerNode", m[2] == "Max" && strings.HasPrefix(k[1], "Wall"):
 		return of + " never gives one job so much of " + what + "; it never starts as it is"
 	case m[2] == "Grp" && k[2] != "" && !strings.HasPrefix(k[2], "Run"):
-		return of + " has used up its " + what
+		return of + " has used up its " + what + ", or has less of it left than the job may take"
 	case m[2] == "Grp":
 		return of + " has its limit of " + what + " reached by all of its jobs together"
 	case m[4] == "PerAccount":
