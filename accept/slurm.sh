@@ -36,6 +36,8 @@ if wants controller; then
 	gotest controller.lost-answer ./backends/slurm '^TestLostAnswer$'
 	gotest controller.twin ./backends/slurm '^TestTwin$'
 	gotest controller.away ./backends/slurm '^TestControllerAway$'
+	gotest controller.slow ./backends/slurm '^TestHearing$'
+	gotest controller.down-says-why ./head/core '^TestDownSaysWhy$'
 	gotest controller.few-calls ./backends/slurm '^TestFewCalls$'
 	gotest controller.array ./launcher '^TestSlurmCalls$'
 fi
@@ -53,6 +55,8 @@ if wants bad; then
 	gotest bad.controller-stopped ./launcher '^TestSlurmControllerStopped$'
 	gotest bad.suspended ./launcher '^TestSlurmSuspended$'
 	gotest bad.takes-no-more ./launcher '^TestSlurmTakesNoMore$'
+	gotest bad.taken-back ./backends/slurm '^TestUnask$'
+	gotest bad.taken-back-begun ./head/core '^TestBeginsWhenTakenBack$'
 	gotest bad.from-outside ./backends/slurm '^TestJobsFromOutside$'
 	gotest bad.silent-and-said ./head/core '^TestSilentAndSaid$'
 fi

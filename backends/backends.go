@@ -176,6 +176,12 @@ type HeadHost interface {
 	EndHead(ctx context.Context, h HeadAt) error
 }
 
+// Unasker is implemented by backends whose allocations wait before they begin. Unask gives
+// back those that have not begun, and leaves one that begins meanwhile.
+type Unasker interface {
+	Unask(ctx context.Context, handles [][]byte) error
+}
+
 // As finds an optional ability of a backend, through the wrappers around it.
 func As[T any](b Backend) (T, bool) {
 	for {

@@ -205,11 +205,15 @@ func (b *Broker) Status(ctx context.Context, p wire.Pool, handles [][]byte) ([]b
 	return st, err
 }
 
-// Cancel ends allocations. It may be repeated.
-func (b *Broker) Cancel(ctx context.Context, p wire.Pool, handles [][]byte) error {
+// Cancel ends allocations; waiting: but for those that have begun, where the backend tells
+// them apart. It may be repeated.
+func (b *Broker) Cancel(ctx context.Context, p wire.Pool, handles [][]byte, waiting bool) error {
 	be, err := b.backend(p)
 	if err != nil || len(handles) == 0 {
 		return err
+	}
+	if u, ok := backends.As[backends.Unasker](be); ok && waiting {
+		return u.Unask(ctx, handles)
 	}
 	return be.Cancel(ctx, handles)
 }

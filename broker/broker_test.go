@@ -169,7 +169,7 @@ func TestTurns(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 	defer cancel()
-	if err := b.Cancel(ctx, pool(nil), [][]byte{[]byte("x")}); !errs.Is(err, errs.Timeout) {
+	if err := b.Cancel(ctx, pool(nil), [][]byte{[]byte("x")}, false); !errs.Is(err, errs.Timeout) {
 		t.Errorf("cancel behind a slow submission: %v", err)
 	}
 	close(hold)

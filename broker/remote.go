@@ -47,6 +47,7 @@ type findCall struct {
 type handlesCall struct {
 	Pool    wire.Pool
 	Handles [][]byte
+	Waiting bool // of a cancel: only those that have not begun
 }
 
 // Remote is the head's view of a broker on another machine, that comes and goes: of the
@@ -242,9 +243,9 @@ func (r *Remote) Status(ctx context.Context, p wire.Pool, handles [][]byte) (st 
 }
 
 // Cancel is Broker.Cancel where the broker is.
-func (r *Remote) Cancel(ctx context.Context, p wire.Pool, handles [][]byte) error {
+func (r *Remote) Cancel(ctx context.Context, p wire.Pool, handles [][]byte, waiting bool) error {
 	var none any
-	return r.call(ctx, MsgBrokerCancel, handlesCall{Pool: p, Handles: handles}, &none)
+	return r.call(ctx, MsgBrokerCancel, handlesCall{Pool: p, Handles: handles, Waiting: waiting}, &none)
 }
 
 // Watch is Broker.Watch where the broker is. It returns an error when the broker goes.
@@ -404,7 +405,7 @@ func (b *Broker) perform(ctx context.Context, st *session.Stream, typ uint16, bo
 	case MsgBrokerStatus:
 		return b.Status(ctx, c.Pool, c.Handles)
 	case MsgBrokerCancel:
-		return nil, b.Cancel(ctx, c.Pool, c.Handles)
+		return nil, b.Cancel(ctx, c.Pool, c.Handles, c.Waiting)
 	case MsgBrokerWatch:
 		return nil, b.serveWatch(ctx, st, c)
 	}

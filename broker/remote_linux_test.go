@@ -113,7 +113,7 @@ func TestRemoteCalls(t *testing.T) {
 	if err != nil || len(st) != len(handles) || st[0].State.Ended() {
 		t.Error(st, err)
 	}
-	if err := a.r.Cancel(bounded(t), p, handles); err != nil {
+	if err := a.r.Cancel(bounded(t), p, handles, false); err != nil {
 		t.Error(err)
 	}
 	select {

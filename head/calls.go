@@ -145,7 +145,7 @@ func (h *head) cancelAllocs(e core.CancelAllocs) {
 		return
 	}
 	for _, b := range e.Handles {
-		h.cancel(core.CancelAllocs{Pool: e.Pool, Handles: [][]byte{b}}, 0)
+		h.cancel(core.CancelAllocs{Pool: e.Pool, Handles: [][]byte{b}, Waiting: e.Waiting}, 0)
 	}
 }
 
@@ -153,7 +153,7 @@ func (h *head) cancel(e core.CancelAllocs, tries int) {
 	h.call(h.nodes.calls, cancelBound, func(ctx context.Context) {
 		p, err := h.pool(e.Pool)
 		if err == nil {
-			err = h.o.Broker.Cancel(ctx, p, e.Handles)
+			err = h.o.Broker.Cancel(ctx, p, e.Handles, e.Waiting)
 		}
 		if err != nil && h.ctx.Err() == nil {
 			h.log.Warn("nodes are not given back yet", "pool", e.Pool, "err", err)
@@ -179,7 +179,7 @@ func (h *head) cancelLater(e core.CancelAllocs, tries int) {
 	}
 	h.nodes.mu.Unlock()
 	if len(left) > 0 {
-		h.cancel(core.CancelAllocs{Pool: e.Pool, Handles: left}, tries+1)
+		h.cancel(core.CancelAllocs{Pool: e.Pool, Handles: left, Waiting: e.Waiting}, tries+1)
 	}
 }
 

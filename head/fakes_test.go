@@ -222,7 +222,7 @@ func (c *cluster) Status(ctx context.Context, p wire.Pool, handles [][]byte) (ou
 	return out, nil
 }
 
-func (c *cluster) Cancel(ctx context.Context, p wire.Pool, handles [][]byte) error {
+func (c *cluster) Cancel(ctx context.Context, p wire.Pool, handles [][]byte, _ bool) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, h := range handles {

@@ -28,7 +28,7 @@ type Broker interface {
 	Submit(ctx context.Context, p wire.Pool, r backends.Request) ([]backends.Alloc, error)
 	Find(ctx context.Context, p wire.Pool, cluster string, tokens []string) (map[string][]backends.Alloc, error)
 	Status(ctx context.Context, p wire.Pool, handles [][]byte) ([]backends.Status, error)
-	Cancel(ctx context.Context, p wire.Pool, handles [][]byte) error
+	Cancel(ctx context.Context, p wire.Pool, handles [][]byte, waiting bool) error
 	// Watch sends the index of a handle whenever its Status should be asked again, until
 	// ctx ends.
 	Watch(ctx context.Context, p wire.Pool, handles [][]byte, changed chan<- int) error

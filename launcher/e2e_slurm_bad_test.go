@@ -45,7 +45,7 @@ func TestSlurmControllerStopped(t *testing.T) {
 	}
 	stop()
 	down := h.Start("down", "queue").Within(3 * testkit.Bound)
-	if down.Code != 124 || !strings.Contains(down.Err, "nothing confirmed the end of burst-0") || !strings.Contains(down.Err, "launcher down queue") {
+	if down.Code != 124 || !strings.Contains(down.Err, "nothing confirmed the end of burst-0") || !strings.Contains(down.Err, "launcher down queue") || !strings.Contains(down.Err, "(Slurm cannot be asked: ") {
 		t.Errorf("down with the controller stopped: %s", down)
 	}
 	goOn()

@@ -175,3 +175,29 @@ func TestAnswersLate(t *testing.T) {
 		t.Errorf("%d jobs were made of one submission", n)
 	}
 }
+
+// A job that is taken back goes, unless it has begun, also when it begins just then.
+func TestUnask(t *testing.T) {
+	slurmtest.Whole(t)
+	w := newWorld(t, slurmtest.Options{Nodes: 1})
+	b := New(w.home)
+	begun := w.submit(b, w.request("begun", 1, backends.Options{"exclusive": true}))
+	w.await(b, begun, isRunning)
+	waits := w.submit(b, w.request("waits", 1, nil))
+	if err := b.Unask(w.ctx(), [][]byte{begun[0].Handle, waits[0].Handle}); err != nil {
+		t.Fatal(err)
+	}
+	if st := w.await(b, waits, isOver); st.State != backends.Done || st.Why != "ended as asked" {
+		t.Errorf("one that waited: %+v", st)
+	}
+	if err := b.cancelJobs(w.ctx(), []string{w.id("begun")}, onlyWaiting); err != nil { // it has begun since the queue was looked at
+		t.Fatal(err)
+	}
+	if got := strings.TrimSpace(w.OK(t, "squeue", "-h", "-n", "launcher-begun", "-o", "%T")); got != "RUNNING" {
+		t.Errorf("one that had begun is %q", got)
+	}
+	b.soon()
+	if st := w.await(b, begun, func(backends.Status) bool { return true }); st.State != backends.Running {
+		t.Errorf("one that had begun: %+v", st)
+	}
+}

@@ -50,6 +50,7 @@ const (
 	askBound    = 8 * time.Second // how long an agent waits for a connection
 	proofBound  = 5 * time.Second
 	mostSpares  = 4
+	mostGreeted = 32 // at a time: who has the secret shows it at once
 )
 
 // gate is that of one node.
@@ -61,7 +62,8 @@ type gate struct {
 	ctx      context.Context
 	wg       sync.WaitGroup
 
-	spares chan net.Conn // that came to be used
+	spares  chan net.Conn // that came to be used
+	greeted newest        // that have not shown the secret yet
 
 	mu     sync.Mutex
 	tcp    net.Listener // nil: nobody had to be let in; guarded by mu, as is what follows
@@ -320,6 +322,8 @@ func (g *gate) letIn() error {
 
 // greet takes a connection of who has the secret.
 func (g *gate) greet(c net.Conn, secret []byte) {
+	g.greeted.add(c)
+	defer g.greeted.remove(c)
 	nonce := make([]byte, 32)
 	_, _ = rand.Read(nonce) // never fails
 	_ = c.SetDeadline(time.Now().Add(proofBound))
@@ -339,6 +343,28 @@ func (g *gate) greet(c net.Conn, secret []byte) {
 	default:
 		_ = c.Close()
 	}
+}
+
+// newest holds a bounded number of connections: one more closes the oldest, so that those who
+// only connect do not keep others out.
+type newest struct {
+	mu    sync.Mutex
+	conns []net.Conn // guarded by mu
+}
+
+func (n *newest) add(c net.Conn) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.conns = append(n.conns, c); len(n.conns) > mostGreeted {
+		_ = n.conns[0].Close()
+		n.conns = slices.Delete(n.conns, 0, 1)
+	}
+}
+
+func (n *newest) remove(c net.Conn) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.conns = slices.DeleteFunc(n.conns, func(o net.Conn) bool { return o == c })
 }
 
 func proof(secret, nonce []byte) []byte {

@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -217,4 +218,50 @@ func TestComplains(t *testing.T) {
 	if got := r.complains(); !strings.Contains(got, "Slurm job 7 says: ") || !strings.Contains(got, "/a b/launcher: No such file") || !strings.Contains(got, "shared_home = false") {
 		t.Errorf("of a node without the binary: %q", got)
 	}
+}
+
+// Connections that show nothing are bounded in number, and do not keep others out.
+func TestGateGreetsFew(t *testing.T) {
+	g := &gate{spares: make(chan net.Conn, 1)}
+	secret := []byte("secret")
+	greet := func() (net.Conn, chan struct{}) {
+		ours, theirs := net.Pipe()
+		t.Cleanup(func() { _ = theirs.Close() })
+		over := make(chan struct{})
+		go func() { defer close(over); g.greet(ours, secret) }()
+		if _, err := io.ReadFull(theirs, make([]byte, 32)); err != nil { // it is being greeted
+			t.Fatal(err)
+		}
+		return theirs, over
+	}
+	var overs []chan struct{}
+	for range mostGreeted + 3 {
+		_, over := greet()
+		overs = append(overs, over)
+	}
+	for i := range 3 {
+		<-overs[i]
+	}
+	g.greeted.mu.Lock()
+	if n := len(g.greeted.conns); n > mostGreeted {
+		t.Errorf("%d are greeted at a time", n)
+	}
+	g.greeted.mu.Unlock()
+	ours, theirs := net.Pipe()
+	go func() {
+		nonce := make([]byte, 32)
+		_, _ = io.ReadFull(theirs, nonce)
+		_, _ = theirs.Write(proof(secret, nonce))
+	}()
+	g.greet(ours, secret)
+	if len(g.spares) != 1 {
+		t.Error("who has the secret is not let in beside them")
+	}
+	for _, c := range slices.Clone(g.greeted.conns) {
+		_ = c.Close()
+	}
+	for _, over := range overs {
+		<-over
+	}
+	_ = (<-g.spares).Close()
 }

@@ -150,9 +150,8 @@ func (b *Backend) look(ctx context.Context, since time.Time) (*snapshot, error) 
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if err != nil {
-		if ctx.Err() != nil { // given up before it was answered: nothing is known of the controller
-			b.answers = time.Now()
-		} else {
+		b.heard = hearing{}
+		if ctx.Err() == nil { // else it was given up before it was answered
 			b.failed, b.failedAt = err, time.Now()
 			b.every = min(max(2*b.every, time.Second), waitingLook)
 		}
@@ -160,9 +159,7 @@ func (b *Backend) look(ctx context.Context, since time.Time) (*snapshot, error) 
 	}
 	s := parseQueue(out)
 	s.at = at
-	if b.last == nil || b.failed != nil || time.Since(at) > slowLook {
-		b.answers = time.Now()
-	}
+	b.heard.answered(at, time.Now())
 	first, most := firstLook, waitingLook
 	same, calm := s.same(b.last)
 	if calm {

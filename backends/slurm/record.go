@@ -38,6 +38,7 @@ type record struct {
 	Ran      bool             `json:"ran,omitempty"`      // it has been seen to run
 	Hosts    []string         `json:"hosts,omitempty"`    // that it was given, node by node
 	Stopped  bool             `json:"stopped,omitempty"`  // it was cancelled from here
+	Unasked  bool             `json:"unasked,omitempty"`  // it is taken back, if it has not begun
 	Beheaded string           `json:"beheaded,omitempty"` // the node that had its script is lost
 	Step     *stepRecord      `json:"step,omitempty"`     // it is a step in an allocation that we did not make
 	End      *backends.Status `json:"end,omitempty"`

@@ -46,7 +46,7 @@ type Backend struct {
 	last     *snapshot // guarded by mu, as is all that follows
 	failed   error     // of the newest look, when it failed
 	failedAt time.Time
-	answers  time.Time                // since when the controller has answered every look
+	heard    hearing                  // since when the controller answers
 	asked    time.Time                // when a job was asked for last
 	every    time.Duration            // how old a snapshot may be
 	calm     bool                     // by the newest look none of our jobs waits
@@ -63,6 +63,7 @@ type Backend struct {
 var (
 	_ backends.Backend = (*Backend)(nil)
 	_ backends.Watcher = (*Backend)(nil)
+	_ backends.Unasker = (*Backend)(nil)
 )
 
 // New makes the backend for the state directory home ($LAUNCHER_HOME).
@@ -272,11 +273,36 @@ func (b *Backend) submit(ctx context.Context, q request, j job) (record, error) 
 // inFlight is how long after it was asked for a job that is not in the queue may still
 // come: the controller may have the question and not have looked at it. One that did not
 // answer for a while may do first what it was asked last: it must have answered for backlog.
+// One that always takes longer than slowLook has done by slowBacklog what it was asked before.
 const (
-	inFlight = 15 * time.Second
-	backlog  = 5 * time.Second
-	slowLook = 2 * time.Second // it did not answer meanwhile
+	inFlight    = 15 * time.Second
+	backlog     = 5 * time.Second
+	slowLook    = 2 * time.Second // it did not answer meanwhile, or is slow
+	slowBacklog = callBound
 )
+
+// hearing is since when the controller answers; nothing is known of it in the zero value.
+type hearing struct {
+	since   time.Time // every look was answered
+	swiftly time.Time // and within slowLook
+}
+
+func (h *hearing) answered(asked, now time.Time) {
+	if h.since.IsZero() {
+		*h = hearing{now, now}
+	} else if now.Sub(asked) > slowLook {
+		h.swiftly = now
+	}
+}
+
+// sure is when what was asked before is done, or will not be.
+func (h hearing) sure() time.Time {
+	swift, slow := h.swiftly.Add(backlog), h.since.Add(slowBacklog)
+	if slow.Before(swift) {
+		return slow
+	}
+	return swift
+}
 
 // settle finds out what became of a job that was asked for; false = it never was.
 func (b *Backend) settle(ctx context.Context, rec *record) (bool, error) {
@@ -292,7 +318,7 @@ func (b *Backend) settle(ctx context.Context, rec *record) (bool, error) {
 		return true, rec.write()
 	}
 	b.mu.Lock()
-	sure := b.answers.Add(backlog)
+	sure := b.heard.sure()
 	b.mu.Unlock()
 	if s.at.Before(time.Unix(rec.At, 0).Add(inFlight)) || s.at.Before(sure) {
 		return false, errs.New(errs.Unavailable, "whether Slurm has taken job %s is not known yet", rec.Name)
@@ -402,8 +428,11 @@ func (b *Backend) Cancel(ctx context.Context, handles [][]byte) error {
 		if open = left; len(open) == 0 {
 			return nil
 		}
-		if err := b.cancelJobs(ctx, ids, asked); err != nil {
+		if err := b.cancelJobs(ctx, ids, nil); err != nil {
 			return err
+		}
+		for _, id := range ids {
+			asked[id] = true
 		}
 		t := time.NewTimer(pause)
 		select {
@@ -415,20 +444,57 @@ func (b *Backend) Cancel(ctx context.Context, handles [][]byte) error {
 	}
 }
 
-func (b *Backend) cancelJobs(ctx context.Context, ids []string, asked map[string]bool) error {
+// cancelJobs has jobs cancelled; options go before their numbers.
+func (b *Backend) cancelJobs(ctx context.Context, ids, options []string) error {
 	for len(ids) > 0 {
 		some := ids[:min(len(ids), maxIDs)]
 		ids = ids[len(some):]
-		_, err := b.cli.run(ctx, environment(environ(), nil), "", "scancel", some...)
+		_, err := b.cli.run(ctx, environment(environ(), nil), "", "scancel", append(slices.Clone(options), some...)...)
 		// One that ends just now is no failure; whether all do is looked at.
 		if k := errs.KindOf(err); err != nil && k != errs.Invalid {
 			return err
 		}
-		for _, id := range some {
-			asked[id] = true
-		}
 	}
 	return nil
+}
+
+// onlyWaiting has scancel pass over jobs that have begun meanwhile.
+var onlyWaiting = []string{"--state=PENDING"}
+
+// Unask cancels those of the jobs that wait for nodes; what becomes of them Status tells.
+func (b *Backend) Unask(ctx context.Context, handles [][]byte) error {
+	s, err := b.look(ctx, time.Now())
+	if err != nil {
+		return err
+	}
+	var ids []string
+	for _, h := range handles {
+		r, ok := parseHandle(h)
+		if !ok {
+			continue
+		}
+		rec, ok, err := load(r.path(recordExt))
+		if err != nil {
+			return err
+		}
+		if !ok || rec.End != nil || rec.Step != nil || rec.Ran {
+			continue
+		}
+		waits := 0
+		for _, e := range s.byName[rec.Name] {
+			if waiting(e.state) {
+				ids, waits = append(ids, e.id), waits+1
+			}
+		}
+		if waits > 0 && !rec.Unasked {
+			rec.Unasked = true
+			if err := rec.write(); err != nil {
+				return err
+			}
+		}
+	}
+	b.soon()
+	return b.cancelJobs(ctx, ids, onlyWaiting)
 }
 
 // DryRun writes the script that Submit would hand to sbatch.

@@ -200,3 +200,26 @@ func TestEnvironment(t *testing.T) {
 		t.Errorf("%q, wanted %q", got, want)
 	}
 }
+
+// What became of a submission is known once the controller has answered for a while, also one
+// that never answers swiftly.
+func TestHearing(t *testing.T) {
+	at := func(s int) time.Time { return time.Unix(int64(1000+s), 0) }
+	var swift, slow hearing
+	for s := range 30 {
+		swift.answered(at(s), at(s+1))
+	}
+	if got := swift.sure(); !got.Equal(at(1).Add(backlog)) {
+		t.Errorf("of one that answers swiftly: sure at %v", got.Unix()-1000)
+	}
+	for s := 0; s < 100; s += 3 {
+		slow.answered(at(s), at(s+3))
+	}
+	if got := slow.sure(); !got.Equal(at(3).Add(slowBacklog)) {
+		t.Errorf("of one that is slow: sure at %v", got.Unix()-1000)
+	}
+	swift.answered(at(40), at(50)) // it was stopped
+	if got := swift.sure(); !got.Equal(at(50).Add(backlog)) {
+		t.Errorf("of one that was stopped: sure at %v", got.Unix()-1000)
+	}
+}

@@ -58,7 +58,7 @@ func (b *Backend) status(ctx context.Context, handles [][]byte, age time.Duratio
 		default:
 			out[i] = b.nodesWait(r, b.judge(r, s), gates)
 			if len(r.strays) > 0 {
-				_ = b.cancelJobs(ctx, r.strays, map[string]bool{}) // looked at again
+				_ = b.cancelJobs(ctx, r.strays, nil) // looked at again
 			}
 		}
 	}
@@ -150,7 +150,7 @@ func (r *record) verdict(e entry) backends.Status {
 		said = "; its log ends: " + said
 	}
 	switch {
-	case r.Stopped:
+	case r.Stopped, r.Unasked && !r.Ran && e.state == "CANCELLED":
 		return backends.Status{State: backends.Done, Why: "ended as asked"}
 	case r.Beheaded != "":
 		return backends.Status{State: backends.Lost, Why: name + " has lost its first node, " + r.Beheaded + ", and with it its script"}
@@ -180,6 +180,7 @@ func (b *Backend) ended(r *record, st backends.Status) backends.Status {
 		if kept.End != nil {
 			return *kept.End
 		}
+		r.Unasked = r.Unasked || kept.Unasked
 		if kept.Stopped && !r.Stopped {
 			r.Stopped = true
 			st = backends.Status{State: backends.Done, Why: "ended as asked"}

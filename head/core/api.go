@@ -236,6 +236,7 @@ type QueryAllocs struct {
 type CancelAllocs struct {
 	Pool    string
 	Handles [][]byte
+	Waiting bool // only those that have not begun
 }
 
 // JobChanged: something in the job's info changed. Ended is set once per life of the

@@ -18,6 +18,7 @@ type downState struct {
 	deadline int64 // of the phase
 	logsBy   int64 // when the last output must be in the record; 0 = not waited for yet
 	told     string
+	why      map[string]string // by pool: what keeps a backend from saying that allocations have ended
 }
 
 const (
@@ -159,6 +160,7 @@ func (c *Core) answerDown() {
 func (c *Core) unconfirmed() (out []string) {
 	for _, t := range sortedKeys(c.d.st.Subs) {
 		s := c.d.st.Subs[t]
+		why := c.down.why[s.Pool]
 		for _, id := range s.Nodes {
 			over := slices.ContainsFunc(s.Allocs, func(a *allocD) bool { return a.Ended && slices.Contains(a.Nodes, id) })
 			if over {
@@ -172,10 +174,31 @@ func (c *Core) unconfirmed() (out []string) {
 					}
 				}
 			}
+			if why != "" { // once: one backend's word for all of them
+				text, why = fmt.Sprintf("%s (%s)", text, why), ""
+				delete(c.down.why, s.Pool)
+			}
 			out = append(out, text)
 		}
 	}
 	return out
+}
+
+// hears notes why allocations that were cancelled are not known to have ended.
+func (w *downState) hears(ev AllocStatus) {
+	why := ""
+	if ev.Err != nil {
+		why = ev.Err.Error()
+	}
+	for _, it := range ev.Items {
+		if it.State < AllocDone && it.Why != "" {
+			why = it.Why
+		}
+	}
+	if w.why == nil {
+		w.why = map[string]string{}
+	}
+	w.why[ev.Pool] = why
 }
 
 // logsInTime waits a bounded time for the output of jobs that have ended.

@@ -77,7 +77,7 @@ func (c *Core) unask(p *pool, k int) {
 		k -= len(a.Nodes)
 	}
 	if len(back) > 0 {
-		c.effect(CancelAllocs{Pool: p.spec.Name, Handles: back})
+		c.effect(CancelAllocs{Pool: p.spec.Name, Handles: back, Waiting: true})
 		p.query = c.now
 	}
 }

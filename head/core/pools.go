@@ -458,6 +458,9 @@ func (c *Core) allocStatus(ev AllocStatus) {
 			p.why = ""
 		}
 	}
+	if c.down != nil && c.down.phase == downAllocs {
+		c.down.hears(ev)
+	}
 	for _, it := range ev.Items {
 		s, a := c.findAlloc(ev.Pool, it.Handle)
 		if a == nil {
@@ -480,6 +483,9 @@ func (c *Core) allocStatus(ev AllocStatus) {
 				p.waits[string(it.Handle)] += 0
 			}
 			if it.State == AllocRunning && p != nil {
+				if p.waits[string(it.Handle)] != 0 { // it began when it was to be taken back: it stays
+					delete(p.cancel, string(it.Handle))
+				}
 				delete(p.waits, string(it.Handle))
 				c.watchJoin(p, s, a)
 			}

@@ -264,3 +264,58 @@ func TestNeededValuesKeepANode(t *testing.T) {
 		t.Errorf("when nobody needs them any more it is given back at %d s", at)
 	}
 }
+
+// One that begins when it is to be taken back stays, and is given back like any other later.
+func TestBeginsWhenTakenBack(t *testing.T) {
+	c := queue(t, wire.Pool{Max: 2})
+	submitOne(c, second, wire.JobSpec{})
+	token := sortedKeys(c.d.st.Subs)[0]
+	c.Step(2*second, Submitted{Token: token, Allocs: []Alloc{{Handle: []byte("h"), Nodes: c.d.st.Subs[token].Nodes}}})
+	c.Step(3*second, pendings("h"))
+	c.Step(10*second, ClientReq{ID: 2, Req: wire.Cancel{Job: 1}})
+	at := first(c, 11, 120, func(o Output) bool {
+		for _, e := range o.Effects {
+			if x, ok := e.(CancelAllocs); ok {
+				if !x.Waiting {
+					t.Error("one that may have begun is cancelled")
+				}
+				return true
+			}
+		}
+		return false
+	})
+	if at == 0 {
+		t.Fatal("it is not taken back")
+	}
+	c.Step((at+1)*second, AllocStatus{Pool: "burst", Items: []AllocItem{{Handle: []byte("h"), State: AllocRunning}}})
+	if p := c.pools["burst"]; len(p.cancel) != 0 || len(p.waits) != 0 {
+		t.Errorf("it has begun, and is taken for cancelled: %v %v", p.cancel, p.waits)
+	}
+}
+
+// What a backend says of allocations that do not end, `down` says.
+func TestDownSaysWhy(t *testing.T) {
+	c := queue(t, wire.Pool{Max: 2})
+	submitOne(c, second, wire.JobSpec{})
+	token := sortedKeys(c.d.st.Subs)[0]
+	c.Step(2*second, Submitted{Token: token, Allocs: []Alloc{{Handle: []byte("h"), Nodes: c.d.st.Subs[token].Nodes}}})
+	c.Step(3*second, ClientReq{ID: 2, Req: wire.Down{}})
+	var left []string
+	at := first(c, 4, 120, func(o Output) bool {
+		for _, e := range o.Effects {
+			switch e := e.(type) {
+			case CancelAllocs:
+				st := pendings("h")
+				st.Items[0].Why = "Slurm cannot be asked: it sleeps"
+				defer c.Step(c.now, st)
+			case CloseDown:
+				left = e.Left
+				return true
+			}
+		}
+		return false
+	})
+	if at == 0 || len(left) != 1 || !strings.HasSuffix(left[0], " (Slurm cannot be asked: it sleeps)") {
+		t.Errorf("at %d s: %q", at, left)
+	}
+}
