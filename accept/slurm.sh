@@ -103,6 +103,7 @@ if wants head; then
 	gotest head.moves ./launcher '^TestHeadMoves$'
 	gotest head.allocations ./launcher '^TestSlurmHeadMoves$'
 	gotest head.lost ./launcher '^TestHeadNodeLost$'
+	gotest head.suspended ./launcher '^TestSlurmHeadSuspended$'
 fi
 
 # ---------------------------------------------------------------- 5 in a batch script

@@ -2,9 +2,7 @@ package broker
 
 import (
 	"context"
-	"errors"
 	"io"
-	"io/fs"
 	"log/slog"
 	"net"
 	"os"
@@ -13,7 +11,6 @@ import (
 	"sync"
 	"time"
 
-	"launcher/internal/errs"
 	"launcher/internal/sockpath"
 	"launcher/wire"
 	"launcher/wire/secure"
@@ -252,8 +249,8 @@ func (f *awayFront) follow(ctx context.Context) error {
 		case time.Since(heard) >= headLost:
 			why := "node " + string(at) + ", where it was, has not been heard of for " + headLost.String()
 			f.log.Warn("the head is lost; it goes on here", "node", at, "err", err)
-			if err := os.Remove(filepath.Join(f.dir, wire.HeadSeatFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-				return errs.Wrap(errs.Permission, err, "the state directory")
+			if err := writeWhole(filepath.Join(f.dir, wire.HeadSeatFile), wire.Marshal(wire.HeadSeat{})); err != nil {
+				return err
 			}
 			return &Home{Why: why, Doubted: []wire.NodeID{at}}
 		}

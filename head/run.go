@@ -133,6 +133,9 @@ func serveCluster(ctx context.Context, o Options) (err error) {
 	if err := h.alone(); err != nil {
 		return err
 	}
+	if err := h.seatHere(); err != nil {
+		return err
+	}
 	if err := h.identity(); err != nil {
 		return err
 	}

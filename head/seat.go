@@ -3,7 +3,6 @@ package head
 import (
 	"context"
 	"errors"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -16,8 +15,7 @@ import (
 	"launcher/wire/session"
 )
 
-// ErrMoved ends a head that goes on elsewhere: head.seat says where, or is not there when
-// that is at home.
+// ErrMoved ends a head that goes on elsewhere: head.seat says where.
 var ErrMoved = errors.New("the head has moved")
 
 const (
@@ -181,14 +179,22 @@ func (h *head) reached() []string {
 	return out
 }
 
-// writeSeat writes down where the head is.
+// writeSeat writes down where the head is. The file is always there and is replaced whole: of
+// one that is, every machine asks the server when it opens it, but that there was none NFS
+// remembers for up to a minute.
 func writeSeat(state string, seat wire.HeadSeat) error {
-	path := filepath.Join(state, wire.HeadSeatFile)
-	if seat.Node != "" {
-		return record.WriteFile(path, wire.Marshal(seat))
+	return record.WriteFile(filepath.Join(state, wire.HeadSeatFile), wire.Marshal(seat))
+}
+
+// seatHere has the file say that the head is at home before a node looks for it.
+func (h *head) seatHere() error {
+	if h.config.Roam == "" || h.config.Away {
+		return nil
 	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return errs.Wrap(errs.Permission, err, "the state directory")
+	b, err := os.ReadFile(filepath.Join(h.state, wire.HeadSeatFile))
+	var s wire.HeadSeat
+	if err == nil && wire.Unmarshal(b, &s) == nil && s.Node == "" {
+		return nil
 	}
-	return nil
+	return writeSeat(h.state, wire.HeadSeat{})
 }

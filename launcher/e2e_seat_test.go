@@ -12,6 +12,7 @@ import (
 
 	"launcher/internal/testkit"
 	"launcher/internal/testkit/slurmtest"
+	"launcher/wire"
 )
 
 // seatOf says on which node the head is, and how often it has moved.
@@ -121,6 +122,11 @@ func TestHeadMoves(t *testing.T) {
 	h := testkit.New(t)
 	h.Write("roam.toml", "version = 1\nname = \"roam\"\n[head]\nwhere = \"pool:p\"\n[[pool]]\nname = \"p\"\nbackend = \"local\"\nnodes = 2\n")
 	h.OK("up", "roam.toml")
+	// It is there before a node looks for it and stays: NFS remembers for a while that a file is not.
+	seat := filepath.Join(h.Dir, "clusters", "roam", wire.HeadSeatFile)
+	if _, err := os.Stat(seat); err != nil {
+		t.Error(err)
+	}
 	first := awaitSeat(t, h, "")
 	log := h.Write("done", "")
 	out := make(chan testkit.Result, 1)
@@ -181,6 +187,10 @@ func TestHeadMoves(t *testing.T) {
 		t.Errorf("left after down:\n%s", strings.Join(left, "\n"))
 	}
 	eachOnce(t, h.OK("logs", "1"), 60)
+	var at wire.HeadSeat
+	if b, err := os.ReadFile(seat); err != nil || wire.Unmarshal(b, &at) != nil || at.Node != "" {
+		t.Errorf("after down the head is on %q, by its file: %v", at.Node, err)
+	}
 }
 
 // All of the head's node dies at once: it goes on at home, and from there into another node.
@@ -203,6 +213,45 @@ func TestHeadNodeLost(t *testing.T) {
 	h.OK("down", "roam")
 	if left := h.Leaks(); len(left) > 0 {
 		t.Errorf("left after down:\n%s", strings.Join(left, "\n"))
+	}
+}
+
+// Slurm suspends the head's job under an array: the head goes on at home and from there into
+// another allocation, as after a loss. What is resumed after that finds the journal taken.
+func TestSlurmHeadSuspended(t *testing.T) {
+	slurmtest.Whole(t)
+	h, c := slurmHome(t, slurmtest.Options{Nodes: 2})
+	h.Write("queue.toml", strings.Replace(slurmSpec("min = 2\nmax = 2\nnodes_per_job = 1"), "[[pool]]", "[head]\nwhere = \"pool:burst\"\n[[pool]]", 1))
+	h.OK("up", "queue.toml")
+	first := awaitSeat(t, h, "")
+	job := jobOfNode(t, h, first)
+	run := h.Start("run", "--array", "0-39", "--", "sh", "-c", "until test -e enough || test $LAUNCHER_TASK_INDEX -lt 4; do sleep 0.1; done; echo $LAUNCHER_TASK_INDEX")
+	testkit.Eventually(t, testkit.Bound, func() string {
+		if n := strings.Count(run.Out(), "\n"); n < 4 {
+			return fmt.Sprintf("%d of the first 4", n)
+		}
+		return ""
+	})
+	c.OK(t, "scontrol", "suspend", job)
+	testkit.Eventually(t, 3*testkit.Bound, func() string {
+		if r := h.Run("status", "--json"); r.Code != 0 || strings.Contains(r.Out, `"node":"`+first+`"`) {
+			return r.String()
+		}
+		return ""
+	})
+	_ = testkit.Finish(h.Program(t.Context(), "scontrol", "resume", job)) // unless it was cancelled meanwhile
+	h.Write("enough", "")
+	if r := run.Within(3 * testkit.Bound); r.Code != 0 {
+		t.Fatalf("%s", r)
+	} else {
+		eachOnce(t, r.Out, 40)
+	}
+	h.OK("down", "queue")
+	if left := c.OK(t, "squeue", "-h"); left != "" {
+		t.Errorf("left in the queue: %q", left)
+	}
+	if bad := c.OK(t, "sinfo", "-h", "-R"); strings.TrimSpace(bad) != "" {
+		t.Errorf("nodes were drained: %q", bad)
 	}
 }
 

@@ -29,10 +29,10 @@ type HeadReady struct{ Addrs []string }
 // HeadMoves tells where the head goes.
 type HeadMoves struct{ Seat HeadSeat }
 
-// HeadSeat is where a head is that is not on the cluster's own machine; HeadSeatFile in the
-// state directory has it, and is not there while the head is at home.
+// HeadSeat is where a head is that may go into allocations; HeadSeatFile in the state
+// directory has it.
 type HeadSeat struct {
-	Node  NodeID
+	Node  NodeID // "" = at home
 	Addrs []string
 	Front []string // addresses at home, where whoever connects is passed on
 }
