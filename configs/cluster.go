@@ -156,7 +156,7 @@ func checkWhere(head *table, c *Cluster) {
 		for _, p := range c.Pools {
 			if p.Name == pool {
 				if p.Options["shared_home"] == false {
-					head.fault("where", "the nodes of pool %s do not see the state directory (shared_home = false), and the head goes only where it is seen; give \"here\"", pool)
+					head.fault("where", "the nodes of pool %s do not see the state directory (shared_home = false), and the head goes only where it is seen; give \"here\", or set LAUNCHER_HOME to a directory that they do see and leave shared_home out", pool)
 				}
 				return
 			}

@@ -145,6 +145,7 @@ func TestSlurmNoSharedHome(t *testing.T) {
 	}
 	h.Write("data.txt", "brought\n")
 	h.Write("queue.toml", slurmSpec("min = 2\nmax = 2\nnodes_per_job = 1\nshared_home = false"))
+	h.Write("queue1.toml", slurmSpec("min = 2\nmax = 2\nshared_home = false"))
 	h.OK("up", "queue.toml")
 	if out := h.OK("run", "--nodes", "2", "--", "sh", "-c", "cat data.txt; echo rank $RANK"); strings.Count(out, "brought\n") != 2 || !strings.Contains(out, "rank 0") || !strings.Contains(out, "rank 1") {
 		t.Errorf("a gang: %q", out)
@@ -157,6 +158,25 @@ func TestSlurmNoSharedHome(t *testing.T) {
 		t.Errorf("records %q", jobs)
 	}
 	h.OK("down", "queue")
+	// A batch script of --emit needs a directory that they see, and nothing else.
+	scratch, err := os.MkdirTemp("", "seen")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(scratch)
+	h.OK("up", "--emit", scratch+"/out", "queue1.toml")
+	if r := testkit.Finish(h.Program(t.Context(), "sbatch", "--wait", scratch+"/out/queue.sh", "--nodes", "2", "--", "sh", "-c", "echo rank $RANK in $PWD")); r.Code != 0 {
+		t.Errorf("sbatch: %s", r)
+	}
+	logs, _ := filepath.Glob(scratch + "/out/queue-*.log")
+	out := ""
+	for _, f := range logs {
+		b, _ := os.ReadFile(f)
+		out += string(b)
+	}
+	if !strings.Contains(out, "rank 0 in "+scratch+"/out") || !strings.Contains(out, "rank 1 in "+scratch+"/out") {
+		t.Errorf("what --emit wrote: %q %s", logs, out)
+	}
 	for _, r := range jobs {
 		name := strings.TrimSuffix(filepath.Base(r), ".json")
 		if left, _ := filepath.Glob("/tmp/launcher-" + strconv.Itoa(os.Getuid()) + "/" + name + "*"); len(left) > 0 {

@@ -94,7 +94,14 @@ identity = "keys/id"
 	h.Write("two.toml", strings.Replace(two, `partition = "fast"`, "", 1))
 	h.Fails(125, []string{"pool b names no partition", "pool a"}, "up", "--emit", "out", "two.toml")
 	h.Write("apart.toml", "version = 1\nname = \"apart\"\n[[pool]]\nname = \"p\"\nbackend = \"slurm\"\nmin = 1\nshared_home = false\n")
-	h.Fails(125, []string{"shared_home = false"}, "up", "--emit", "out", "apart.toml")
+	h.OK("up", "--emit", "out", "apart.toml")
+	dir := filepath.Join(h.Work, "out")
+	if script := h.Read("out/apart.sh"); !strings.Contains(script, "launcher="+dir+"/launcher\n") || !strings.Contains(script, "#SBATCH --chdir=\""+dir+"\"\n") {
+		t.Errorf("for nodes that see nothing else: %s", script)
+	}
+	if st, err := os.Stat(dir + "/launcher"); err != nil || st.Mode().Perm() != 0o700 {
+		t.Errorf("the binary for nodes that see nothing else: %v, %v", st, err)
+	}
 }
 
 // TestEmitSh: where the head is in no job, sh runs what --emit wrote.

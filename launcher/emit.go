@@ -3,6 +3,7 @@ package main
 import (
 	"cmp"
 	"fmt"
+	"io"
 	"maps"
 	"os"
 	"path/filepath"
@@ -35,6 +36,11 @@ func (a *app) emit(spec, dir string) error {
 	if dir, err = filepath.Abs(dir); err != nil {
 		return errs.Wrap(errs.Invalid, err, "--emit")
 	}
+	own := at >= 0 && cl.Pools[at].Options["shared_home"] == false // nodes see dir alone
+	from := bin
+	if own {
+		bin = filepath.Join(dir, "launcher")
+	}
 	script, run, n := shScript(cl.Name, bin, dir), "sh", 0
 	if at >= 0 {
 		run, n = "sbatch", cl.WirePools()[at].Min
@@ -52,6 +58,11 @@ func (a *app) emit(spec, dir string) error {
 	if err := os.MkdirAll(filepath.Join(dir, "state"), 0o700); err != nil {
 		return errs.Wrap(errs.Permission, err, "--emit")
 	}
+	if own {
+		if err := copyWhole(from, bin); err != nil {
+			return errs.Wrap(errs.Permission, err, "--emit")
+		}
+	}
 	path := filepath.Join(dir, cl.Name+".sh")
 	for file, text := range map[string][]byte{path: []byte(script), filepath.Join(dir, cl.Name+".toml"): inside} {
 		if err := writeWhole(file, text); err != nil {
@@ -67,6 +78,30 @@ func (a *app) emit(spec, dir string) error {
 	}
 	fmt.Fprintf(a.out, "%s %s CMD [ARG...]\n", run, path)
 	return nil
+}
+
+// copyWhole copies a program, by rename: one of that name may be running.
+func copyWhole(from, to string) error {
+	in, err := os.Open(from)
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	out, err := os.OpenFile(to+".new", os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o700)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(out, in)
+	if err2 := out.Close(); err == nil {
+		err = err2
+	}
+	if err == nil {
+		err = os.Rename(to+".new", to)
+	}
+	if err != nil {
+		_ = os.Remove(to + ".new")
+	}
+	return err
 }
 
 // headPool is the pool whose job has the head; -1 = the head is where the script is run.

@@ -118,8 +118,6 @@ func Emit(o backends.Options, name string, n int, binary, dir string) (string, e
 	switch {
 	case len(faults) > 0:
 		return "", errs.New(errs.Invalid, "%s: %s", faults[0].Key, faults[0].Msg)
-	case q.Apart:
-		return "", errs.New(errs.Invalid, "shared_home = false: nodes would not see %s, where the head of a job keeps its state", dir)
 	case q.PerJob > 0 && q.PerJob < n:
 		return "", errs.New(errs.Invalid, "nodes_per_job = %d: the script is one job, of %d nodes", q.PerJob, n).Hint("leave nodes_per_job out, or give fewer as min")
 	case strings.ContainsAny(dir, "\n\"%\\") || strings.ContainsAny(binary, "\n"):
@@ -133,7 +131,11 @@ func Emit(o backends.Options, name string, n int, binary, dir string) (string, e
 #   sbatch %[1]s.sh                             keeps the cluster up until the job ends
 #
 `, name)
-	q.ask(&b, name, "", n, q.Time, nil, []string{fmt.Sprintf("--output=\"%s/%s-%%j.log\"", dir, name)})
+	output := []string{fmt.Sprintf("--output=\"%s/%s-%%j.log\"", dir, name)}
+	if q.Apart { // nodes have no other directory of the user's
+		output = append(output, fmt.Sprintf("--chdir=\"%s\"", dir))
+	}
+	q.ask(&b, name, "", n, q.Time, nil, output)
 	fmt.Fprintf(&b, `
 launcher=%s
 dir=%s
