@@ -40,6 +40,7 @@ if wants controller; then
 	gotest controller.down-says-why ./head/core '^TestDownSaysWhy$'
 	gotest controller.few-calls ./backends/slurm '^TestFewCalls$'
 	gotest controller.array ./launcher '^TestSlurmCalls$'
+	gotest controller.idle ./launcher '^TestSlurmIdle$'
 fi
 
 # ---------------------------------------------------------------- nodes and starts that fail
@@ -138,6 +139,7 @@ if wants demo && rooted demo.hosts; then
 	nettest demo.two-users TestRootSlurmUsers
 	nettest demo.two-networks TestRootSlurmInterface
 	nettest demo.no-home TestRootSlurmHomeless
+	nettest demo.full-home TestRootSlurmFullHome
 	nettest demo.confined TestRootSlurmConfined
 	nettest demo.confined-ends TestRootSlurmConfinedEnds
 fi

@@ -1,6 +1,7 @@
 package head
 
 import (
+	"cmp"
 	"context"
 	"sync"
 	"time"
@@ -177,6 +178,7 @@ func (h *head) answer(ctx context.Context, st *session.Stream, req any) error {
 				i.Broker = h.remote().Away()
 			}
 			i.Followers = h.follow.info()
+			i.Trouble = cmp.Or(i.Trouble, h.logs.trouble())
 			v = i
 		case wire.JobInfo:
 			h.outputs.fill(&i)

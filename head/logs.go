@@ -40,6 +40,17 @@ type logKeeper struct {
 	acks   []ackDue                      // guarded by mu
 	wanted map[wire.JobID][]core.LogPart // guarded by mu
 	known  map[wire.JobID]bool           // jobs that exist; guarded by mu
+	stuck  map[*session.Stream]error     // why output cannot be written; guarded by mu
+}
+
+// trouble says that output cannot be written, and why; "" = it can.
+func (l *logKeeper) trouble() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, err := range l.stuck {
+		return "output cannot be written and waits on the nodes: " + errs.Line(err)
+	}
+	return ""
 }
 
 // ackDue is an acknowledgement of what is safe at the next sync.
@@ -53,7 +64,7 @@ type ackDue struct {
 }
 
 func newLogKeeper(h *head) *logKeeper {
-	return &logKeeper{h: h, w: h.record, kick: make(chan struct{}, 1), urgent: make(chan struct{}, 1), wanted: map[wire.JobID][]core.LogPart{}, known: map[wire.JobID]bool{}}
+	return &logKeeper{h: h, w: h.record, kick: make(chan struct{}, 1), urgent: make(chan struct{}, 1), wanted: map[wire.JobID][]core.LogPart{}, known: map[wire.JobID]bool{}, stuck: map[*session.Stream]error{}}
 }
 
 // hurry makes what was taken safe now, not at the usual pace.
@@ -122,7 +133,7 @@ func (l *logKeeper) serve(ctx context.Context, s *session.Session, st *session.S
 		}
 		switch {
 		case err == nil && known:
-			have, err = l.take(ctx, b)
+			have, err = l.take(ctx, st, b)
 			// An agent sends a bounded amount ahead of its acknowledgement: do not let it wait.
 			if l.unsafe.Add(b.To-b.From) > ackBytes {
 				l.hurry()
@@ -150,7 +161,12 @@ func (l *logKeeper) serve(ctx context.Context, s *session.Session, st *session.S
 
 // take appends a batch, trying again for as long as the disk is at fault: the agent
 // keeps its output meanwhile, and is held up by not being read.
-func (l *logKeeper) take(ctx context.Context, b wire.LogBatch) (int64, error) {
+func (l *logKeeper) take(ctx context.Context, st *session.Stream, b wire.LogBatch) (int64, error) {
+	defer func() {
+		l.mu.Lock()
+		delete(l.stuck, st)
+		l.mu.Unlock()
+	}()
 	for said := false; ; {
 		have, err := l.w.Append(b)
 		if err == nil || errs.Is(err, errs.Invalid) || errs.Is(err, errs.Corrupt) {
@@ -159,6 +175,9 @@ func (l *logKeeper) take(ctx context.Context, b wire.LogBatch) (int64, error) {
 		if !said {
 			l.h.log.Error("output cannot be written, trying again", "job", b.Job, "node", b.Node, "err", err)
 			said = true
+			l.mu.Lock()
+			l.stuck[st] = err
+			l.mu.Unlock()
 		}
 		select {
 		case <-time.After(fullRetry):

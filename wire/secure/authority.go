@@ -17,6 +17,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"syscall"
 	"time"
 
 	"launcher/internal/errs"
@@ -123,6 +124,8 @@ func fileErr(err error, what string) error {
 		k = errs.NotFound
 	case errors.Is(err, fs.ErrPermission):
 		k = errs.Permission
+	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
+		return errs.Wrap(errs.Exhausted, err, "%s", what).Hint("make room on that file system, or set LAUNCHER_HOME to a place with more")
 	}
 	return errs.Wrap(k, err, "%s", what)
 }
