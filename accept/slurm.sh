@@ -26,6 +26,7 @@ if wants jobs; then
 	gotest jobs.script ./backends/slurm '^TestScript$'
 	gotest jobs.laws ./backends/slurm '^TestLaws$'
 	gotest jobs.ends ./backends/slurm '^TestEnds$'
+	gotest jobs.time-range ./backends/slurm '^TestTimeRange$'
 	gotest jobs.reasons ./backends/slurm '^TestReasonsInWords$'
 	gotest jobs.grant ./backends/slurm '^TestGrant$'
 	gotest jobs.versions ./backends/slurm '^TestVersions|^TestUsesAreFound$'
