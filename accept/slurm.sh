@@ -87,6 +87,8 @@ if wants accounts; then
 		gotest accounts.kept ./internal/testkit/slurmtest '^TestAccounts$'
 		gotest accounts.refused ./launcher '^TestSlurmAccounts$'
 		gotest accounts.limits ./backends/slurm '^TestLimits$'
+		gotest accounts.preempted-by-qos ./launcher '^TestSlurmPreemptedByQOS$'
+		gotest accounts.doctor ./backends/slurm '^TestExamineRealAccounts$'
 	else
 		skip accounts.installed "Debian's slurmdbd, slurm-wlm-mysql-plugin and mariadb-server-core are not there"
 	fi

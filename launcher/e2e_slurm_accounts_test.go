@@ -2,6 +2,7 @@ package main
 
 import (
 	"os"
+	"path/filepath"
 	"regexp"
 	"strconv"
 	"strings"
@@ -64,4 +65,60 @@ func TestSlurmAccounts(t *testing.T) {
 		t.Errorf("squeue: %q", out)
 	}
 	h.OK("down", "queue")
+}
+
+// Work whose job a QOS preempts, with and without a grace, put back into the queue or
+// cancelled, is told and runs again in the next job; nothing counts against it. A drain that
+// simulates it does the same.
+func TestSlurmPreemptedByQOS(t *testing.T) {
+	slurmtest.Whole(t)
+	h, c := slurmHome(t, slurmtest.Options{Nodes: 2, Lines: []string{"PreemptType=preempt/qos", "PreemptMode=REQUEUE", "KillWait=20"}, Accounts: []string{
+		"add qos gentle GraceTime=15 PreemptMode=cancel", "add qos again GraceTime=15 PreemptMode=requeue", "add qos hard PreemptMode=requeue", "add qos first preempt=gentle,again,hard",
+		"add account phys", "add user USER account=phys qos=normal,gentle,again,hard,first"}})
+	h.Write("work.sh", `n=$(cat $1/n 2>/dev/null || echo 0); n=$((n + 1)); echo $n > $1/n
+trap '' USR1 TERM
+echo life $LAUNCHER_ATTEMPT
+touch $1/began-$n
+until test -e $1/enough; do
+	if "$LAUNCHER" should-leave > $1/told-$n; then exit 75; fi
+	sleep 0.1
+done
+`)
+	for _, qos := range []string{"gentle", "again", "hard", "simulated"} {
+		asked := qos
+		if qos == "simulated" {
+			asked = "normal"
+		}
+		h.Write("queue.toml", slurmSpec("max = 1\nqos = \""+asked+"\""))
+		h.OK("up", "queue.toml")
+		h.Write(qos+"/x", "")
+		run := h.Start("run", "--cpus", "1", "--", "bash", "work.sh", qos)
+		life := func(n string) {
+			t.Helper()
+			testkit.Eventually(t, 3*testkit.Bound, func() string {
+				if _, err := os.Stat(filepath.Join(h.Work, qos, "began-"+n)); err != nil {
+					return h.OK("why", "burst") + run.Err()
+				}
+				return ""
+			})
+		}
+		life("1")
+		if asked == qos {
+			c.OK(t, "sbatch", "-q", "first", "-N", "2", "-c", "2", "-J", "before-it", "-o", "/dev/null", "-t", "1", "--wrap", "sleep 3")
+		} else {
+			h.OK("drain", regexp.MustCompile(`burst-\d+`).FindString(h.OK("nodes")), "--simulate-preemption")
+		}
+		life("2")
+		h.Write(qos+"/enough", "")
+		if r := run.Within(3 * testkit.Bound); r.Code != 0 || strings.Count(r.Out, "life") != 2 {
+			t.Errorf("%s: %s", qos, r)
+		}
+		if told := h.Read(qos + "/told-1"); told != "leave\n" {
+			t.Errorf("%s: it was told %q", qos, told)
+		}
+		h.OK("down", "queue")
+	}
+	if bad := c.OK(t, "sinfo", "-h", "-R"); strings.TrimSpace(bad) != "" {
+		t.Errorf("nodes were drained: %q", bad)
+	}
 }

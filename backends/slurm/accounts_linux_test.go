@@ -43,3 +43,38 @@ func TestLimits(t *testing.T) {
 	w.await(b, ask("short", 1, backends.Options{"account": "phys", "qos": "short"}), waits("the QOS never gives one job so much of time; it never starts as it is (QOSMaxWallDurationPerJobLimit)"))
 	w.await(b, ask("hours", 1, backends.Options{"account": "phys", "qos": "hours"}), waits("the QOS has used up its cores times minutes, or has less of it left than the job may take (QOSGrpCPUMinutesLimit)"))
 }
+
+// doctor reads from a real accounting which accounts and QOS are the user's, their limits, and
+// by which QOS jobs may be ended.
+func TestExamineRealAccounts(t *testing.T) {
+	slurmtest.Whole(t)
+	c := slurmtest.New(t, slurmtest.Options{Nodes: 2, Lines: []string{"PreemptType=preempt/qos", "PreemptMode=GANG,SUSPEND"}, Accounts: []string{
+		"add qos soft GraceTime=90 PreemptMode=requeue", "add qos still", "add qos first preempt=soft,still", "add qos short MaxWall=5 MaxTRESPerUser=node=1",
+		"add account phys", "add account math", "add account theirs", "add user USER account=phys,math", "modify user USER where account=phys set qos=normal,soft,still,short defaultqos=soft"}})
+	shoes(t, c)
+	b := New(t.TempDir())
+	for name, x := range map[string]struct {
+		o     backends.Options
+		wants [][]string
+	}{
+		"own": {backends.Options{"account": "phys"}, [][]string{{"ok", "accounts math, phys are yours; with phys QOS normal,short,soft,still"},
+			{"note", "QOS soft, by those of QOS first may be preempted (REQUEUE, grace 90 s)"}}},
+		"suspended": {backends.Options{"account": "phys", "qos": "still"}, [][]string{{"note", "QOS still, by those of QOS first may be suspended (GANG,SUSPEND)"}}},
+		"limits": {backends.Options{"account": "phys", "qos": "short", "time": "1h"}, [][]string{{"error", "more than QOS short allows, 0:05:00", `time = "5m"`},
+			{"warning", "QOS short allows 1 nodes, and max is 2"}}},
+		"account": {backends.Options{"account": "theirs"}, [][]string{{"error", `account "theirs" is not yours`, "math, phys"}}},
+		"qos":     {backends.Options{"account": "math", "qos": "soft"}, [][]string{{"error", "QOS soft may not be used with account math", "normal"}}},
+	} {
+		x.o["partition"] = "main"
+		found := b.Examine(t.Context(), Patient{Pool: name, Options: x.o, Max: 2, NoJob: true})
+		for _, want := range x.wants {
+			if !told(found, want[0], want[1:]...) {
+				t.Errorf("%s: nothing says %q: %v", name, want, found)
+			}
+		}
+	}
+	spec, err := b.Propose(t.Context(), "")
+	if err != nil || !strings.Contains(spec, "account = one of") {
+		t.Errorf("proposed %q, %v", spec, err)
+	}
+}

@@ -153,9 +153,56 @@ func (x *examination) partition() {
 	if down > 0 {
 		x.tell("note", "", "%d of %s of partition %s are down or drained", down, plural(len(x.p.nodes), "node"), x.p.name)
 	}
-	if m := x.p.keys["PreemptMode"]; m != "" && m != "OFF" && x.s.conf["PreemptType"] != "preempt/none" {
-		x.tell("note", "", "jobs of partition %s may be preempted (%s, grace %s s): work goes on elsewhere, nothing is counted against it", x.p.name, m, x.p.keys["GraceTime"])
+	x.preemption()
+}
+
+// preemption says by what jobs of the pool may have to leave, or stop where they are.
+func (x *examination) preemption() {
+	of, mode, grace := "partition "+x.p.name, x.p.keys["PreemptMode"], x.p.keys["GraceTime"]
+	switch x.s.conf["PreemptType"] {
+	case "", "preempt/none":
+		return
+	case "preempt/qos":
+		name := x.q.QOS
+		if l, ok := x.mine(); ok && name == "" {
+			name = l.ownQOS()
+		}
+		by, q := x.s.preempts(name), x.s.qos[name]
+		if by == "" {
+			return
+		}
+		of, mode, grace = "QOS "+name, q.preemptMode, q.grace
+		if mode == "" || strings.EqualFold(mode, "cluster") {
+			mode = x.s.conf["PreemptMode"]
+		}
+		of += ", by those of QOS " + by
 	}
+	mode = strings.ToUpper(mode)
+	switch {
+	case mode == "" || mode == "OFF":
+	case strings.Contains(mode, "SUSPEND"), strings.Contains(mode, "GANG"):
+		x.tell("note", "", "jobs of %s may be suspended (%s): a node that is does not answer, its work runs again on another and it is given up", of, mode)
+	default:
+		x.tell("note", "", "jobs of %s may be preempted (%s, grace %s): work goes on elsewhere, nothing is counted against it", of, mode, seconds(grace))
+	}
+}
+
+// seconds is a grace, which partitions have as a number and QOS as a time.
+func seconds(s string) string {
+	if d := span(s); strings.Contains(s, ":") {
+		return strconv.Itoa(int(d/time.Second)) + " s"
+	}
+	return strconv.Itoa(number(s)) + " s"
+}
+
+// mine are the limits that are of the pool's account and partition.
+func (x *examination) mine() (limits, bool) {
+	for _, l := range x.s.limits {
+		if (x.q.Account == "" || l.account == x.q.Account) && (l.partition == "" || l.partition == x.p.name) {
+			return l, true
+		}
+	}
+	return limits{}, false
 }
 
 // account compares with the limits of the user's accounts and the QOS.
@@ -170,24 +217,17 @@ func (x *examination) account() {
 		x.tell("note", "ask who runs the site", "Slurm's accounting does not say which accounts are yours")
 		return
 	}
-	var mine []limits
-	var names []string
-	for _, l := range x.s.limits {
-		names = append(names, l.account)
-		if (x.q.Account == "" || l.account == x.q.Account) && (l.partition == "" || l.partition == x.p.name) {
-			mine = append(mine, l)
-		}
-	}
-	if len(mine) == 0 {
-		x.tell("error", "account = one of "+strings.Join(names, ", "), "account %q is not yours in partition %s", x.q.Account, x.p.name)
+	l, ok := x.mine()
+	if !ok {
+		x.tell("error", "account = one of "+x.s.accounts(), "account %q is not yours in partition %s", x.q.Account, x.p.name)
 		return
 	}
-	l := mine[0]
+	x.tell("ok", "", "accounts %s are yours; with %s QOS %s", x.s.accounts(), l.account, l.qos)
 	if x.q.QOS != "" && !contains(l.qos, x.q.QOS) {
 		x.tell("error", "qos = one of "+l.qos, "QOS %s may not be used with account %s", x.q.QOS, l.account)
 	}
 	x.limit("account "+l.account, l)
-	for _, name := range []string{x.q.QOS, x.p.keys["QoS"]} {
+	for _, name := range []string{cmp.Or(x.q.QOS, l.ownQOS()), x.p.keys["QoS"]} {
 		if q, ok := x.s.qos[name]; ok {
 			x.limit("QOS "+name, q)
 		}

@@ -156,9 +156,9 @@ func TestExamineAccounts(t *testing.T) {
 	x.p = &x.s.parts[0]
 	x.s.readLimits(func(_ string, args ...string) (string, error) {
 		if args[3] == "assoc" {
-			return "phys||normal,short|02:00:00|cpu=10,node=4||2\nmath|cpu|normal||||\nodd line\n", nil
+			return "phys||normal,short|02:00:00|cpu=10,node=4||2|\nmath|cpu|normal|||||\nodd line\n", nil
 		}
-		return "normal|||||\npart|01:00:00|node=6|||3\n", nil
+		return "normal|||||||00:00:00\npart|01:00:00|node=6||3|||00:00:00\n", nil
 	})
 	x.account()
 	for _, want := range [][]string{

@@ -1,8 +1,10 @@
 package slurm
 
 import (
+	"cmp"
 	"context"
 	"os/user"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -36,6 +38,17 @@ type siteNode struct {
 type limits struct {
 	account, partition, qos  string
 	wall, tres, jobs, submit string
+
+	standard                    string // the QOS of a job that names none
+	preempt, preemptMode, grace string // of a QOS: those whose jobs it ends, and how its own are ended
+}
+
+// ownQOS is that of a job which names none.
+func (l limits) ownQOS() string {
+	if l.standard == "" && !strings.Contains(l.qos, ",") {
+		return l.qos
+	}
+	return cmp.Or(l.standard, "normal")
 }
 
 // readSite asks Slurm, with three to five of its commands.
@@ -159,13 +172,36 @@ func (s *site) readLimits(ask func(string, ...string) (string, error)) {
 		}
 		return out
 	}
-	for _, f := range rows(7, "assoc", "user="+u.Username, "format=Account,Partition,QOS,MaxWall,MaxTRES,MaxJobs,MaxSubmit") {
-		s.limits = append(s.limits, limits{f[0], f[1], f[2], f[3], f[4], f[5], f[6]})
+	for _, f := range rows(8, "assoc", "user="+u.Username, "format=Account,Partition,QOS,MaxWall,MaxTRES,MaxJobs,MaxSubmit,DefaultQOS") {
+		s.limits = append(s.limits, limits{account: f[0], partition: f[1], qos: f[2], wall: f[3], tres: f[4], jobs: f[5], submit: f[6], standard: f[7]})
 	}
 	s.qos = map[string]limits{}
-	for _, f := range rows(5, "qos", "format=Name,MaxWall,MaxTRESPU,MaxJobsPU,MaxSubmitPU") {
-		s.qos[f[0]] = limits{qos: f[0], wall: f[1], tres: f[2], jobs: f[3], submit: f[4]}
+	for _, f := range rows(8, "qos", "format=Name,MaxWall,MaxTRESPU,MaxJobsPU,MaxSubmitPU,Preempt,PreemptMode,GraceTime") {
+		s.qos[f[0]] = limits{qos: f[0], wall: f[1], tres: f[2], jobs: f[3], submit: f[4], preempt: f[5], preemptMode: f[6], grace: f[7]}
 	}
+}
+
+// preempts names the QOS whose jobs end those of the one named.
+func (s *site) preempts(name string) string {
+	var by []string
+	for _, q := range s.qos {
+		if contains(q.preempt, name) {
+			by = append(by, q.qos)
+		}
+	}
+	slices.Sort(by)
+	return strings.Join(by, ", ")
+}
+
+// accounts are those of this user.
+func (s *site) accounts() string {
+	var names []string
+	for _, l := range s.limits {
+		if !slices.Contains(names, l.account) {
+			names = append(names, l.account)
+		}
+	}
+	return strings.Join(names, ", ")
 }
 
 // refuses says why a partition takes no job of ours, as far as can be seen.
