@@ -34,7 +34,7 @@ func startedAt(t *testing.T, c *slurmtest.Cluster, job string) time.Time {
 }
 
 // From a job's start to the first task on its nodes takes about as long as to the first
-// line of a bare srun: the goal is 0.5 s more.
+// line of a bare srun: 0.5 s more at most.
 func TestSlurmStart(t *testing.T) {
 	slurmtest.Whole(t)
 	h, c := slurmHome(t, slurmtest.Options{})
@@ -76,8 +76,8 @@ done
 	}
 	load, _ := os.ReadFile("/proc/loadavg")
 	t.Logf("from the job's start: srun %v, the first task %v, medians %v and %v; lines in a batch script, srun and launcher run: %s; load %s", bare, ours, bare[2], ours[2], inside, load)
-	// A machine that is busy with other things takes longer for both.
-	if most := 500*time.Millisecond + 3*bare[2]; ours[2] > most {
-		t.Errorf("the first task came after %v, wanted at most %v", ours[2], most)
+	// What else the machine does makes some of them late, and none early.
+	if more := ours[0] - bare[0]; more > 500*time.Millisecond {
+		t.Errorf("the first task came at best %v after the first line of a bare srun", more)
 	}
 }
