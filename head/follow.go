@@ -23,8 +23,10 @@ const (
 	followBound = 30 * time.Second
 	// followLook is how often it is looked at who follows.
 	followLook = 500 * time.Millisecond
-	// followRest is how long a node that could not follow is left alone.
-	followRest = 5 * time.Second
+	// followRest is how long a node that could not follow is left alone; one whose disk is full
+	// or the like longer each time, up to followRestMost.
+	followRest     = 5 * time.Second
+	followRestMost = 5 * time.Minute
 	// keepUp is how long effects wait for a follower. One that is too slow is left alone for
 	// lateRest of these, since trying it again may hold everything up as long.
 	keepUp   = time.Second
@@ -56,15 +58,29 @@ type follower struct {
 
 	// Guarded by f.mu.
 	stop func()
-	base uint64 // with this record it has all that there was when it began
-	next uint64 // it has all before
-	late bool   // it did not keep up
+	base uint64    // with this record it has all that there was when it began
+	next uint64    // it has all before
+	late bool      // it did not keep up
+	good time.Time // since when its copy counts; 0 = it does not yet
+	// trees is what keeps it from having the working directories.
+	trees string
 }
 
 // rest is for how long a node is not asked to follow.
 type rest struct {
 	until time.Time
 	late  bool
+	wait  time.Duration // how long it was left alone, if it is there and could not
+	why   string        // what it could not for
+}
+
+// longer is how long a node is left alone that could not again, the last time for last.
+// It begins anew where all was good for longer than that.
+func longer(last time.Duration, good time.Time) time.Duration {
+	if !good.IsZero() && time.Since(good) > last {
+		last = 0
+	}
+	return min(max(2*last, followRest), followRestMost)
 }
 
 func newFollowers(h *head) *followers {
@@ -214,8 +230,12 @@ func (f *followers) left(n *follower, err error) {
 	f.mu.Lock()
 	delete(f.of, n.conn)
 	r := rest{until: time.Now().Add(followRest), late: n.late}
-	if n.late {
+	switch {
+	case n.late:
 		r.until = time.Now().Add(lateRest * f.keepUp)
+	case err != nil && n.conn.s.Err() == nil:
+		r.wait, r.why = longer(f.rest[n.conn.node].wait, n.good), err.Error()
+		r.until = time.Now().Add(r.wait)
 	}
 	f.rest[n.conn.node] = r
 	f.tell()
@@ -351,6 +371,9 @@ func (n *follower) have(next uint64) {
 	n.f.mu.Lock()
 	defer n.f.mu.Unlock()
 	n.next = next
+	if n.counts() && n.good.IsZero() {
+		n.good = time.Now()
+	}
 	n.f.tell()
 }
 
@@ -399,8 +422,8 @@ func (f *followers) info() (out []wire.FollowerInfo) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for id, r := range f.rest {
-		if r.late && time.Now().Before(r.until) {
-			out = append(out, wire.FollowerInfo{Node: id, Late: true})
+		if (r.late || r.why != "") && time.Now().Before(r.until) {
+			out = append(out, wire.FollowerInfo{Node: id, Late: r.late, Why: r.why})
 		}
 	}
 	for _, x := range f.of {
@@ -408,7 +431,7 @@ func (f *followers) info() (out []wire.FollowerInfo) {
 		case x.late: // and being left
 			out = append(out, wire.FollowerInfo{Node: x.conn.node, Late: true})
 		case x.counts():
-			i := wire.FollowerInfo{Node: x.conn.node, Host: x.conn.host}
+			i := wire.FollowerInfo{Node: x.conn.node, Host: x.conn.host, Trees: x.trees}
 			if x.next <= safe {
 				i.Behind = safe + 1 - max(x.next, 1)
 			}

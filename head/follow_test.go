@@ -109,6 +109,50 @@ func TestFollowersHaveIt(t *testing.T) {
 	c.followed(t, 1)
 }
 
+// TestFollowersCannot: what keeps a follower from having a copy is said, the journal's and
+// that of working directories, and it is asked less and less often.
+func TestFollowersCannot(t *testing.T) {
+	c := newCluster(t, 3)
+	c.opts = func(o *Options) { o.Followers = 2 }
+	copies := filepath.Join(c.dir, "copies")
+	if err := os.WriteFile(copies, nil, 0o600); err != nil { // no directory, for whomever
+		t.Fatal(err)
+	}
+	c.start()
+	info := func() []wire.FollowerInfo {
+		return mustAsk[wire.ClusterInfo](t, c.client(), wire.MsgInfo, wire.InfoRequest{}).Followers
+	}
+	within(t, "it is said why nobody follows", func() bool {
+		f := info()
+		return len(f) > 0 && strings.Contains(f[0].Why, "not a directory")
+	})
+	nodes := mustAsk[[]wire.NodeInfo](t, c.client(), wire.MsgNodes, wire.NodesRequest{})
+	c.kill()
+	if err := os.Remove(copies); err != nil {
+		t.Fatal(err)
+	}
+	for _, n := range nodes { // whoever is asked
+		dir := c.copyDir(n.ID)
+		if err := errors.Join(os.MkdirAll(dir, 0o700), os.WriteFile(filepath.Join(dir, "trees"), nil, 0o600)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c.start()
+	within(t, "a copy without working directories is told", func() bool {
+		return slices.ContainsFunc(info(), func(f wire.FollowerInfo) bool { return f.Why == "" && strings.Contains(f.Trees, "not a directory") })
+	})
+
+	wait := time.Duration(0)
+	for _, want := range []time.Duration{5, 10, 20, 40, 80, 160, 300, 300} {
+		if wait = longer(wait, time.Now()); wait != want*time.Second {
+			t.Fatalf("%v, not %v s", wait, want)
+		}
+	}
+	if got := longer(time.Minute, time.Now().Add(-time.Hour)); got != followRest {
+		t.Errorf("after an hour in which it had all: %v", got)
+	}
+}
+
 // TestTreesFollow: working directories are with the followers, too.
 func TestTreesFollow(t *testing.T) {
 	c := newCluster(t, 3)
@@ -147,7 +191,7 @@ func (c *cluster) followedBut(t *testing.T, n int, behind uint64) (nodes []wire.
 	within(t, "the journal is followed", func() bool {
 		nodes = nil
 		for _, f := range mustAsk[wire.ClusterInfo](t, c.client(), wire.MsgInfo, wire.InfoRequest{}).Followers {
-			if f.Behind <= behind && !f.Late {
+			if f.Behind <= behind && !f.Late && f.Why == "" {
 				nodes = append(nodes, f.Node)
 			}
 		}

@@ -19,19 +19,24 @@ import (
 // trees keeps copies of jobs' working directories with a follower until ctx ends: a job goes
 // on after the loss of this machine only where they can be had.
 func (f *followers) trees(ctx context.Context, n *follower) {
+	wait := time.Duration(0)
 	for ctx.Err() == nil {
-		err := f.sendTrees(ctx, n)
-		if ctx.Err() == nil {
+		var good time.Time
+		err := f.sendTrees(ctx, n, &good)
+		if ctx.Err() == nil && err != nil {
 			f.h.log.Info("working directories are not copied", "node", n.conn.node, "err", err)
+			n.treesAre(err.Error())
 		}
+		wait = longer(wait, good)
 		select {
-		case <-time.After(followRest):
+		case <-time.After(wait):
 		case <-ctx.Done():
 		}
 	}
 }
 
-func (f *followers) sendTrees(ctx context.Context, n *follower) error {
+// sendTrees does so on one stream, and says since when the follower has had them all.
+func (f *followers) sendTrees(ctx context.Context, n *follower, good *time.Time) error {
 	opening, stop := context.WithTimeout(ctx, followBound)
 	st, err := n.conn.s.Open(opening, wire.StreamFollow)
 	stop()
@@ -41,13 +46,15 @@ func (f *followers) sendTrees(ctx context.Context, n *follower) error {
 	defer st.Close()
 	defer context.AfterFunc(ctx, func() { _ = st.Close() })()
 	var last []string
-	for first := true; ; first = false {
-		if keep := f.h.newestTrees(); first || !slices.Equal(keep, last) {
+	lacks := true // or it is not known
+	for {
+		if keep := f.h.newestTrees(); lacks || !slices.Equal(keep, last) {
 			last = keep
 			have, err := tellTrees(st, follow.Trees{Epoch: uint64(n.epoch), Keep: keep})
 			if err != nil {
 				return err
 			}
+			lacks = false
 			for _, name := range keep {
 				if slices.Contains(have, name) {
 					continue
@@ -55,7 +62,12 @@ func (f *followers) sendTrees(ctx context.Context, n *follower) error {
 				if err := f.h.sendTree(st, name); err != nil {
 					return err
 				}
+				lacks = true // until it says that it has it
 			}
+		}
+		if !lacks && good.IsZero() {
+			*good = time.Now()
+			n.treesAre("")
 		}
 		select {
 		case <-time.After(followLook):
@@ -65,6 +77,13 @@ func (f *followers) sendTrees(ctx context.Context, n *follower) error {
 			return n.conn.s.Err()
 		}
 	}
+}
+
+// treesAre says what keeps the follower from having the working directories; "" = nothing.
+func (n *follower) treesAre(why string) {
+	n.f.mu.Lock()
+	defer n.f.mu.Unlock()
+	n.trees = why
 }
 
 // newestTrees names the working directories that were wanted last, as many as a follower takes.

@@ -171,16 +171,20 @@ func syncTree(dir string, skip ...string) error {
 		case !d.IsDir() && !d.Type().IsRegular():
 			return nil
 		}
-		f, err := os.Open(p)
-		if err != nil {
-			return err
-		}
-		defer f.Close()
-		if err := f.Sync(); err != nil && !errors.Is(err, syscall.EINVAL) { // some cannot sync a directory
-			return err
-		}
-		return nil
+		return syncPath(p)
 	})
+}
+
+func syncPath(p string) error {
+	f, err := os.Open(p)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := f.Sync(); err != nil && !errors.Is(err, syscall.EINVAL) { // some cannot sync a directory
+		return err
+	}
+	return nil
 }
 
 // takeDir keeps a working directory as it came: compressed.
@@ -206,7 +210,13 @@ func (h *head) takeDir(r io.Reader, to, sum string) error {
 	if hex.EncodeToString(s.Sum(nil)) != sum {
 		return errs.New(errs.Corrupt, "a directory came with other contents than it was said to have")
 	}
+	if err := f.Sync(); err != nil { // a name that stays means that the contents do
+		return err
+	}
 	if err := os.Rename(f.Name(), to); err != nil {
+		return err
+	}
+	if err := syncPath(filepath.Dir(to)); err != nil {
 		return err
 	}
 	h.tidyTrees(filepath.Dir(to))

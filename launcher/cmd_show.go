@@ -60,8 +60,10 @@ func statusDoc(i wire.ClusterInfo, up bool) doc {
 		"cluster": doc{"name": i.Name, "spec": i.SpecPath, "state": state, "version": i.Version, "started": stamp(i.Started), "trouble": i.Trouble, "broker": i.Broker,
 			"head":  doc{"pid": i.HeadPID, "host": i.HeadHost, "epoch": i.HeadEpoch, "node": i.HeadNode, "moves": i.HeadMoves, "moved": stamp(i.HeadMoved), "why": i.HeadWhy},
 			"total": toJSONResources(i.Total), "free": toJSONResources(i.Free)},
-		"followers": mapAll(i.Followers, func(f wire.FollowerInfo) doc { return doc{"node": f.Node, "behind": f.Behind, "late": f.Late} }),
-		"pools":     mapAll(i.Pools, toJSONPool), "nodes": mapAll(i.Nodes, toJSONNode), "jobs": jobs, "uses": mapAll(i.Uses, toJSONUse),
+		"followers": mapAll(i.Followers, func(f wire.FollowerInfo) doc {
+			return doc{"node": f.Node, "behind": f.Behind, "late": f.Late, "why": f.Why, "trees": f.Trees}
+		}),
+		"pools": mapAll(i.Pools, toJSONPool), "nodes": mapAll(i.Nodes, toJSONNode), "jobs": jobs, "uses": mapAll(i.Uses, toJSONUse),
 	}
 }
 
@@ -135,12 +137,19 @@ func movesText(i wire.ClusterInfo) string {
 
 // followersText says who keeps a copy of the head's journal, and how far behind it is.
 func followersText(fs []wire.FollowerInfo) string {
-	var out, late []string
+	var out, late, failed []string
 	for _, f := range fs {
 		s := string(f.Node)
 		if f.Late {
 			late = append(late, s)
 			continue
+		}
+		if f.Why != "" {
+			failed = append(failed, s+": "+f.Why)
+			continue
+		}
+		if f.Trees != "" {
+			failed = append(failed, s+", without the directories of jobs: "+f.Trees)
 		}
 		if f.Behind > 0 {
 			s += fmt.Sprintf(" (%s behind)", plural(int(f.Behind), "record"))
@@ -151,7 +160,7 @@ func followersText(fs []wire.FollowerInfo) string {
 	if len(late) > 0 {
 		s += "; too slow to have a copy: " + strings.Join(late, ", ")
 	}
-	return s
+	return strings.Join(append([]string{s}, failed...), "; ")
 }
 
 // failureText says why a machine of a pool is not there.

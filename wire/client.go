@@ -61,6 +61,8 @@ type FollowerInfo struct {
 	Host   string
 	Behind uint64 // records that it does not have yet
 	Late   bool   // it did not keep up and is left alone for a while: it has no copy that counts
+	Why    string // what keeps it from having a copy; it is asked again now and then
+	Trees  string // what keeps it from having the working directories of jobs
 }
 
 // State of a job, task or trial. Order matters: everything from StateDone on is terminal.

@@ -1,12 +1,14 @@
 package follow
 
 import (
+	"errors"
 	"io"
 	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"sync"
+	"syscall"
 
 	"launcher/internal/errs"
 	"launcher/wire"
@@ -169,6 +171,9 @@ func (w *Writer) segment(first uint64) error {
 	if _, err = f.WriteAt(reclog.AppendSegmentHeader(nil, w.epoch, first), 0); err == nil {
 		log, err = reclog.Open(f, reclog.SegmentHeader, first, nil)
 	}
+	if err == nil {
+		err = syncDir(w.dir)
+	}
 	if err != nil {
 		_ = f.Close()
 		return errs.Wrap(errs.Unavailable, err, "the copy of the head's journal")
@@ -278,10 +283,26 @@ func writeSafe(path string, parts ...[]byte) error {
 	if err == nil {
 		err = os.Rename(path+".tmp", path)
 	}
+	if err == nil {
+		err = syncDir(filepath.Dir(path))
+	}
 	if err != nil {
 		_ = os.Remove(path + ".tmp")
 	}
 	return err
+}
+
+// syncDir makes the names in a directory safe, where that can be done.
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	if err := d.Sync(); err != nil && !errors.Is(err, syscall.EINVAL) {
+		return err
+	}
+	return nil
 }
 
 func dirSize(dir string) (n int64) {

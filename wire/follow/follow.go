@@ -118,6 +118,9 @@ func Install(f Found, dir string) error {
 			err = copyFile(c.path(n), filepath.Join(dir, n), size) // what is behind does not count
 		}
 	}
+	if err == nil {
+		err = syncDir(dir)
+	}
 	if err != nil {
 		return errs.Wrap(errs.Unavailable, err, "the copy of a journal")
 	}

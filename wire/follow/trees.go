@@ -101,6 +101,9 @@ func (c *Copies) serveTrees(st Stream, typ uint16, body []byte) (err error) {
 			}
 			_, err := cur.Write(m.Data)
 			if m.Final {
+				if err == nil {
+					err = cur.Sync()
+				}
 				if cerr := cur.Close(); err == nil {
 					err = cerr
 				}
@@ -109,6 +112,7 @@ func (c *Copies) serveTrees(st Stream, typ uint16, body []byte) (err error) {
 				}
 				if err == nil {
 					cur = nil
+					err = syncDir(dir)
 				}
 			}
 			if err != nil {
@@ -153,7 +157,11 @@ func InstallTrees(from, to string) error {
 		if err := os.MkdirAll(to, 0o700); err != nil {
 			return errs.Wrap(errs.Permission, err, "the working directories of jobs")
 		}
-		if err := copyFile(filepath.Join(from, treesDir, e.Name()), filepath.Join(to, e.Name()), MaxTrees); err != nil {
+		err := copyFile(filepath.Join(from, treesDir, e.Name()), filepath.Join(to, e.Name()), MaxTrees)
+		if err == nil {
+			err = syncDir(to)
+		}
+		if err != nil {
 			return errs.Wrap(errs.Unavailable, err, "the working directories of jobs")
 		}
 	}
