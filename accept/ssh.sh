@@ -47,6 +47,7 @@ if wants head; then
 	gotest head.machine-lost ./head '^TestMachineLost$'
 	gotest head.acknowledged-with-copies ./head '^TestFollowersHaveIt$|^TestMachineLostAnyTime$'
 	gotest head.working-directories ./head '^TestTreesFollow$'
+	gotest head.copies-impossible ./head '^TestFollowersCannot$'
 	gotest head.lonely ./head '^TestLonely$'
 	gotest head.checkpoints-gone './head ./head/core' '^TestCheckpointsGone$|^TestLostCheckpoints$'
 	gotest head.checkpoints-gone-why ./head/core '^TestTranscripts$/^lostchecks$'
