@@ -52,6 +52,10 @@ func TestRootFullDisk(t *testing.T) {
 	if !errs.Is(err, errs.Exhausted) || len(errs.HintsOf(err)) == 0 {
 		t.Errorf("a submit: %v", err)
 	}
+	within(t, "the head has heard of the ends", func() bool {
+		info, err := ask[wire.ClusterInfo](s, wire.MsgInfo, wire.InfoRequest{})
+		return err == nil && info.Jobs["running"] == 1
+	})
 	// The rest is answered, without what is not safe: the jobs that were refused and the
 	// ends of the tasks.
 	info, err := ask[wire.ClusterInfo](s, wire.MsgInfo, wire.InfoRequest{})
