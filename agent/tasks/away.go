@@ -92,6 +92,10 @@ func (c *Core) Back(now int64, id uint32) {
 	c.now = now
 	if cl := c.clients[id]; cl != nil {
 		if cl.Kind == sdk.KindPeer {
+			if cl.unheard == 0 { // a new connection came before the end of the old one was seen
+				c.record(recAgent, id, 0, nil)
+				cl.isAway(now)
+			}
 			c.record(recAgent, id, 1, nil)
 		}
 		if cl.Kind != sdk.KindPeer {

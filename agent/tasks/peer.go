@@ -189,8 +189,8 @@ func (c *Core) peerKeep(cl *client, ids []id) {
 // report tells an agent how its task ended. What it can have inside the frame, it has
 // then; the rest stays here for it.
 func (c *Core) report(cl *client, t *task) {
-	if cl.away != 0 {
-		return // it asks again
+	if cl.away != 0 || cl.unheard != 0 { // it asks again
+		return // and what it has not said yet that it keeps may be gone before it hears of it
 	}
 	switch data := c.failure(t); {
 	case t.call != nil && t.call.again != nil:
@@ -299,7 +299,7 @@ func (c *Core) appendGiven(b []byte, o *object) []byte {
 // reportItem passes an item of a stream on to the agent whose stream it is. It stays here until
 // that has it.
 func (c *Core) reportItem(cl *client, t *task, o *object) {
-	if o.state != here {
+	if o.state != here || cl.unheard != 0 {
 		return
 	}
 	at := c.frame(cl, sdk.MsgYield, 0)

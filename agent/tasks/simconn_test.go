@@ -2,6 +2,7 @@ package tasks
 
 import (
 	"encoding/binary"
+	"maps"
 	"slices"
 
 	"launcher/wire"
@@ -26,6 +27,7 @@ type simConn struct {
 	back   []message
 
 	// Of references:
+	copies map[id][]byte // that the other is to keep
 	held   map[id]bool
 	wanted map[id]bool
 	seq    uint64 // of the newest reference
@@ -48,14 +50,30 @@ func (s *sim) borrow() *simConn {
 			return c
 		}
 	}
-	c := &simConn{from: s, id: simBorrow, who: Client{Kind: sdk.KindPeer, Peer: s.cfg.Number}, since: s.now, held: map[id]bool{}, wanted: map[id]bool{}}
+	c := &simConn{from: s, id: simBorrow, who: Client{Kind: sdk.KindPeer, Peer: s.cfg.Number}, since: s.now, copies: map[id][]byte{}, held: map[id]bool{}, wanted: map[id]bool{}}
 	s.pair.conns = append(s.pair.conns, c)
 	return c
 }
 
 // tellPeer does what one agent wants of the other.
 func (s *sim) tellPeer(e Effect) {
+	if s.pair.left {
+		s.tellNobody(e)
+		return
+	}
 	switch e := e.(type) {
+	case Copy:
+		b := s.borrow()
+		b.copies[e.ID] = e.Body
+		b.tells(sdk.MsgPeerCopy, e.Body, 0)
+	case Uncopy:
+		b := s.borrow()
+		delete(b.copies, e.ID)
+		b.tells(sdk.MsgPeerUncopy, e.ID[:], 0)
+	case Choose:
+		if !s.pair.leaving || s == s.pair.nodes[1] {
+			s.later = append(s.later, func() { _ = s.c.Copy(s.now, e.ID, e.Want, s.peer.cfg.Number) })
+		}
 	case OpenPeer:
 		who := Client{Kind: sdk.KindPeer, Peer: s.cfg.Number, Job: e.Key.Job, Language: e.Key.Language, Program: e.Key.Program, Dir: e.Key.Dir}
 		s.pair.conns = append(s.pair.conns, &simConn{from: s, id: e.ID, who: who, since: s.now})
@@ -165,7 +183,18 @@ func (s *sim) hear(c *simConn, m message) {
 		}
 		return
 	}
-	if x := id(m.body[:16]); m.typ == sdk.MsgObject && c.wanted[x] {
+	x := id(m.body[:16])
+	switch m.typ {
+	case sdk.MsgPeerCopied:
+		s.c.Copied(s.now, x, s.peer.cfg.Number, string(m.body[16:]))
+	case sdk.MsgPeerSpare:
+		v, nodes, _, err := sdk.CutGiven(m.body[16:])
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		s.c.Spare(x, v, nodes)
+	}
+	if m.typ == sdk.MsgObject && c.wanted[x] {
 		delete(c.wanted, x)
 		v, _, _, err := sdk.CutGiven(m.body[16:])
 		if err != nil {
@@ -202,7 +231,15 @@ func (p *simPair) connect(c *simConn) {
 	} else {
 		all := flat(sorted(c.held))
 		c.tells(sdk.MsgHold, all, 0)
-		c.tells(sdk.MsgPeerKeep, all, c.seq)
+		keep := maps.Clone(c.held)
+		for x := range c.copies {
+			keep[x] = true
+		}
+		c.tells(sdk.MsgPeerKeep, flat(sorted(keep)), 0)
+		for _, x := range slices.SortedFunc(maps.Keys(c.copies), func(a, b id) int { return slices.Compare(a[:], b[:]) }) {
+			c.tells(sdk.MsgPeerCopy, c.copies[x], 0)
+		}
+		c.tells(sdk.MsgHold, nil, c.seq)
 		if len(c.wanted) > 0 {
 			c.tells(sdk.MsgGet, append(append(le32(sdk.GetValue), le32(0)...), flat(sorted(c.wanted))...), 0)
 		}

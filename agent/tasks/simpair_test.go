@@ -20,6 +20,9 @@ type simPair struct {
 	conns  []*simConn
 	now    int64
 
+	leaving bool // the second node is drained
+	left    bool // it is gone
+
 	cutting int  // of 1000 steps: one that breaks all connections
 	cut     bool // until then
 	until   int64
@@ -84,6 +87,9 @@ func (r *simRoom) beside() wire.Resources {
 
 // lend is a look of the head at what a node wants.
 func (p *simPair) lend(i int) {
+	if i == 0 && p.leaving {
+		return
+	}
 	s, o := p.nodes[i], p.nodes[1-i]
 	shapes, _, _ := s.c.Demand()
 	for _, d := range shapes {
@@ -144,6 +150,9 @@ func (p *simPair) cuts(d int64) {
 
 func (p *simPair) step() bool {
 	i := p.rng.IntN(2)
+	if p.left {
+		i = 0
+	}
 	s := p.nodes[i]
 	s.now = max(s.now, p.now)
 	if p.rng.IntN(10) == 0 {
@@ -285,7 +294,7 @@ func TestProgramsOverNodes(t *testing.T) {
 		name    string
 		workers int
 		faults
-	}{{"few workers", 3, faults{}}, {"more", 16, faults{}}, {"workers die", 4, faults{crash: 1}}} {
+	}{{"few workers", 3, faults{}}, {"more", 16, faults{}}, {"workers die", 4, faults{crash: 1}}, {"agents die", 8, faults{restart: 2}}} {
 		t.Run(k.name, func(t *testing.T) {
 			runs, there := 0, 0
 			for seed := range uint64(60) {

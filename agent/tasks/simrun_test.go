@@ -283,6 +283,11 @@ func (s *sim) check() {
 			uses[handle(t.id)]++
 		}
 	}
+	for _, k := range c.spares {
+		for _, r := range k.refs {
+			uses[r]++
+		}
+	}
 	waits := map[*level]int{}
 	for x, o := range c.objects {
 		for _, r := range o.refs() {
