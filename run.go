@@ -136,9 +136,10 @@ func count(ctx context.Context, body *reportBody) error {
 	return nil
 }
 
-// ShouldLeave asks whether to save and leave, without reporting.
+// ShouldLeave asks whether to save and leave, without reporting. In tasks and actors it
+// tells of their node.
 func ShouldLeave(ctx context.Context) (Leave, error) {
-	if !InRun() {
+	if os.Getenv("LAUNCHER_SOCKET") == "" {
 		return Leave{}, nil
 	}
 	return askLeave(ctx, http.MethodGet, "/v1/should-leave", nil, askBound)

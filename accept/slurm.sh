@@ -69,6 +69,7 @@ if wants cluster; then
 	gotest cluster.demand ./launcher '^TestSlurmDemand$'
 	gotest cluster.refused ./launcher '^TestSlurmRefused$'
 	gotest cluster.walltime ./launcher '^TestSlurmWalltime$'
+	gotest cluster.ends ./launcher '^TestSlurmEnds$'
 	gotest cluster.preempted ./launcher '^TestSlurmPreempted$'
 	gotest cluster.notice ./head/core '^TestNotice$'
 	gotest cluster.notice-of-agent ./agent '^TestNotice$'

@@ -315,6 +315,8 @@ func decodeHead(typ uint16, body []byte) (any, error) {
 		return decode[wire.Ack](body)
 	case wire.MsgAdvice:
 		return decode[wire.Advice](body)
+	case wire.MsgNodeEnds:
+		return decode[wire.NodeEnds](body)
 	case wire.MsgCheckpoint:
 		return decode[wire.Checkpoint](body)
 	case wire.MsgForget:

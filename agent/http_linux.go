@@ -130,6 +130,9 @@ func leaveBody(r core.LocalReply) any {
 func (h *httpServer) simple(op core.LocalOp, body func(wire.Proc, core.LocalReply) any) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		p, err := caller(r)
+		if name := r.Header.Get(procHeader); op == core.OpLeave && (name == "" || strings.HasPrefix(name, "0.")) {
+			p, err = wire.Proc{}, nil // a worker, of job 0: no process of a run
+		}
 		if err != nil {
 			fail(w, err)
 			return

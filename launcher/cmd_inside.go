@@ -26,10 +26,12 @@ import (
 // insideBound is how long the agent may take to answer; a restarting one is waited for.
 const insideBound = 30 * time.Second
 
+const leavePath = "/v1/should-leave"
+
 // insideCall asks the agent one question and decodes the answer into out.
 func insideCall(ctx context.Context, method, path string, body, out any) error {
 	sock, proc := os.Getenv("LAUNCHER_SOCKET"), os.Getenv("LAUNCHER_PROC")
-	if sock == "" || proc == "" {
+	if sock == "" || proc == "" && path != leavePath { // tasks and actors of programs are no processes of a run
 		return errs.New(errs.Invalid, "this is not inside a run: LAUNCHER_SOCKET and LAUNCHER_PROC are not set").
 			Hint("this command is for programs that launcher started: launcher run -- sh -c 'launcher report loss=0.3'")
 	}
@@ -192,7 +194,7 @@ func (a *app) cmdShouldLeave() *cobra.Command {
 		Args:  argCount(0, 0),
 		RunE: func(c *cobra.Command, _ []string) error {
 			var ad advice
-			if err := insideCall(c.Context(), http.MethodGet, "/v1/should-leave", nil, &ad); err != nil {
+			if err := insideCall(c.Context(), http.MethodGet, leavePath, nil, &ad); err != nil {
 				return err
 			}
 			a.printAdvice(ad)

@@ -144,7 +144,8 @@ const runHelp = `A program that launcher starts finds these in its environment:
   LAUNCHER_ATTEMPT       1, 2, ... : a run of the same task after a loss or a retry
   LAUNCHER_PARAMS        path of a JSON file with a trial's parameters
   LAUNCHER_CHECKPOINT_IN / _OUT   checkpoint to go on from; directory to write the next to
-  LAUNCHER_DEADLINE      unix seconds by which it should have left, if there is such a time
+  LAUNCHER_DEADLINE      unix seconds by which it should have left, if there is such a time;
+                         when that changes should-leave --json says so
   LAUNCHER_SOCKET        the node's agent: launcher report, param, checkpoint, should-leave
   CUDA_VISIBLE_DEVICES, OMP_NUM_THREADS; ranks also have all of torchrun's variables
 

@@ -40,6 +40,7 @@ const (
 	MsgShutdown   uint16 = 0x020c
 	MsgCheckpoint uint16 = 0x020d
 	MsgAsk        uint16 = 0x020e
+	MsgNodeEnds   uint16 = 0x021c
 )
 
 // Hello opens a connection. It lists everything the agent still answers for, so that a
@@ -292,6 +293,13 @@ type Advice struct {
 	Try      Try
 	Leave    LeaveReason
 	Deadline int64 // unix ns by which it should have left; 0 = none
+}
+
+// NodeEnds says when a node goes away, whenever the head learns of another time. What runs
+// there is told by Advice; this is what whoever asks beside that is answered.
+type NodeEnds struct {
+	By    int64 // unix ns by which what runs there should have left; 0 = nobody knows
+	Leave LeaveReason
 }
 
 // LeaveReason is why a program should save and leave; "" = go on.

@@ -51,6 +51,7 @@ type Core struct {
 	up      bool // a session is up and the greeting is sent
 	welcome bool // and was answered
 	noticed bool // what granted the node takes it away
+	ends    wire.NodeEnds
 	notice  wire.Leaving
 	doubts  []doubt         // ends that may be of that
 	sent    uint64          // completions up to this number were sent on this session

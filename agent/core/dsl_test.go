@@ -311,6 +311,12 @@ func (w *world) do(line string) {
 			deadline = w.now + w.dur(o["deadline"])
 		}
 		w.step(FromHead{wire.Advice{Seq: uint64(w.num(o["seq"])), Try: w.proc(arg(1)).Try, Leave: wire.LeaveReason(o["leave"]), Deadline: deadline}})
+	case "ends":
+		m := wire.NodeEnds{Leave: wire.LeaveReason(o["leave"])}
+		if o["in"] != "" {
+			m.By = w.now + w.dur(o["in"])
+		}
+		w.step(FromHead{m})
 	case "checkpoint":
 		m := wire.Checkpoint{Try: w.proc(arg(1)).Try, Step: w.num(o["step"]), Path: o["path"]}
 		if o["delete"] != "" {
@@ -349,7 +355,11 @@ func (w *world) do(line string) {
 	case "local":
 		ops := map[string]LocalOp{"report": OpReport, "leave": OpLeave, "params": OpParams, "checkpoint": OpCheckpoint, "join": OpJoin, "check": OpCheck}
 		w.req++
-		ev := Local{Req: w.req, Proc: w.proc(arg(2)), Op: ops[arg(1)], Step: w.num(o["step"]), Checkpoint: o["dir"]}
+		var proc wire.Proc
+		if arg(2) != "" {
+			proc = w.proc(arg(2))
+		}
+		ev := Local{Req: w.req, Proc: proc, Op: ops[arg(1)], Step: w.num(o["step"]), Checkpoint: o["dir"]}
 		if o["loss"] != "" {
 			f, _ := strconv.ParseFloat(o["loss"], 64)
 			ev.Metrics = map[string]float64{"loss": f}

@@ -82,6 +82,8 @@ func (c *Core) fromHead(msg any) {
 		}
 	case wire.Advice:
 		c.advice(m)
+	case wire.NodeEnds:
+		c.ends = m
 	case wire.Checkpoint:
 		if t := c.s.byTry[m.Try]; t != nil && (!t.HasCommit || m.Step > t.Commit) {
 			c.record(RecCommitted{Try: m.Try, Step: m.Step})

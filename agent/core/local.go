@@ -1,6 +1,7 @@
 package core
 
 import (
+	"cmp"
 	"slices"
 
 	"launcher/internal/errs"
@@ -19,6 +20,14 @@ const maxReports = 1024
 
 // local answers a request of a process of this node.
 func (c *Core) local(ev Local) {
+	if ev.Proc == (wire.Proc{}) && ev.Op == OpLeave { // a worker, or what it has started
+		leave, deadline := c.nodeLeave()
+		if leave == wire.LeaveNo && c.ends.Leave != wire.LeaveNo {
+			leave, deadline = c.ends.Leave, c.ends.By
+		}
+		c.do(LocalReply{Req: ev.Req, Leave: leave, Deadline: deadline / second})
+		return
+	}
 	t, i := c.s.rank(ev.Proc)
 	if t == nil || t.reserved() || t.Ranks[i].Ended {
 		c.do(LocalReply{Req: ev.Req, Err: notHere(ev.Proc, c.cfg.Hello.Node)})
@@ -151,22 +160,35 @@ func (c *Core) leave(t *Try) (wire.LeaveReason, int64) {
 		return wire.LeavePruned, t.Stop.Kill / second
 	case t.Stop != nil:
 		return wire.LeavePreempted, t.Stop.Kill / second
-	case c.s.phase.Phase == Draining && c.s.phase.Stop != 0:
-		return wire.LeavePreempted, c.s.phase.Stop / second
-	case c.noticed:
-		return wire.LeavePreempted, c.notice.By / second
 	}
-	end := c.deadline(t)
+	if leave, by := c.nodeLeave(); leave != wire.LeaveNo {
+		return leave, by / second
+	}
+	end := t.limit()
+	if c.ends.By == 0 { // else the head says in time that it leaves
+		end = c.deadline(t)
+	}
 	if end != 0 && c.now >= end-margin(t, end) {
 		return wire.LeaveDeadline, end / second
 	}
-	return wire.LeaveNo, end / second
+	return wire.LeaveNo, c.deadline(t) / second
+}
+
+// nodeLeave says whether the node by itself knows that it is taken away, and when it ends.
+func (c *Core) nodeLeave() (wire.LeaveReason, int64) {
+	switch {
+	case c.s.phase.Phase == Draining && c.s.phase.Stop != 0:
+		return wire.LeavePreempted, c.s.phase.Stop
+	case c.noticed:
+		return wire.LeavePreempted, c.notice.By
+	}
+	return wire.LeaveNo, cmp.Or(c.ends.By, c.cfg.Hello.Deadline*second)
 }
 
 // deadline is when a try ends at the latest, by its time limit or its node's; 0 = never.
 func (c *Core) deadline(t *Try) int64 {
 	end := t.limit()
-	if d := c.cfg.Hello.Deadline * second; d != 0 && (end == 0 || d < end) {
+	if _, d := c.nodeLeave(); d != 0 && (end == 0 || d < end) {
 		end = d
 	}
 	return end

@@ -41,6 +41,7 @@ type node struct {
 	alloc    int64 // when its allocation ends; 0 = never, or nobody knows
 	ends     int64 // when it leaves at the latest: with its allocation, or with its pool's chain
 	endsWhy  string
+	endsTold wire.NodeEnds // it was told
 
 	free      wire.Resources // by its last Beat, less what it was told to give since
 	tasks     wire.Resources // what SDK tasks have, likewise
@@ -152,6 +153,10 @@ func (c *Core) agentUp(ev AgentUp) {
 	if h.Deadline != 0 && n.alloc == 0 { // what the backend says of it is newer
 		n.alloc = h.Deadline*second - n.offset
 	}
+	if a := c.allocOf(n); a != nil && n.alloc == 0 && c.pools[n.pool] != nil {
+		n.alloc = c.pools[n.pool].ends[string(a.Handle)]
+	}
+	n.endsTold = wire.NodeEnds{}
 	n.beat.GPUs, n.beat.Why, n.beat.Others = h.GPUs, h.Why, h.Others
 	n.count()
 	c.endLeases(n, "node "+string(n.id)+" has connected again")
@@ -164,6 +169,8 @@ func (c *Core) agentUp(ev AgentUp) {
 	// Welcome goes first, whatever else came of the claims.
 	c.out.Effects = slices.Insert(c.out.Effects, first, Effect(SendAgent{Node: n.id, Epoch: n.epoch, Typ: wire.MsgWelcome,
 		Msg: wire.Welcome{Cluster: c.cfg.Cluster, HeadEpoch: c.Epoch(), Grace: c.cfg.Grace, Acked: c.durable(n).Acked, Drop: drop, Number: d.Number}}))
+	c.setEnd(n)
+	c.tellEnd(n)
 	c.afterWelcome(n)
 	c.tellPeers(d.Number)
 	c.actorsDue = true

@@ -45,11 +45,12 @@ type pool struct {
 	stale    map[string]bool  // tokens under way since before the newest Retry: how they fail is no news
 	cancel   map[string]bool  // handles that were cancelled
 	waits    map[string]int64 // allocations that wait for their turn, and since when nothing needs them; 0 = something does
+	ends     map[string]int64 // when allocations that run end, as the backend says
 	runs     map[string]int64 // when an allocation whose nodes have not joined was first seen to run
 }
 
 func newPool() *pool {
-	return &pool{stale: map[string]bool{}, cancel: map[string]bool{}, runs: map[string]int64{}, waits: map[string]int64{}, troubles: map[wire.NodeID]*trouble{}}
+	return &pool{stale: map[string]bool{}, cancel: map[string]bool{}, runs: map[string]int64{}, ends: map[string]int64{}, waits: map[string]int64{}, troubles: map[wire.NodeID]*trouble{}}
 }
 
 // loadPools makes the pools that the journal names.
@@ -487,6 +488,7 @@ func (c *Core) allocStatus(ev AllocStatus) {
 					delete(p.cancel, string(it.Handle))
 				}
 				delete(p.waits, string(it.Handle))
+				p.ends[string(it.Handle)] = it.Deadline * second
 				c.watchJoin(p, s, a)
 			}
 			for k, id := range s.Nodes {
@@ -513,6 +515,7 @@ func (c *Core) allocStatus(ev AllocStatus) {
 		if p != nil {
 			delete(p.cancel, string(it.Handle))
 			delete(p.runs, string(it.Handle))
+			delete(p.ends, string(it.Handle))
 			delete(p.waits, string(it.Handle))
 		}
 		if young && !unneeded || it.State == AllocFailed { // it never worked: wait before the next

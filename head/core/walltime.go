@@ -132,6 +132,27 @@ func (c *Core) watchEnd(n *node) {
 	if n.ends != 0 && n.greeted && c.now >= n.ends-c.lead(n) {
 		c.leaveBy(n, c.stopAt(n), n.endsWhy)
 	}
+	c.tellEnd(n)
+}
+
+// tellEnd tells a node when it ends, where that is another time than it knows.
+func (c *Core) tellEnd(n *node) {
+	var m wire.NodeEnds
+	if n.ends != 0 {
+		m.By = n.ends - min(stopBefore, c.life(n)/16) // stopAt may be that early
+	}
+	if d := c.durable(n).Drain; d != nil {
+		m.By, m.Leave = cmp.Or(d.Deadline, m.By), wire.LeavePreempted
+	}
+	near := m.By-n.endsTold.By <= second && n.endsTold.By-m.By <= second
+	if !n.conn || !n.greeted || near && m.Leave == n.endsTold.Leave {
+		return
+	}
+	n.endsTold = m
+	if m.By != 0 {
+		m.By += n.offset
+	}
+	c.send(n, wire.MsgNodeEnds, m)
 }
 
 func (c *Core) setEnd(n *node) {

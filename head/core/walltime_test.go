@@ -333,3 +333,35 @@ func again(t *testing.T, d *Durable) *Durable {
 	}
 	return d
 }
+
+// A node is told when it ends, also before it has work, and again when that changes.
+func TestNodeIsToldItsEnd(t *testing.T) {
+	c := queue(t, wire.Pool{Max: 2})
+	submitOne(c, second, wire.JobSpec{})
+	token := sortedKeys(c.d.st.Subs)[0]
+	s := c.d.st.Subs[token]
+	c.Step(2*second, Submitted{Token: token, Allocs: []Alloc{{Handle: []byte("h"), Nodes: s.Nodes}}})
+	c.Step(3*second, ends("h", 3603)) // before it joins
+	told := func(o Output) (by []int64) {
+		for _, e := range o.Effects {
+			if x, ok := e.(SendAgent); ok {
+				if m, ok := x.Msg.(wire.NodeEnds); ok {
+					by = append(by, m.By/second)
+				}
+			}
+		}
+		return by
+	}
+	o := c.Step(4*second, AgentUp{Node: s.Nodes[0], Epoch: s.Epochs[0], Hello: wire.Hello{Total: wire.Resources{CPU: wire.Unit}}})
+	if got := told(o); len(got) != 1 || got[0] < 3570 || got[0] > 3603 {
+		t.Fatalf("when it joins: %v", got)
+	}
+	if got := told(c.Step(5*second, ends("h", 3603))); len(got) != 0 {
+		t.Errorf("of the same end: %v", got)
+	}
+	for _, at := range []int64{1803, 7203} {
+		if got := told(c.Step(6*second, ends("h", at))); len(got) != 1 || got[0] < at-33 || got[0] > at {
+			t.Errorf("of %d: %v", at, got)
+		}
+	}
+}

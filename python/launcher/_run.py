@@ -130,8 +130,12 @@ def report(
 
 
 def should_leave() -> Leave:
-    """Ask whether to save and leave, without reporting. Outside a run: go on."""
-    if not in_run():
+    """Ask whether to save and leave, without reporting. Outside a run: go on.
+
+    Its deadline is that of now, also where there is no need to leave yet. In tasks and
+    actors it tells of their node: "preempted" once that is to go away.
+    """
+    if not os.environ.get("LAUNCHER_SOCKET"):
         return Leave()
     return _leave(call("GET", "/v1/should-leave"))
 
@@ -246,7 +250,13 @@ def attempt() -> int:
 
 
 def deadline() -> Optional[float]:
-    """Unix time in seconds at which this run will be ended; None when there is no limit."""
+    """Unix time in seconds at which this run will be ended; None when there is no limit.
+
+    As known when it was started; should_leave().deadline is that of now, as is this one in
+    tasks and actors.
+    """
+    if not in_run() or os.environ["LAUNCHER_PROC"].startswith("0."):  # a worker
+        return should_leave().deadline
     return float(_number("LAUNCHER_DEADLINE", 0)) or None
 
 
