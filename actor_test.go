@@ -270,7 +270,7 @@ var actorPrograms = map[string]func(ctx context.Context){
 			lives, err := before.Get(ctx) // its result is not lost with the actor
 			expect(lives && err == nil, "the constructor's context ended before the actor: %v", err)
 			h.Release()
-			for left := time.Now().Add(20 * time.Second); ; time.Sleep(5 * time.Millisecond) { // sleep: it asks again
+			for left := time.Now().Add(time.Minute); ; time.Sleep(5 * time.Millisecond) { // sleep: it asks again
 				if b, _ := os.ReadFile(path); string(b) == context.Canceled.Error() {
 					break
 				}
@@ -336,7 +336,7 @@ var actorPrograms = map[string]func(ctx context.Context){
 		named := count10(ctx, launcher.ActorName("gone"))
 		expect(named.Ready(ctx) == nil, "not ready")
 		named.Release()
-		for left := time.Now().Add(20 * time.Second); !errors.Is(err, launcher.ErrNoActor); {
+		for left := time.Now().Add(time.Minute); !errors.Is(err, launcher.ErrNoActor); {
 			expect(time.Now().Before(left), "an actor without handles lives")
 			var h launcher.Handle[*counter]
 			if h, err = launcher.FindActor[*counter](ctx, "gone"); err == nil {
@@ -374,7 +374,7 @@ var actorPrograms = map[string]func(ctx context.Context){
 		expect(err == nil, "%v", err)
 		_, err = Meet.Submit(ctx, other, 4).Get(ctx)
 		expect(err == nil, "%v", err)
-		for n, end := 0, time.Now().Add(20*time.Second); n < 10; {
+		for n, end := 0, time.Now().Add(time.Minute); n < 10; {
 			if _, err = Most.Submit(ctx, h).Get(ctx); err == nil {
 				n++
 			}

@@ -247,7 +247,7 @@ func init() {
 		func() { gated.Submit(ctx, 1<<30) }() // and this one when it is found to be forgotten
 		var v float64
 		err := launcher.ErrCancelled
-		for left := time.Now().Add(20 * time.Second); err != nil && time.Now().Before(left); {
+		for left := time.Now().Add(time.Minute); err != nil && time.Now().Before(left); {
 			runtime.GC()
 			short, cancel := context.WithTimeout(ctx, time.Second)
 			v, err = gate.Submit(ctx, []float64{1, 3}).Get(short)

@@ -131,7 +131,7 @@ func (n *fakeNode) join(p *fakePeer, kind int) *client {
 	wg.Go(func() { p.serve() })
 	n.t.Cleanup(wg.Wait)
 	n.t.Cleanup(func() { mine.Close() })
-	ctx, cancel := context.WithTimeout(n.t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(n.t.Context(), time.Minute)
 	defer cancel()
 	c, err := newClient(ctx, conn, greetingOf(kind), func(ctx context.Context) (*net.UnixConn, error) {
 		conn, mine := pair(n.t)

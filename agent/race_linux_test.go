@@ -5,4 +5,4 @@ package agent
 import "time"
 
 // slack is what the race detector costs on top of a promised time.
-const slack = 10 * time.Second
+const slack = 25 * time.Second

@@ -18,7 +18,7 @@ import (
 	"launcher/wire"
 )
 
-const soon = 20 * time.Second
+const soon = time.Minute
 
 // probe counts and shapes the calls that reach a backend.
 type probe struct {

@@ -117,7 +117,7 @@ func TestMismatch(t *testing.T) {
 			2: {"all-reduce (sum) of 5000 x float32", "barrier"},
 			6: {"5000 x float32", "5000 x int32"},
 		} {
-			g := c.form(order{Timeout: 20 * time.Second}, counts...)
+			g := c.form(order{Timeout: time.Minute}, counts...)
 			for i, a := range g.outcomes("call", 5000, 3, how) {
 				if a.Kind != "mismatch" || !strings.Contains(a.Err, words[0]) || !strings.Contains(a.Err, words[1]) {
 					t.Errorf("%v, way %d, rank %d: %+v", counts, how, i, a)

@@ -26,7 +26,7 @@ import (
 	"launcher/wire/session"
 )
 
-const testBound = 30 * time.Second
+const testBound = time.Minute
 
 func bounded(t testing.TB) context.Context {
 	ctx, cancel := context.WithTimeout(context.Background(), testBound)

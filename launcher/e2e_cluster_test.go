@@ -140,7 +140,7 @@ func TestOn(t *testing.T) {
 func TestCrash(t *testing.T) {
 	h := lab(t)
 	id := strings.TrimSpace(h.OK("run", "--detach", "--", "sh", "-c", "echo begin $LAUNCHER_ATTEMPT; while ! test -e gate; do sleep 0.02; done; echo end"))
-	testkit.Eventually(t, 20*time.Second, func() string {
+	testkit.Eventually(t, testkit.Bound, func() string {
 		out := h.Run("logs", id).Out
 		if strings.HasPrefix(out, "begin") {
 			return ""
@@ -153,7 +153,7 @@ func TestCrash(t *testing.T) {
 			_ = syscall.Kill(p, syscall.SIGKILL)
 		}
 	}
-	testkit.Eventually(t, 10*time.Second, func() string {
+	testkit.Eventually(t, testkit.Bound, func() string {
 		if r := h.Run("nodes"); r.Code == 125 {
 			return ""
 		}
@@ -201,7 +201,7 @@ func TestGarbage(t *testing.T) {
 	agents, _ := filepath.Glob(filepath.Join(dir, "nodes", "*", "agent.sock"))
 	socks = append(socks, agents...)
 	noise := [][]byte{[]byte("GET / HTTP/1.0\r\n\r\n"), []byte(strings.Repeat("\xff", 4096)), []byte("LNCH" + strings.Repeat("\x00", 64)), {0x16, 3, 1, 0xff, 0xff}, nil}
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), testkit.Bound)
 	defer cancel()
 	for _, n := range noise {
 		for _, a := range cf.Addrs {
@@ -211,7 +211,7 @@ func TestGarbage(t *testing.T) {
 			}
 			_, _ = c.Write(n)
 			_ = c.Close()
-			tc, err := tls.DialWithDialer(&net.Dialer{Timeout: 5 * time.Second}, "tcp", a, &tls.Config{InsecureSkipVerify: true})
+			tc, err := tls.DialWithDialer(&net.Dialer{Timeout: testkit.Bound}, "tcp", a, &tls.Config{InsecureSkipVerify: true})
 			if err == nil {
 				_, _ = tc.Write(n)
 				_ = tc.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
@@ -307,7 +307,7 @@ func TestUpdate(t *testing.T) {
 	}
 	// Fewer nodes end work: not without asking.
 	job := strings.TrimSpace(h.OK("run", "--detach", "--cpus", "4", "--nodes", "3", "--", "sh", "-c", "exec sleep 600"))
-	testkit.Eventually(t, 20*time.Second, func() string {
+	testkit.Eventually(t, testkit.Bound, func() string {
 		if out := h.OK("tasks"); !strings.Contains(out, "running") {
 			return "tasks: " + out
 		}
@@ -321,7 +321,7 @@ func TestUpdate(t *testing.T) {
 	h.OK("cancel", "--grace", "0s", job)
 	h.Fails(130, nil, "wait", job)
 	h.OK("up", "--yes", "lab.toml")
-	testkit.Eventually(t, 30*time.Second, func() string {
+	testkit.Eventually(t, testkit.Bound, func() string {
 		if got := nodes(); got != "local-0 up" {
 			return "nodes: " + got
 		}

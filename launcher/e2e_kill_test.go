@@ -58,7 +58,7 @@ func ledger(t *testing.T, h *testkit.Home, n int, disturb func(progress func() i
 // waitFor waits until the array has got so far.
 func waitFor(t *testing.T, progress func() int, n int) {
 	t.Helper()
-	testkit.Eventually(t, 60*time.Second, func() string {
+	testkit.Eventually(t, testkit.Bound, func() string {
 		if k := progress(); k < n {
 			return fmt.Sprintf("%d of %d tasks", k, n)
 		}
@@ -134,7 +134,7 @@ func TestDownInterrupted(t *testing.T) {
 		t.Helper()
 		h.Write("up", "")
 		h.OK("run", "--detach", "--", "sh", "-c", "trap '' TERM; echo x >> up; while :; do sleep 0.05; done")
-		testkit.Eventually(t, 30*time.Second, func() string {
+		testkit.Eventually(t, testkit.Bound, func() string {
 			if h.Read("up") == "" {
 				return "the task has not started"
 			}
@@ -142,7 +142,7 @@ func TestDownInterrupted(t *testing.T) {
 		})
 	}
 	stubborn()
-	r := h.Start("down", "--grace", "1s", "lab")
+	r := h.Start("down", "--grace", "4s", "lab")
 	time.Sleep(200 * time.Millisecond) // sleep: into the grace of the task; anywhere else is as good
 	kill(t, h, "head")
 	if res := r.Wait(); res.Code != 0 {

@@ -11,7 +11,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"launcher/internal/testkit"
 )
@@ -66,7 +65,7 @@ func TestPrivateCluster(t *testing.T) {
 			if code := cmd.ProcessState.ExitCode(); code != c.code {
 				t.Errorf("exit code %d, want %d", code, c.code)
 			}
-			testkit.Eventually(t, privateGrace+10*time.Second, func() string {
+			testkit.Eventually(t, privateGrace+testkit.Bound, func() string {
 				if left := h.Processes(); len(left) > 0 {
 					return fmt.Sprint(left)
 				}
@@ -87,7 +86,7 @@ func TestPrivateCluster(t *testing.T) {
 	if _, err := bufio.NewReader(out).ReadString('\n'); err != nil {
 		t.Fatal(err)
 	}
-	testkit.Eventually(t, 10*time.Second, func() string {
+	testkit.Eventually(t, testkit.Bound, func() string {
 		if homes, _ := filepath.Glob(filepath.Join(h.Dir, "local", "*")); len(homes) != 1 {
 			return strings.Join(homes, " ")
 		}

@@ -8,7 +8,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"launcher/internal/testkit"
 )
@@ -70,7 +69,7 @@ func digits(t *testing.T, h *testkit.Home) {
 func onlyBinary(t *testing.T, hosts ...*testkit.Host) {
 	t.Helper()
 	for _, h := range hosts {
-		testkit.Eventually(t, 20*time.Second, func() string {
+		testkit.Eventually(t, testkit.Bound, func() string {
 			if left := h.Left(); len(left) != 1 || !regexp.MustCompile(`^/home/[^/]*/\.launcher/bin/[0-9a-f]*/launcher$`).MatchString(left[0]) {
 				return fmt.Sprintf("left on %s after down: %q", h.Name, slices.DeleteFunc(left, func(p string) bool { return strings.Contains(p, "/cache/") && len(left) > 20 }))
 			}

@@ -9,7 +9,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"launcher/internal/testkit"
 )
@@ -105,13 +104,13 @@ func outputs(t *testing.T, h *testkit.Home) {
 
 	// Nobody waits: they come all the same, once the directory can take them.
 	job := strings.TrimSpace(h.OK("run", "--detach", "--workdir", work, "--outputs", "late", "--", "sh", "-c", "echo late >late"))
-	testkit.Eventually(t, 20*time.Second, func() string {
+	testkit.Eventually(t, testkit.Bound, func() string {
 		if got := read("late"); got != "late\n" {
 			return "late is " + got
 		}
 		return ""
 	})
-	testkit.Eventually(t, 20*time.Second, func() string {
+	testkit.Eventually(t, testkit.Bound, func() string {
 		if r = h.Run("logs", job); !strings.Contains(r.Err, "outputs of job "+job+": 1 file (5B) came to "+work) {
 			return "logs: " + r.String()
 		}

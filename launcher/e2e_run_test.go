@@ -9,7 +9,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"launcher/internal/testkit"
 )
@@ -85,7 +84,7 @@ func TestRun(t *testing.T) {
 		// Output is sent ahead of its acknowledgements: one batch for each would take minutes.
 		const n = 40_000_000
 		r := h.Run("run", "--", "sh", "-c", fmt.Sprintf(`head -c %d /dev/zero | tr '\0' x`, n))
-		if r.Code != 0 || len(r.Out) != n || strings.Trim(r.Out, "x") != "" || r.Took > 30*time.Second {
+		if r.Code != 0 || len(r.Out) != n || strings.Trim(r.Out, "x") != "" { // within testkit.Bound
 			t.Errorf("%d bytes, exit code %d after %s: %s", len(r.Out), r.Code, r.Took, r.Err)
 		}
 	})
@@ -112,10 +111,7 @@ func TestRun(t *testing.T) {
 		}
 	})
 	t.Run("time limit", func(t *testing.T) {
-		r := h.Fails(124, nil, "run", "--time", "1s", "--grace", "1s", "--", "sleep", "60")
-		if r.Took > 40*time.Second {
-			t.Errorf("took %s", r.Took)
-		}
+		h.Fails(124, nil, "run", "--time", "1s", "--grace", "1s", "--", "sleep", "600")
 	})
 	t.Run("retries", func(t *testing.T) {
 		r := h.Run("run", "--retry-failed", "2", "--", "sh", "-c", "echo try $LAUNCHER_ATTEMPT; test $LAUNCHER_ATTEMPT = 3")
@@ -152,8 +148,8 @@ func TestRun(t *testing.T) {
 				t.Errorf("no %q in %q", want, out)
 			}
 		}
-		r := h.Run("run", "--nodes", "2", "--", "sh", "-c", "test $RANK = 0 && sleep 60; exit 5")
-		if r.Code != 5 || r.Took > 30*time.Second {
+		r := h.Run("run", "--nodes", "2", "--", "sh", "-c", "test $RANK = 0 && sleep 600; exit 5")
+		if r.Code != 5 {
 			t.Errorf("a rank that fails ends the others: %s", r)
 		}
 	})
@@ -210,7 +206,7 @@ func TestDetachAttach(t *testing.T) {
 	}
 	att, logs := h.Start("attach", id), h.Start("logs", "-f", id)
 	for _, r := range []*testkit.Running{att, logs} {
-		testkit.Eventually(t, 20*time.Second, func() string {
+		testkit.Eventually(t, testkit.Bound, func() string {
 			if r.Out() == "begin\n" {
 				return ""
 			}
@@ -219,7 +215,7 @@ func TestDetachAttach(t *testing.T) {
 	}
 	// Ctrl-C in attach only detaches.
 	third := h.Start("attach", id)
-	testkit.Eventually(t, 20*time.Second, func() string {
+	testkit.Eventually(t, testkit.Bound, func() string {
 		if third.Out() == "begin\n" {
 			return ""
 		}
@@ -249,7 +245,7 @@ func TestDetachAttach(t *testing.T) {
 func running(t *testing.T, h *testkit.Home, args ...string) *testkit.Running {
 	t.Helper()
 	r := h.Start(append([]string{"run"}, args...)...)
-	testkit.Eventually(t, 20*time.Second, func() string {
+	testkit.Eventually(t, testkit.Bound, func() string {
 		if strings.HasPrefix(r.Out(), "up") {
 			return ""
 		}
@@ -277,7 +273,7 @@ func TestInterrupt(t *testing.T) {
 	t.Run("twice", func(t *testing.T) {
 		r := running(t, h, "--grace", "10m", "--", "sh", "-c", "trap '' TERM; echo up; while :; do sleep 0.02; done")
 		r.Signal(os.Interrupt)
-		testkit.Eventually(t, 10*time.Second, func() string {
+		testkit.Eventually(t, testkit.Bound, func() string {
 			if strings.Contains(r.Err(), "Ctrl-C again") {
 				return ""
 			}
@@ -295,7 +291,7 @@ func TestInterrupt(t *testing.T) {
 			r.Signal(sig)
 			r.Wait()
 			h.Write("go", "")
-			testkit.Eventually(t, 20*time.Second, func() string {
+			testkit.Eventually(t, testkit.Bound, func() string {
 				if _, err := os.Stat(filepath.Join(h.Work, file)); err == nil {
 					return ""
 				}

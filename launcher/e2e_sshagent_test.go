@@ -7,7 +7,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"launcher/internal/testkit"
 )
@@ -38,7 +37,7 @@ func TestSSHAgent(t *testing.T) {
 		t.Skipf("SKIP: no ssh-agent (make setup as root on Debian): %v", err)
 	}
 	t.Cleanup(func() { _ = agent.Process.Kill(); _ = agent.Wait() })
-	testkit.Eventually(t, 10*time.Second, func() string {
+	testkit.Eventually(t, testkit.Bound, func() string {
 		if _, err := os.Stat(filepath.Join(l.Dir, "agent")); err != nil {
 			return err.Error()
 		}

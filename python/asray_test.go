@@ -20,7 +20,7 @@ func TestAsRay(t *testing.T) {
 	if _, err := os.ReadFile("tests/test_as_ray.py"); err != nil { // go test must know that its result depends on it
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 6*time.Minute)
 	defer cancel()
 	for _, py := range []string{os.Getenv("LAUNCHER_TEST_PYTHON"), filepath.Join(root, ".venv/bin/python"), "python3"} {
 		if py == "" || exec.CommandContext(ctx, py, "-c", "import numpy, cloudpickle").Run() != nil {

@@ -21,7 +21,7 @@ func TestSDK(t *testing.T) {
 	if _, err := os.ReadFile("tests/test_run.py"); err != nil { // go test must know that its result depends on it
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 6*time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, py, "-W", "error", "-m", "unittest", "discover", "-s", "tests", "-p", "test_run.py")
 	here, err := os.Getwd()
@@ -76,7 +76,7 @@ func unittests(t *testing.T, env, modules []string, others ...string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 6*time.Minute)
 	defer cancel()
 	for _, m := range modules {
 		others = append(others, m+".py")

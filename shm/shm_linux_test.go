@@ -39,7 +39,7 @@ func peer() int {
 	w := words(s)
 	for i := uint32(1); i <= 100; i++ {
 		for atomic.LoadUint32(&w[0]) != i {
-			if !shm.FutexWait(&w[0], i-1, 10*time.Second) {
+			if !shm.FutexWait(&w[0], i-1, time.Minute) {
 				return 4
 			}
 		}
@@ -69,7 +69,7 @@ func TestFutexBetweenProcesses(t *testing.T) {
 		atomic.StoreUint32(&w[0], i)
 		shm.FutexWake(&w[0], 1)
 		for atomic.LoadUint32(&w[1]) != i {
-			if !shm.FutexWait(&w[1], i-1, 10*time.Second) {
+			if !shm.FutexWait(&w[1], i-1, time.Minute) {
 				cmd.Process.Kill()
 				t.Fatalf("no answer to ping %d within 10 s: %v", i, cmd.Wait())
 			}
@@ -91,7 +91,7 @@ func TestFutexTimeout(t *testing.T) {
 	if shm.FutexWait(&w[0], 0, 30*time.Millisecond) {
 		t.Error("a wait that nobody ends reports a wake")
 	}
-	if d := time.Since(start); d < 30*time.Millisecond || d > 10*time.Second {
+	if d := time.Since(start); d < 30*time.Millisecond || d > time.Minute {
 		t.Errorf("a wait of 30 ms took %v", d)
 	}
 	if !shm.FutexWait(&w[0], 1, time.Hour) {

@@ -22,7 +22,7 @@ import (
 	"launcher/wire"
 )
 
-const bound = 20 * time.Second
+const bound = time.Minute
 
 // TestMain makes the test binary play an agent that only spools: spooler DIR, with the
 // read end of a pipe as descriptor 3. It is there to be killed.

@@ -16,7 +16,7 @@ import (
 )
 
 // bound is how long a test waits for what is to come.
-const bound = 20 * time.Second
+const bound = time.Minute
 
 // keeper stands for the supervisor: it holds descriptors over the agent's death.
 type keeper struct {

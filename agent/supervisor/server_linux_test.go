@@ -23,7 +23,7 @@ import (
 	"launcher/wire"
 )
 
-const bound = 20 * time.Second
+const bound = time.Minute
 
 var basicEnv = []string{"PATH=/usr/local/bin:/usr/bin:/bin"}
 

@@ -17,7 +17,7 @@ import (
 	"launcher/agent/supervisor/supervisortest"
 )
 
-const bound = 30 * time.Second
+const bound = time.Minute
 
 func TestMain(m *testing.M) {
 	supervisortest.Main(nil)

@@ -41,7 +41,7 @@ func TestLaws(t *testing.T) {
 					r.Options = backends.Options{"submit_error": "exhausted"}
 					return r
 				},
-				Bound: 5 * time.Second,
+				Bound: time.Minute,
 			})
 		})
 	}
@@ -89,7 +89,7 @@ func TestScriptedEnds(t *testing.T) {
 		for state := backends.Pending; !state.Ended(); {
 			select {
 			case <-changed:
-			case <-time.After(5 * time.Second):
+			case <-time.After(time.Minute):
 				t.Fatal("no end")
 			}
 			st, _ := b.Status(t.Context(), [][]byte{a[0].Handle})

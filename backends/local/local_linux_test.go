@@ -100,7 +100,7 @@ func newWorld(t *testing.T) *world {
 
 func (w *world) open() *Backend {
 	b := New(w.home)
-	b.termBound, b.killBound = 10*time.Second, 10*time.Second
+	b.termBound, b.killBound = time.Minute, time.Minute
 	return b
 }
 
@@ -144,7 +144,7 @@ func (w *world) submit(b *Backend, r backends.Request) []backends.Alloc {
 func (w *world) wait(id wire.NodeID, name string) []byte {
 	w.t.Helper()
 	path := filepath.Join(w.home, "clusters", "lab", "nodes", string(id), name)
-	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(5 * time.Millisecond) { // sleep: a bounded poll
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(5 * time.Millisecond) { // sleep: a bounded poll
 		if b, err := os.ReadFile(path); err == nil {
 			return b
 		}
@@ -156,7 +156,7 @@ func (w *world) wait(id wire.NodeID, name string) []byte {
 
 func (w *world) end(b *Backend, a backends.Alloc) backends.Status {
 	w.t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(5 * time.Millisecond) { // sleep: a bounded poll
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(5 * time.Millisecond) { // sleep: a bounded poll
 		st, err := b.Status(w.t.Context(), [][]byte{a.Handle})
 		if err != nil {
 			w.t.Fatal(err)
@@ -187,7 +187,7 @@ func TestLaws(t *testing.T) {
 			r.Binary = filepath.Join(w.home, "no-such-binary")
 			return r
 		},
-		Bound: 20 * time.Second,
+		Bound: time.Minute,
 	})
 }
 
@@ -432,7 +432,7 @@ func TestHalfStarted(t *testing.T) {
 		if err == nil {
 			t.Error("it took nothing for a configuration")
 		}
-	case <-time.After(10 * time.Second):
+	case <-time.After(time.Minute):
 		cmd.Process.Kill()
 		t.Error("it waits for ever")
 	}
@@ -514,7 +514,7 @@ func TestWatchWithoutDescriptors(t *testing.T) {
 	defer cmd.Wait()
 	r := record{V: 1, Dir: w.home, Node: "local-0"}
 	r.identify(cmd.Process.Pid)
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	told := 0
 	time.AfterFunc(20*time.Millisecond, func() { cmd.Process.Kill() })

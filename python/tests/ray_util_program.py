@@ -128,12 +128,12 @@ def pool():
                 out.append("three")
         assert out == [0, 1, 2, "three", 4], out
         raises(StopIteration, lambda: next(it))
-        r = p.apply_async(time.sleep, (0.5,))
+        r = p.apply_async(time.sleep, (2,))
         raises(PoolTimeout, lambda: r.get(0.01))
         raises(ValueError, r.successful)
         r.wait()
         assert r.ready()
-        it = p.imap(time.sleep, [0.5])
+        it = p.imap(time.sleep, [2])
         raises(PoolTimeout, lambda: it.next(timeout=0.01))
         assert it.next(timeout=60) is None
     p = Pool(2, maxtasksperchild=1)

@@ -247,7 +247,7 @@ class Tasks:
         self.assertEqual(launcher.get(big[5])[-1], 99999)
         g = items.remote(2)
         ended = g.completed()
-        self.assertIsNone(launcher.get(ended, timeout=30))
+        self.assertIsNone(launcher.get(ended, timeout=60))
         self.assertEqual(launcher.get(list(g)), [0, 1])
         half = items.remote(1000)
         next(half)
@@ -258,7 +258,7 @@ class Tasks:
         @launcher.remote
         def items(folder, n):
             for i in range(n):
-                end = time.monotonic() + 30
+                end = time.monotonic() + 60
                 while not os.path.exists(os.path.join(folder, str(i))) and time.monotonic() < end:
                     os.sched_yield()
                 yield i
@@ -273,10 +273,10 @@ class Tasks:
             self.assertEqual(launcher.wait([g, there]), ([there], [g]))
             for i in range(2):
                 make(i)
-                self.assertEqual(launcher.wait([there, g], num_returns=2, timeout=30), ([there, g], []))
+                self.assertEqual(launcher.wait([there, g], num_returns=2, timeout=60), ([there, g], []))
                 self.assertEqual(launcher.get(next(g)), i)
             # The end is something that next does not wait for, before it is known and after.
-            self.assertEqual(launcher.wait([g], timeout=30), ([g], []))
+            self.assertEqual(launcher.wait([g], timeout=60), ([g], []))
             self.assertRaises(StopIteration, next, g)
             self.assertEqual(launcher.wait([g, there]), ([g], [there]))
             self.assertEqual(launcher.wait([there, g], num_returns=2), ([there, g], []))
@@ -312,7 +312,7 @@ class Tasks:
             return [][i] if i == 3 else i
 
         fs = [f.remote(i).future() for i in range(4)]
-        done, _ = concurrent.futures.wait(fs, timeout=20)
+        done, _ = concurrent.futures.wait(fs, timeout=60)
         self.assertEqual(len(done), 4)
         self.assertEqual([x.result() for x in fs[:3]], [0, 1, 2])
         self.assertIsInstance(fs[3].exception(), IndexError)

@@ -216,7 +216,7 @@ class Failures(unittest.TestCase):
             self.assertIn("6 x float64", e.cause)
 
     def test_never_calls(self):
-        r = self.ranks(3, timeout=0.2)
+        r = self.ranks(3, timeout=3)  # a busy machine may start the second thread late
         for e in r.run(lambda g: g.all_reduce(np.zeros(5)), ranks=[0, 2])[::2]:
             self.assertIsInstance(e, collective.Timeout)
             self.assertEqual(e.rank, 1)
@@ -224,12 +224,12 @@ class Failures(unittest.TestCase):
             r.groups[1].barrier()
 
     def test_set_timeout(self):
-        r = self.ranks(2)
+        r = self.ranks(2, timeout=1000)
         r.groups[0]._mem.set_timeout(0.2)  # as init(timeout=0.2) does
         start = time.monotonic()
         with self.assertRaises(collective.Timeout) as e:
             r.groups[0].barrier()
-        self.assertLess(time.monotonic() - start, 10)
+        self.assertLess(time.monotonic() - start, 100)
         self.assertEqual(e.exception.rank, 1)
         with self.assertRaises(collective.Error):
             collective.init(timeout=0)
@@ -262,11 +262,9 @@ class Failures(unittest.TestCase):
     def test_abort_wakes(self):
         r = self.ranks(2)
         m = r.groups[1]._mem
-        started = time.monotonic()
         threading.Timer(0.3, lambda: m.end(memory.LOST, 1, "killed by SIGKILL")).start()
         with self.assertRaises(collective.PeerLost) as e:
             r.groups[0].barrier()
-        self.assertLess(time.monotonic() - started, 5)
         self.assertEqual((e.exception.rank, e.exception.cause), (1, "killed by SIGKILL"))
 
     def test_fork(self):

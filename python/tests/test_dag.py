@@ -140,10 +140,8 @@ class Graphs(test_tasks.Cluster):
         a, b = stages(1, 10)
         with InputNode() as x:
             compiled = b.add.bind(a.end.bind(x)).experimental_compile()
-        began = time.monotonic()
         with self.assertRaises(exceptions.RayActorError):
-            launcher.get(compiled.execute(1))
-        self.assertLess(time.monotonic() - began, 10)
+            launcher.get(compiled.execute(1), timeout=60)
         compiled.teardown()
         self.assertEqual(launcher.get(b.add.remote(1)), 11)
 
@@ -182,10 +180,10 @@ class OverChannels(Graphs):
         with InputNode() as x:
             compiled = MultiOutputNode([a.sleep.bind(x), b.add.bind(x)]).experimental_compile()
         self.assertTrue(compiled._shared)
-        first, second = compiled.execute(0.3)
+        first, second = compiled.execute(2)
         with self.assertRaises(exceptions.RayChannelTimeoutError):
             launcher.get(first, timeout=0.01)
-        self.assertEqual(launcher.get([first, second]), [0.3, 10.3])
+        self.assertEqual(launcher.get([first, second]), [2, 12])
         before = len(os.listdir("/proc/self/fd"))
         compiled.teardown()
         del compiled, first, second
@@ -223,7 +221,7 @@ class OverChannels(Graphs):
         """
         p = subprocess.run([sys.executable, "-c", textwrap.dedent(program), self.path], timeout=60)
         self.assertEqual(p.returncode, -signal.SIGKILL)
-        end = time.monotonic() + 5
+        end = time.monotonic() + 60
         while launcher.get(a.busy.remote()):
             self.assertLess(time.monotonic(), end)
 

@@ -84,7 +84,7 @@ class GroupTest(unittest.TestCase):
     def tearDown(self):
         launcher.shutdown()
 
-    def eventually(self, test, what, seconds=20):
+    def eventually(self, test, what, seconds=60):
         end = time.monotonic() + seconds
         while not test():
             self.assertLess(time.monotonic(), end, what)
@@ -99,14 +99,14 @@ class GroupTest(unittest.TestCase):
     def test_a_group(self):
         group = placement_group([{"CPU": 1}, {"CPU": 1}], strategy="STRICT_SPREAD", name="one")
         self.assertTrue(group.wait(20))
-        self.assertEqual(launcher.get(group.ready(), timeout=20), group)
+        self.assertEqual(launcher.get(group.ready(), timeout=60), group)
         nodes = self.nodes(group)
         self.assertEqual(sorted(nodes), ["local-0", "local-1"])
         self.assertEqual((get_placement_group("one"), get_placement_group("one").bundle_specs, group.bundle_count), (group, [{"CPU": 1}, {"CPU": 1}], 2))
         task = launcher.remote(where)
         refs = [task.options(**inside(group, i % 2)).remote() for i in range(20)]
-        self.assertEqual(launcher.get(refs, timeout=30), [(nodes[i % 2], group.id) for i in range(20)])
-        child, other = launcher.get(launcher.remote(family).options(**inside(group, 0, num_cpus=0, capture=True)).remote(), timeout=30)
+        self.assertEqual(launcher.get(refs, timeout=60), [(nodes[i % 2], group.id) for i in range(20)])
+        child, other = launcher.get(launcher.remote(family).options(**inside(group, 0, num_cpus=0, capture=True)).remote(), timeout=60)
         self.assertEqual((child[1], other[1]), (group.id, None))
         with self.assertRaisesRegex(ValueError, "already"):
             placement_group([{"CPU": 1}], name="one")
@@ -115,7 +115,7 @@ class GroupTest(unittest.TestCase):
         with self.assertRaisesRegex(ValueError, "no bundle"):
             task.options(**inside(group, num_cpus=2)).remote()
         members = [launcher.remote(Member).options(**inside(group, i, num_cpus=0.5, capture=True)).remote() for i in (0, 1)]
-        self.assertEqual(launcher.get([m.where.remote() for m in members], timeout=30), [(n, group.id) for n in nodes])
+        self.assertEqual(launcher.get([m.where.remote() for m in members], timeout=60), [(n, group.id) for n in nodes])
         remove_placement_group(group)
         for m in members:
             self.eventually(lambda: "placement group" in self.death(m), "a member of a group that was removed lives on")
@@ -130,13 +130,13 @@ class GroupTest(unittest.TestCase):
         remove_placement_group(group)
         for r in [*runs, launcher.remote(where).options(**inside(group)).remote()]:
             with self.assertRaises(exceptions.TaskPlacementGroupRemoved):
-                launcher.get(r, timeout=30)
+                launcher.get(r, timeout=60)
         self.assertFalse(group.wait(0.1))
         self.free()
 
     def death(self, member):
         try:
-            launcher.get(member.where.remote(), timeout=30)
+            launcher.get(member.where.remote(), timeout=60)
             return ""
         except exceptions.ActorDiedError as e:
             return str(e)
@@ -157,7 +157,7 @@ class GroupTest(unittest.TestCase):
         ref = launcher.remote(where).options(**inside(second)).remote()
         remove_placement_group(first)
         self.assertTrue(second.wait(20))
-        self.assertEqual(launcher.get(ref, timeout=30)[0], self.nodes(second)[0])
+        self.assertEqual(launcher.get(ref, timeout=60)[0], self.nodes(second)[0])
         never = placement_group([{"CPU": 1}] * 3, strategy="STRICT_PACK")
         self.assertFalse(never.wait(0.1))
         remove_placement_group(never)
@@ -171,7 +171,7 @@ class GroupTest(unittest.TestCase):
         self.eventually(lambda: out.stdout.strip() not in placement_group_table(), "a group outlives its program")
         kept = get_placement_group("kept")
         self.assertTrue(kept.wait(20))
-        self.assertEqual(launcher.get(launcher.remote(where).options(**inside(kept)).remote(), timeout=30)[1], kept.id)
+        self.assertEqual(launcher.get(launcher.remote(where).options(**inside(kept)).remote(), timeout=60)[1], kept.id)
         remove_placement_group(kept)
         self.free()
 

@@ -288,7 +288,7 @@ class Gone(Case):
             "if os.fork() == 0:\n    launcher.report(loss=1)\n    os._exit(7)\n"
             "assert os.wait()[1] == 7 << 8\n"
         )
-        p = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=20, env=dict(os.environ), start_new_session=True)
+        p = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=dict(os.environ), start_new_session=True)
         self.assertEqual(p.returncode, 0, p.stderr)
 
 

@@ -138,7 +138,7 @@ class ObjectTest(Case):
         launcher.get(r)
         gone = self.agent.counts["released"]
         del r
-        end = time.monotonic() + 10
+        end = time.monotonic() + 60
         while self.agent.counts["released"] == gone and time.monotonic() < end:
             time.sleep(0.001)
         self.assertEqual(self.agent.counts["released"], gone + 1)
@@ -173,7 +173,7 @@ class ObjectTest(Case):
         with self.assertRaises(exceptions.GetTimeoutError) as c:
             launcher.get(r, timeout=0.05)
         self.assertIsInstance(c.exception, TimeoutError)
-        self.assertLess(time.monotonic() - start, 5)
+        self.assertLess(time.monotonic() - start, 60)
         self.assertEqual(launcher.wait([r], timeout=0.01), ([], [r]))
         self.assertEqual(launcher.wait([r], timeout=0), ([], [r]))
         self.assertEqual(self.driver().seen[_frames.GET], 1)
@@ -329,7 +329,7 @@ class ObjectTest(Case):
         with c.lock:
             c.out += _frames.frame(_frames.RESULT, bytes(16) + _frames.U32.pack(1) + bytes(40))
             self.agent.cut()
-            end = time.monotonic() + 20
+            end = time.monotonic() + 60
             while not told and time.monotonic() < end:
                 c.poll()
         self.assertEqual(told, [(bytes(16), 1)])
@@ -377,7 +377,7 @@ class ObjectTest(Case):
 
     def test_exit_in_del(self):
         code = "import launcher, sys\nclass A:\n  def __del__(self): sys.exit(3)\n  \nr = launcher.put(1)\na = A(); a.r = r\nprint(launcher.get(r))\ndel a, r\nlauncher.put(2)\nprint('end')"
-        p = subprocess.run([sys.executable, "-c", code], env={**os.environ, "LAUNCHER_SOCKET": self.path, "PYTHONPATH": fake_agent.HERE}, capture_output=True, text=True, timeout=30)
+        p = subprocess.run([sys.executable, "-c", code], env={**os.environ, "LAUNCHER_SOCKET": self.path, "PYTHONPATH": fake_agent.HERE}, capture_output=True, text=True, timeout=60)
         self.assertEqual((p.returncode, p.stdout), (0, "1\nend\n"), p.stderr)
 
 
@@ -403,7 +403,7 @@ class NoClusterTest(unittest.TestCase):
 
             shutil.copytree(os.path.join(fake_agent.HERE, "launcher"), sdk)
             env["PYTHONPATH"] = os.path.dirname(sdk)
-            p = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=30)
+            p = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=60)
             self.assertEqual((p.returncode, p.stdout), (0, "not-found\n"), p.stderr)
 
     def test_cluster_without_a_node_here(self):
@@ -424,7 +424,7 @@ class NoClusterTest(unittest.TestCase):
 
     def test_import_is_light(self):
         code = "import sys, launcher\nprint(sorted(m for m in ('numpy', 'cloudpickle', 'asyncio', 'ctypes', 'subprocess', 'launcher._api', 'launcher._client') if m in sys.modules))"
-        p = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": fake_agent.HERE}, capture_output=True, text=True, timeout=30)
+        p = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": fake_agent.HERE}, capture_output=True, text=True, timeout=60)
         self.assertEqual(p.stdout, "[]\n", p.stderr)
 
 
@@ -442,7 +442,7 @@ class TaskTest(task_cases.Tasks, Case):
             self.assertEqual(launcher.get(refs), list(range(100)))
             one = f.remote(k)
             self.agent.cut()
-            self.assertEqual(launcher.wait([one], timeout=30), ([one], []))
+            self.assertEqual(launcher.wait([one], timeout=60), ([one], []))
 
     def test_random(self):
         import random

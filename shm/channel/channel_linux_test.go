@@ -131,7 +131,7 @@ func (p pair) echo(ctx context.Context, v channel.Value) (channel.Value, error) 
 }
 
 func bound(t *testing.T) context.Context {
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	t.Cleanup(cancel)
 	return ctx
 }

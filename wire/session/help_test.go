@@ -18,7 +18,7 @@ import (
 )
 
 // soon is how long anything in these tests may take.
-const soon = 20 * time.Second
+const soon = time.Minute
 
 func TestMain(m *testing.M) {
 	if len(os.Args) == 3 && os.Args[1] == "dial-unix" {
@@ -34,7 +34,7 @@ func TestMain(m *testing.M) {
 // leaks reports goroutines of this package that nobody waited for.
 func leaks() int {
 	buf := make([]byte, 1<<20)
-	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(20 * time.Millisecond) { // sleep: a bounded poll
+	for deadline := time.Now().Add(soon); ; time.Sleep(20 * time.Millisecond) { // sleep: a bounded poll
 		var left []string
 		for g := range strings.SplitSeq(string(buf[:runtime.Stack(buf, true)]), "\n\n") {
 			if strings.Contains(g, "launcher/wire/session.") && !strings.Contains(g, "TestMain") {

@@ -35,7 +35,7 @@ func TestMain(m *testing.M) {
 // leaks looks for goroutines of ours that are left when all Dialers are closed.
 func leaks() int {
 	b := make([]byte, 1<<20)
-	for end := time.Now().Add(10 * time.Second); ; {
+	for end := time.Now().Add(testkit.Bound); ; {
 		n := runtime.Stack(b, true)
 		left := 0
 		for _, g := range strings.Split(string(b[:n]), "\n\n") {
