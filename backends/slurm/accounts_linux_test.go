@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"launcher/backends"
+	"launcher/internal/testkit"
 	"launcher/internal/testkit/slurmtest"
 )
 
@@ -42,6 +43,28 @@ func TestLimits(t *testing.T) {
 	w.await(b, ask("few", 2, backends.Options{"account": "few"}), waits("your account has its limit of nodes reached by all of its jobs together (AssocGrpNodeLimit)"))
 	w.await(b, ask("short", 1, backends.Options{"account": "phys", "qos": "short"}), waits("the QOS never gives one job so much of time; it never starts as it is (QOSMaxWallDurationPerJobLimit)"))
 	w.await(b, ask("hours", 1, backends.Options{"account": "phys", "qos": "hours"}), waits("the QOS has used up its cores times minutes, or has less of it left than the job may take (QOSGrpCPUMinutesLimit)"))
+}
+
+// How a job ended that the queue has forgotten is told by the accounting: also to a head that
+// was away all the time.
+func TestForgotten(t *testing.T) {
+	slurmtest.Whole(t)
+	w := newWorld(t, slurmtest.Options{Nodes: 2, Lines: []string{"MinJobAge=2"}, Accounts: []string{"add account phys", "add user USER account=phys"}})
+	b := New(w.home)
+	asked := map[string][]backends.Alloc{}
+	for _, token := range []string{"cancelled", "timeout"} {
+		asked[token] = w.submit(b, w.request(token, 1, backends.Options{"time": "10m", "cpus": int64(1)}))
+		w.await(b, asked[token], isRunning)
+	}
+	w.OK(t, "scancel", w.id("cancelled"))
+	w.OK(t, "scontrol", "update", "JobId="+w.id("timeout"), "EndTime=now")
+	testkit.Eventually(t, 3*bound, func() string { return w.OK(t, "squeue", "-h", "-t", "all") })
+	again := New(w.home)
+	for token, want := range map[string]backends.Status{"cancelled": {State: backends.Failed, Why: "was cancelled, not by launcher"}, "timeout": {State: backends.Done, Why: "the time of Slurm job"}} {
+		if st := w.await(again, asked[token], isOver); st.State != want.State || !strings.Contains(st.Why, want.Why) {
+			t.Errorf("%s: %+v", token, st)
+		}
+	}
 }
 
 // doctor reads from a real accounting which accounts and QOS are the user's, their limits, and

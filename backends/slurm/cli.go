@@ -68,7 +68,7 @@ func environment(own []string, q *request) (out []string) {
 		v, known := named[k]
 		switch {
 		case k == "SLURM_CONF", k == "SLURM_CONF_SERVER", known && v == "":
-		case strings.HasPrefix(k, "SLURM"), strings.HasPrefix(k, "SBATCH_"), strings.HasPrefix(k, "SRUN_"), strings.HasPrefix(k, "SQUEUE_"), strings.HasPrefix(k, "SCANCEL_"):
+		case strings.HasPrefix(k, "SLURM"), strings.HasPrefix(k, "SBATCH_"), strings.HasPrefix(k, "SRUN_"), strings.HasPrefix(k, "SQUEUE_"), strings.HasPrefix(k, "SCANCEL_"), strings.HasPrefix(k, "SACCT_"):
 			continue
 		case strings.HasPrefix(k, "LAUNCHER_") && k != "LAUNCHER_HOME" && k != "LAUNCHER_CLUSTER":
 			continue

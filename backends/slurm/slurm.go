@@ -49,6 +49,7 @@ type Backend struct {
 	heard    hearing                  // since when the controller answers
 	asked    time.Time                // when a job was asked for last
 	every    time.Duration            // how old a snapshot may be
+	noBooks  bool                     // the site has no accounting
 	calm     bool                     // by the newest look none of our jobs waits
 	calmLook time.Duration            // runningLook; not guarded: a test may set it at first
 	children map[string]chan struct{} // of steps, by path: closed when their end is on disk

@@ -223,3 +223,11 @@ func TestHearing(t *testing.T) {
 		t.Errorf("of one that was stopped: sure at %v", got.Unix()-1000)
 	}
 }
+
+// What sacct prints of ended jobs is read by name; what it says of others counts for nothing.
+func TestParsePast(t *testing.T) {
+	past := parsePast("7|CANCELLED by 1000|launcher-a\n8|TIMEOUT|launcher-b|c\n9|RUNNING|launcher-d\nno line\n\n")
+	if len(past) != 2 || past["launcher-a"].state != "CANCELLED" || past["launcher-a"].id != "7" || past["launcher-b|c"].state != "TIMEOUT" {
+		t.Errorf("%+v", past)
+	}
+}

@@ -45,6 +45,14 @@ func (b *Backend) status(ctx context.Context, handles [][]byte, age time.Duratio
 		return nil, err
 	}
 	gates := gateFiles{}
+	var past map[string]entry
+	if err == nil {
+		var rs []*record
+		for _, i := range open {
+			rs = append(rs, &recs[i])
+		}
+		past = b.recall(ctx, s, rs)
+	}
 	for _, i := range open {
 		r := &recs[i]
 		switch {
@@ -55,6 +63,9 @@ func (b *Backend) status(ctx context.Context, handles [][]byte, age time.Duratio
 			if r.Ran {
 				out[i].State = backends.Running
 			}
+		case s.forgot(r) && past[r.Name].id != "":
+			r.Job = past[r.Name].id
+			out[i] = b.ended(r, r.verdict(past[r.Name]))
 		default:
 			out[i] = b.nodesWait(r, b.judge(r, s), gates)
 			if len(r.strays) > 0 {
