@@ -266,6 +266,7 @@ func TestSlurmHeadMoves(t *testing.T) {
 	cmd := h.Cmd(t.Context(), "run", "--array", "0-199", "--", "sh", "-c", "sleep 0.2; echo $LAUNCHER_TASK_INDEX")
 	out := make(chan testkit.Result, 1)
 	go func() { out <- testkit.Finish(cmd) }()
+	h.OK("nodes") // it has begun there: one that had not would be lost with its node
 	c.OK(t, "scancel", jobOfNode(t, h, first))
 	second := awaitSeat(t, h, first)
 	if _, moves := seatOf(t, h); moves != 2 {
