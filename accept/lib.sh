@@ -34,12 +34,13 @@ testbin() {
 	local bin=$WORK/bin/${1//[^a-z]/-}
 	(flock 9 && { [ -x "$bin" ] || go test -c -o "$bin" "$1" >&2; }) 9>>"$WORK/bin/lock" && echo "$bin"
 }
-# tests OUT PACKAGES REGEXP COMMAND...: runs Go tests by a command; what they print goes to OUT.
+# tests OUT PACKAGES REGEXP COMMAND...: runs Go tests by a command, those that BUT names not,
+# for LIMIT at most; what they print goes to OUT.
 tests() {
 	local out=$1 re=$3 p bin rc=0
 	for p in $2; do
 		bin=$(testbin "$p" 2>>"$out") || return 1
-		(cd "$p" && "${@:4}" "$bin" -test.v -test.timeout "${LIMIT:-300s}" -test.run "$re") >>"$out" 2>&1 </dev/null || rc=1
+		(cd "$p" && "${@:4}" "$bin" -test.v -test.timeout "${LIMIT:-300s}" -test.skip "${BUT:-^$}" -test.run "$re") >>"$out" 2>&1 </dev/null || rc=1
 	done
 	return $rc
 }
