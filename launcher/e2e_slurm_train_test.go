@@ -117,7 +117,7 @@ x = { values = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12] }
 		for line := range strings.Lines(r.Out) {
 			if _, s, ok := strings.Cut(line, "step "); ok {
 				if k++; strings.TrimSpace(s) != strconv.Itoa(k) {
-					t.Fatalf("the log has step %q where step %d was to be", s, k)
+					t.Fatalf("the log has step %q where step %d was to be; it was made %d times\n%s", s, k, strings.Count("\n"+h.Read(ledger), "\n"+strings.TrimSpace(s)+" "), r.Err)
 				}
 			}
 		}
