@@ -41,6 +41,9 @@ const (
 	awayRest  = 50 * time.Millisecond
 	lastAway  = 500 * time.Millisecond
 	dialBound = 5 * time.Second
+	// awayLost is after how long without a connection the head goes on at home. One that ended
+	// by silence had been silent for six seconds before.
+	awayLost = 10 * time.Second
 	// movingBound is how long a move may seem not to be one.
 	movingBound = 5 * time.Second
 	// lastWords is how long a head that has handed over may take to end its connection.
@@ -246,8 +249,8 @@ func (f *awayFront) follow(ctx context.Context) error {
 			f.mu.Lock()
 			f.heard = time.Now()
 			f.mu.Unlock()
-		case time.Since(heard) >= headLost:
-			why := "node " + string(at) + ", where it was, has not been heard of for " + headLost.String()
+		case time.Since(heard) >= awayLost:
+			why := "node " + string(at) + ", where it was, has not been heard of for " + awayLost.String()
 			f.log.Warn("the head is lost; it goes on here", "node", at, "err", err)
 			if err := writeWhole(filepath.Join(f.dir, wire.HeadSeatFile), wire.Marshal(wire.HeadSeat{})); err != nil {
 				return err
