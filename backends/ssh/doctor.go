@@ -24,7 +24,7 @@ const (
 	maxSkew      = 10 * time.Second
 	leastShm     = 64 << 20
 	leastFiles   = 4096
-	leastProcs   = 1024
+	leastProcs   = 4096
 )
 
 // Finding is one thing about a host. Level is ok, note (worth knowing), warning (will

@@ -30,7 +30,7 @@ func TestExamine(t *testing.T) {
 	sick("timeout", `shift; case $1 in bash) exit 124 ;; esac; exec "$@"`)
 	well := l.Start("well", testkit.ServerOptions{Client: []string{"StrictHostKeyChecking yes"}})
 	bad := l.Start("bad", testkit.ServerOptions{Lines: []string{
-		`ForceCommand echo "Have a nice day"; ulimit -n 64; ulimit -u 1000; ulimit -f 4096; PATH=` + tools + `:$PATH; export PATH; eval "$SSH_ORIGINAL_COMMAND"`}})
+		`ForceCommand echo "Have a nice day"; ulimit -n 64; ulimit -u 4000; ulimit -f 4096; PATH=` + tools + `:$PATH; export PATH; eval "$SSH_ORIGINAL_COMMAND"`}})
 	l.Start("new", testkit.ServerOptions{Unknown: true})
 	changed := l.Start("changed", testkit.ServerOptions{Unknown: true})
 	l.Know(changed.Addr(), testkit.WriteKey(t, filepath.Join(l.Dir, "other"), testkit.NewKey(t, "ed25519")).PublicKey())
@@ -56,7 +56,7 @@ func TestExamine(t *testing.T) {
 		{"warning bad: its clock is -", "chrony"},
 		{"warning bad: /dev/shm has ", "remount"},
 		{"warning bad: at most 64 open files", "nofile"},
-		{"warning bad: at most 1000 processes", "nproc"},
+		{"warning bad: at most 4000 processes", "nproc"},
 		{"note bad: its python3 is 3.6", "install python3"},
 		{"error ", "changed", l.KnownHosts + ":", "ssh-keygen -R"},
 		{"error ", "denied", "publickey"},
