@@ -19,6 +19,10 @@ const (
 	shyFor = 30 * second
 	// stayBound is for how long a node that is done with is kept for the head on it.
 	stayBound = 30 * second
+	// lastSteps is how long before work on its node is stopped the head moves though that
+	// has not left yet, and mostSteps how long after it was to.
+	lastSteps = 8 * second
+	mostSteps = 15 * second
 )
 
 // seat is the soft state of where the head is.
@@ -44,6 +48,9 @@ func (c *Core) keepSeat() {
 		}
 	} else if c.seat.leaving == 0 {
 		c.seat.leaving = c.now
+	}
+	if why != "" && c.workLeaves() {
+		return
 	}
 	to := wire.NodeID("")
 	n := c.bestSeat(why != "")
@@ -77,6 +84,21 @@ func (c *Core) mustMove() string {
 		return fmt.Sprintf("node %s leaves: %s", n.id, cmp.Or(c.durable(n).Drain.Why, "it is not needed"))
 	}
 	return ""
+}
+
+// workLeaves reports whether the head waits for work that has been told to save and leave its
+// node: which ranks have reported their last step a head forgets when it moves.
+func (c *Core) workLeaves() bool {
+	n := c.nodes[c.cfg.Seat]
+	if n == nil || !n.conn || c.d.st.Down != nil {
+		return false
+	}
+	work := len(n.parts) > 0
+	for _, s := range n.shares {
+		work = work || s.tries.len() > 0 || len(s.running) > 0
+	}
+	d := c.durable(n).Drain
+	return work && d != nil && c.now-c.seat.leaving < mostSteps && (d.Deadline == 0 || c.now < d.Deadline-lastSteps)
 }
 
 // bestSeat is the node that lasts longest of those that last long enough; nil = none does.

@@ -88,6 +88,38 @@ func TestHeadGoesOn(t *testing.T) {
 	}
 }
 
+// What runs on its node and was told to leave is waited for, at most for a while: the last
+// reports of ranks are counted by one head.
+func TestHeadWaitsForWork(t *testing.T) {
+	for _, x := range []struct{ leaves, want int64 }{{0, 15}, {4, 4}} {
+		c := roamer(t, 2, "burst-0")
+		c.Step(2*second, ends("a", 1000))
+		c.Step(2*second, ends("b", 5000))
+		on := map[wire.NodeID]wire.Try{}
+		for range 2 {
+			j := c.jobs[submitOne(c, int64(3+len(on))*second, wire.JobSpec{})]
+			n := c.where(j, 0)[0]
+			on[n.id] = j.try(0)
+			c.Step(6*second, AgentMsg{Node: n.id, Epoch: n.epoch, Msg: wire.Running{Items: []wire.TryState{{Try: j.try(0), Running: true, Started: 6 * second}}}})
+		}
+		var m *MoveHead
+		drain := first(c, 7, 1000, func(o Output) bool { m = moves(o); return m != nil || c.durable(c.nodes["burst-0"]).Drain != nil })
+		if m != nil || drain == 0 {
+			t.Fatalf("at %d s it moves with the drain: %+v", drain, m)
+		}
+		if x.leaves > 0 {
+			at, m := await(c, drain+1, drain+x.leaves-1)
+			if m != nil {
+				t.Fatalf("at %d s it moves: %+v", at, m)
+			}
+			c.Step((drain+x.leaves-1)*second, AgentMsg{Node: "burst-0", Epoch: c.nodes["burst-0"].epoch, Msg: wire.Done{Seq: 1, Items: []wire.Ended{{Proc: wire.Proc{Try: on["burst-0"]}, Code: 75}}}})
+		}
+		if at, m := await(c, drain+max(x.leaves, 1), 1000); m == nil || at != drain+x.want {
+			t.Errorf("at %d s, %d after the drain began, it moves: %+v", at, at-drain, m)
+		}
+	}
+}
+
 // A cluster goes down from home; a node that is told to end is left at once.
 func TestHeadGoesHome(t *testing.T) {
 	c := roamer(t, 2, "burst-0")
