@@ -54,9 +54,9 @@ func TestOwnerLeaves(t *testing.T) {
 	}
 }
 
-// Those who refer to what was moved may be told that the node is gone while that still ends:
-// they let go of it, and the copies stay.
-func TestToldBeforeItHasLeft(t *testing.T) {
+// leaver is a node that leaves and has a third one keep a copy of what another refers to.
+func leaver(t *testing.T) *desk {
+	t.Helper()
 	p := newPair(t, 1, 1)
 	a, b := p.nodes[0], p.nodes[1]
 	a.driver(1)
@@ -68,6 +68,13 @@ func TestToldBeforeItHasLeft(t *testing.T) {
 	if err := a.c.Copy(a.now, copiedLarge, 1, 9); err != nil {
 		t.Fatal(err)
 	}
+	return a
+}
+
+// Those who refer to what was moved may be told that the node is gone while that still ends:
+// they let go of it, and the copies stay.
+func TestToldBeforeItHasLeft(t *testing.T) {
+	a := leaver(t)
 	a.c.Copied(a.now, copiedLarge, 9, "")
 	a.frame(1, sdk.MsgRelease, bytesOf(copiedLarge))
 	a.take()
@@ -85,17 +92,7 @@ func TestToldBeforeItHasLeft(t *testing.T) {
 
 // One that cannot keep it is followed by another one.
 func TestHavenIsFull(t *testing.T) {
-	p := newPair(t, 1, 1)
-	a, b := p.nodes[0], p.nodes[1]
-	a.driver(1)
-	b.driver(1)
-	a.frame(1, sdk.MsgPut, append(bytesOf(copiedLarge), shared()...))
-	b.frame(1, sdk.MsgHold, bytesOf(copiedLarge))
-	p.pump()
-	a.c.NodeLeaves(a.now, 7)
-	if err := a.c.Copy(a.now, copiedLarge, 1, 9); err != nil {
-		t.Fatal(err)
-	}
+	a := leaver(t)
 	a.c.Copied(a.now, copiedLarge, 9, "it is full")
 	a.fx = nil
 	a.now += copyAgain
