@@ -138,12 +138,7 @@ func TestSlurmPodman(t *testing.T) {
 		t.Errorf("a gang: %q", out)
 	}
 	h.OK("down", "queue")
-	if left := c.OK(t, "squeue", "-h"); left != "" {
-		t.Errorf("left in the queue: %q", left)
-	}
-	if bad := c.OK(t, "sinfo", "-h", "-R"); strings.TrimSpace(bad) != "" {
-		t.Errorf("nodes were drained: %q", bad)
-	}
+	nothingOfOurs(t, c)
 	h.OK("up", "queue.toml")
 	jobs := strings.Fields(c.OK(t, "squeue", "-h", "-o", "%A"))
 	c.OK(t, "scancel", jobs...)

@@ -247,12 +247,7 @@ func TestSlurmHeadSuspended(t *testing.T) {
 		eachOnce(t, r.Out, 40)
 	}
 	h.OK("down", "queue")
-	if left := c.OK(t, "squeue", "-h"); left != "" {
-		t.Errorf("left in the queue: %q", left)
-	}
-	if bad := c.OK(t, "sinfo", "-h", "-R"); strings.TrimSpace(bad) != "" {
-		t.Errorf("nodes were drained: %q", bad)
-	}
+	nothingOfOurs(t, c)
 }
 
 // The head goes into an allocation, and on to another when its own is cancelled, with its
@@ -281,10 +276,5 @@ func TestSlurmHeadMoves(t *testing.T) {
 	}
 	eachOnce(t, r.Out, 200)
 	h.OK("down", "queue")
-	if left := c.OK(t, "squeue", "-h"); left != "" {
-		t.Errorf("left in the queue: %q", left)
-	}
-	if bad := c.OK(t, "sinfo", "-h", "-R"); strings.TrimSpace(bad) != "" {
-		t.Errorf("nodes were drained: %q", bad)
-	}
+	nothingOfOurs(t, c)
 }

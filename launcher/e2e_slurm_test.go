@@ -29,6 +29,17 @@ func slurmHome(t *testing.T, o slurmtest.Options) (*testkit.Home, *slurmtest.Clu
 	return h, c
 }
 
+// nothingOfOurs: no job is left in the queue, and no node was drained.
+func nothingOfOurs(t *testing.T, c *slurmtest.Cluster) {
+	t.Helper()
+	if left := c.OK(t, "squeue", "-h"); left != "" {
+		t.Errorf("left in the queue: %q", left)
+	}
+	if bad := c.OK(t, "sinfo", "-h", "-R"); strings.TrimSpace(bad) != "" {
+		t.Errorf("nodes were drained: %q", bad)
+	}
+}
+
 func slurmSpec(more string) string {
 	return fmt.Sprintf(`version = 1
 name = "queue"
@@ -61,12 +72,7 @@ func TestSlurmCluster(t *testing.T) {
 		t.Errorf("a gang on two nodes: %q", out)
 	}
 	h.OK("down", "queue")
-	if left := c.OK(t, "squeue", "-h"); left != "" {
-		t.Errorf("left in the queue: %q", left)
-	}
-	if bad := c.OK(t, "sinfo", "-h", "-R"); strings.TrimSpace(bad) != "" {
-		t.Errorf("nodes were drained: %q", bad)
-	}
+	nothingOfOurs(t, c)
 }
 
 // batch runs a script by sbatch to its end and gives what it printed.

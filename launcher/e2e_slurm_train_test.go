@@ -168,10 +168,5 @@ x = { values = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12] }
 		t.Errorf("%d entries for %d steps", len(moved), steps)
 	}
 	h.OK("down", "queue")
-	if left := c.OK(t, "squeue", "-h"); left != "" {
-		t.Errorf("left in the queue: %q", left)
-	}
-	if bad := c.OK(t, "sinfo", "-h", "-R"); strings.TrimSpace(bad) != "" {
-		t.Errorf("nodes were drained: %q", bad)
-	}
+	nothingOfOurs(t, c)
 }
