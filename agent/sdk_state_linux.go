@@ -117,7 +117,6 @@ func (s *sdkServer) resume() {
 		}
 		for id, cl := range s.clients {
 			if _, ok := s.a.workers.Of(id); !ok && cl.Kind == sdk.KindWorker {
-				s.core.Unstarted(now, id)
 				s.forget(now, cl, "it was gone when the agent was started again")
 			}
 		}

@@ -348,7 +348,7 @@ func TestActorsSurviveTheAgent(t *testing.T) {
 		n.c.Resume(n.now)
 		for _, cl := range n.c.sortedClients() {
 			if cl.pool != nil && !cl.up {
-				n.c.Unstarted(n.now, cl.ID)
+				n.c.Gone(n.now, cl.ID, "it was not started")
 			}
 		}
 		n.c.Back(n.now, 1)

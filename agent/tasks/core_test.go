@@ -584,3 +584,42 @@ func TestStarvedWorker(t *testing.T) {
 		t.Errorf("after a restart %+v", o)
 	}
 }
+
+// TestUnbornWorkers: workers that die before they said anything have an environment in
+// which none can be started, unless they died with the agent that was starting them.
+func TestUnbornWorkers(t *testing.T) {
+	w := newDesk(t, maxFailures)
+	w.driver(1)
+	for k := range uint64(maxFailures) {
+		w.frame(1, sdk.MsgSubmit, submit(taskOf(1, k+1), 1, 1))
+	}
+	w.take()
+	if len(w.starts) != maxFailures {
+		t.Fatalf("%d workers are started for %d tasks", len(w.starts), maxFailures)
+	}
+	next := newDesk(t, maxFailures)
+	if err := next.c.Restore(w.log); err != nil {
+		t.Fatal(err)
+	}
+	next.c.Resume(next.now)
+	for _, d := range []*desk{w, next} {
+		for _, s := range w.starts[:maxFailures] {
+			d.c.Gone(d.now, s.ID, "it is gone")
+		}
+		d.take()
+	}
+	failed := func(d *desk) (n int) {
+		for _, o := range d.c.objects {
+			if o.kind == sdk.Failure {
+				n++
+			}
+		}
+		return n
+	}
+	if failed(w) == 0 {
+		t.Error("no task failed where no worker can be started")
+	}
+	if n := failed(next); n != 0 || len(next.starts) != maxFailures {
+		t.Errorf("%d tasks failed that an agent's death left without workers, %d workers were started", n, len(next.starts))
+	}
+}

@@ -424,6 +424,7 @@ func (c *Core) Resume(now int64) {
 	for _, cl := range c.sortedClients() {
 		cl.isAway(now) // until it is Back
 		if cl.pool == nil || !cl.up {
+			cl.taken = cl.pool != nil
 			continue
 		}
 		for i := len(cl.levels) - 1; i > 0; i-- {

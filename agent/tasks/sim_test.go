@@ -273,8 +273,6 @@ func (s *sim) restart() {
 		switch {
 		case cl.Kind == sdk.KindPeer: // it comes back by itself
 		case s.procs[cl.ID] != nil || slices.Contains(s.starts, cl.ID):
-		case cl.pool != nil && !cl.up:
-			s.c.Unstarted(s.now, cl.ID)
 		default:
 			s.c.Gone(s.now, cl.ID, "died meanwhile")
 		}

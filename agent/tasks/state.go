@@ -412,6 +412,7 @@ type client struct {
 	outOf   wire.BundleID     // the bundle that it was in, which is gone
 	starved bool              // it was killed for want of memory
 	spent   bool              // it ends when it has nothing to do
+	taken   bool              // an agent that died was starting it
 
 	remote *remote // another node's agent
 	keeps  []id    // parts of a PeerKeep that came before it

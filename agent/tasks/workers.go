@@ -22,15 +22,6 @@ func (c *Core) WorkerFailed(now int64, worker uint32, why string) {
 	c.gone(w, why)
 }
 
-// Unstarted: a worker that an agent which died was starting. That is no failure of its
-// environment.
-func (c *Core) Unstarted(now int64, worker uint32) {
-	c.now = now
-	if w := c.clients[worker]; w != nil && w.pool != nil && !w.up {
-		c.gone(w, "it was not started")
-	}
-}
-
 // Gone: the process of a client is dead.
 func (c *Core) Gone(now int64, client uint32, cause string) {
 	c.now = now
@@ -39,7 +30,9 @@ func (c *Core) Gone(now int64, client uint32, cause string) {
 			c.Away(now, client) // it has been told that this node is gone, and may want what was moved
 			return
 		}
-		if cl.pool != nil && !cl.up { // it died before it said anything
+		// It died before it said anything. What an agent that died took with it is no failure
+		// of an environment.
+		if cl.pool != nil && !cl.up && !cl.taken {
 			cl.pool.failed++
 			cl.pool.lastErr = cause
 		}
