@@ -387,3 +387,44 @@ func TestLateRelease(t *testing.T) {
 		}
 	}
 }
+
+// TestCallsOfANodeThatIsGone: an actor whose owner's node is gone ends, and so do the calls of
+// that node, begun or not; there is nobody to give them back to.
+func TestCallsOfANodeThatIsGone(t *testing.T) {
+	p, x, worker := abroad(t, map[string]any{"max_retries": -1}, map[string]any{})
+	a, b := p.nodes[0], p.nodes[1]
+	a.shape(1, 6, map[string]any{"name": "A.m", "method": "m", "max_retries": 1})
+	calls := []id{a.call(1, 99, x, 6)}
+	for k := range uint64(3 * aheadCalls) {
+		calls = append(calls, a.call(1, 100+k, x, 5))
+	}
+	p.pump()
+	began := 0
+	for _, c := range calls {
+		if b.c.tasks[c].state == running {
+			began++
+		}
+	}
+	if began == 0 || began == len(calls) {
+		t.Fatalf("%d of %d calls have begun", began, len(calls))
+	}
+	for _, cl := range b.c.sortedClients() {
+		if cl.Kind == sdk.KindPeer {
+			b.c.Gone(b.now, cl.ID, "its node is gone")
+		}
+	}
+	b.take()
+	if !slices.ContainsFunc(b.stops, func(s StopWorker) bool { return s.ID == worker }) {
+		t.Fatal("the actor goes on")
+	}
+	_, n := b.execs(worker)
+	b.frame(worker, sdk.MsgResult, result(calls[0], n[0], sdk.ResultRetry, failed("no")))
+	b.take()
+	b.c.Gone(b.now, worker, "killed")
+	b.take()
+	for _, c := range append(calls, x) {
+		if n := b.c.tasks[c]; n != nil && n.state != done {
+			t.Errorf("%s is in state %d", c, n.state)
+		}
+	}
+}

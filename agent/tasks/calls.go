@@ -280,7 +280,7 @@ func (g *callee) leaves(t *task) {
 
 // comesBack takes a call back that was not begun.
 func (c *Core) comesBack(t *task) {
-	if c.peerOf(t) != nil {
+	if t.call.callee == nil { // of another node's program, which may be gone
 		c.bounce(t)
 		return
 	}
@@ -289,7 +289,7 @@ func (c *Core) comesBack(t *task) {
 
 // callLost takes a call back that may have been begun.
 func (c *Core) callLost(t *task, why string) {
-	if c.peerOf(t) != nil {
+	if t.call.callee == nil {
 		t.away().gone = why
 		c.bounce(t)
 		return
