@@ -74,6 +74,7 @@ type Hello struct {
 	Addrs     []string // where it may be reached, beside Addr
 	Route     string   // how it reaches the head: direct | ssh | slurm
 	Others    int64    // as in Beat
+	Reports   []Report // those that the head may still need, in order; they come before Unacked
 }
 
 // GPU is one device of a node.
@@ -277,7 +278,9 @@ type Running struct {
 
 // Report is one call of report() by a process. The head answers with Advice carrying the
 // same Seq; the agent answers the process with it, or with the last advice it knows
-// when the head is away.
+// when the head is away. A step is committed when every rank has reported it, so the agent
+// keeps a report until Advice.Before says that its step needs it no more, or the end of the
+// try is acknowledged, and lists it in Hello: the next head knows nothing of it else.
 type Report struct {
 	Seq        uint64 // per connection
 	Proc       Proc
@@ -285,6 +288,7 @@ type Report struct {
 	Metrics    map[string]float64
 	Checkpoint string // directory on the node that the agent has copied to the job's checkpoint place; "" = none
 	Time       int64
+	No         uint64 // greater than that of any earlier report of the process
 }
 
 // Advice tells a try whether to go on.
@@ -293,6 +297,7 @@ type Advice struct {
 	Try      Try
 	Leave    LeaveReason
 	Deadline int64 // unix ns by which it should have left; 0 = none
+	Before   int64 // reports of the try's steps below it are not needed any more
 }
 
 // NodeEnds says when a node goes away, whenever the head learns of another time. What runs

@@ -59,9 +59,10 @@ type Core struct {
 	// overtaken are the processes whose end came before the news of their start.
 	overtaken   map[wire.Proc]bool
 	held        map[wire.JobID]string // jobs whose output waits, and why
-	reports     []*report             // not answered by the head
+	reports     []*report             // in the order in which they were made
 	waiting     map[uint64]*report
 	repSeq      uint64
+	repNo       uint64
 	early       int // processes whose room was given back before their output was in
 	beatAt      int64
 	beatLast    int64

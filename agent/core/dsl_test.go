@@ -2,6 +2,7 @@ package core
 
 import (
 	"bytes"
+	"cmp"
 	"flag"
 	"fmt"
 	"os"
@@ -310,7 +311,7 @@ func (w *world) do(line string) {
 		if o["deadline"] != "" {
 			deadline = w.now + w.dur(o["deadline"])
 		}
-		w.step(FromHead{wire.Advice{Seq: uint64(w.num(o["seq"])), Try: w.proc(arg(1)).Try, Leave: wire.LeaveReason(o["leave"]), Deadline: deadline}})
+		w.step(FromHead{wire.Advice{Seq: uint64(w.num(o["seq"])), Try: w.proc(arg(1)).Try, Leave: wire.LeaveReason(o["leave"]), Deadline: deadline, Before: w.num(cmp.Or(o["before"], "0"))}})
 	case "ends":
 		m := wire.NodeEnds{Leave: wire.LeaveReason(o["leave"])}
 		if o["in"] != "" {

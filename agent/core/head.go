@@ -26,6 +26,7 @@ func (c *Core) hello() {
 	}
 	h.Bundles = c.keptBundles()
 	h.Programs, c.programsDue = c.programs, false
+	h.Reports = c.reportsNeeded()
 	h.Unacked = wire.Done{Seq: c.s.seq, Items: slices.Clone(c.s.unacked)}
 	c.up, c.welcome = true, false
 	c.sent = c.s.seq
@@ -79,6 +80,7 @@ func (c *Core) fromHead(msg any) {
 	case wire.Ack:
 		if len(c.s.unacked) > 0 {
 			c.record(RecAck{Seq: m.Seq})
+			c.settle()
 		}
 	case wire.Advice:
 		c.advice(m)
@@ -130,6 +132,7 @@ func (c *Core) welcomed(w wire.Welcome) {
 	}
 	c.record(RecHead{Epoch: w.HeadEpoch, Grace: w.Grace, Acked: w.Acked, Number: w.Number})
 	c.welcome = true
+	c.settle()
 	c.tellNotice()
 	for _, id := range w.Drop {
 		if t := c.s.byTry[id]; t == nil {

@@ -8,15 +8,20 @@ import (
 	"launcher/wire"
 )
 
-// report is a program's report that the head has not answered yet.
+// report is a program's report that a head has not answered yet, or that the next one may
+// need: which ranks have reported a step is known to the head only while it lives.
 type report struct {
 	msg   wire.Report
+	heard bool   // a head has answered it
 	req   uint64 // who waits for the answer; 0 = nobody any more
 	until int64
 }
 
 // maxReports bounds what is kept for a head that is away or slow.
 const maxReports = 1024
+
+// helloReports bounds what of them Hello has, in bytes.
+const helloReports = 4 << 20
 
 // local answers a request of a process of this node.
 func (c *Core) local(ev Local) {
@@ -76,7 +81,7 @@ func (c *Core) report(t *Try, i int, ev Local) {
 		ev.Step = max(t.Ranks[i].step, t.Item.Step) + 1
 	}
 	t.Ranks[i].step = ev.Step
-	r := &report{msg: wire.Report{Proc: ev.Proc, Step: ev.Step, Metrics: ev.Metrics, Checkpoint: ev.Checkpoint, Time: c.now}, req: ev.Req, until: c.now + reportWait}
+	r := &report{msg: wire.Report{Proc: ev.Proc, Step: ev.Step, Metrics: ev.Metrics, Checkpoint: ev.Checkpoint, Time: c.now, No: c.nextNo()}, req: ev.Req, until: c.now + reportWait}
 	if len(c.reports) >= maxReports {
 		c.trim()
 	}
@@ -89,6 +94,12 @@ func (c *Core) report(t *Try, i int, ev Local) {
 	c.send(r)
 }
 
+// nextNo numbers reports; no earlier life of the agent has given a greater one.
+func (c *Core) nextNo() uint64 {
+	c.repNo++
+	return uint64(c.cfg.Hello.Restarts)<<32 + c.repNo
+}
+
 func (c *Core) send(r *report) {
 	c.repSeq++
 	r.msg.Seq = c.repSeq
@@ -99,8 +110,39 @@ func (c *Core) send(r *report) {
 func (c *Core) resend() {
 	c.repSeq = 0
 	for _, r := range c.reports {
-		c.send(r)
+		if !r.heard {
+			c.send(r)
+		}
 	}
+}
+
+// reportsNeeded lists the reports that a head may need which knows of none, the newest of them
+// when there are too many.
+func (c *Core) reportsNeeded() []wire.Report {
+	var out []wire.Report
+	room := helloReports
+	for _, r := range slices.Backward(c.reports) {
+		m := r.msg
+		m.Seq = 0
+		if m.Proc.Rank != 0 {
+			m.Metrics = nil
+		}
+		if room -= len(wire.Marshal(m)); room < 0 {
+			break
+		}
+		out = append(out, m)
+	}
+	slices.Reverse(out)
+	return out
+}
+
+// settle drops the reports of tries whose end the head has on disk, and with it which steps
+// their ranks had reported.
+func (c *Core) settle() {
+	c.reports = slices.DeleteFunc(c.reports, func(r *report) bool {
+		t := r.msg.Proc.Try
+		return r.heard && c.s.byTry[t] == nil && !slices.ContainsFunc(c.s.unacked, func(e wire.Ended) bool { return e.Proc.Try == t })
+	})
 }
 
 // answer lets a caller go with the advice that is known now. The report itself stays
@@ -140,14 +182,13 @@ func (c *Core) advice(m wire.Advice) {
 	if t := c.s.byTry[m.Try]; t != nil && (t.Leave != m.Leave || t.Deadline != m.Deadline) {
 		c.record(RecAdvice{Try: m.Try, Leave: m.Leave, Deadline: m.Deadline})
 	}
-	if m.Seq == 0 {
-		return
-	}
-	i := slices.IndexFunc(c.reports, func(r *report) bool { return r.msg.Seq == m.Seq })
-	if i >= 0 {
-		c.answer(c.reports[i])
-		c.reports = slices.Delete(c.reports, i, i+1)
-	}
+	c.reports = slices.DeleteFunc(c.reports, func(r *report) bool {
+		if m.Seq != 0 && r.msg.Seq == m.Seq && !r.heard {
+			c.answer(r)
+			r.heard = true
+		}
+		return r.heard && r.msg.Proc.Try == m.Try && r.msg.Step < m.Before
+	})
 }
 
 // leave says whether a try should save and leave, and by when (unix seconds): what the

@@ -259,7 +259,7 @@ func (d *Durable) applyToJob(r Record, live bool) error {
 			j.Spawns[sp.Index] = &sp
 		}
 	case RecReport:
-		j.Reported[r.Report.Proc.Index] = reportD{Attempt: r.Report.Proc.Attempt, Time: r.Report.Time}
+		j.Reported[r.Report.Proc.Index] = reportD{Attempt: r.Report.Proc.Attempt, Time: r.Report.Time, No: r.Report.No}
 		d.advice = j.m.Report(r.Report)
 		d.over(j, r.Report.Time)
 	case RecLearned:

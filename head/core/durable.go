@@ -125,6 +125,7 @@ type toldD struct {
 type reportD struct {
 	Attempt wire.Attempt
 	Time    int64
+	No      uint64
 }
 
 // checkD are the committed checkpoints of a task that are kept.

@@ -83,6 +83,9 @@ func (c *Core) addEnd(p *EndPart, n *node, e *wire.Ended, ok bool) {
 	if e.Err != nil {
 		it.Cause = e.Err.Msg
 	}
+	if j.gang {
+		it.Open = j.stepsOf(e.Proc.Try).openOf(e.Proc.Rank)
+	}
 	p.Items = append(p.Items, it)
 }
 

@@ -163,6 +163,7 @@ func (c *Core) agentUp(ev AgentUp) {
 	n.free, n.tasks, n.watches, n.heldTold = wire.Resources{}, wire.Resources{}, map[uint32]bool{}, 0
 	n.known, n.rounds = map[wire.JobID]bool{}, map[wire.Try]int{}
 	first := len(c.out.Effects)
+	tell := c.reportsKept(n, h.Reports)
 	c.done(n, h.Unacked, true)
 	drop := c.claimTries(n, h.Tries)
 	drop = append(drop, c.claimGangs(n, h.Gangs)...)
@@ -172,6 +173,7 @@ func (c *Core) agentUp(ev AgentUp) {
 	c.setEnd(n)
 	c.tellEnd(n)
 	c.afterWelcome(n)
+	tell()
 	c.tellPeers(d.Number)
 	c.actorsDue = true
 	for _, id := range sortedActors(c.d.st.Actors) {

@@ -197,6 +197,14 @@ type EndItem struct {
 	Started int64
 	Ended   int64
 	Cause   string
+	Open    []OpenStep // what a rank had reported that others of its gang had not
+}
+
+// OpenStep is a step that is not committed yet.
+type OpenStep struct {
+	Step  int64
+	Dir   string
+	Score *float64
 }
 
 // RecLost: attempts that no result will be taken of. Their tasks get the next attempt.

@@ -167,6 +167,10 @@ func (p *player) line(w *strings.Builder, line string) {
 				g := strings.Split(v, ":")
 				s := wire.GangState{Gang: try(p.t, g[0]), Started: k == "gang", First: uint32(atoi(g[1])), Count: uint32(atoi(g[2])), Live: uint32(atoi(g[2]))}
 				h.Gangs = append(h.Gangs, s)
+			case "report": // TRY/RANK:STEP:NO:DIR
+				g := strings.Split(v, ":")
+				who, rank, _ := strings.Cut(g[0], "/")
+				h.Reports = append(h.Reports, wire.Report{Proc: wire.Proc{Try: try(p.t, who), Rank: uint32(atoi(rank))}, Step: int64(atoi(g[1])), No: uint64(atoi(g[2])), Checkpoint: g[3]})
 			case "end":
 				h.Unacked.Items = append(h.Unacked.Items, p.ended(v))
 			case "seq":
