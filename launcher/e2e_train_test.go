@@ -2,9 +2,13 @@ package main
 
 import (
 	"fmt"
+	"os"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
+
+	"launcher/internal/testkit"
 )
 
 func TestTrain(t *testing.T) {
@@ -34,8 +38,9 @@ fi
 mkdir -p ck-$RANK && echo "step 5 of $RANK" > ck-$RANK/state
 "$LAUNCHER" report step=5 loss=0.5 --checkpoint ck-$RANK
 echo reported
+: > ck-$RANK/told
 if [ $RANK = 1 ]; then
-	sleep 0.5 # the others commit too
+	until [ -e ck-0/told ]; do sleep 0.05; done
 	exit 3
 fi
 exec sleep 600
@@ -47,6 +52,38 @@ exec sleep 600
 		for rank := range 2 {
 			if want := fmt.Sprintf("[%d] go on from step 5 of %d restart 1\n", rank, rank); !strings.Contains(r.Out, want) {
 				t.Errorf("%q is missing: %s", want, r)
+			}
+		}
+	})
+	t.Run("the head is killed between two reports of a step", func(t *testing.T) {
+		h.Write("kept.sh", `set -e
+in=$("$LAUNCHER" checkpoint || true)
+if [ -n "$in" ]; then
+	echo "go on from $(cat "$in"/rank-$RANK/state)"
+	exit 0
+fi
+mkdir -p k-$RANK && echo "step 5 of $RANK" > k-$RANK/state
+if [ $RANK = 1 ]; then
+	until [ -e killed ]; do sleep 0.05; done
+fi
+"$LAUNCHER" report step=5 --checkpoint k-$RANK
+: > told-$RANK
+test $RANK = 0 || exit 3
+exec sleep 600
+`)
+		r := h.Start("train", "-n", "2", "--per-node", "1", "--max-restarts", "1", "sh", "kept.sh")
+		testkit.Eventually(t, testkit.Bound, func() string {
+			if _, err := os.Stat(filepath.Join(h.Work, "told-0")); err != nil {
+				return err.Error()
+			}
+			return ""
+		})
+		kill(t, h, "head")
+		h.Write("killed", "")
+		res := r.Wait()
+		for rank := range 2 {
+			if want := fmt.Sprintf("[%d] go on from step 5 of %d\n", rank, rank); res.Code != 0 || !strings.Contains(res.Out, want) {
+				t.Errorf("%q is missing: %s", want, res)
 			}
 		}
 	})
