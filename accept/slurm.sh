@@ -90,7 +90,8 @@ if wants accounts; then
 		gotest accounts.limits ./backends/slurm '^TestLimits$'
 		gotest accounts.preempted-by-qos ./launcher '^TestSlurmPreemptedByQOS$'
 		gotest accounts.doctor ./backends/slurm '^TestExamineRealAccounts$'
-	gotest accounts.forgotten ./backends/slurm '^TestForgotten$'
+		gotest accounts.limits-beforehand ./backends/slurm '^TestLimitsBeforehand$'
+		gotest accounts.forgotten ./backends/slurm '^TestForgotten$'
 	else
 		skip accounts.installed "Debian's slurmdbd, slurm-wlm-mysql-plugin and mariadb-server-core are not there"
 	fi

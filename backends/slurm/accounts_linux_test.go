@@ -1,6 +1,7 @@
 package slurm
 
 import (
+	"os"
 	"strings"
 	"testing"
 
@@ -83,8 +84,8 @@ func TestExamineRealAccounts(t *testing.T) {
 		"own": {backends.Options{"account": "phys"}, [][]string{{"ok", "accounts math, phys are yours; with phys QOS normal,short,soft,still"},
 			{"note", "QOS soft, by those of QOS first may be preempted (REQUEUE, grace 90 s)"}}},
 		"suspended": {backends.Options{"account": "phys", "qos": "still"}, [][]string{{"note", "QOS still, by those of QOS first may be suspended (GANG,SUSPEND)"}}},
-		"limits": {backends.Options{"account": "phys", "qos": "short", "time": "1h"}, [][]string{{"error", "more than QOS short allows, 0:05:00", `time = "5m"`},
-			{"warning", "QOS short allows 1 nodes, and max is 2"}}},
+		"limits": {backends.Options{"account": "phys", "qos": "short", "time": "1h"}, [][]string{{"error", "a job of QOS short has at most 0:05:00 (MaxWall)", `time = "5m"`},
+			{"warning", "each user of QOS short may have 1 node (MaxTRESPU)", "max = 1"}}},
 		"account": {backends.Options{"account": "theirs"}, [][]string{{"error", `account "theirs" is not yours`, "math, phys"}}},
 		"qos":     {backends.Options{"account": "math", "qos": "soft"}, [][]string{{"error", "QOS soft may not be used with account math", "normal"}}},
 	} {
@@ -97,7 +98,58 @@ func TestExamineRealAccounts(t *testing.T) {
 		}
 	}
 	spec, err := b.Propose(t.Context(), "")
-	if err != nil || !strings.Contains(spec, "account = one of") {
+	if err != nil || !strings.Contains(spec, "# account = one of math, phys; without, math, your default\n") {
 		t.Errorf("proposed %q, %v", spec, err)
 	}
+}
+
+// What is set on accounts above the user's, and on its own association, is said beforehand by
+// doctor; the spec that is proposed keeps to it, with the account and the QOS that the
+// partition takes, and Slurm would start it.
+func TestLimitsBeforehand(t *testing.T) {
+	slurmtest.Whole(t)
+	c := slurmtest.New(t, slurmtest.Options{Nodes: 2, CPUs: 4, Parts: []string{"PartitionName=phys Nodes=ALL AllowAccounts=phys AllowQos=long", "PartitionName=theirs Nodes=ALL AllowQos=others",
+		"PartitionName=rest Nodes=ALL DenyAccounts=math"}, Accounts: []string{
+		"add qos long MaxTRESPerUser=cpu=3", "add qos others", "add account fac GrpTRES=node=1", "add account phys parent=fac MaxWall=90", "add account math", "add account shut GrpSubmitJobs=0",
+		"add user USER account=math,phys,shut", "modify user USER where account=phys set qos=normal,long MaxJobs=1"}})
+	shoes(t, c)
+	b := New(t.TempDir())
+	look := func(o backends.Options, max int, wants ...[]string) {
+		t.Helper()
+		found := b.Examine(t.Context(), Patient{Pool: "p", Options: o, Max: max, NoJob: true})
+		for _, want := range wants {
+			if !told(found, want[0], want[1:]...) {
+				t.Errorf("nothing says %q: %v", want, found)
+			}
+		}
+	}
+	look(backends.Options{"partition": "phys", "account": "phys", "qos": "long", "cpus": int64(4), "time": []any{"1h", "2h"}, "nodes_per_job": int64(1)}, 2,
+		[]string{"error", "each user of QOS long may have 3 cores (MaxTRESPU), and each node asks for 4 cores", "cpus = 3"},
+		[]string{"error", "a job of account phys has at most 1:30:00 (MaxWall)", `time = "90m"`},
+		[]string{"warning", "your jobs of account phys together may be 1 job at a time (MaxJobs), and 2 nodes are 2 of them", "max = 1"},
+		[]string{"warning", "all jobs of account fac together may have 1 node (GrpTRES), those of others too", "max = 1"})
+	look(backends.Options{"partition": "main", "account": "shut"}, 1, []string{"error", "all jobs of account shut together may be none in the queue (GrpSubmit)"})
+	look(backends.Options{"partition": "phys"}, 1, []string{"error", "partition phys is not for account math", "account = one of phys"})
+	look(backends.Options{"partition": "phys", "account": "phys"}, 1, []string{"error", "partition phys is not for QOS normal", "qos = one of long"})
+	look(backends.Options{"partition": "theirs"}, 1, []string{"error", "none of your accounts and QOS may use it (AllowQos=others)"})
+	for name, wants := range map[string][]string{
+		"phys": {"account = \"phys\"\n", "qos = \"long\"\n", "cpus = 3\n", "max = 1\n", `time = ["1h", "90m"]`, "# each user of QOS long may have 3 cores (MaxTRESPU), and each node asks for 4 cores"},
+		"rest": {"account = \"phys\"   # or one of shut\n", "# qos = one of long, normal; without, normal, your default\n", "theirs: not for you: none of your accounts and QOS"},
+	} {
+		spec, err := b.Propose(t.Context(), name)
+		for _, w := range wants {
+			if err != nil || !strings.Contains(spec, w) {
+				t.Errorf("%s: %q is not in\n%s %v", name, w, spec, err)
+			}
+		}
+		o := backends.Options{"partition": name, "account": "phys", "cpus": int64(3), "time": []any{"1h", "90m"}}
+		if name == "phys" {
+			o["qos"] = "long"
+		}
+		look(o, 1, []string{"ok", "Slurm would start a job of one node at once"})
+	}
+	environ = func() []string {
+		return append(append(os.Environ(), c.Env()...), "SBATCH_ACCOUNT=phys", "SBATCH_QOS=long", "SBATCH_PARTITION=phys")
+	}
+	look(backends.Options{"cpus": int64(3)}, 1, []string{"ok", "with phys QOS"}, []string{"ok", "Slurm would start a job of one node at once"})
 }

@@ -31,6 +31,7 @@ type examination struct {
 	s     site
 	p     *partition
 	found []backends.Finding
+	mends []mend // the most urgent first
 }
 
 func (x *examination) tell(level, fix, format string, args ...any) {
@@ -57,6 +58,7 @@ func (b *Backend) Examine(ctx context.Context, who Patient) []backends.Finding {
 		x.tell("ok", "", "the nodes of Slurm job %s, %s", a.Job, plural(a.Nodes, "node"))
 		return x.found
 	}
+	x.ownDefaults()
 	var err error
 	if x.s, err = b.readSite(ctx); err != nil {
 		x.fail(err)
@@ -80,10 +82,21 @@ func (b *Backend) Examine(ctx context.Context, who Patient) []backends.Finding {
 	x.memory()
 	x.gres()
 	x.tracking()
+	x.endings()
 	if b.testOnly(ctx, x) && !who.NoJob {
 		b.visit(ctx, x)
 	}
 	return x.found
+}
+
+// ownDefaults are the user's, which hold where the pool says nothing.
+func (x *examination) ownDefaults() {
+	to := map[string]*string{"SBATCH_ACCOUNT": &x.q.Account, "SBATCH_PARTITION": &x.q.Partition, "SBATCH_QOS": &x.q.QOS, "SBATCH_RESERVATION": &x.q.Reservation}
+	for _, kv := range environ() {
+		if k, v, _ := strings.Cut(kv, "="); to[k] != nil && *to[k] == "" {
+			*to[k] = v
+		}
+	}
 }
 
 // describe is a partition in a line.
@@ -164,14 +177,14 @@ func (x *examination) preemption() {
 		return
 	case "preempt/qos":
 		name := x.q.QOS
-		if l, ok := x.mine(); ok && name == "" {
+		if l := x.mine(); l != nil && name == "" {
 			name = l.ownQOS()
 		}
 		by, q := x.s.preempts(name), x.s.qos[name]
 		if by == "" {
 			return
 		}
-		of, mode, grace = "QOS "+name, q.preemptMode, q.grace
+		of, mode, grace = "QOS "+name, q["PreemptMode"], q["GraceTime"]
 		if mode == "" || strings.EqualFold(mode, "cluster") {
 			mode = x.s.conf["PreemptMode"]
 		}
@@ -193,59 +206,6 @@ func seconds(s string) string {
 		return strconv.Itoa(int(d/time.Second)) + " s"
 	}
 	return strconv.Itoa(number(s)) + " s"
-}
-
-// mine are the limits that are of the pool's account and partition.
-func (x *examination) mine() (limits, bool) {
-	for _, l := range x.s.limits {
-		if (x.q.Account == "" || l.account == x.q.Account) && (l.partition == "" || l.partition == x.p.name) {
-			return l, true
-		}
-	}
-	return limits{}, false
-}
-
-// account compares with the limits of the user's accounts and the QOS.
-func (x *examination) account() {
-	if x.s.conf["AccountingStorageType"] != "accounting_storage/slurmdbd" {
-		if x.q.Account != "" || x.q.QOS != "" {
-			x.tell("note", "leave account and qos out", "this Slurm keeps no accounts")
-		}
-		return
-	}
-	if len(x.s.limits) == 0 {
-		x.tell("note", "ask who runs the site", "Slurm's accounting does not say which accounts are yours")
-		return
-	}
-	l, ok := x.mine()
-	if !ok {
-		x.tell("error", "account = one of "+x.s.accounts(), "account %q is not yours in partition %s", x.q.Account, x.p.name)
-		return
-	}
-	x.tell("ok", "", "accounts %s are yours; with %s QOS %s", x.s.accounts(), l.account, l.qos)
-	if x.q.QOS != "" && !contains(l.qos, x.q.QOS) {
-		x.tell("error", "qos = one of "+l.qos, "QOS %s may not be used with account %s", x.q.QOS, l.account)
-	}
-	x.limit("account "+l.account, l)
-	for _, name := range []string{cmp.Or(x.q.QOS, l.ownQOS()), x.p.keys["QoS"]} {
-		if q, ok := x.s.qos[name]; ok {
-			x.limit("QOS "+name, q)
-		}
-	}
-}
-
-func (x *examination) limit(of string, l limits) {
-	if d := span(l.wall); d > 0 && x.q.Time > d && (x.q.TimeMin == 0 || x.q.TimeMin > d) {
-		x.tell("error", fmt.Sprintf("time = %q", minutes(d)), "time asks for more than %s allows, %s", of, maxTime(d))
-	}
-	for w := range strings.SplitSeq(l.tres, ",") {
-		if k, v, ok := strings.Cut(w, "="); ok && k == "node" && number(v) > 0 && x.Max > number(v) {
-			x.tell("warning", "max = "+v, "%s allows %s nodes, and max is %d", of, v, x.Max)
-		}
-	}
-	if n := number(l.submit); n > 0 && n < 4 {
-		x.tell("note", "", "%s allows %s in the queue at a time: the next job before the end of this one needs two", of, plural(n, "job"))
-	}
 }
 
 // minutes is a time as specs have it.
@@ -316,4 +276,28 @@ func (x *examination) tracking() {
 		x.tell(level, `a smaller [objects] memory, more memory in the pool, or ask the site for JobAcctGatherParams=UsePss`,
 			"Slurm's accounting counts shared memory once for each process that maps it (%s, %s)%s", gather, params, kills)
 	}
+}
+
+const (
+	leaving     = notice + 10*time.Second // to stop what has not left, and to clear up
+	leastKilled = time.Minute             // for the kernel to end what was killed; Slurm's own default
+)
+
+// endings is about how long Slurm lets a node leave, and how long it takes it for ended.
+func (x *examination) endings() {
+	if s, ok := secondsOf(x.s.conf["KillWait"]); ok && s < leaving {
+		x.tell("warning", "ask the site for KillWait=30, as it is by default; until then have work save often",
+			"a job that is cancelled or preempted without a grace is killed after %s (KillWait), and a node takes up to %s: %s for its work to save and leave, the rest to stop what has not and to tell of it", s, leaving, notice)
+	}
+	if s, ok := secondsOf(x.s.conf["UnkillableStepTimeout"]); ok && s < leastKilled {
+		x.tell("note", "ask the site for UnkillableStepTimeout=120 or more",
+			"Slurm drains a node where something of a job is left %s after SIGKILL (UnkillableStepTimeout): what holds much memory, or waits for a file server, may take longer", s)
+	}
+}
+
+// secondsOf reads a setting such as 30 sec.
+func secondsOf(s string) (time.Duration, bool) {
+	v, _, _ := strings.Cut(s, " ")
+	n, err := strconv.Atoi(v)
+	return time.Duration(n) * time.Second, err == nil
 }

@@ -92,6 +92,8 @@ func TestExamine(t *testing.T) {
 		{"ok", "start a job of one node at once"},
 		{"ok", "node n1", "reaches this machine at "},
 		{"warning", "counts shared memory once for each process", "ends jobs by that", "UsePss"},
+		{"warning", "is killed after 5s (KillWait)"},
+		{"note", "left 20s after SIGKILL (UnkillableStepTimeout)"},
 	} {
 		if !told(well, want[0], want[1:]...) {
 			t.Errorf("nothing says %q", want)
@@ -147,32 +149,95 @@ func TestExamine(t *testing.T) {
 	}
 }
 
-// TestExamineAccounts: what the accounting says is compared with what a pool asks for.
-// sacctmgr's answers stand in for a database that the test does not have.
+// TestExamineAccounts: what the accounting says is compared with what a pool asks for. Lines as
+// sacctmgr prints them stand in for a database that the test does not have.
 func TestExamineAccounts(t *testing.T) {
-	x := examination{Patient: Patient{Pool: "p", Max: 8}, q: request{Account: "phys", Time: 4 * time.Hour, QOS: "long"}}
-	x.s = site{conf: map[string]string{"AccountingStorageType": "accounting_storage/slurmdbd"},
+	x := examination{Patient: Patient{Pool: "p", Max: 8}, q: request{Account: "phys", Time: 4 * time.Hour, TimeMin: time.Hour, QOS: "long", CPUs: 4, Memory: 8 << 30, Gres: "gpu:a100:2"}}
+	x.s = site{conf: map[string]string{"AccountingStorageType": "accounting_storage/slurmdbd", "ClusterName": "here"},
 		parts: []partition{{name: "gpu", keys: map[string]string{"QoS": "part"}}}}
 	x.p = &x.s.parts[0]
 	x.s.readLimits(func(_ string, args ...string) (string, error) {
-		if args[3] == "assoc" {
-			return "phys||normal,short|02:00:00|cpu=10,node=4||2|\nmath|cpu|normal|||||\nodd line\n", nil
+		line := func(fields string, kv ...string) string {
+			out := strings.Split(strings.TrimPrefix(fields, "format="), ",")
+			for i, f := range out {
+				out[i] = ""
+				for k := 0; k < len(kv); k += 2 {
+					if kv[k] == f {
+						out[i] = kv[k+1]
+					}
+				}
+			}
+			return strings.Join(out, "|") + "\n"
 		}
-		return "normal|||||||00:00:00\npart|01:00:00|node=6||3|||00:00:00\n", nil
+		switch said := strings.Join(args, " "); {
+		case strings.Contains(said, "show qos"):
+			return line(qosFields, "Name", "normal", "MaxTRES", "cpu=8") + line(qosFields, "Name", "part", "MaxTRESPU", "mem=16G,gres/gpu=4", "MaxSubmitPU", "3", "GrpTRES", "node=6", "MinTRES", "gres/gpu=3"), nil
+		case !strings.Contains(said, "cluster=here"):
+			t.Errorf("another cluster's are asked for: %s", said)
+		case strings.Contains(said, "show user"):
+			return "phys\nphys\n", nil
+		case strings.Contains(said, "accounts=math,phys"):
+			return line(assocFields, "Account", "phys", "ParentName", "fac", "GrpTRES", "node=5,gres/gpu:a100=1", "MaxJobs", "1") + line(assocFields, "Account", "math", "ParentName", "root"), nil
+		case strings.Contains(said, "accounts=fac,root"):
+			return line(assocFields, "Account", "fac", "ParentName", "root", "GrpJobs", "0", "GrpTRESMins", "cpu=9000") + line(assocFields, "Account", "root"), nil
+		case strings.Contains(said, "user="):
+			return line(assocFields, "Account", "phys", "QOS", "normal,short", "MaxWall", "02:00:00", "MaxTRES", "node=4", "MaxTRESMins", "cpu=480", "MaxSubmit", "1", "MaxJobs", "6", "GrpWall", "1-00:00:00") +
+				line(assocFields, "Account", "math", "Partition", "cpu", "QOS", "normal") + "odd line\n", nil
+		}
+		return "", nil
 	})
 	x.account()
 	for _, want := range [][]string{
 		{"error", "QOS long may not be used with account phys", "normal,short"},
-		{"error", "more than account phys allows, 2:00:00", `time = "2h"`},
-		{"warning", "account phys allows 4 nodes, and max is 8", "max = 4"},
-		{"note", "account phys allows 2 jobs in the queue"},
+		{"error", "a job of account phys has at most 2:00:00 (MaxWall), and the pool asks for 4:00:00", `time = "2h"`}, // the least time does not help
+		{"warning", "a job of account phys may have 4 nodes (MaxTRES): that is 4 nodes of the pool's, and it may ask for 8", "nodes_per_job = 4"},
+		{"error", "a job of account phys may have 480 core minutes (MaxTRESMins), and one node for 4:00:00 takes 960 core minutes", `time = "2h"`},
+		{"note", "your jobs of account phys together may be 6 jobs at a time (MaxJobs): where work asks for its 8 nodes one after another"},
+		{"error", "a job of QOS part has at least 3 GPUs (MinTRES), and the pool asks for less"},
+		{"warning", "each user of QOS part may have 16GiB of memory (MaxTRESPU): that is 2 nodes of the pool's", "max = 2"},
+		{"warning", "each user of QOS part may have 4 GPUs (MaxTRESPU)", "max = 2"},
+		{"note", "each user of QOS part may be 3 jobs in the queue (MaxSubmitPU): the next job before the end of this one needs two"},
+		{"warning", "all jobs of QOS part together may have 6 nodes (GrpTRES), those of others too", "max = 6"},
+		{"error", "all jobs of account phys together may have 1 a100 GPU (GrpTRES), and each node asks for 2 a100 GPUs: none ever starts", `gres = "gpu:a100:1"`},
+		{"error", "all jobs of account fac together may be none at a time (GrpJobs): nothing starts", "another account"},
+		{"note", "all jobs of account fac together have 9000 core minutes in all (GrpTRESMins)"},
+		{"note", "your jobs of account phys together have 24:00:00 of time in all (GrpWall)"},
 	} {
 		if !told(x.found, want[0], want[1:]...) {
 			t.Errorf("nothing says %q: %v", want, x.found)
 		}
 	}
+	for _, f := range x.found {
+		switch {
+		case strings.Contains(f.What, "account phys together may have 5 nodes"), strings.Contains(f.What, "(MaxSubmit)"):
+			t.Errorf("a limit of the partition's QOS does not go before: %s", f.What)
+		case strings.Contains(f.What, "8 cores"):
+			t.Errorf("a QOS that is not the job's counts: %s", f.What)
+		}
+	}
+	x.s.conf["AccountingStorageEnforce"], x.found = "associations,qos", nil
+	if x.account(); told(x.found, "warning") {
+		t.Errorf("limits that nobody keeps to: %v", x.found)
+	}
 	x.found, x.q = nil, request{Account: "math"}
-	if x.account(); !told(x.found, "error", `account "math" is not yours in partition gpu`, "phys, math") {
+	if x.account(); !told(x.found, "error", `account "math" is not yours in partition gpu`, "math, phys") {
 		t.Errorf("got %v", x.found)
+	}
+}
+
+// How long Slurm lets a node leave is compared with how long it needs.
+func TestExamineEndings(t *testing.T) {
+	for conf, want := range map[[2]string][]string{
+		{"30 sec", "60 sec"}:  nil,
+		{"19 sec", "60 sec"}:  {"warning", "is killed after 19s (KillWait), and a node takes up to 20s", "KillWait=30"},
+		{"0 sec", "120 sec"}:  {"warning", "is killed after 0s (KillWait)"},
+		{"600 sec", "30 sec"}: {"note", "left 30s after SIGKILL (UnkillableStepTimeout)", "UnkillableStepTimeout=120"},
+		{"", "(null)"}:        nil,
+	} {
+		x := examination{Patient: Patient{Pool: "p"}, s: site{conf: map[string]string{"KillWait": conf[0], "UnkillableStepTimeout": conf[1]}}}
+		x.endings()
+		if len(x.found) > 1 || (want == nil) != (len(x.found) == 0) || want != nil && !told(x.found, want[0], want[1:]...) {
+			t.Errorf("%q: %v", conf, x.found)
+		}
 	}
 }

@@ -3,6 +3,7 @@ package slurm
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -50,19 +51,6 @@ func (b *Backend) Propose(ctx context.Context, name string) (string, error) {
 		say("#   %s: %s", q.name, note)
 	}
 	say("version = 1\n\n[[pool]]\nname = %q\nbackend = \"slurm\"\npartition = %q", poolName(p.name), p.name)
-	account := ""
-	for _, l := range s.limits {
-		if l.account != "" && (l.partition == "" || l.partition == p.name) {
-			if account == "" {
-				account = l.account
-			} else if !strings.Contains(","+account+",", ","+l.account+",") {
-				account += "," + l.account
-			}
-		}
-	}
-	if strings.Contains(account, ",") {
-		say("# account = one of %s; your default is used", account)
-	}
 	cpus, mem, gres := p.least()
 	if perNode := number(p.keys["MaxCPUsPerNode"]); perNode > 0 {
 		cpus = min(cpus, perNode)
@@ -71,44 +59,90 @@ func (b *Backend) Propose(ctx context.Context, name string) (string, error) {
 	if most > 0 && most < wall {
 		wall = most
 	}
-	for _, l := range append(append([]limits{}, s.limits...), s.qos[p.keys["QoS"]]) {
-		if d := span(l.wall); d > 0 && d < wall {
-			wall = d
+	x := &examination{s: s, p: p, Patient: Patient{Max: len(p.nodes)}, q: request{CPUs: cpus, Time: max(wall.Truncate(time.Minute), time.Minute)}}
+	if s.consumes(p) && mem > 1 {
+		x.q.Memory = mem << 20
+	}
+	if kind, n := gpusOf(gres); n > 0 {
+		x.q.Gres = gresOf(kind, n)
+	}
+	if n := number(p.keys["MaxNodes"]); n > 0 && n < x.Max {
+		x.q.PerJob = n
+	}
+	x.chooseAccount(say)
+	for range 20 { // a limit that is kept to may leave others without effect
+		x.found, x.mends = nil, nil
+		if x.account(); len(x.mends) == 0 {
+			break
+		}
+		say("# %s", x.mends[0].why)
+		x.mends[0].do()
+	}
+	for _, f := range x.found {
+		if f.Level == "error" {
+			say("#%s", f.What[1:])
 		}
 	}
-	wall = max(wall.Truncate(time.Minute), time.Minute)
-	if wall > time.Hour {
-		say("time = [\"1h\", %q]   # what can start soonest; the next job follows by itself", minutes(wall))
+	q := x.q
+	if q.Time > time.Hour {
+		say("time = [\"1h\", %q]   # what can start soonest; the next job follows by itself", minutes(q.Time))
 	} else {
-		say("time = %q   # the next job follows by itself", minutes(wall))
+		say("time = %q   # the next job follows by itself", minutes(q.Time))
 	}
-	say("cpus = %d   # what every node of it has; less to share nodes with others", cpus)
+	if q.CPUs == cpus {
+		say("cpus = %d   # what every node of it has; less to share nodes with others", q.CPUs)
+	} else {
+		say("cpus = %d", q.CPUs)
+	}
 	switch {
 	case !s.consumes(p):
 		say("# memory is not shared out among jobs here")
 	case mem <= 1:
 		say("# memory: the site does not tell Slurm how much there is")
 	default:
-		say("memory = \"%dMiB\"", mem)
+		say("memory = \"%dMiB\"", q.Memory>>20)
 	}
-	if kind, n := gpusOf(gres); n > 0 {
-		say("gres = %q", gresOf(kind, n))
+	if q.Gres != "" {
+		say("gres = %q", q.Gres)
 	}
 	if p.whole() {
 		say("# nodes of this partition are given whole")
 	}
-	nodes := len(p.nodes)
-	if n := number(p.keys["MaxNodes"]); n > 0 && n < nodes {
-		say("nodes_per_job = %d   # the partition's most", n)
+	if q.PerJob > 0 && q.PerJob < x.Max {
+		say("nodes_per_job = %d   # the most that a job may have", q.PerJob)
 	}
 	if least := number(p.keys["MinNodes"]); least > 1 {
 		say("# a job of it has at least %d nodes", least)
 	}
-	say("max = %d\nidle = \"2m\"       # nodes that have had nothing to do go back", nodes)
+	say("max = %d\nidle = \"2m\"       # nodes that have had nothing to do go back", x.Max)
 	if r := s.srunPorts(); r != "" {
 		say("\n[network]\nports = %q   # srun keeps to these here (SrunPortRange): a firewall will let them through", r)
 	}
 	return w.String(), nil
+}
+
+// chooseAccount names the account and the QOS by which jobs may run in the partition, where
+// there is one, or where what a job has that names none may not.
+func (x *examination) chooseAccount(say func(string, ...any)) {
+	pick := func(key, own string, all []string) string {
+		switch {
+		case len(all) > 1 && slices.Contains(all, own):
+			say("# %s = one of %s; without, %s, your default", key, strings.Join(all, ", "), own)
+			return ""
+		case len(all) > 1:
+			say("%s = %q   # or one of %s", key, all[0], strings.Join(all[1:], ", "))
+		default:
+			say("%s = %q", key, all[0])
+		}
+		return all[0]
+	}
+	all := x.s.usable(x.p)
+	if len(all) == 0 { // there is no accounting, or it does not say
+		return
+	}
+	x.q.Account = pick("account", x.s.account, all)
+	l := x.mine()
+	x.q.QOS = pick("qos", l.ownQOS(), x.p.those("Qos", strings.Split(l["QOS"], ",")))
 }
 
 // poolName makes the name of a partition one for a pool.

@@ -1,10 +1,8 @@
 package slurm
 
 import (
-	"cmp"
 	"context"
 	"os/user"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -15,7 +13,9 @@ type site struct {
 	version string
 	conf    map[string]string
 	parts   []partition
-	limits  []limits // of this user; none where there is no accounting
+	limits  []limits          // of this user's associations; none where there is no accounting
+	account string            // of a job that names none
+	above   map[string]limits // of accounts
 	qos     map[string]limits
 }
 
@@ -32,23 +32,6 @@ type siteNode struct {
 	name, gres, state string
 	cpus              int
 	memory            int64 // MiB
-}
-
-// limits are those of an association or a QOS; "" = none.
-type limits struct {
-	account, partition, qos  string
-	wall, tres, jobs, submit string
-
-	standard                    string // the QOS of a job that names none
-	preempt, preemptMode, grace string // of a QOS: those whose jobs it ends, and how its own are ended
-}
-
-// ownQOS is that of a job which names none.
-func (l limits) ownQOS() string {
-	if l.standard == "" && !strings.Contains(l.qos, ",") {
-		return l.qos
-	}
-	return cmp.Or(l.standard, "normal")
 }
 
 // readSite asks Slurm, with three to five of its commands.
@@ -154,56 +137,6 @@ func (s *site) srunPorts() string {
 	return lo + "-" + hi
 }
 
-// readLimits asks the accounting. Sites may keep it to themselves: then none is known.
-func (s *site) readLimits(ask func(string, ...string) (string, error)) {
-	u, err := user.Current()
-	if err != nil {
-		return
-	}
-	rows := func(n int, args ...string) (out [][]string) {
-		text, err := ask("sacctmgr", append([]string{"-n", "-P", "show"}, args...)...)
-		if err != nil {
-			return nil
-		}
-		for line := range strings.Lines(text) {
-			if f := strings.Split(strings.TrimRight(line, "\n"), "|"); len(f) == n {
-				out = append(out, f)
-			}
-		}
-		return out
-	}
-	for _, f := range rows(8, "assoc", "user="+u.Username, "format=Account,Partition,QOS,MaxWall,MaxTRES,MaxJobs,MaxSubmit,DefaultQOS") {
-		s.limits = append(s.limits, limits{account: f[0], partition: f[1], qos: f[2], wall: f[3], tres: f[4], jobs: f[5], submit: f[6], standard: f[7]})
-	}
-	s.qos = map[string]limits{}
-	for _, f := range rows(8, "qos", "format=Name,MaxWall,MaxTRESPU,MaxJobsPU,MaxSubmitPU,Preempt,PreemptMode,GraceTime") {
-		s.qos[f[0]] = limits{qos: f[0], wall: f[1], tres: f[2], jobs: f[3], submit: f[4], preempt: f[5], preemptMode: f[6], grace: f[7]}
-	}
-}
-
-// preempts names the QOS whose jobs end those of the one named.
-func (s *site) preempts(name string) string {
-	var by []string
-	for _, q := range s.qos {
-		if contains(q.preempt, name) {
-			by = append(by, q.qos)
-		}
-	}
-	slices.Sort(by)
-	return strings.Join(by, ", ")
-}
-
-// accounts are those of this user.
-func (s *site) accounts() string {
-	var names []string
-	for _, l := range s.limits {
-		if !slices.Contains(names, l.account) {
-			names = append(names, l.account)
-		}
-	}
-	return strings.Join(names, ", ")
-}
-
 // refuses says why a partition takes no job of ours, as far as can be seen.
 func (s *site) refuses(p *partition) string {
 	switch {
@@ -216,14 +149,14 @@ func (s *site) refuses(p *partition) string {
 	case p.keys["ReqResv"] == "YES":
 		return "it takes jobs with a reservation only"
 	}
-	if allowed := p.keys["AllowAccounts"]; allowed != "ALL" && allowed != "" && len(s.limits) > 0 {
-		ok := false
-		for _, l := range s.limits {
-			ok = ok || contains(allowed, l.account)
+	if len(s.limits) > 0 && len(s.usable(p)) == 0 {
+		var say []string
+		for _, k := range []string{"AllowAccounts", "DenyAccounts", "AllowQos", "DenyQos"} {
+			if v := p.keys[k]; v != "" && v != "ALL" {
+				say = append(say, k+"="+v)
+			}
 		}
-		if !ok {
-			return "it is for accounts " + allowed
-		}
+		return "none of your accounts and QOS may use it (" + strings.Join(say, ", ") + ")"
 	}
 	if allowed := p.keys["AllowGroups"]; allowed != "ALL" && allowed != "" && !inGroup(allowed) {
 		return "it is for groups " + allowed

@@ -22,6 +22,7 @@ func main() {
 	flag.IntVar(&o.GPUs, "gpus", 0, "GPUs of each node, only device files")
 	flag.Func("line", "a line of slurm.conf (repeatable)", func(s string) error { o.Lines = append(o.Lines, s); return nil })
 	flag.Func("part", "a line for a partition (repeatable)", func(s string) error { o.Parts = append(o.Parts, s); return nil })
+	flag.Func("account", "a line for sacctmgr, which makes it keep accounts (repeatable)", func(s string) error { o.Accounts = append(o.Accounts, s); return nil })
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
 	defer stop()
