@@ -139,11 +139,11 @@ func (b *Backend) look(ctx context.Context, since time.Time) (*snapshot, error) 
 	b.mu.Lock()
 	last, failed, failedAt := b.last, b.failed, b.failedAt
 	b.mu.Unlock()
+	if failed != nil && !failedAt.Before(since) { // newer than last
+		return nil, failed
+	}
 	if last != nil && !last.at.Before(since) {
 		return last, nil
-	}
-	if failed != nil && !failedAt.Before(since) {
-		return nil, failed
 	}
 	at := time.Now()
 	out, err := b.cli.run(ctx, environment(environ(), nil), "", "squeue", "-h", "-a", "--local", "-S", "i", "-u", strconv.Itoa(os.Getuid()), "-t", "all", "-o", format)

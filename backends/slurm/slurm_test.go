@@ -1,6 +1,7 @@
 package slurm
 
 import (
+	"errors"
 	"slices"
 	"strings"
 	"testing"
@@ -221,6 +222,21 @@ func TestHearing(t *testing.T) {
 	swift.answered(at(40), at(50)) // it was stopped
 	if got := swift.sure(); !got.Equal(at(50).Add(backlog)) {
 		t.Errorf("of one that was stopped: sure at %v", got.Unix()-1000)
+	}
+}
+
+// TestFailureIsNews: that the controller does not answer is told though what it said before
+// would be new enough.
+func TestFailureIsNews(t *testing.T) {
+	b := New(t.TempDir())
+	now := time.Now()
+	b.last = &snapshot{at: now.Add(-2 * time.Second)}
+	if s, err := b.look(t.Context(), now.Add(-time.Minute)); s != b.last {
+		t.Fatalf("a snapshot that is new enough: %v, %v", s, err)
+	}
+	b.failed, b.failedAt = errors.New("squeue: timed out"), now.Add(-time.Second)
+	if s, err := b.look(t.Context(), now.Add(-time.Minute)); err != b.failed {
+		t.Errorf("after a failure: %v, %v", s, err)
 	}
 }
 
