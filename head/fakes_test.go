@@ -255,17 +255,18 @@ type agent struct {
 	epoch wire.Epoch
 	id    *secure.Identity
 
-	mu    sync.Mutex
-	seq   uint64
-	ended []wire.Ended // not acknowledged
-	held  map[wire.Try]bool
-	spool map[wire.JobID][]byte
-	acked map[wire.JobID]int64
-	down  bool
-	gate  chan struct{} // tasks end when it is closed; nil = at once
-	runs  map[wire.Try]int
-	kick  chan struct{}
-	conns int
+	mu      sync.Mutex
+	seq     uint64
+	ended   []wire.Ended // not acknowledged
+	held    map[wire.Try]bool
+	spool   map[wire.JobID][]byte
+	acked   map[wire.JobID]int64
+	refused error // what the stream of its output ended with
+	down    bool
+	gate    chan struct{} // tasks end when it is closed; nil = at once
+	runs    map[wire.Try]int
+	kick    chan struct{}
+	conns   int
 }
 
 func newAgent(c *cluster, n wire.NodeID, epoch wire.Epoch, r backends.Request) *agent {
@@ -502,6 +503,9 @@ func (a *agent) sendLogs(s *session.Session) {
 			_, body, err := st.ReadMsg()
 			var m wire.LogAck
 			if err != nil || wire.Unmarshal(body, &m) != nil {
+				a.mu.Lock()
+				a.refused = err
+				a.mu.Unlock()
 				return
 			}
 			a.mu.Lock()

@@ -253,9 +253,13 @@ func (l *logKeeper) sync(ctx context.Context) error {
 	l.mu.Unlock()
 	l.unsafe.Store(0)
 	failed := l.w.Sync()
+	var mine error // another head that has replaced this one has not seen what came here since
+	if len(acks) > 0 {
+		mine = l.h.journal.Check()
+	}
 	for _, a := range acks {
-		safe, err := a.to, error(nil)
-		if !a.gone {
+		safe, err := a.to, mine
+		if !a.gone && err == nil {
 			safe, err = l.w.Safe(a.job, a.node, a.epoch)
 		}
 		if err == nil && safe < a.to {

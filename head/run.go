@@ -154,7 +154,7 @@ func serveCluster(ctx context.Context, o Options) (err error) {
 		return err
 	}
 	defer h.joins.close()
-	if h.record, err = record.NewWriter(h.state, record.Options{Log: o.Log, Term: h.config.Term}); err != nil {
+	if h.record, err = record.NewWriter(h.state, record.Options{Log: o.Log, Term: h.config.Term, Apart: h.config.Roam != ""}); err != nil {
 		return err
 	}
 	defer func() {

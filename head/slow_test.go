@@ -71,3 +71,41 @@ func TestReplacedWhileIdle(t *testing.T) {
 		t.Error("the head goes on")
 	}
 }
+
+// TestReplacedTakesNoOutput: what a head is given that does not know yet that another one has
+// replaced it is not acknowledged; the next one has looked already at what there is.
+func TestReplacedTakesNoOutput(t *testing.T) {
+	c := newCluster(t, 1)
+	c.opts = func(o *Options) { o.checkEvery = time.Hour }
+	c.hold = true
+	c.start()
+	r := c.request()
+	c.mu.Lock()
+	a := newAgent(c, r.Nodes[0], r.Epochs[0], r)
+	a.gate = make(chan struct{}) // its task does not end
+	c.startAgent(a)
+	c.mu.Unlock()
+	mustAsk[wire.Submitted](t, c.client(), wire.MsgSubmit, wire.Submit{Token: "t", Spec: array(1)})
+	acked := func() int64 { a.mu.Lock(); defer a.mu.Unlock(); return a.acked[1] }
+	within(t, "output is acknowledged", func() bool { return acked() > 0 })
+	had := acked()
+	j, _, err := journal.Open(filepath.Join(c.dir, "journal"), journal.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer j.Close(bounded(t))
+	a.mu.Lock()
+	a.refused = nil
+	b := wire.LogFrame{Stream: 1, Length: 5, Attempt: 1, Time: 1}.Append(a.spool[1])
+	a.spool[1] = append(b, "more\n"...)
+	a.mu.Unlock()
+	a.poke()
+	within(t, "the output is refused", func() bool {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		return a.refused != nil || a.acked[1] != had
+	})
+	if acked() != had {
+		t.Errorf("%d bytes are acknowledged, %d were before", acked(), had)
+	}
+}

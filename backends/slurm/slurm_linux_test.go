@@ -89,6 +89,17 @@ func (w *world) request(token string, n int, o backends.Options) backends.Reques
 	return r
 }
 
+// awaitAgent waits until a node's process runs.
+func (w *world) awaitAgent() {
+	w.t.Helper()
+	testkit.Eventually(w.t, bound, func() string {
+		if len(w.agents()) == 0 {
+			return "no agent runs"
+		}
+		return ""
+	})
+}
+
 // agents are the processes on nodes, by what nodes they are of.
 func (w *world) agents() (pids []int) {
 	exe, _ := os.Executable()
@@ -255,6 +266,7 @@ func TestControllerAway(t *testing.T) {
 	b := New(w.home)
 	as := w.submit(b, w.request("away", 1, nil))
 	w.await(b, as, isRunning)
+	w.awaitAgent() // srun needs the controller for its step
 	w.End("slurmctld")
 	b.soon()
 	time.Sleep(2 * firstLook) // sleep: a look that is too young is not repeated
@@ -286,12 +298,7 @@ func TestEnds(t *testing.T) {
 		id := strings.TrimSpace(w.OK(t, "squeue", "-h", "-n", "launcher-"+name, "-o", "%A"))
 		if do != nil {
 			w.await(b, as, isRunning)
-			testkit.Eventually(t, bound, func() string {
-				if len(w.agents()) == 0 {
-					return "no agent runs"
-				}
-				return ""
-			})
+			w.awaitAgent()
 			do(id)
 		}
 		st := w.await(b, as, isOver)

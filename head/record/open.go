@@ -2,7 +2,9 @@ package record
 
 import (
 	"fmt"
+	"io"
 	"os"
+	"path/filepath"
 
 	"launcher/internal/errs"
 	"launcher/wire"
@@ -31,12 +33,14 @@ func (w *Writer) output(job wire.JobID) (*output, error) {
 		return nil, err
 	}
 	for i, n := range segs {
-		cut, err := o.load(n, i == len(segs)-1)
+		last := i == len(segs)-1
+		cut, err := o.load(n, last, last && w.opts.Apart && !w.own[job])
 		if err != nil {
 			return nil, err
 		}
 		w.total -= cut
 	}
+	w.own[job] = true
 	o.at = max(o.at, int64(w.opts.Term)<<termShift)
 	w.jobs[job] = o
 	return o, nil
@@ -46,8 +50,9 @@ func (w *Writer) output(job wire.JobID) (*output, error) {
 var errClosed = errs.New(errs.Unavailable, "the record is closed")
 
 // load reads the headers of segment n; the last one is left open for appending, less a
-// torn tail: what is behind the last good block was never acknowledged.
-func (o *output) load(n int, last bool) (cut int64, err error) {
+// torn tail: what is behind the last good block was never acknowledged. With apart that is a
+// copy, which takes its name.
+func (o *output) load(n int, last, apart bool) (cut int64, err error) {
 	flag := os.O_RDONLY
 	if last {
 		flag = os.O_RDWR
@@ -86,6 +91,15 @@ func (o *output) load(n int, last bool) (cut int64, err error) {
 	if !last {
 		return 0, f.Close()
 	}
+	if apart {
+		g, err := copied(f, s.good)
+		_ = f.Close()
+		if err != nil {
+			return 0, diskError(err, "cannot take over %s", f.Name())
+		}
+		o.f, o.size, o.synced = g, s.good, s.good
+		return s.limit - s.good, nil
+	}
 	if err := f.Truncate(s.good); err != nil {
 		_ = f.Close()
 		return 0, diskError(err, "cannot cut the torn tail of %s off", f.Name())
@@ -97,6 +111,28 @@ func (o *output) load(n int, last bool) (cut int64, err error) {
 	}
 	o.f, o.size, o.synced = f, s.good, s.good
 	return s.limit - s.good, nil
+}
+
+// copied puts a copy of a file's first n bytes in its place. Whoever has the file open
+// writes where nobody looks from then on.
+func copied(f *os.File, n int64) (*os.File, error) {
+	g, err := os.CreateTemp(filepath.Dir(f.Name()), filepath.Base(f.Name())+".tmp*")
+	if err != nil {
+		return nil, err
+	}
+	if _, err = io.Copy(g, io.NewSectionReader(f, 0, n)); err == nil {
+		err = g.Sync()
+	}
+	if err == nil {
+		err = os.Rename(g.Name(), f.Name())
+	}
+	if err != nil {
+		_ = g.Close()
+		_ = os.Remove(g.Name())
+		return nil, err
+	}
+	syncDir(filepath.Dir(f.Name()))
+	return g, nil
 }
 
 // outputSize is the size of a job's segments.

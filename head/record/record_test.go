@@ -627,3 +627,57 @@ func TestLostAtTheNode(t *testing.T) {
 		out = out[i:]
 	}
 }
+
+// TestApart: a writer that was replaced while it slept spoils nothing when it wakes.
+func TestApart(t *testing.T) {
+	dir := t.TempDir()
+	old := newWriter(t, dir, Options{})
+	s := &spool{job: 1, node: "n-0", epoch: 1}
+	s.write(0, 0, "before\n")
+	s.send(t, old)
+	if err := old.Sync(); err != nil {
+		t.Fatal(err)
+	}
+	w := newWriter(t, dir, Options{Apart: true})
+	s.write(1, 0, "one that the next head has\n")
+	s.send(t, w)
+	late := &spool{job: 1, node: "n-1", epoch: 1}
+	late.write(2, 0, "one that comes to a head which has woken up\n")
+	if _, err := old.Append(late.batch(0, len(late.b))); err != nil {
+		t.Fatal(err)
+	}
+	_ = old.Close()
+	s.write(3, 0, "after\n")
+	s.send(t, w)
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	got, _ := logs(t, dir, all(1))
+	if strings.Count(got, "\n") != 3 || !strings.Contains(got, "before") || !strings.Contains(got, "next head has") || !strings.Contains(got, "after") {
+		t.Errorf("the record has\n%s", got)
+	}
+	// Its own files are copied once.
+	w = newWriter(t, dir, Options{Apart: true})
+	for range 2 {
+		if _, err := w.Have(1, "n-0", 1); err != nil {
+			t.Fatal(err)
+		}
+		before, err := os.Stat(segmentPath(JobDir(dir, 1), 0))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := w.Ended(1); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.Have(1, "n-0", 1); err != nil {
+			t.Fatal(err)
+		}
+		after, err := os.Stat(segmentPath(JobDir(dir, 1), 0))
+		if err != nil || !os.SameFile(before, after) {
+			t.Errorf("copied again: %v", err)
+		}
+	}
+	if left, _ := filepath.Glob(filepath.Join(JobDir(dir, 1), "*.tmp*")); len(left) > 0 {
+		t.Errorf("left: %v", left)
+	}
+}

@@ -32,6 +32,9 @@ type Options struct {
 	// was on. Offsets of output begin above those of earlier terms, so that who has read up
 	// to one of them goes on with what there is now.
 	Term uint64
+	// Apart says that the writer before this one may live yet, on another machine that sees
+	// dir. The files that it has open stay its own: output goes on in copies of them.
+	Apart bool
 }
 
 // Writer writes a cluster's record. There is one, in the head. Its methods may be called
@@ -50,7 +53,8 @@ type Writer struct {
 	jobs   map[wire.JobID]*output
 	total  int64 // bytes of output of all jobs
 	ended  map[wire.JobID]bool
-	closed bool // for good; changed with mu and tables held
+	own    map[wire.JobID]bool // whose last segment no other writer has open
+	closed bool                // for good; changed with mu and tables held
 }
 
 // output is a job's output, open for appending.
@@ -96,7 +100,7 @@ func NewWriter(dir string, opts Options) (*Writer, error) {
 	if err := os.MkdirAll(filepath.Join(dir, "jobs"), 0o700); err != nil {
 		return nil, diskError(err, "cannot make the record")
 	}
-	w := &Writer{dir: dir, opts: opts, fsync: (*os.File).Sync, jobs: map[wire.JobID]*output{}, ended: map[wire.JobID]bool{}}
+	w := &Writer{dir: dir, opts: opts, fsync: (*os.File).Sync, jobs: map[wire.JobID]*output{}, ended: map[wire.JobID]bool{}, own: map[wire.JobID]bool{}}
 	var err error
 	if w.dec, err = newDecoder(); err != nil {
 		return nil, err
@@ -111,6 +115,7 @@ func NewWriter(dir string, opts Options) (*Writer, error) {
 	sweep(filepath.Join(dir, "nodes.json"))
 	for _, id := range ids {
 		sweep(filepath.Join(JobDir(dir, id), "table.json"))
+		sweep(filepath.Join(JobDir(dir, id), "output-*.log"))
 		n, err := outputSize(JobDir(dir, id))
 		if err != nil {
 			return nil, err
@@ -244,10 +249,13 @@ func appendNodes(buf []byte, at int64, first uint32, nodes []nodeEntry) []byte {
 	return blk.append(buf, wire.Marshal(nodes))
 }
 
+// path is that of the last segment; a copy has another name of its own.
+func (o *output) path() string { return segmentPath(o.dir, o.n) }
+
 // write appends buf to the last segment; after an error none of it is there.
 func (w *Writer) write(o *output, buf []byte) error {
 	if o.f == nil {
-		f, err := os.OpenFile(segmentPath(o.dir, o.n), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+		f, err := os.OpenFile(o.path(), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 		if err != nil {
 			return diskError(err, "cannot write output")
 		}
@@ -255,7 +263,7 @@ func (w *Writer) write(o *output, buf []byte) error {
 	}
 	if _, err := o.f.WriteAt(buf, o.size); err != nil {
 		_ = o.f.Truncate(o.size) // what is left behind o.size is written over
-		return diskError(err, "cannot write output to %s", o.f.Name())
+		return diskError(err, "cannot write output to %s", o.path())
 	}
 	o.size += int64(len(buf))
 	w.total += int64(len(buf))
@@ -272,7 +280,7 @@ func (w *Writer) roll(o *output) error {
 	}
 	if o.dirty {
 		if err := w.fsync(o.f); err != nil {
-			name := o.f.Name()
+			name := o.path()
 			w.lose(o)
 			return diskError(err, "cannot write output to %s", name)
 		}
@@ -367,7 +375,7 @@ func (w *Writer) Sync() error {
 			// Closed meanwhile, and made safe before that.
 		case err != nil:
 			if first == nil {
-				first = diskError(err, "cannot write output to %s", d.f.Name())
+				first = diskError(err, "cannot write output to %s", o.path())
 			}
 			w.lose(o)
 		default:
@@ -383,7 +391,7 @@ func (w *Writer) Sync() error {
 // lose forgets what of a job's output is not safe. mu must be held.
 func (w *Writer) lose(o *output) {
 	if err := o.f.Truncate(o.synced); err != nil {
-		w.opts.Log.Error("record: output that could not be made safe cannot be cut off", "file", o.f.Name(), "err", err)
+		w.opts.Log.Error("record: output that could not be made safe cannot be cut off", "file", o.path(), "err", err)
 	}
 	w.total -= o.size - o.synced
 	_ = o.f.Close()
