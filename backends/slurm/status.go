@@ -63,7 +63,7 @@ func (b *Backend) status(ctx context.Context, handles [][]byte, age time.Duratio
 			if r.Ran {
 				out[i].State = backends.Running
 			}
-		case s.forgot(r) && past[r.Name].id != "":
+		case past[r.Name].id != "":
 			r.Job = past[r.Name].id
 			out[i] = b.ended(r, r.verdict(past[r.Name]))
 		default:
