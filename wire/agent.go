@@ -305,6 +305,7 @@ type Advice struct {
 type NodeEnds struct {
 	By    int64 // unix ns by which what runs there should have left; 0 = nobody knows
 	Leave LeaveReason
+	Over  int64 // unix ns at which its allocation ends; 0 = nobody knows. Hello.Deadline tells the next head
 }
 
 // LeaveReason is why a program should save and leave; "" = go on.

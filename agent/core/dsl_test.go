@@ -317,6 +317,9 @@ func (w *world) do(line string) {
 		if o["in"] != "" {
 			m.By = w.now + w.dur(o["in"])
 		}
+		if o["over"] != "" {
+			m.Over = w.now + w.dur(o["over"])
+		}
 		w.step(FromHead{m})
 	case "checkpoint":
 		m := wire.Checkpoint{Try: w.proc(arg(1)).Try, Step: w.num(o["step"]), Path: o["path"]}

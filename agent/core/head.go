@@ -1,6 +1,7 @@
 package core
 
 import (
+	"cmp"
 	"slices"
 
 	"launcher/internal/errs"
@@ -11,6 +12,7 @@ import (
 func (c *Core) hello() {
 	h := c.cfg.Hello
 	h.HeadEpoch, h.Clock = c.s.headEpoch, c.now
+	h.Deadline = cmp.Or(c.ends.Over/second, h.Deadline)
 	h.GPUs = c.pool.gpuList()
 	for _, j := range c.s.jobs {
 		j.queue.each(func(it wire.Item) {

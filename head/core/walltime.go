@@ -137,20 +137,22 @@ func (c *Core) watchEnd(n *node) {
 
 // tellEnd tells a node when it ends, where that is another time than it knows.
 func (c *Core) tellEnd(n *node) {
-	var m wire.NodeEnds
+	m := wire.NodeEnds{Over: n.alloc}
 	if n.ends != 0 {
 		m.By = n.ends - min(stopBefore, c.life(n)/16) // stopAt may be that early
 	}
 	if d := c.durable(n).Drain; d != nil {
 		m.By, m.Leave = cmp.Or(d.Deadline, m.By), wire.LeavePreempted
 	}
-	near := m.By-n.endsTold.By <= second && n.endsTold.By-m.By <= second
-	if !n.conn || !n.greeted || near && m.Leave == n.endsTold.Leave {
+	near := func(a, b int64) bool { return a-b <= second && b-a <= second }
+	if t := n.endsTold; !n.conn || !n.greeted || near(m.By, t.By) && near(m.Over, t.Over) && m.Leave == t.Leave {
 		return
 	}
 	n.endsTold = m
-	if m.By != 0 {
-		m.By += n.offset
+	for _, at := range []*int64{&m.By, &m.Over} {
+		if *at != 0 {
+			*at += n.offset
+		}
 	}
 	c.send(n, wire.MsgNodeEnds, m)
 }

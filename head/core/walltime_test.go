@@ -1,6 +1,7 @@
 package core
 
 import (
+	"cmp"
 	"strconv"
 	"strings"
 	"testing"
@@ -362,6 +363,34 @@ func TestNodeIsToldItsEnd(t *testing.T) {
 	for _, at := range []int64{1803, 7203} {
 		if got := told(c.Step(6*second, ends("h", at))); len(got) != 1 || got[0] < at-33 || got[0] > at {
 			t.Errorf("of %d: %v", at, got)
+		}
+	}
+}
+
+// A new head knows from its nodes when they end, until the backend says so.
+func TestNextHeadKnowsEnds(t *testing.T) {
+	c := granted(t, wire.Pool{}, 1)
+	var over int64
+	for _, e := range c.Step(3*second, ends("h1", 3603)).Effects {
+		if x, ok := e.(SendAgent); ok {
+			if m, ok := x.Msg.(wire.NodeEnds); ok {
+				over = m.Over
+			}
+		}
+	}
+	if over != 3603*second {
+		t.Fatalf("the node is told that it ends at %d", over)
+	}
+	n := c.order[0]
+	for _, said := range []int64{0, 1803} {
+		next := New(Config{Cluster: "lab", Nonce: "n", Machines: testMachines}, again(t, c.d))
+		next.Step(4*second, Start{})
+		if said != 0 {
+			next.Step(5*second, ends("h1", said))
+		}
+		next.Step(6*second, AgentUp{Node: n.id, Epoch: n.epoch, Hello: wire.Hello{Total: wire.Resources{CPU: wire.Unit}, Deadline: over / second}})
+		if got := next.nodes[n.id].ends / second; got != cmp.Or(said, 3603) {
+			t.Errorf("the backend has said %d, the node 3603: %d", said, got)
 		}
 	}
 }
