@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"launcher/agent/core"
+	"launcher/internal/disk"
 	"launcher/internal/errs"
 	"launcher/wire"
 )
@@ -75,7 +76,7 @@ func (a *agent) saveCheckpoint(ctx context.Context, j *wire.Job, p wire.Proc, st
 		return fail(err)
 	}
 	for _, d := range []string{at, root} {
-		if err := syncDir(d); err != nil {
+		if err := disk.Sync(d); err != nil {
 			return fail(err)
 		}
 	}
@@ -119,7 +120,7 @@ func copyTree(ctx context.Context, from, to string) error {
 			return err
 		}
 	}
-	return syncDir(to)
+	return disk.Sync(to)
 }
 
 func copyFile(from, to string) error {
@@ -144,19 +145,6 @@ func copyFile(from, to string) error {
 		err = e
 	}
 	return err
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	// Some network file systems cannot sync a directory; they are safe by themselves.
-	if err := d.Sync(); err != nil && !errors.Is(err, unix.EINVAL) {
-		return err
-	}
-	return nil
 }
 
 // deleteCheckpoints removes checkpoints that the head does not keep. Only directories

@@ -19,6 +19,7 @@ import (
 
 	"launcher/head/core"
 	"launcher/head/record"
+	"launcher/internal/disk"
 	"launcher/internal/errs"
 	"launcher/wire"
 	"launcher/wire/bundle"
@@ -171,20 +172,8 @@ func syncTree(dir string, skip ...string) error {
 		case !d.IsDir() && !d.Type().IsRegular():
 			return nil
 		}
-		return syncPath(p)
+		return disk.Sync(p)
 	})
-}
-
-func syncPath(p string) error {
-	f, err := os.Open(p)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	if err := f.Sync(); err != nil && !errors.Is(err, syscall.EINVAL) { // some cannot sync a directory
-		return err
-	}
-	return nil
 }
 
 // takeDir keeps a working directory as it came: compressed.
@@ -216,7 +205,7 @@ func (h *head) takeDir(r io.Reader, to, sum string) error {
 	if err := os.Rename(f.Name(), to); err != nil {
 		return err
 	}
-	if err := syncPath(filepath.Dir(to)); err != nil {
+	if err := disk.Sync(filepath.Dir(to)); err != nil {
 		return err
 	}
 	h.tidyTrees(filepath.Dir(to))

@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 
+	"launcher/internal/disk"
 	"launcher/internal/errs"
 )
 
@@ -173,12 +174,7 @@ func tmpEpoch(name string) uint64 {
 }
 
 func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err == nil {
-		err = d.Sync()
-		_ = d.Close()
-	}
-	if err != nil {
+	if err := disk.Sync(dir); err != nil {
 		return classify(err, "cannot sync the directory %s", dir)
 	}
 	return nil

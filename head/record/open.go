@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"launcher/internal/disk"
 	"launcher/internal/errs"
 	"launcher/wire"
 )
@@ -131,7 +132,7 @@ func copied(f *os.File, n int64) (*os.File, error) {
 		_ = os.Remove(g.Name())
 		return nil, err
 	}
-	syncDir(filepath.Dir(f.Name()))
+	_ = disk.Sync(filepath.Dir(f.Name()))
 	return g, nil
 }
 

@@ -21,6 +21,7 @@ import (
 	"slices"
 	"strconv"
 
+	"launcher/internal/disk"
 	"launcher/internal/errs"
 	"launcher/wire"
 )
@@ -127,6 +128,6 @@ func WriteFile(path string, b []byte) (err error) {
 		_ = os.Remove(f.Name())
 		return diskError(err, "cannot write %s", path)
 	}
-	syncDir(filepath.Dir(path))
+	_ = disk.Sync(filepath.Dir(path))
 	return nil
 }

@@ -13,6 +13,7 @@ import (
 
 	"github.com/klauspost/compress/zstd"
 
+	"launcher/internal/disk"
 	"launcher/internal/errs"
 	"launcher/wire"
 )
@@ -406,15 +407,7 @@ func (o *output) syncDirs() {
 	}
 	o.fresh = false
 	for _, dir := range []string{o.dir, filepath.Dir(o.dir)} {
-		syncDir(dir)
-	}
-}
-
-// syncDir makes the names in dir safe, where directories can be synced.
-func syncDir(dir string) {
-	if d, err := os.Open(dir); err == nil {
-		_ = d.Sync()
-		_ = d.Close()
+		_ = disk.Sync(dir)
 	}
 }
 

@@ -1,15 +1,14 @@
 package follow
 
 import (
-	"errors"
 	"io"
 	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"sync"
-	"syscall"
 
+	"launcher/internal/disk"
 	"launcher/internal/errs"
 	"launcher/wire"
 	"launcher/wire/reclog"
@@ -172,7 +171,7 @@ func (w *Writer) segment(first uint64) error {
 		log, err = reclog.Open(f, reclog.SegmentHeader, first, nil)
 	}
 	if err == nil {
-		err = syncDir(w.dir)
+		err = disk.Sync(w.dir)
 	}
 	if err != nil {
 		_ = f.Close()
@@ -284,25 +283,12 @@ func writeSafe(path string, parts ...[]byte) error {
 		err = os.Rename(path+".tmp", path)
 	}
 	if err == nil {
-		err = syncDir(filepath.Dir(path))
+		err = disk.Sync(filepath.Dir(path))
 	}
 	if err != nil {
 		_ = os.Remove(path + ".tmp")
 	}
 	return err
-}
-
-// syncDir makes the names in a directory safe, where that can be done.
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	if err := d.Sync(); err != nil && !errors.Is(err, syscall.EINVAL) {
-		return err
-	}
-	return nil
 }
 
 func dirSize(dir string) (n int64) {

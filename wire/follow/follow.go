@@ -28,6 +28,7 @@ import (
 	"slices"
 	"strconv"
 
+	"launcher/internal/disk"
 	"launcher/internal/errs"
 	"launcher/wire/reclog"
 )
@@ -119,7 +120,7 @@ func Install(f Found, dir string) error {
 		}
 	}
 	if err == nil {
-		err = syncDir(dir)
+		err = disk.Sync(dir)
 	}
 	if err != nil {
 		return errs.Wrap(errs.Unavailable, err, "the copy of a journal")

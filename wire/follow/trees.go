@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"slices"
 
+	"launcher/internal/disk"
 	"launcher/internal/errs"
 	"launcher/wire"
 )
@@ -112,7 +113,7 @@ func (c *Copies) serveTrees(st Stream, typ uint16, body []byte) (err error) {
 				}
 				if err == nil {
 					cur = nil
-					err = syncDir(dir)
+					err = disk.Sync(dir)
 				}
 			}
 			if err != nil {
@@ -159,7 +160,7 @@ func InstallTrees(from, to string) error {
 		}
 		err := copyFile(filepath.Join(from, treesDir, e.Name()), filepath.Join(to, e.Name()), MaxTrees)
 		if err == nil {
-			err = syncDir(to)
+			err = disk.Sync(to)
 		}
 		if err != nil {
 			return errs.Wrap(errs.Unavailable, err, "the working directories of jobs")
