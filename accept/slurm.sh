@@ -131,6 +131,7 @@ if wants site; then
 	gotest site.container-slurm ./launcher '^TestSlurmPodman$'
 	gotest site.no-shared-home ./launcher '^TestSlurmNoSharedHome$'
 	gotest site.firewall ./backends/slurm '^TestGate|^TestWay'
+	gotest site.newcomer ./launcher '^TestSlurmNewcomer$'
 	gotest site.examples ./launcher '^TestSlurmExamples$'
 fi
 

@@ -36,6 +36,7 @@ func (a *app) launchInAllocation(ctx context.Context, al slurm.Allocation, l lau
 		return errs.New(errs.Invalid, "--detach in a batch script: the nodes of Slurm job %s are used for as long as the command runs", al.Job).
 			Hint("leave --detach out, and let the shell start several with & and wait")
 	}
+	l.gone = true
 	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM)
 	defer stop()
 	p := private{from: "the allocation", wait: allocationWait}

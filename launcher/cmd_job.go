@@ -148,7 +148,7 @@ began it would have. Ctrl-C only detaches; "launcher cancel JOB" ends the job.`,
 				return err
 			}
 			if j.Kind == wire.KindSweep && !a.json {
-				if err := a.printBest(c.Context(), src.target, id); err != nil {
+				if err := a.printBest(c.Context(), src.target, id, false); err != nil {
 					return err
 				}
 			}
@@ -234,7 +234,7 @@ func (a *app) waitOne(ctx context.Context, id wire.JobID) (wire.JobInfo, error) 
 	}
 	if !src.up() {
 		return j, errs.New(errs.Unavailable, "job %d had not ended when cluster %s went down", id, src.target.name).
-			Hint("`launcher up %s` brings the cluster back, and the job goes on", src.spec())
+			Hint("`launcher up %s` brings the cluster back, and the job goes on", shellJoin([]string{src.spec()}))
 	}
 	f := &follower{a: a, target: src.target, job: id, task: -1, rank: -1}
 	if j, err = f.run(ctx, src.take()); err == nil {

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"encoding/json"
 	"fmt"
+	"io"
 	"maps"
 	"slices"
 	"strconv"
@@ -75,7 +76,7 @@ func (a *app) printStatus(i wire.ClusterInfo, up bool) {
 	if !up {
 		fmt.Fprintf(w, "cluster   %s, down\nspec      %s\n", i.Name, i.SpecPath)
 		fmt.Fprintf(w, "jobs      %s\n", countsText(i.Jobs))
-		a.note("hint: `launcher up %s` brings it back; `launcher forget %s` drops its record", i.SpecPath, i.Name)
+		a.note("hint: `launcher up %s` brings it back; `launcher forget %s` drops its record", shellJoin([]string{i.SpecPath}), i.Name)
 		return
 	}
 	state := "up " + since(i.Started)
@@ -419,7 +420,7 @@ func (a *app) cmdTasks() *cobra.Command {
 				a.printJSON(doc{"job": t.Job, "tasks": mapAll(tasks, toJSONTask)})
 				return nil
 			}
-			a.printTasks(tasks)
+			a.printTasks(a.out, tasks)
 			if f.limit > 0 && len(tasks) == f.limit {
 				a.note("the first %d; --limit 0 shows all", f.limit)
 			}
@@ -434,7 +435,7 @@ func (a *app) cmdTasks() *cobra.Command {
 	return c
 }
 
-func (a *app) printTasks(tasks []wire.TaskInfo) {
+func (a *app) printTasks(w io.Writer, tasks []wire.TaskInfo) {
 	rows := [][]string{{"TASK", "TRY", "STATE", "NODE", "CODE", "TIME", "CAUSE"}}
 	for _, k := range tasks {
 		rows = append(rows, taskRow(k.Task.String(), k))
@@ -446,7 +447,7 @@ func (a *app) printTasks(tasks []wire.TaskInfo) {
 			rows = append(rows, []string{fmt.Sprintf("  rank %d", r.Rank), "", r.State.String(), string(r.Node), code})
 		}
 	}
-	a.table(rows)
+	a.tableTo(w, rows)
 }
 
 func taskRow(name string, k wire.TaskInfo) []string {

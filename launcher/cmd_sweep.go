@@ -138,12 +138,12 @@ func (a *app) printTrials(t wire.TrialTable) {
 // launchSweep runs a sweep in the foreground and ends with its best trial.
 func (a *app) launchSweep(ctx context.Context, l launch) error {
 	l.style = styleNone
-	l.after = func(ctx context.Context, t target, job wire.JobID) error { return a.printBest(ctx, t, job) }
+	l.after = a.printBest
 	return a.launch(ctx, l)
 }
 
-// printBest prints the best trial of a sweep.
-func (a *app) printBest(ctx context.Context, t target, job wire.JobID) error {
+// printBest prints the best trial of a sweep, and all of them where they cannot be asked for later.
+func (a *app) printBest(ctx context.Context, t target, job wire.JobID, gone bool) error {
 	c, err := dial(ctx, t)
 	if err != nil {
 		return err
@@ -165,7 +165,11 @@ func (a *app) printBest(ctx context.Context, t target, job wire.JobID) error {
 			pruned++
 		}
 	}
-	a.note("%s, %d stopped early, %d steps in all; `launcher sweep show %d` lists them", plural(len(tt.Trials), "trial"), pruned, tt.Units, job)
+	if gone {
+		a.printTrials(tt)
+	} else {
+		a.note("%s, %d stopped early, %d steps in all; `launcher sweep show %d` lists them", plural(len(tt.Trials), "trial"), pruned, tt.Units, job)
+	}
 	if tt.Job.State == wire.StateDone && tt.Job.Cause != "" { // of a failed one the cause is told with its end
 		a.note("%s", tt.Job.Cause)
 	}

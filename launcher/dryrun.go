@@ -89,7 +89,7 @@ func (a *app) dryRun(spec string) error {
 	var pools []doc
 	for _, p := range cl.WirePools() {
 		var text strings.Builder
-		if n := asked(p); n > 0 {
+		if n := max(asked(p), min(1, p.Max)); n > 0 { // also what work will need
 			r := backends.Request{Cluster: cl.Name, Home: h, Binary: bin, Grace: int64(cl.Grace), Memory: cl.ObjectMemory, Spill: cl.Spill,
 				Join: backends.Join{Addrs: []string{"HEAD:PORT"}, CA: []byte("(the cluster's certificate)"), Key: []byte("(a key for this submission)")}}
 			for n := range n {
@@ -102,10 +102,11 @@ func (a *app) dryRun(spec string) error {
 		}
 		pools = append(pools, doc{"name": p.Name, "backend": p.Backend, "nodes": asked(p), "sends": text.String()})
 		if !a.json {
-			fmt.Fprintf(a.out, "# pool %s, backend %s: %s\n%s", p.Name, p.Backend, plural(asked(p), "node"), text.String())
+			later := ""
 			if asked(p) == 0 {
-				fmt.Fprintln(a.out, "# nothing until work needs it")
+				later = "; for work that needs one, this"
 			}
+			fmt.Fprintf(a.out, "# pool %s, backend %s: %s%s\n%s", p.Name, p.Backend, plural(asked(p), "node"), later, text.String())
 		}
 	}
 	if a.json {

@@ -82,6 +82,57 @@ func TestSlurmPropose(t *testing.T) {
 	}
 }
 
+// The first steps of a newcomer, in a directory with a space in its name: what is printed as a
+// command works as it is, and what is said of a job in a batch script needs no cluster that
+// has ended with it.
+func TestSlurmNewcomer(t *testing.T) {
+	slurmtest.Whole(t)
+	h, c := slurmHome(t, slurmtest.Options{Nodes: 2})
+	h.Write("my work/x", "")
+	sh := func(script string) testkit.Result {
+		t.Helper()
+		ctx, cancel := context.WithTimeout(t.Context(), 3*testkit.Bound)
+		defer cancel()
+		return testkit.Finish(h.Program(ctx, "sh", "-c", "cd 'my work' || exit; "+script))
+	}
+	r := sh("launcher doctor --propose slurm > slurm.toml && launcher up --dry-run slurm.toml")
+	for _, w := range []string{"0 nodes; for work that needs one, this\n", "#SBATCH --nodes=1\n", "#SBATCH --partition=main\n", "\nexec srun --overlap "} {
+		if r.Code != 0 || !strings.Contains(r.Out, w) {
+			t.Errorf("%q is not in %s", w, r)
+		}
+	}
+	r = sh("launcher up slurm.toml && launcher run -- echo on && launcher down && launcher status")
+	_, again, _ := strings.Cut(r.Err, "hint: `")
+	again, _, _ = strings.Cut(again, "`")
+	if r.Code != 0 || !strings.Contains(r.Out, "on\n") || !strings.HasPrefix(again, "launcher up ") {
+		t.Fatalf("up, run, down: %s", r)
+	}
+	if r := sh(again + " && launcher down"); r.Code != 0 {
+		t.Errorf("%s: %s", again, r)
+	}
+
+	h.Write("my work/queue.toml", slurmSpec("min = 1"))
+	r = sh("launcher up --emit 'the job' queue.toml")
+	use, ok := strings.CutSuffix(strings.TrimSpace(r.Out), " CMD [ARG...]")
+	if r.Code != 0 || !ok {
+		t.Fatalf("--emit: %s", r)
+	}
+	if r := sh("sbatch() { command sbatch --wait \"$@\"; }; " + use + " echo in the job; cat 'the job'/*.log"); r.Code != 0 || !strings.Contains(r.Out, "in the job\n") {
+		t.Errorf("%s: %s", use, r)
+	}
+
+	out := batch(t, h, c, "-N 2 -n 2", "launcher run --array 0-4 -- sh -c 'exit $((LAUNCHER_TASK_INDEX % 3))'; true\n")
+	for _, w := range []string{"3 of 5 tasks failed", "TASK  TRY  STATE ", "\n1.1 ", "\n1.2 ", "\n1.4 "} {
+		if !strings.Contains(out, w) {
+			t.Errorf("%q is not in %s", w, out)
+		}
+	}
+	if strings.Contains(out, "launcher tasks") {
+		t.Errorf("a cluster that is gone is to be asked: %s", out)
+	}
+	nothingOfOurs(t, c)
+}
+
 // Every script in examples/slurm is submitted as its own comment says, and the spec there
 // comes up.
 func TestSlurmExamples(t *testing.T) {
@@ -101,7 +152,7 @@ func TestSlurmExamples(t *testing.T) {
 	want := map[string][]string{
 		"array":   {"square of 0 is 0\n", "square of 999 is 998001\n"},
 		"train":   {"0.26186455"},
-		"sweep":   {"lr", "hidden", "loss"},
+		"sweep":   {"lr", "hidden", "loss", "TRIAL  STATE", "best: trial "}, // nobody can ask for it later
 		"ray":     {"all darts: 120000\npi is about 3.1"},
 		"several": {"left 0\n", "left 9\n", "right 0\n", "right 9\n"},
 	}

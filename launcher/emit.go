@@ -76,7 +76,7 @@ func (a *app) emit(spec, dir string) error {
 		a.printJSON(doc{"cluster": cl.Name, "script": path, "nodes": n})
 		return nil
 	}
-	fmt.Fprintf(a.out, "%s %s CMD [ARG...]\n", run, path)
+	fmt.Fprintf(a.out, "%s %s CMD [ARG...]\n", run, shellJoin([]string{path}))
 	return nil
 }
 

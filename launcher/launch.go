@@ -45,7 +45,8 @@ type launch struct {
 	detach bool
 	on     string // --on SPEC
 	style  style
-	after  func(context.Context, target, wire.JobID) error // with the cluster still up, when the job has ended
+	after  func(ctx context.Context, t target, job wire.JobID, gone bool) error // with the cluster still up, when the job has ended
+	gone   bool                                                                 // the cluster ends with the command, with its record
 }
 
 // launch runs a job in the foreground (or hands it in) and maps its end to ours.
@@ -53,7 +54,7 @@ func (a *app) launch(ctx context.Context, l launch) (err error) {
 	if l.on != "" {
 		if l.detach {
 			return errs.New(errs.Invalid, "--on and --detach exclude each other: somebody must bring the cluster down").
-				Hint("launcher up %s, then the same command with --detach", l.on)
+				Hint("launcher up %s, then the same command with --detach", shellJoin([]string{l.on}))
 		}
 		t, started, uerr := a.bringUp(ctx, l.on, upOptions{})
 		if uerr != nil && !started {
@@ -112,6 +113,7 @@ func (a *app) launchOn(ctx context.Context, t target, l launch) error {
 		a.printJSON(doc{"event": "submitted", "job": job})
 	}
 	v := a.newView(job, l.spec.Name, l.style)
+	v.gone = l.gone
 	if l.spec.Kind == wire.KindSweep && !a.json {
 		v.sweep = a.newSweepView(t, job, l.spec.Name)
 	}
@@ -123,7 +125,7 @@ func (a *app) launchOn(ctx context.Context, t target, l launch) error {
 	info, err := f.run(ctx, c)
 	v.stop()
 	if err == nil && l.after != nil {
-		err = l.after(ctx, t, job)
+		err = l.after(ctx, t, job, l.gone)
 	}
 	if err != nil {
 		if in.interrupted() && !info.State.Terminal() {
@@ -136,7 +138,27 @@ func (a *app) launchOn(ctx context.Context, t target, l launch) error {
 		v.finish(info, exitCancelled, sideLauncher)
 		return &exitError{code: exitCancelled, side: sideLauncher}
 	}
-	return a.endOf(ctx, t, info, v)
+	err = a.endOf(ctx, t, info, v)
+	if l.gone && !a.json && info.Tasks > 1 && info.Failed > 0 && l.after == nil {
+		a.showFailed(ctx, t, info)
+	}
+	return err
+}
+
+// shownFailed bounds the failed tasks that are shown where nobody can ask for them later.
+const shownFailed = 20
+
+// showFailed shows the first of a job's failed tasks, as `launcher tasks JOB --failed` does.
+func (a *app) showFailed(ctx context.Context, t target, info wire.JobInfo) {
+	c, err := dial(ctx, t)
+	if err != nil {
+		return
+	}
+	defer c.Close()
+	var tasks []wire.TaskInfo
+	if err := c.call(ctx, wire.MsgTasks, wire.TasksRequest{Job: info.ID, Limit: shownFailed, States: []wire.State{wire.StateFailed, wire.StateLost}}, &tasks); err == nil {
+		a.printTasks(a.err, tasks)
+	}
 }
 
 // endOf reports the end of a foreground job and gives its exit.
@@ -216,6 +238,7 @@ type view struct {
 	wg    sync.WaitGroup
 	seen  bool // something has run
 	sweep *sweepView
+	gone  bool // nothing can be asked afterwards
 }
 
 func (a *app) newView(job wire.JobID, name string, st style) *view {
@@ -362,7 +385,7 @@ func (v *view) finish(j wire.JobInfo, code int, side string) {
 		// The command has said what it has to say; its code is passed on.
 	default:
 		v.a.note("%s", jobSummary(j))
-		if j.Tasks > 1 && j.Failed > 0 {
+		if j.Tasks > 1 && j.Failed > 0 && !v.gone {
 			v.a.note("hint: `launcher tasks %d --failed` lists them, `launcher logs %d --task N` shows one", j.ID, j.ID)
 		}
 	}

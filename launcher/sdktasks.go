@@ -155,7 +155,7 @@ func (a *app) allTasks(ctx context.Context, f sdkTaskFlags) error {
 		return nil
 	}
 	if len(jobs) > 0 || len(sdk.Counts) == 0 {
-		a.printTasks(jobs)
+		a.printTasks(a.out, jobs)
 	}
 	if len(jobs) > 0 && len(sdk.Counts) > 0 {
 		fmt.Fprintln(a.out)

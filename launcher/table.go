@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"io"
 	"math"
 	"strconv"
 	"strings"
@@ -13,7 +14,9 @@ import (
 
 // table prints rows in columns two spaces apart; the first row is the heading. The last
 // column is not padded, so that long lines can be cut and pasted.
-func (a *app) table(rows [][]string) {
+func (a *app) table(rows [][]string) { a.tableTo(a.out, rows) }
+
+func (a *app) tableTo(w io.Writer, rows [][]string) {
 	var width []int
 	for _, r := range rows {
 		for i, c := range r {
@@ -34,7 +37,7 @@ func (a *app) table(rows [][]string) {
 		}
 		b.WriteString(strings.TrimRight(line.String(), " ") + "\n")
 	}
-	fmt.Fprint(a.out, b.String())
+	fmt.Fprint(w, b.String())
 }
 
 // shortDuration is a duration as people read it: 0.32s, 4.1s, 3m05s, 2h10m, 3d4h.

@@ -208,7 +208,7 @@ func noneUp(recs []clusterDir) error {
 	if len(recs) > 0 {
 		spec := "SPEC"
 		if hc, err := readHeadConfig(recs[0].dir); err == nil && len(recs) == 1 {
-			spec = hc.SpecPath
+			spec = shellJoin([]string{hc.SpecPath})
 		}
 		return e.Hint("`launcher up %s` brings %s back", spec, strings.Join(recordNames(recs), " or ")).
 			Hint("or do both at once: launcher run --on SPEC -- CMD...")

@@ -147,7 +147,7 @@ if [ $# -gt 0 ]; then
 	exit
 fi
 "$launcher" up "$dir/%[3]s.toml" || exit
-echo "use it with: LAUNCHER_HOME=$LAUNCHER_HOME srun --jobid=$SLURM_JOB_ID --overlap -N1 -n1 -w $SLURMD_NODENAME $launcher --cluster %[3]s run CMD"
+echo "use it with: LAUNCHER_HOME='$LAUNCHER_HOME' srun --jobid=$SLURM_JOB_ID --overlap -N1 -n1 -w $SLURMD_NODENAME '$launcher' --cluster %[3]s run CMD"
 sleep infinity & wait $!
 `, quote(binary), quote(dir), name)
 	return b.String(), nil

@@ -219,7 +219,7 @@ func (u uses) lines(text, at string) {
 			continue
 		}
 		for _, w := range strings.Fields(rest) {
-			if strings.Contains(w, "/") && !strings.HasPrefix(w, "-") || w == "sh" || w == "$launcher" {
+			if strings.Contains(w, "/") && !strings.HasPrefix(w, "-") || w == "sh" || strings.Trim(w, "'") == "$launcher" {
 				break // what srun runs has options of its own
 			}
 			short := regexp.MustCompile(`^-[A-Za-z]`).FindString(w)

@@ -209,6 +209,10 @@ func TestNeededValuesKeepANode(t *testing.T) {
 		c := queue(t, wire.Pool{Max: 2, Idle: 5 * second})
 		submitOne(c, second, wire.JobSpec{})
 		join(c, sortedKeys(c.d.st.Subs)[0], "h", 2*second)
+		c.Step(2500*second/1000, AgentMsg{Node: "burst-0", Epoch: 1, Msg: wire.Beat{Needed: true}})
+		if lines := strings.Join(c.whyPool(c.pools["burst"]), "\n"); strings.Contains(lines, "has values") {
+			t.Errorf("of an agent that has not looked: %s", lines)
+		}
 		c.Step(3*second, AgentMsg{Node: "burst-0", Epoch: 1, Msg: wire.Done{Seq: 1, Items: []wire.Ended{{Proc: wire.Proc{Try: wire.Try{Task: wire.Task{Job: 1}, Attempt: 1}}}}}})
 		beat := func(at int64, needed bool) {
 			c.Step(at*second, AgentMsg{Node: "burst-0", Epoch: 1, Msg: wire.Beat{Free: wire.Resources{CPU: wire.Unit}, Needed: needed}})

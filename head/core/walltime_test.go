@@ -193,6 +193,12 @@ func TestSuccessor(t *testing.T) {
 	if at := first(c, 5, end, func(o Output) bool { return len(asks(o)) > 0 }); at != 0 {
 		t.Error("in the place of a node that the user drained another one is asked for")
 	}
+	c = granted(t, wire.Pool{}, 2)
+	c.Step(4*second, ClientReq{ID: 9, Req: wire.DrainRequest{Node: "burst-0"}})
+	c.d.st.Nodes["burst-0"].State = nodeGone
+	if lines := strings.Join(c.whyPool(c.pools["burst"]), "\n"); !strings.Contains(lines, "drained by hand: 1; at most 1 nodes are asked for then, not 2") {
+		t.Errorf("why: %s", lines)
+	}
 }
 
 // Where nodes come by demand, one that works is followed by another, one that idles is not.

@@ -147,7 +147,7 @@ func (c *Core) whyPool(p *pool) []string {
 	up, pending, retired, _ := c.standing(p)
 	out := []string{fmt.Sprintf("pool %s: %d of %d wanted nodes are up, %d are under way (min %d, max %d)", p.spec.Name, up, p.wanted, pending, p.spec.Min, p.spec.Max)}
 	if retired > 0 {
-		out = append(out, fmt.Sprintf("%d were drained and are not replaced", retired))
+		out = append(out, fmt.Sprintf("drained by hand: %d; at most %d nodes are asked for then, not %d", retired, max(0, p.spec.Max-retired), p.spec.Max))
 	}
 	if p.why != "" && (up < p.wanted || pending > 0) {
 		if p.failures > 0 {
@@ -168,7 +168,7 @@ func (c *Core) whyPool(p *pool) []string {
 		if n.pool == p.spec.Name && n.suspect && n.said != "" {
 			out = append(out, fmt.Sprintf("%s does not answer: %s", n.id, n.said))
 		}
-		if n.pool == p.spec.Name && n.beat.Needed {
+		if n.pool == p.spec.Name && n.beat.Needed && c.now-n.since > second { // an agent says so until it has looked
 			out = append(out, fmt.Sprintf("%s has values that others need: it stays until they are elsewhere or its time is over", n.id))
 		}
 		if n.pool == p.spec.Name && n.beat.Why != "" {
