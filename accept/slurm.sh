@@ -19,6 +19,7 @@ BESIDE=4 # the others mostly wait: for Slurm, for times to be over
 # ---------------------------------------------------------------- 4 four minutes of work in allocations of one minute, beside all that follows
 if wants training; then
 	LIMIT=900s gotest training.allocations ./launcher '^TestSlurmTraining$'
+	gotest training.head-killed ./launcher '^TestTrain$'
 fi
 
 # ---------------------------------------------------------------- 1 jobs, and what becomes of them
@@ -111,6 +112,8 @@ if wants head; then
 	gotest head.allocations ./launcher '^TestSlurmHeadMoves$'
 	gotest head.lost ./launcher '^TestHeadNodeLost$'
 	gotest head.suspended ./launcher '^TestSlurmHeadSuspended$'
+	gotest head.woken-writes ./head/record '^TestApart$'
+	gotest head.woken-acknowledges ./head '^TestReplaced'
 fi
 
 # ---------------------------------------------------------------- 5 in a batch script
