@@ -327,6 +327,11 @@ func (c *Core) bounce(t *task) {
 	c.giveBack(t)
 }
 
+// peerCounts reports whether a task that failed here goes back to another agent, which says
+// whether it runs again. One that never does fails here: an agent that is not reached would
+// submit it once more.
+func (c *Core) peerCounts(t *task) bool { return c.peerOf(t) != nil && t.shape.retries != 0 }
+
 // handOver gives a task that failed here back to its agent, which counts how often it runs:
 // it may run the next time anywhere, and nobody here is told of an end that may be none.
 func (c *Core) handOver(t *task, status uint32, data []byte) {

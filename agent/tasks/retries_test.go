@@ -53,3 +53,45 @@ func TestRetriesElsewhere(t *testing.T) {
 		}
 	}
 }
+
+// TestNoRetryElsewhere: a task that may not run again is not, either, when it fails on another
+// node while that does not reach the task's own.
+func TestNoRetryElsewhere(t *testing.T) {
+	no := (&sdk.Error{Code: "task", Message: "no"}).Encode()
+	for how, want := range map[string]string{"crash": "killed by signal 9", "exception": "no"} {
+		p := newPair(t, 0, 1)
+		a, b := p.nodes[0], p.nodes[1]
+		a.driver(1)
+		a.shape(1, 5, map[string]any{"name": "f", "max_retries": 0})
+		x := a.idOf(1, 1)
+		a.frame(1, sdk.MsgSubmit, submit(x, 5, 1))
+		p.pump()
+		p.leaseAll(10)
+		b.startAll()
+		p.pump()
+		far := b.c.tasks[x]
+		if far == nil || far.worker() == nil {
+			t.Fatalf("%s: the other node does not run it: %+v", how, far)
+		}
+		w := far.worker().ID
+		p.breaks()
+		if how == "crash" {
+			b.c.Gone(b.now, w, "killed by signal 9")
+		} else {
+			b.frame(w, sdk.MsgResult, result(x, far.attempt, sdk.ResultRetry, sdk.AppendValue(nil, sdk.Failure, 1, nil, int64(len(no)), no)))
+		}
+		b.take()
+		p.heals()
+		p.leaseAll(20)
+		b.startAll()
+		p.pump()
+		if far = b.c.tasks[x]; far != nil && far.state == running {
+			t.Errorf("%s: it is run again", how)
+		}
+		a.frame(1, sdk.MsgGet, get(sdk.GetValue, x.With(1)))
+		a.take()
+		if got := a.objects(1)[x.With(1)]; !strings.Contains(got, want) {
+			t.Errorf("%s: got %q", how, got)
+		}
+	}
+}

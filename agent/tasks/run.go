@@ -428,7 +428,7 @@ func (c *Core) mayRetry(t *task, data []byte) {
 	case c.peerOf(t) != nil && t.isCall(): // as handOver, and it is asked for until it is accounted for
 		t.call.again = data
 		c.bounce(t)
-	case c.peerOf(t) != nil:
+	case c.peerCounts(t):
 		c.handOver(t, sdk.ResultRetry, data)
 	case t.retries != 0 && !t.cancel:
 		c.retry(t)
@@ -456,7 +456,7 @@ func (c *Core) interrupted(t *task, code, msg string) {
 		c.callLost(t, msg)
 	case t.cancel:
 		c.fails(t, c.cancelled(t))
-	case c.peerOf(t) != nil:
+	case c.peerCounts(t):
 		c.handOver(t, sdk.ResultGone, c.errorOf(code, msg, t))
 	case t.retries != 0:
 		c.retry(t)
