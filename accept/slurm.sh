@@ -146,6 +146,7 @@ if wants demo && rooted demo.hosts; then
 	nettest demo.firewall TestRootSlurmWall
 	nettest demo.power-off-and-cut TestRootSlurmLost
 	nettest demo.scancel TestRootSlurmScancel
+	nettest demo.head-not-reached TestRootSlurmHeadWall
 	nettest demo.two-users TestRootSlurmUsers
 	nettest demo.two-networks TestRootSlurmInterface
 	nettest demo.no-home TestRootSlurmHomeless

@@ -312,6 +312,12 @@ func (f *awayFront) take(ctx context.Context, st *session.Stream) bool {
 		return false
 	}
 	switch typ {
+	case wire.MsgHeadTry:
+		var at wire.HeadReady
+		if wire.Unmarshal(body, &at) == nil {
+			_ = st.WriteMsg(wire.MsgHeadTried, wire.HeadTried{Why: session.Reach(ctx, at.Addrs)})
+			_ = st.CloseWrite()
+		}
 	case wire.MsgHeadMoves:
 		var m wire.HeadMoves
 		if wire.Unmarshal(body, &m) == nil && m.Seat.Node != "" {

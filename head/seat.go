@@ -58,10 +58,13 @@ func (h *head) moveTo(e core.MoveHead) (gone bool, err error) {
 	c := h.nowConfig()
 	c.State, c.Dir, c.Seat, c.Away, c.Why, c.Silent, c.Front = h.state, "", e.Node, e.Node != "", e.Why, nil, h.front()
 	var ready wire.HeadReady
-	if err := askPlace(st, wire.MsgHeadTake, wire.HeadTake{Config: c}, wire.MsgHeadReady, &ready); err != nil {
+	if err := askPlace(st, takeBound, wire.MsgHeadTake, wire.HeadTake{Config: c}, wire.MsgHeadReady, &ready); err != nil {
 		return false, errs.Wrap(errs.Unknown, err, "%s", seatName(e.Node))
 	}
 	seat := wire.HeadSeat{Node: e.Node, Addrs: ready.Addrs, Front: c.Front}
+	if err := h.tryPlace(ctx, seat); err != nil {
+		return false, err
+	}
 	if err := h.halt(ctx); err != nil {
 		return false, err
 	}
@@ -79,7 +82,28 @@ func (h *head) moveTo(e core.MoveHead) (gone bool, err error) {
 	h.log.Info("the head moves", "to", seatName(e.Node), "why", e.Why, "addrs", ready.Addrs, "took", time.Since(began).Round(time.Millisecond))
 	h.gone.Store(true)
 	var none struct{}
-	return true, askPlace(st, wire.MsgHeadGo, struct{}{}, wire.MsgOK, &none)
+	return true, askPlace(st, takeBound, wire.MsgHeadGo, struct{}{}, wire.MsgOK, &none)
+}
+
+// tryPlace has the machine at home connect to where the head is to be: it would be taken home
+// again from where commands do not reach it. Where nobody is at home, nobody misses it yet.
+func (h *head) tryPlace(ctx context.Context, seat wire.HeadSeat) error {
+	if seat.Node == "" {
+		return nil
+	}
+	var tried wire.HeadTried
+	if r := h.remote(); r == nil {
+		tried.Why = session.Reach(ctx, seat.Addrs)
+	} else if st, err := r.Open(ctx); err == nil {
+		defer st.Close()
+		if err := askPlace(st, 2*session.ReachBound, wire.MsgHeadTry, wire.HeadReady{Addrs: seat.Addrs}, wire.MsgHeadTried, &tried); err != nil {
+			h.log.Info("nobody at home tries the place", "to", seatName(seat.Node), "err", err)
+		}
+	}
+	if tried.Why != "" {
+		return errs.New(errs.Unavailable, "the login node does not reach %s by TCP: %s", seatName(seat.Node), tried.Why)
+	}
+	return nil
 }
 
 // openPlace opens the stream on which the next place is asked.
@@ -101,8 +125,8 @@ func (h *head) openPlace(ctx context.Context, n wire.NodeID) (*session.Stream, e
 }
 
 // askPlace puts one question on a stream that goes on.
-func askPlace(st *session.Stream, typ uint16, msg any, want uint16, resp any) error {
-	_ = st.SetDeadline(time.Now().Add(takeBound))
+func askPlace(st *session.Stream, bound time.Duration, typ uint16, msg any, want uint16, resp any) error {
+	_ = st.SetDeadline(time.Now().Add(bound))
 	if err := st.WriteMsg(typ, msg); err != nil {
 		return err
 	}

@@ -7,16 +7,20 @@ package wire
 //	head                          the place
 //	MsgHeadTake{Config}      ->
 //	                         <-   MsgHeadReady{Addrs}: it listens; whoever comes waits
+//	(the broker's machine tries to connect there)
 //	(everybody is told; the journal is closed)
 //	MsgHeadGo                ->
 //	                         <-   MsgOK
 //
-// A stream that ends before MsgHeadGo undoes it. MsgHeadMoves on such a stream tells the
-// broker, as on the control stream an agent, where the head will be in a moment.
+// A stream that ends before MsgHeadGo undoes it. On such a stream to the broker MsgHeadTry
+// asks whether its machine connects to a place (answered by MsgHeadTried), and MsgHeadMoves tells it, as on the
+// control stream an agent, where the head will be in a moment.
 const (
 	MsgHeadTake  uint16 = 0x0801
 	MsgHeadReady uint16 = 0x0802
 	MsgHeadGo    uint16 = 0x0803
+	MsgHeadTry   uint16 = 0x0804 // head -> broker: HeadReady
+	MsgHeadTried uint16 = 0x0805
 	MsgHeadMoves uint16 = 0x021b // head -> agent, broker
 )
 
@@ -25,6 +29,9 @@ type HeadTake struct{ Config HeadConfig }
 
 // HeadReady says where it will be reached, best first.
 type HeadReady struct{ Addrs []string }
+
+// HeadTried says why a place is not reached; "" = it is.
+type HeadTried struct{ Why string }
 
 // HeadMoves tells where the head goes.
 type HeadMoves struct{ Seat HeadSeat }

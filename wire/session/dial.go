@@ -42,6 +42,26 @@ func Dial(ctx context.Context, addrs []string, cfg Config, want secure.Role) (*S
 	})
 }
 
+// ReachBound is how long Reach tries each address.
+const ReachBound = 3 * time.Second
+
+// Reach connects to one of addrs and no more; it says why it cannot, "" = it can.
+func Reach(ctx context.Context, addrs []string) string {
+	cfg := Config{Handshake: ReachBound}.withDefaults()
+	conn, err := dialFirst(ctx, addrs, cfg, func(ctx context.Context, addr string) (net.Conn, error) {
+		conn, err := connect(ctx, addr)
+		if err != nil {
+			return nil, dialErr(err, addr)
+		}
+		return conn, nil
+	})
+	if err != nil {
+		return errs.Line(err)
+	}
+	_ = conn.Close()
+	return ""
+}
+
 // expects refuses another peer than the one that is wanted.
 func (c *Config) expects(h hello, where string) error {
 	if c.PeerName == "" || h.Body.Name == c.PeerName {
