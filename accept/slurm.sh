@@ -50,6 +50,7 @@ if wants lost; then
 	gotest lost.nodes ./backends/slurm '^TestLostNodes$'
 	gotest lost.prolog ./backends/slurm '^TestPrologFails$'
 	gotest lost.no-slurm ./backends/slurm '^TestNoSlurm$'
+	gotest lost.said ./backends/slurm '^TestComplains$'
 fi
 
 # ---------------------------------------------------------------- what people and sites do to jobs

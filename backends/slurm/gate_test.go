@@ -218,6 +218,13 @@ func TestComplains(t *testing.T) {
 	if got := r.complains(); !strings.Contains(got, "Slurm job 7 says: ") || !strings.Contains(got, "/a b/launcher: No such file") || !strings.Contains(got, "shared_home = false") {
 		t.Errorf("of a node without the binary: %q", got)
 	}
+	said = "srun: odd\nerror: node b-1 on h2: it is broken\nhint: mend it\nsrun: error: h2: task 1: Exited with exit code 125\n"
+	if err := os.WriteFile(r.path(logExt), []byte(said), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := r.complains(), "Slurm job 7 says: error: node b-1 on h2: it is broken; hint: mend it"; got != want {
+		t.Errorf("%q, wanted %q", got, want)
+	}
 }
 
 // Connections that show nothing are bounded in number, and do not keep others out.

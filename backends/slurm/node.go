@@ -85,7 +85,7 @@ func Node(ctx context.Context, file, socket string, say io.Writer, start func(ct
 		if tail := lastLines(filepath.Join(cfg.Dir, "agent.log")); tail != "" {
 			fmt.Fprintf(say, "node %s on %s, the end of its log:\n%s\n", cfg.Node, ownHost(), tail)
 		}
-		return errs.Wrap(errs.Unknown, err, "node %s on %s", cfg.Node, ownHost())
+		return errs.New(errs.KindOf(err), "node %s on %s: %v", cfg.Node, ownHost(), err) // the log that its hint names is gone with the node
 	}
 	return nil
 }

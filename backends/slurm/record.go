@@ -168,12 +168,16 @@ func (r record) lastLine() string {
 	var said string
 	for line := range strings.Lines(string(buf[:n])) {
 		line = strings.TrimSpace(line)
+		if strings.HasPrefix(line, "hint:") && strings.HasPrefix(said, "error:") {
+			said += "; " + line
+			continue
+		}
 		// What Slurm says of a step that failed follows what failed.
 		if line != "" && !strings.HasPrefix(line, "srun:") && !strings.HasPrefix(line, "slurmstepd:") || said == "" {
 			said = line
 		}
 	}
-	return strings.ToValidUTF8(said[:min(len(said), 300)], "?")
+	return strings.ToValidUTF8(said[:min(len(said), 600)], "?")
 }
 
 // complains is what a job that runs has printed, with what to do about it: while all is
