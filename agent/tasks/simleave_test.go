@@ -86,7 +86,6 @@ func TestProgramsThatAreLeft(t *testing.T) {
 	for _, k := range []struct {
 		name string
 		faults
-		cutting int
 	}{
 		{name: "peace"},
 		{name: "workers die", faults: faults{crash: 1}},
@@ -100,7 +99,6 @@ func TestProgramsThatAreLeft(t *testing.T) {
 					for _, s := range p.nodes {
 						s.faults = k.faults
 					}
-					p.cutting = k.cutting
 					a := p.nodes[0]
 					over := []func() bool{a.program(a.driver("a"), 6, 4), a.program(a.driver("b"), 6, 4)}
 					for n, after := 0, 300+p.rng.IntN(4000); len(over) > 0; n++ {
