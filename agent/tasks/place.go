@@ -257,9 +257,10 @@ func (l *level) free() bool {
 	return w.up && !w.ending && !w.spent && w.actor == nil && !w.asked && !w.handed && !w.deaf && !l.blocked && w.away == 0 && len(w.levels) == 1
 }
 
-// depth is how many tasks of a shape a worker is given at a time.
+// depth is how many tasks of a shape a worker is given at a time. Of several it is not known
+// which have begun when the worker dies: those that may not begin again come one by one.
 func (s *shape) depth() int {
-	if s.mean == 0 || s.mean >= float64(shortTask) || s.calls > 0 || s.actor != nil {
+	if s.mean == 0 || s.mean >= float64(shortTask) || s.calls > 0 || s.actor != nil || s.retries == 0 {
 		return 1
 	}
 	return int(min(float64(maxAhead), max(2, float64(sendAhead)/s.mean)))

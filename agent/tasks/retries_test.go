@@ -95,3 +95,26 @@ func TestNoRetryElsewhere(t *testing.T) {
 		}
 	}
 }
+
+// TestOneByOne: of tasks that were sent ahead of a worker nobody knows, when it dies, which it
+// has begun or even ended: those that may not run again are not sent ahead.
+func TestOneByOne(t *testing.T) {
+	for retries, want := range map[int]bool{0: false, 1: true} {
+		w := newDesk(t, 1)
+		w.driver(1)
+		w.shape(1, 5, map[string]any{"name": "f", "max_retries": retries})
+		first := taskOf(1, 1)
+		for n := range uint64(10) {
+			w.frame(1, sdk.MsgSubmit, submit(taskOf(1, n+1), 5, 1))
+		}
+		w.take()
+		worker := w.starts[0].ID
+		w.startAll()
+		w.execs(worker)
+		w.frame(worker, sdk.MsgResult, result(first, 1, 0, inline("quick")))
+		w.take()
+		if xs, _ := w.execs(worker); len(xs) == 0 || len(xs) > 1 != want {
+			t.Errorf("with %d retries %d tasks are given to the worker at a time", retries, len(xs))
+		}
+	}
+}
