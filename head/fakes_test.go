@@ -267,6 +267,7 @@ type agent struct {
 	runs    map[wire.Try]int
 	kick    chan struct{}
 	conns   int
+	session *session.Session // the newest
 }
 
 func newAgent(c *cluster, n wire.NodeID, epoch wire.Epoch, r backends.Request) *agent {
@@ -323,6 +324,7 @@ func (a *agent) once(ctx context.Context) error {
 		h.Tries = append(h.Tries, wire.TryState{Try: t, Running: true})
 	}
 	a.conns++
+	a.session = s
 	a.mu.Unlock()
 	if err := st.WriteMsg(wire.MsgHello, h); err != nil {
 		return err

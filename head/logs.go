@@ -143,7 +143,7 @@ func (l *logKeeper) serve(ctx context.Context, s *session.Session, st *session.S
 		}
 		if errs.Is(err, errs.Invalid) {
 			// A gap. The agent learns what is safe and begins there on another stream.
-			if safe, err2 := l.w.Safe(b.Job, b.Node, b.Epoch); err2 == nil {
+			if safe, err2 := l.w.Safe(b.Job, b.Node, b.Epoch); err2 == nil && l.h.journal.Check() == nil {
 				_ = st.SetWriteDeadline(time.Now().Add(ackBound))
 				_ = st.WriteMsg(wire.MsgLogAck, wire.LogAck{Job: b.Job, To: safe})
 			}

@@ -154,7 +154,11 @@ func serveCluster(ctx context.Context, o Options) (err error) {
 		return err
 	}
 	defer h.joins.close()
-	if h.record, err = record.NewWriter(h.state, record.Options{Log: o.Log, Term: h.config.Term, Apart: h.config.Roam != ""}); err != nil {
+	opts := record.Options{Log: o.Log, Term: h.config.Term}
+	if h.config.Roam != "" {
+		opts.Claim = h.journal.Check
+	}
+	if h.record, err = record.NewWriter(h.state, opts); err != nil {
 		return err
 	}
 	defer func() {

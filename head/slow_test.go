@@ -6,6 +6,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/klauspost/compress/zstd"
+
 	"launcher/head/journal"
 	"launcher/internal/errs"
 	"launcher/wire"
@@ -76,6 +78,8 @@ func TestReplacedWhileIdle(t *testing.T) {
 // replaced it is not acknowledged; the next one has looked already at what there is.
 func TestReplacedTakesNoOutput(t *testing.T) {
 	c := newCluster(t, 1)
+	c.configure(wire.HeadConfig{Name: "test", Dir: c.dir, SpecPath: "/spec.toml", SpecText: "version = 1\n", Roam: "p",
+		Pools: []wire.Pool{{Name: "p", Backend: "fake", Min: 1, Max: 1}}})
 	c.opts = func(o *Options) { o.checkEvery = time.Hour }
 	c.hold = true
 	c.start()
@@ -97,7 +101,8 @@ func TestReplacedTakesNoOutput(t *testing.T) {
 	a.mu.Lock()
 	a.refused = nil
 	b := wire.LogFrame{Stream: 1, Length: 5, Attempt: 1, Time: 1}.Append(a.spool[1])
-	a.spool[1] = append(b, "more\n"...)
+	b = append(b, "more\n"...)
+	a.spool[1] = b
 	a.mu.Unlock()
 	a.poke()
 	within(t, "the output is refused", func() bool {
@@ -107,5 +112,26 @@ func TestReplacedTakesNoOutput(t *testing.T) {
 	})
 	if acked() != had {
 		t.Errorf("%d bytes are acknowledged, %d were before", acked(), had)
+	}
+	// Nor is it when an agent asks where to go on.
+	a.mu.Lock()
+	con := a.session
+	a.mu.Unlock()
+	st, err := con.Open(bounded(t), wire.StreamLogs)
+	if err != nil {
+		t.Fatal(err)
+	}
+	enc, _ := zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1))
+	gap := wire.LogBatch{Job: 1, Node: a.node, Epoch: a.epoch, From: had + 1000, To: had + int64(1000+len(b)), Zstd: enc.EncodeAll(b, nil)}
+	if err := st.WriteMsg(wire.MsgLogBatch, gap); err != nil {
+		t.Fatal(err)
+	}
+	var m wire.LogAck
+	if typ, body, err := st.ReadMsg(); err == nil && typ == wire.MsgLogAck && wire.Unmarshal(body, &m) == nil && m.To > had {
+		t.Errorf("%d bytes are acknowledged after a gap, %d were before", m.To, had)
+	}
+	// What it has not opened yet is the other one's.
+	if _, err := c.head.record.Have(2, a.node, a.epoch); !errs.Is(err, errs.Fenced) {
+		t.Errorf("it opens output of another job: %v", err)
 	}
 }

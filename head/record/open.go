@@ -25,6 +25,9 @@ func (w *Writer) output(job wire.JobID) (*output, error) {
 	if job == 0 {
 		return nil, errs.New(errs.Invalid, "job 0 has no output")
 	}
+	if err := w.claim(); err != nil {
+		return nil, err
+	}
 	o := &output{job: job, dir: JobDir(w.dir, job), numbers: map[nodeKey]uint32{}, changed: make(chan struct{})}
 	if err := os.MkdirAll(o.dir, 0o700); err != nil {
 		return nil, diskError(err, "cannot write output of job %d", job)
@@ -35,7 +38,7 @@ func (w *Writer) output(job wire.JobID) (*output, error) {
 	}
 	for i, n := range segs {
 		last := i == len(segs)-1
-		cut, err := o.load(n, last, last && w.opts.Apart && !w.own[job])
+		cut, err := w.load(o, n, last, last && w.opts.Claim != nil && !w.own[job])
 		if err != nil {
 			return nil, err
 		}
@@ -47,13 +50,21 @@ func (w *Writer) output(job wire.JobID) (*output, error) {
 	return o, nil
 }
 
+// claim says why this writer may not open files any more.
+func (w *Writer) claim() error {
+	if w.opts.Claim == nil {
+		return nil
+	}
+	return w.opts.Claim()
+}
+
 // errClosed is what a Writer says that was closed: another one may be at it.
 var errClosed = errs.New(errs.Unavailable, "the record is closed")
 
 // load reads the headers of segment n; the last one is left open for appending, less a
 // torn tail: what is behind the last good block was never acknowledged. With apart that is a
 // copy, which takes its name.
-func (o *output) load(n int, last, apart bool) (cut int64, err error) {
+func (w *Writer) load(o *output, n int, last, apart bool) (cut int64, err error) {
 	flag := os.O_RDONLY
 	if last {
 		flag = os.O_RDWR
@@ -93,9 +104,11 @@ func (o *output) load(n int, last, apart bool) (cut int64, err error) {
 		return 0, f.Close()
 	}
 	if apart {
-		g, err := copied(f, s.good)
+		g, err := copied(f, s.good, w.opts.Claim)
 		_ = f.Close()
-		if err != nil {
+		if errs.Is(err, errs.Fenced) {
+			return 0, err
+		} else if err != nil {
 			return 0, diskError(err, "cannot take over %s", f.Name())
 		}
 		o.f, o.size, o.synced = g, s.good, s.good
@@ -115,14 +128,17 @@ func (o *output) load(n int, last, apart bool) (cut int64, err error) {
 }
 
 // copied puts a copy of a file's first n bytes in its place. Whoever has the file open
-// writes where nobody looks from then on.
-func copied(f *os.File, n int64) (*os.File, error) {
+// writes where nobody looks from then on. It may take a while: claim is asked when it is made.
+func copied(f *os.File, n int64, claim func() error) (*os.File, error) {
 	g, err := os.CreateTemp(filepath.Dir(f.Name()), filepath.Base(f.Name())+".tmp*")
 	if err != nil {
 		return nil, err
 	}
-	if _, err = io.Copy(g, io.NewSectionReader(f, 0, n)); err == nil {
+	if _, err = io.CopyN(g, io.NewSectionReader(f, 0, n), n); err == nil {
 		err = g.Sync()
+	}
+	if err == nil {
+		err = claim()
 	}
 	if err == nil {
 		err = os.Rename(g.Name(), f.Name())

@@ -33,9 +33,11 @@ type Options struct {
 	// was on. Offsets of output begin above those of earlier terms, so that who has read up
 	// to one of them goes on with what there is now.
 	Term uint64
-	// Apart says that the writer before this one may live yet, on another machine that sees
-	// dir. The files that it has open stay its own: output goes on in copies of them.
-	Apart bool
+	// Claim, where the writers before and after this one may live at the same time, on other
+	// machines that see dir, says whether dir is this one's yet. The files that the writer
+	// before has open stay its own: output goes on in copies of them. One that dir is taken
+	// from neither opens nor makes any more.
+	Claim func() error
 }
 
 // Writer writes a cluster's record. There is one, in the head. Its methods may be called
@@ -256,6 +258,9 @@ func (o *output) path() string { return segmentPath(o.dir, o.n) }
 // write appends buf to the last segment; after an error none of it is there.
 func (w *Writer) write(o *output, buf []byte) error {
 	if o.f == nil {
+		if err := w.claim(); err != nil {
+			return err
+		}
 		f, err := os.OpenFile(o.path(), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 		if err != nil {
 			return diskError(err, "cannot write output")
