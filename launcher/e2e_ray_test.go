@@ -59,7 +59,7 @@ func TestAsRay(t *testing.T) {
 		h.Write(name, string(text))
 	}
 	for _, program := range []string{"from_ray_program.py", "ray_util_program.py"} {
-		if out := h.OK("run", "--as-ray", "--time", "2m", "--", "python", program); !strings.HasSuffix(out, "all well\n") {
+		if out := h.OK("run", "--as-ray", "--time", "3m", "--", "python", program); !strings.HasSuffix(out, "all well\n") {
 			t.Error(out)
 		}
 	}

@@ -471,4 +471,4 @@ class Agent:
         self.listener.close()
         if self.template is not None:
             self.template.close()
-            self.process.wait(10)
+            self.process.wait(60)

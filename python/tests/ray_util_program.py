@@ -33,21 +33,32 @@ class Worker:
     def double(self, x):
         return 2 * x
 
-    def slow(self, x):
-        time.sleep(x)  # sleep: it is what is slow
+    def held(self, x, gate):
+        held(gate)
         return x
+
+
+def held(gate):
+    while not os.path.exists(gate):
+        time.sleep(0.01)  # sleep: until it may go on
+
+
+def opened(gate):
+    open(gate, "w").close()
 
 
 def actor_pool():
     p = ActorPool([Worker.remote(), Worker.remote()])
-    double, slow = (lambda a, v: a.double.remote(v)), (lambda a, v: a.slow.remote(v))
+    double, slow = (lambda a, v: a.double.remote(v)), (lambda a, v: a.held.remote(*v))
     assert list(p.map(double, range(10))) == [2 * i for i in range(10)]
     assert sorted(p.map_unordered(double, range(10))) == [2 * i for i in range(10)]
-    for x in (0.8, 0.0, 0.01):
-        p.submit(slow, x)
+    for v in (0, "gate-0"), (1, "/"), (2, "/"):
+        p.submit(slow, v)
     assert not p.has_free() and p.pop_idle() is None
     raises(TimeoutError, lambda: p.get_next(timeout=0.001))
-    assert [p.get_next_unordered() for _ in range(3)] == [0.0, 0.01, 0.8]
+    assert [p.get_next_unordered() for _ in range(2)] == [1, 2]
+    opened("gate-0")
+    assert p.get_next_unordered() == 0
     assert not p.has_next() and p.has_free()
     raises(StopIteration, p.get_next)
     a = p.pop_idle()
@@ -55,8 +66,9 @@ def actor_pool():
     raises(ValueError, lambda: p.push(a))
     p.submit(double, 4)
     assert p.get_next() == 8
-    p.submit(slow, 0.5)
+    p.submit(slow, (3, "gate-3"))
     raises(TimeoutError, lambda: p.get_next(timeout=0.001, ignore_if_timedout=True))
+    opened("gate-3")
     assert not p.has_next()
 
 
@@ -128,13 +140,15 @@ def pool():
                 out.append("three")
         assert out == [0, 1, 2, "three", 4], out
         raises(StopIteration, lambda: next(it))
-        r = p.apply_async(time.sleep, (2,))
+        r = p.apply_async(held, ("gate-pool",))
         raises(PoolTimeout, lambda: r.get(0.01))
         raises(ValueError, r.successful)
+        opened("gate-pool")
         r.wait()
         assert r.ready()
-        it = p.imap(time.sleep, [2])
+        it = p.imap(held, ["gate-imap"])
         raises(PoolTimeout, lambda: it.next(timeout=0.01))
+        opened("gate-imap")
         assert it.next(timeout=60) is None
     p = Pool(2, maxtasksperchild=1)
     assert len(set(p.map(lambda _: os.getpid(), range(6), chunksize=1))) == 6

@@ -16,6 +16,16 @@ import launcher
 from launcher import exceptions
 
 
+def meet(folder, me, n):
+    """Stay until n are here."""
+    open(os.path.join(folder, str(me)), "w").close()
+    end = time.monotonic() + 60
+    while len(os.listdir(folder)) < n:
+        if time.monotonic() > end:
+            raise TimeoutError(f"{os.listdir(folder)} of {n} came")
+        time.sleep(0.01)
+
+
 class Local:
     """A class of the test's own."""
 

@@ -31,7 +31,7 @@ except channel.RayChannelError as e:
 @unittest.skipUnless(channel.usable(), "SKIP: no channels on this machine")
 class ChannelTest(unittest.TestCase):
     def setUp(self):
-        late = threading.Timer(60, os.kill, (os.getpid(), signal.SIGABRT))
+        late = threading.Timer(240, os.kill, (os.getpid(), signal.SIGABRT))
         late.daemon = True
         late.start()
         self.addCleanup(late.cancel)
@@ -52,8 +52,8 @@ class ChannelTest(unittest.TestCase):
         _, writer, reader = self.echo(size=1 << 16)
         sent = [0, None, "a" * 100, {"a": [1, (2, 3)]}, lambda: 7, np.arange(100), np.arange(1 << 16), np.arange(1 << 18), np.arange(10), b"x" * 200000, list(range(100000))]
         for v in sent * 3:  # what is larger than a slot has memory of its own
-            writer.write(v, timeout=30)
-            got = reader.read(timeout=30)
+            writer.write(v, timeout=120)
+            got = reader.read(timeout=120)
             if callable(v):
                 self.assertEqual(got(), 7)
             elif isinstance(v, np.ndarray):
@@ -71,8 +71,8 @@ class ChannelTest(unittest.TestCase):
             w.write(np.ones(10), timeout=0.05)
         self.assertEqual(a.sum(), 0)
         r.release()
-        w.write(np.ones(10), timeout=5)
-        self.assertEqual(r.read(5).sum(), 10)
+        w.write(np.ones(10), timeout=60)
+        self.assertEqual(r.read(60).sum(), 10)
         w.close()
         del a
 
@@ -83,13 +83,13 @@ class ChannelTest(unittest.TestCase):
 
         def read(i):
             for _ in range(500):
-                got[i].append(readers[i].read(30))
+                got[i].append(readers[i].read(120))
 
         threads = [threading.Thread(target=read, args=(i,)) for i in range(3)]
         for t in threads:
             t.start()
         for i in range(500):
-            w.write(i, timeout=30)
+            w.write(i, timeout=120)
         for t in threads:
             t.join()
         self.assertEqual(got, [list(range(500))] * 3)
@@ -100,8 +100,8 @@ class ChannelTest(unittest.TestCase):
             c.words[channel._party(party)] = 0xFFFFFFFE
         w, r = c.writer(), c.reader()
         for i in range(6):
-            w.write(i, timeout=5)
-            self.assertEqual(r.read(5), i)
+            w.write(i, timeout=60)
+            self.assertEqual(r.read(60), i)
 
     def test_close(self):
         c = channel.create()
@@ -116,16 +116,16 @@ class ChannelTest(unittest.TestCase):
     def test_close_wakes(self):
         child, writer, reader = self.echo()
         writer.write(1)
-        self.assertEqual(reader.read(10), 1)
+        self.assertEqual(reader.read(60), 1)
         writer.close()
         self.assertIn(b"closed", child.stdout.readline())
-        self.assertEqual(child.wait(30), 0)
+        self.assertEqual(child.wait(60), 0)
 
     def test_death(self):
         for word in ("read", "write"):
             child, writer, reader = self.echo(slots=1)
             writer.write(1)
-            self.assertEqual(reader.read(10), 1)
+            self.assertEqual(reader.read(60), 1)
             child.kill()  # a zombie, as nobody waits for it yet
             with self.assertRaisesRegex(exceptions.RayChannelError, "gone"):
                 while True:
@@ -153,7 +153,7 @@ class ChannelTest(unittest.TestCase):
         data = _serial.task_failed(ValueError("no"), "f", "n", 1)
         w.put(channel.ERROR, _serial.Encoded(_serial.FORM_PLAIN, len(data), data, [], []))
         with self.assertRaisesRegex(ValueError, "no"):
-            r.read(5)
+            r.read(60)
 
 
 if __name__ == "__main__":

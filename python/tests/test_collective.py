@@ -24,7 +24,7 @@ from launcher import _group_memory as memory  # noqa: E402
 from launcher import collective  # noqa: E402
 
 
-def make_memory(n, timeout=10.0, rnd=8192, small=1024, arena=4 << 20, spin=0):
+def make_memory(n, timeout=60.0, rnd=8192, small=1024, arena=4 << 20, spin=0):
     """A memory as docs/collectives.md describes it, for n ranks on one node."""
     page = 4096
 

@@ -48,9 +48,9 @@ def stages(*steps):
         def end(self, x):
             os._exit(1)
 
-        def sleep(self, x):
-            time.sleep(x)  # sleep: how long the call takes is what is tested
-            return x
+        def held(self, x):
+            with open(self.step) as f:
+                return x + len(f.read())
 
     return [Stage.remote(s) for s in steps]
 
@@ -65,7 +65,7 @@ class Graphs(test_tasks.Cluster):
         compiled = line.experimental_compile()
         self.assertEqual([launcher.get(compiled.execute(i)) for i in range(5)], [11, 12, 13, 14, 15])
         refs = [compiled.execute(i) for i in range(5)]
-        self.assertEqual(launcher.get(refs[::-1], timeout=30), [15, 14, 13, 12, 11])
+        self.assertEqual(launcher.get(refs[::-1], timeout=60), [15, 14, 13, 12, 11])
         with self.assertRaisesRegex(ValueError, "once"):
             launcher.get(refs[0])
         big = np.ones(1 << 18)
@@ -176,14 +176,18 @@ class Graphs(test_tasks.Cluster):
 
 class OverChannels(Graphs):
     def test_shared(self):
-        a, b = stages(1, 10)
+        fifo = os.path.join(self.dir.name, "held")
+        os.mkfifo(fifo)
+        a, b = stages(fifo, 10)
         with InputNode() as x:
-            compiled = MultiOutputNode([a.sleep.bind(x), b.add.bind(x)]).experimental_compile()
+            compiled = MultiOutputNode([a.held.bind(x), b.add.bind(x)]).experimental_compile()
         self.assertTrue(compiled._shared)
         first, second = compiled.execute(2)
         with self.assertRaises(exceptions.RayChannelTimeoutError):
             launcher.get(first, timeout=0.01)
-        self.assertEqual(launcher.get([first, second]), [2, 12])
+        with open(fifo, "w") as f:
+            f.write("go")
+        self.assertEqual(launcher.get([first, second]), [4, 12])
         before = len(os.listdir("/proc/self/fd"))
         compiled.teardown()
         del compiled, first, second

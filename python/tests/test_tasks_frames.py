@@ -18,7 +18,7 @@ MANY = 2 * _frames.INLINE_SUM // _frames.INLINE_MAX
 
 
 class FramesTest(task_cases.Connected, unittest.TestCase):
-    bound = 60
+    bound = 240
 
     @classmethod
     def setUpClass(cls):

@@ -29,7 +29,7 @@ Local = task_cases.Local
 class Case(task_cases.Connected, unittest.TestCase):
     """With an agent; the class's workers are started once."""
 
-    bound = 60
+    bound = 240
     workers = 0
 
     @classmethod
@@ -345,14 +345,14 @@ class ObjectTest(Case):
     def test_agent_that_says_nonsense(self):
         self.driver().sock.sendall(b"\xff" * 100)
         with self.assertRaises(launcher.Error):
-            _client.current().ask("sync", timeout=5)
+            _client.current().ask("sync", timeout=60)
         with self.assertRaises(launcher.Error):
             launcher.put(1)
 
     def test_error_frame(self):
         self.driver().send(_frames.ERROR, _pack.pack([7, "not allowed", ["ask"]]))
         with self.assertRaises(launcher.Error) as c:
-            _client.current().ask("sync", timeout=5)
+            _client.current().ask("sync", timeout=60)
         self.assertEqual((c.exception.kind, c.exception.hints), ("permission", ["ask"]))
 
     def test_what_there_is(self):
@@ -448,12 +448,13 @@ class TaskTest(task_cases.Tasks, Case):
         import random
 
         @launcher.remote
-        def draw():
-            time.sleep(0.05)
+        def draw(i, d):
+            task_cases.meet(d, i, 2)
             return os.getpid(), random.random(), float(np.random.rand()), os.getsid(0) == os.getpid(), os.getppid()
 
-        got = {p: rest for p, *rest in launcher.get([draw.remote() for _ in range(20)])}
-        self.assertGreater(len(got), 1)
+        with tempfile.TemporaryDirectory() as d:
+            got = {p: rest for p, *rest in launcher.get([draw.remote(i, d) for i in range(2)])}
+        self.assertEqual(len(got), 2)
         self.assertEqual(len({r[0] for r in got.values()}), len(got))
         self.assertEqual(len({r[1] for r in got.values()}), len(got))
         self.assertTrue(all(r[2] for r in got.values()))
@@ -486,7 +487,7 @@ class TaskTest(task_cases.Tasks, Case):
                 os.unlink(os.path.join(d, "began"))
                 launcher.cancel(r)
                 with self.assertRaises(exceptions.TaskCancelledError):
-                    launcher.get(r, timeout=20)
+                    launcher.get(r, timeout=60)
 
         @launcher.remote
         def waits():
@@ -496,7 +497,7 @@ class TaskTest(task_cases.Tasks, Case):
         time.sleep(0.3)
         launcher.cancel(r)
         with self.assertRaises(exceptions.TaskCancelledError):
-            launcher.get(r, timeout=20)
+            launcher.get(r, timeout=60)
         for w in list(self.agent.conns.values()):
             if w.kind == 2 and w.running:
                 os.kill(w.pid, signal.SIGKILL)

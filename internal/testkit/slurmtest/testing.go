@@ -45,7 +45,7 @@ func Whole(t testing.TB) {
 // OK runs a client command that must work.
 func (c *Cluster) OK(t testing.TB, name string, args ...string) string {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
 	defer cancel()
 	out, err := c.Run(ctx, name, args...)
 	if err != nil {
