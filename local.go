@@ -9,7 +9,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"time"
 
 	"launcher/internal/errs"
 	"launcher/internal/sockpath"
@@ -21,7 +20,7 @@ func findAgent(ctx context.Context) (at string, stop func(), err error) {
 	if at := os.Getenv("LAUNCHER_SOCKET"); at != "" {
 		return at, func() {}, nil
 	}
-	found, err := clustersUp(ctx)
+	found, err := clustersUp()
 	if err != nil {
 		return "", nil, err
 	}
@@ -49,7 +48,7 @@ func findAgent(ctx context.Context) (at string, stop func(), err error) {
 }
 
 // clustersUp finds the clusters that have a node on this machine, and a socket of each.
-func clustersUp(ctx context.Context) (map[string]string, error) {
+func clustersUp() (map[string]string, error) {
 	home := os.Getenv("LAUNCHER_HOME")
 	if home == "" {
 		dir, err := os.UserHomeDir()
@@ -65,12 +64,7 @@ func clustersUp(ctx context.Context) (map[string]string, error) {
 		if up[name] != "" || strings.HasPrefix(name, ".") {
 			continue
 		}
-		at := filepath.Join(node, "agent.sock")
-		ctx, cancel := context.WithTimeout(ctx, time.Second)
-		conn, err := sockpath.Dial(ctx, at)
-		cancel()
-		if err == nil {
-			conn.Close()
+		if at := filepath.Join(node, "agent.sock"); sockpath.Answers(at) {
 			up[name] = at
 		}
 	}

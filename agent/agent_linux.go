@@ -332,8 +332,6 @@ const noticeGrace = 5 * time.Second
 
 // farewell removes what the node leaves behind and ends the supervisor.
 func (a *agent) farewell(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
-	defer cancel()
 	a.log.Info("leaving", "why", a.why)
 	names := leftover
 	if !a.ship.complete() {
@@ -345,6 +343,8 @@ func (a *agent) farewell(ctx context.Context) error {
 			a.log.Warn("cannot remove what the node leaves behind", "err", err)
 		}
 	}
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second) // that may have taken long
+	defer cancel()
 	if err := a.super.Farewell(ctx, a.why); err != nil {
 		a.log.Warn("the supervisor did not take the farewell", "err", err)
 	}

@@ -74,10 +74,7 @@ func recordsBelow(h string, private bool) ([]clusterDir, error) {
 // answers reports whether a head listens for this state directory: here, or on another
 // machine that sees the directory too.
 func answers(dir string) bool {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
-	defer cancel()
-	if c, err := sockpath.Dial(ctx, filepath.Join(dir, "head.sock")); err == nil {
-		_ = c.Close()
+	if sockpath.Answers(filepath.Join(dir, "head.sock")) {
 		return true
 	}
 	f, err := broker.ReadClusterFile(dir)
@@ -87,6 +84,8 @@ func answers(dir string) bool {
 	if host, err := os.Hostname(); err != nil || host == f.Host {
 		return false
 	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
 	var d net.Dialer
 	for _, addr := range f.Addrs {
 		if c, err := d.DialContext(ctx, "tcp", addr); err == nil {

@@ -16,7 +16,6 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
-	"time"
 
 	"launcher/internal/errs"
 )
@@ -36,8 +35,7 @@ func Listen(path string) (*net.UnixListener, error) {
 	if err != nil {
 		return nil, err
 	}
-	if c, err := net.DialTimeout("unix", at, time.Second); err == nil {
-		_ = c.Close()
+	if answers(at) {
 		return nil, errs.New(errs.Exists, "%s: another process answers there", path)
 	}
 	if err := os.Remove(at); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -53,6 +51,22 @@ func Listen(path string) (*net.UnixListener, error) {
 		return nil, errs.Wrap(errs.Permission, err, "cannot listen on %s", path)
 	}
 	return l, nil
+}
+
+// Answers reports whether a process listens at path, one that is stopped or slow too:
+// nothing is waited for.
+func Answers(path string) bool {
+	at, err := Find(path)
+	return err == nil && answers(at)
+}
+
+func answers(at string) bool {
+	c, err := net.Dial("unix", at)
+	if err != nil {
+		return errors.Is(err, syscall.EAGAIN) // its queue of callers is full
+	}
+	_ = c.Close()
+	return true
 }
 
 // Dial connects to the socket that Listen made for path.
