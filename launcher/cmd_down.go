@@ -152,7 +152,10 @@ func (a *app) takeDown(ctx context.Context, t target, o downOptions) error {
 		o.grace = defaultGrace
 	}
 	var herr error
-	if !answers(t.dir) && (crashed(t.dir) || leftBehind(t) != nil) {
+	switch {
+	case answers(t.dir): // it may have come up since t was found
+		t.up = true
+	case crashed(t.dir) || leftBehind(t) != nil:
 		t.up, herr = a.revive(ctx, t)
 	}
 	if t.up {

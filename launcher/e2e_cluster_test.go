@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"crypto/tls"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -351,4 +352,21 @@ func TestDrain(t *testing.T) {
 		t.Errorf("what ran on a drained node: %s", res)
 	}
 	h.Fails(125, []string{"local-7"}, "drain", "local-7")
+}
+
+// TestDownOfWhatCameUp: down asks a head that was not there yet when it looked for the cluster.
+func TestDownOfWhatCameUp(t *testing.T) {
+	h := lab(t)
+	t.Setenv("LAUNCHER_HOME", h.Dir)
+	was, err := named("lab")
+	if err != nil || !was.up {
+		t.Fatalf("%+v, %v", was, err)
+	}
+	was.up = false
+	if err := newApp(strings.NewReader(""), io.Discard, io.Discard).takeDown(t.Context(), was, downOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if !wentDown(was.dir) {
+		t.Error("its processes were ended, and it was not told")
+	}
 }
