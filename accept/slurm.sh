@@ -112,6 +112,7 @@ if wants head; then
 	gotest head.moves ./launcher '^TestHeadMoves$'
 	gotest head.allocations ./launcher '^TestSlurmHeadMoves$'
 	gotest head.lost ./launcher '^TestHeadNodeLost$'
+	gotest head.front-killed ./launcher '^TestSlurmHeadFront$'
 	gotest head.suspended ./launcher '^TestSlurmHeadSuspended$'
 	gotest head.woken-writes ./head/record '^TestApart$'
 	gotest head.woken-acknowledges ./head '^TestReplaced'
@@ -147,6 +148,7 @@ if wants demo && rooted demo.hosts; then
 	nettest demo.firewall TestRootSlurmWall
 	nettest demo.power-off-and-cut TestRootSlurmLost
 	nettest demo.scancel TestRootSlurmScancel
+	nettest demo.head-power-off TestRootSlurmHeadLost
 	nettest demo.head-not-reached TestRootSlurmHeadWall
 	nettest demo.two-users TestRootSlurmUsers
 	nettest demo.two-networks TestRootSlurmInterface

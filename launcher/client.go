@@ -126,13 +126,20 @@ func answer(st *session.Stream, resp any) error {
 func (c *client) call(ctx context.Context, typ uint16, req, resp any) error {
 	ctx, cancel := context.WithTimeout(ctx, callBound)
 	defer cancel()
-	for began := time.Now(); ; {
+	var failed time.Time
+	for {
 		err := c.callOnce(ctx, typ, req, resp)
-		if !errs.Is(err, errs.Unavailable) || c.target.inside || !headMoves(c.target.dir) || time.Since(began) > moveAgain {
+		if !errs.Is(err, errs.Unavailable) || c.target.inside || !headMoves(c.target.dir) {
+			return err
+		}
+		if failed.IsZero() { // that the head is lost shows in its silence, for some seconds
+			failed = time.Now()
+		}
+		if time.Since(failed) > moveAgain {
 			return err
 		}
 		select {
-		case <-time.After(pauseAfter(began)):
+		case <-time.After(pauseAfter(failed)):
 		case <-ctx.Done():
 			return err
 		}

@@ -2,12 +2,17 @@ package main
 
 import (
 	"fmt"
+	"os"
 	"os/exec"
+	"path/filepath"
+	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	"launcher/internal/testkit"
 	"launcher/internal/testkit/slurmtest"
+	"launcher/wire"
 )
 
 // headSpec is a cluster of jobs of one node, with the head in them.
@@ -85,9 +90,7 @@ func TestRootSlurmHeadLost(t *testing.T) {
 			t.Errorf("element %d: %s", i, r.Out)
 		}
 	}
-	for awaitSeat(t, h, first) == "" {
-		awaitSeat(t, h, "")
-	}
+	awaitSeat(t, h, "")
 	h.OK("down", "queue")
 	for _, x := range s.hosts {
 		if x != off {
@@ -106,4 +109,125 @@ func hostWithHead(t *testing.T, s *site) *testkit.Host {
 	}
 	t.Fatal("no host has the head")
 	return nil
+}
+
+// homePIDs are the processes of a kind that stand for the head on the login node.
+func homePIDs(h *testkit.Home, kind string) (out []int) {
+	for _, p := range h.Processes() {
+		if p.Kind() == kind && slices.Contains(p.Args, filepath.Join(h.Dir, "clusters", "queue")) {
+			out = append(out, p.PID)
+		}
+	}
+	return out
+}
+
+// killFront kills what is left of the head on the login node, and what would start it again.
+func killFront(t *testing.T, h *testkit.Home) {
+	t.Helper()
+	pids := homePIDs(h, "head")
+	if len(pids) == 0 {
+		t.Fatal("there is no front")
+	}
+	for _, pid := range append(homePIDs(h, "head-supervise"), pids...) {
+		_ = syscall.Kill(pid, syscall.SIGKILL)
+	}
+}
+
+// What is left on the login node is killed, and with its supervisor, while the head is in
+// an allocation: work goes on, the head moves on, commands find it where it is, and those
+// that wait, and programs that do, go on.
+func TestSlurmHeadFront(t *testing.T) {
+	slurmtest.Whole(t)
+	h, c := slurmHome(t, slurmtest.Options{Nodes: 3})
+	h.Write("queue.toml", headSpec(2))
+	h.OK("up", "queue.toml")
+	first := awaitSeat(t, h, "")
+	was := homePIDs(h, "head") // also one that it is just starting
+	for _, pid := range was {
+		_ = syscall.Kill(pid, syscall.SIGKILL)
+	}
+	testkit.Eventually(t, testkit.Bound, func() string {
+		if now := homePIDs(h, "head"); len(now) == 0 || slices.ContainsFunc(now, func(pid int) bool { return slices.Contains(was, pid) }) {
+			return fmt.Sprint("the front is ", now)
+		}
+		return ""
+	})
+	if node, moves := seatOf(t, h); node != first || moves != 1 {
+		t.Errorf("after a kill of the front the head is on %q after %g moves, before it was on %s", node, moves, first)
+	}
+
+	// Nobody is there who would start it again: work goes on, and the head moves.
+	h.OK("run", "--detach", "--array", "0-39", "--cpus", "0.5", "--", "sh", "-c", "test $LAUNCHER_TASK_INDEX -lt 4 || until test -e gate; do sleep 0.1; done; echo $LAUNCHER_TASK_INDEX >> detached")
+	job := jobOfNode(t, h, first)
+	killFront(t, h)
+	h.Write("gate", "")
+	testkit.Eventually(t, testkit.Bound, func() string {
+		if n := strings.Count(h.Read("detached"), "\n"); n != 40 {
+			return fmt.Sprintf("%d of 40", n)
+		}
+		return ""
+	})
+	c.OK(t, "scancel", job)
+	testkit.Eventually(t, testkit.Bound, func() string {
+		var at wire.HeadSeat
+		if b, err := os.ReadFile(filepath.Join(h.Dir, "clusters", "queue", wire.HeadSeatFile)); err != nil || wire.Unmarshal(b, &at) != nil || at.Node == "" || string(at.Node) == first {
+			return fmt.Sprintf("the head is on %q", at.Node)
+		}
+		return ""
+	})
+	if pids := homePIDs(h, "head"); len(pids) > 0 {
+		t.Errorf("on the login node is %v", pids)
+	}
+	second, moves := seatOf(t, h)
+	if second == "" || second == first || moves != 2 {
+		t.Errorf("the head is on %q after %g moves", second, moves)
+	}
+	eachOnce(t, h.Read("detached"), 40)
+
+	// Those that wait for it start it again, and go on; a move more.
+	h.Write("prog.py", `import os, time
+import launcher as ray
+ray.init()
+
+@ray.remote(num_cpus=0)
+class Count:
+    def __init__(self):
+        self.n = 0
+    def add(self):
+        self.n += 1
+        return self.n
+
+@ray.remote(num_cpus=0, max_retries=3)
+def wait(x):
+    while not os.path.exists("go"):
+        time.sleep(0.1)  # sleep: a file is looked for
+    return x
+
+c = Count.options(max_restarts=-1).remote()
+waiting = [wait.remote(x) for x in range(4)]
+print("begun", ray.get(c.add.remote()), flush=True)
+print(ray.get(waiting), ray.get(wait.remote(9)))
+`)
+	prog := h.Start("run", "--cpus", "0.1", "--", testkit.Python(t, "msgpack", "cloudpickle"), "prog.py")
+	run := h.Start("run", "--array", "0-3", "--cpus", "0.1", "--", "sh", "-c", held)
+	testkit.Eventually(t, testkit.Bound, func() string {
+		if strings.Count(run.Out(), "start ") != 4 || !strings.Contains(prog.Out(), "begun 1\n") {
+			return "started: " + run.Out() + prog.Out() + prog.Err()
+		}
+		return ""
+	})
+	killFront(t, h)
+	h.OK("nodes")
+	h.OK("drain", second)
+	third := awaitSeat(t, h, second)
+	h.Write("go", "")
+	if r := run.Within(2 * testkit.Bound); r.Code != 0 || strings.Count(r.Out, "done ") != 4 {
+		t.Errorf("%s", r)
+	}
+	if r := prog.Within(2 * testkit.Bound); r.Code != 0 || !strings.HasSuffix(r.Out, "[0, 1, 2, 3] 9\n") {
+		t.Errorf("%s", r)
+	}
+	t.Logf("the head was on %s, %s, %q", first, second, third)
+	h.OK("down", "queue")
+	nothingOfOurs(t, c)
 }
