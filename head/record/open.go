@@ -50,7 +50,7 @@ func (w *Writer) output(job wire.JobID) (*output, error) {
 	return o, nil
 }
 
-// claim says why this writer may not open files any more.
+// claim says why this writer may not open, make or replace files any more.
 func (w *Writer) claim() error {
 	if w.opts.Claim == nil {
 		return nil

@@ -1,6 +1,7 @@
 package record
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -66,8 +67,8 @@ func TestApart(t *testing.T) {
 	}
 }
 
-// TestReplaced: a writer that was replaced while it slept opens and makes no files when it
-// wakes, neither of jobs that it knows nor of such that were new then.
+// TestReplaced: a writer that was replaced while it slept opens, makes and replaces no files
+// when it wakes, neither of jobs that it knows nor of such that were new then.
 func TestReplaced(t *testing.T) {
 	dir := t.TempDir()
 	replaced := false
@@ -106,12 +107,26 @@ func TestReplaced(t *testing.T) {
 			t.Errorf("job %d: the one before has taken output: %v", job, err)
 		}
 	}
+	table := func(name string) Table { return Table{Job: wire.JobInfo{ID: closed, Name: name}} }
+	nodes := func(id wire.NodeID) []wire.NodeInfo { return []wire.NodeInfo{{ID: id}} }
+	if err := errors.Join(w.WriteTable(table("new")), w.WriteNodes(nodes("new"))); err != nil {
+		t.Fatal(err)
+	}
+	if err := old.WriteTable(table("late")); !errs.Is(err, errs.Fenced) {
+		t.Errorf("the one before has written a table: %v", err)
+	}
+	if err := old.WriteNodes(nodes("late")); !errs.Is(err, errs.Fenced) {
+		t.Errorf("the one before has written who the nodes are: %v", err)
+	}
 	for _, job := range []wire.JobID{closed, fresh, begun} {
 		write(job, "two\n").send(t, w)
 	}
 	_ = old.Close()
 	if err := w.Close(); err != nil {
 		t.Fatal(err)
+	}
+	if got, err := readTable(dir, closed); err != nil || got.Job.Name != "new" {
+		t.Errorf("the table is %+v, %v", got, err)
 	}
 	for job, want := range map[wire.JobID]int{closed: 3, fresh: 2, begun: 1} {
 		if got, _ := logs(t, dir, all(job)); strings.Count(got, "\n") != want || strings.Contains(got, "late") {

@@ -36,7 +36,7 @@ type Options struct {
 	// Claim, where the writers before and after this one may live at the same time, on other
 	// machines that see dir, says whether dir is this one's yet. The files that the writer
 	// before has open stay its own: output goes on in copies of them. One that dir is taken
-	// from neither opens nor makes any more.
+	// from neither opens nor makes any more, nor replaces tables.
 	Claim func() error
 }
 
@@ -468,6 +468,9 @@ func (w *Writer) Close() error {
 
 // WriteTable keeps the table of a job.
 func (w *Writer) WriteTable(t Table) error {
+	if err := w.claim(); err != nil {
+		return err
+	}
 	t.Version = tableVersion
 	dir := JobDir(w.dir, t.Job.ID)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -491,6 +494,9 @@ func (w *Writer) WriteTable(t Table) error {
 
 // WriteNodes keeps the list of nodes.
 func (w *Writer) WriteNodes(nodes []wire.NodeInfo) error {
+	if err := w.claim(); err != nil {
+		return err
+	}
 	b, err := json.Marshal(struct {
 		Version int
 		Nodes   []wire.NodeInfo
