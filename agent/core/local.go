@@ -206,7 +206,9 @@ func (c *Core) leave(t *Try) (wire.LeaveReason, int64) {
 		return leave, by / second
 	}
 	end := t.limit()
-	if c.ends.By == 0 { // else the head says in time that it leaves
+	// A head says in time that it leaves, unless it has been away for long: a gang is not to be
+	// parted for less.
+	if c.ends.By == 0 || c.s.lost != 0 && c.now >= c.s.lost+leaseTime {
 		end = c.deadline(t)
 	}
 	if end != 0 && c.now >= end-margin(t, end) {
