@@ -148,6 +148,7 @@ if wants demo && rooted demo.hosts; then
 	nettest demo.firewall TestRootSlurmWall
 	nettest demo.power-off-and-cut TestRootSlurmLost
 	nettest demo.scancel TestRootSlurmScancel
+	nettest demo.head-behind-firewall TestRootSlurmHeadGate
 	nettest demo.head-power-off TestRootSlurmHeadLost
 	nettest demo.head-not-reached TestRootSlurmHeadWall
 	nettest demo.two-users TestRootSlurmUsers

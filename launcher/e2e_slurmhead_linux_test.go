@@ -231,3 +231,36 @@ print(ray.get(waiting), ray.get(wait.remote(9)))
 	h.OK("down", "queue")
 	nothingOfOurs(t, c)
 }
+
+// Nodes that cannot connect to the login node, and are reached from there, take the head
+// and hand it on; what waits through the login node goes on.
+func TestRootSlurmHeadGate(t *testing.T) {
+	slurmtest.Whole(t)
+	s := slurmSite(t, siteOptions{nodes: 3, slurm: slurmtest.Options{Lines: []string{"KillWait=30"}}}) // as it is by default
+	h := s.home
+	h.Write("queue.toml", headSpec(2))
+	s.wall(t, "chain i { type filter hook input priority 0; "+slurmOnly+"}")
+	h.OK("up", "queue.toml")
+	first := awaitSeat(t, h, "")
+	run := h.Start("run", "--array", "0-3", "--cpus", "0.1", "--", "sh", "-c", held)
+	h.OK("drain", first)
+	second := awaitSeat(t, h, first)
+	testkit.Eventually(t, testkit.Bound, func() string {
+		if strings.Count(run.Out(), "start ") < 4 {
+			return "started: " + run.Out()
+		}
+		return ""
+	})
+	if second == "" {
+		second = awaitSeat(t, h, "")
+	}
+	s.OK(t, "scancel", jobOfNode(t, h, second))
+	awaitSeat(t, h, second)
+	h.Write("go", "")
+	r := run.Within(3 * testkit.Bound)
+	if r.Code != 0 || strings.Count(r.Out, "done ") != 4 {
+		t.Errorf("%s", r)
+	}
+	h.OK("down", "queue")
+	s.clean(t, s.hosts...)
+}
