@@ -228,7 +228,7 @@ func (c *Cluster) WirePools() []wire.Pool {
 			Name: p.Name, Backend: p.Backend, Min: p.Min, Max: p.Max, Idle: int64(p.Idle), Hold: p.Hold,
 			Setup: p.Setup, Env: p.Env, Python: p.Python, Container: p.Container,
 			Resources: p.Resources, Labels: p.Labels, Share: p.Share, Options: wire.Marshal(p.Options),
-			Places: p.Hosts, Total: int64(p.Total), Until: p.Until, UntilAt: untilAt(p.Until, time.Now()), MaxJobs: p.MaxJobs, PerAlloc: p.perAlloc(),
+			Places: p.Hosts, Total: int64(p.Total), Until: p.Until, UntilAt: untilAt(p.Until, time.Now()), MaxJobs: p.MaxJobs, PerAlloc: p.perAlloc(), Lasts: int64(p.lasts()),
 			Apart: p.Backend == "ssh" || p.Options["shared_home"] == false,
 		}
 	}
@@ -239,6 +239,18 @@ func (c *Cluster) WirePools() []wire.Pool {
 func (p *Pool) perAlloc() int {
 	n, _ := p.Options["nodes_per_job"].(int64)
 	return int(n)
+}
+
+// lasts is the most that an allocation of the pool is asked for; 0 = it does not say.
+func (p *Pool) lasts() (d time.Duration) {
+	of := p.Options["time"]
+	if list, ok := of.([]any); ok && len(list) > 0 {
+		of = list[len(list)-1]
+	}
+	if s, ok := of.(string); ok {
+		d, _ = ParseDuration(s) // its backend says what is wrong with it
+	}
+	return d
 }
 
 // resolve makes a path of a file absolute: relative to dir, ~ is the user's home.

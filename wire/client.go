@@ -356,6 +356,7 @@ type Pool struct {
 	MaxJobs   int      // most allocations of the chain; 0 = any number
 	PerAlloc  int      // most nodes of one allocation; 0 = any number
 	Apart     bool     // its nodes may not see the files of where the cluster was brought up
+	Lasts     int64    // the most that an allocation lasts, nanoseconds; 0 = not known
 }
 
 // ErrorFrame is the body of MsgError.

@@ -147,6 +147,12 @@ func (c *Core) eligible(n *node, j *job) string {
 	return ""
 }
 
+// tooShort reports whether no node of the pool ever lasts for the time that a job asks for.
+func (c *Core) tooShort(p *pool, j *job) bool {
+	t := cmp.Or(j.d.Spec.TimeRequest, j.d.Spec.TimeLimit)
+	return p.spec.Lasts > 0 && t > p.spec.Lasts
+}
+
 // mayUse reports whether a hold leaves a node to the job: it does to the job that holds
 // it, to those of higher priority, and to work that is over before the gang starts.
 func (c *Core) mayUse(n *node, j *job) bool {

@@ -195,7 +195,7 @@ func (c *Core) demand(p *pool) int {
 			continue
 		}
 		waiting := j.pending.len()
-		if waiting == 0 {
+		if waiting == 0 || c.tooShort(p, j) {
 			continue
 		}
 		if j.gang && s.Nodes > 0 { // its nodes are asked for at once, whatever they have

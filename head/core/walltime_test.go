@@ -274,6 +274,16 @@ func TestTimeRequest(t *testing.T) {
 	if lines := strings.Join(c.whyJob(c.d.st.Jobs[long]), "\n"); !strings.Contains(lines, "it leaves in 83 min") || !strings.Contains(lines, "100 min that the job asks for") {
 		t.Errorf("why: %s", lines)
 	}
+	// Nodes that would not last either are not asked for.
+	for lasts, want := range map[int64]bool{0: true, 7200 * second: true, 3600 * second: false} {
+		c := queue(t, wire.Pool{Max: 2, Idle: 5 * second, Lasts: lasts})
+		j := submitOne(c, second, wire.JobSpec{TimeRequest: 6000 * second})
+		c.Step(2*second, Tick{})
+		lines := strings.Join(c.whyJob(c.d.st.Jobs[j]), "\n")
+		if asked := len(c.d.st.Subs) > 0; asked != want || strings.Contains(lines, "pool burst is not asked for nodes: they last 60 min at most, and the job asks for 100 min") == want {
+			t.Errorf("of nodes that last %d s one is asked for: %v; why: %s", lasts/second, asked, lines)
+		}
+	}
 }
 
 // What keeps the nodes of a job that runs from coming in is said until they are in.

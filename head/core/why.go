@@ -239,6 +239,11 @@ func (c *Core) whyJob(d *jobD) []string {
 	out = append(out, c.whyPrograms(j)...)
 	if j.pending.len() > 0 {
 		out = append(out, c.waiting(j)...)
+		for _, p := range c.sortedPools() {
+			if (d.Spec.Pool == "" || d.Spec.Pool == p.spec.Name) && c.tooShort(p, j) {
+				out = append(out, fmt.Sprintf("pool %s is not asked for nodes: they last %s at most, and the job asks for %s", p.spec.Name, lasting(p.spec.Lasts), lasting(cmp.Or(d.Spec.TimeRequest, d.Spec.TimeLimit))))
+			}
+		}
 	}
 	return out
 }
