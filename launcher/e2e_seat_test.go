@@ -254,7 +254,7 @@ func TestSlurmHeadSuspended(t *testing.T) {
 // node's processes ended by Slurm; then the last one's, and it is at home.
 func TestSlurmHeadMoves(t *testing.T) {
 	slurmtest.Whole(t)
-	h, c := slurmHome(t, slurmtest.Options{Nodes: 3})
+	h, c := slurmHome(t, slurmtest.Options{Nodes: 3, Lines: []string{"KillWait=30"}}) // as it is by default
 	h.Write("queue.toml", strings.Replace(slurmSpec("min = 2\nmax = 2\nnodes_per_job = 1"), "[[pool]]", "[head]\nwhere = \"pool:burst\"\n[[pool]]", 1))
 	h.OK("up", "queue.toml")
 	first := awaitSeat(t, h, "")

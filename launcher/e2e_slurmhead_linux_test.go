@@ -138,7 +138,7 @@ func killFront(t *testing.T, h *testkit.Home) {
 // that wait, and programs that do, go on.
 func TestSlurmHeadFront(t *testing.T) {
 	slurmtest.Whole(t)
-	h, c := slurmHome(t, slurmtest.Options{Nodes: 3})
+	h, c := slurmHome(t, slurmtest.Options{Nodes: 3, Lines: []string{"KillWait=30"}}) // as it is by default
 	h.Write("queue.toml", headSpec(2))
 	h.OK("up", "queue.toml")
 	first := awaitSeat(t, h, "")
