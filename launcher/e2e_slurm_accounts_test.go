@@ -81,7 +81,8 @@ echo life $LAUNCHER_ATTEMPT
 touch $1/began-$n
 until test -e $1/enough; do
 	if "$LAUNCHER" should-leave > $1/told-$n; then
-		[ $1 = hard ] || exit 75 # that one is stopped: nor does it count then
+		[ $1 = hard ] || exit 75
+		until test -e $1/enough; do sleep 0.1; done # that one is stopped: nor does it count then
 	fi
 	sleep 0.1
 done

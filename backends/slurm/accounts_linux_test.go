@@ -56,6 +56,12 @@ func TestForgotten(t *testing.T) {
 	for _, token := range []string{"cancelled", "timeout"} {
 		asked[token] = w.submit(b, w.request(token, 1, backends.Options{"time": "10m", "cpus": int64(1)}))
 		w.await(b, asked[token], isRunning)
+		testkit.Eventually(t, bound, func() string { // a script whose srun has no step yet fails by that
+			if out := w.OK(t, "squeue", "-h", "-s", "-o", "%i"); !strings.Contains(out, w.id(token)+".0") {
+				return "steps: " + out
+			}
+			return ""
+		})
 	}
 	w.OK(t, "scancel", w.id("cancelled"))
 	w.OK(t, "scontrol", "update", "JobId="+w.id("timeout"), "EndTime=now")
