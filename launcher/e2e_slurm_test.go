@@ -22,6 +22,14 @@ func slurmHome(t *testing.T, o slurmtest.Options) (*testkit.Home, *slurmtest.Clu
 	_ = os.Remove(filepath.Join(tmp, "x"))
 	h.Env = append(append(h.Env, c.Env()...), "TMPDIR="+tmp)
 	t.Cleanup(func() {
+		testkit.Eventually(t, testkit.Bound, func() string { // a job is over for Slurm before all that it killed has died
+			for _, p := range h.Processes() {
+				if filepath.Base(p.Args[0]) == "srun" {
+					return fmt.Sprint(p.Args)
+				}
+			}
+			return ""
+		})
 		if left, _ := filepath.Glob(filepath.Join(tmp, "*", "*")); len(left) > 0 {
 			t.Errorf("left on nodes: %q", left)
 		}
