@@ -59,6 +59,7 @@ if wants bad; then
 	gotest bad.controller-stopped ./launcher '^TestSlurmControllerStopped$'
 	gotest bad.suspended ./launcher '^TestSlurmSuspended$'
 	gotest bad.takes-no-more ./launcher '^TestSlurmTakesNoMore$'
+	gotest bad.let-in-at-last ./backends/slurm '^TestLetInAtLast$'
 	gotest bad.taken-back ./backends/slurm '^TestUnask$'
 	gotest bad.taken-back-begun ./head/core '^TestBeginsWhenTakenBack$'
 	gotest bad.from-outside ./backends/slurm '^TestJobsFromOutside$'

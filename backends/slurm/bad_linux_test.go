@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -169,6 +171,30 @@ func TestAnswersLate(t *testing.T) {
 		}
 		return ""
 	})
+	defer b.Cancel(w.ctx(), [][]byte{as[0].Handle})
+	w.await(b, as, isRunning)
+	if n := strings.Count(w.OK(t, "squeue", "-h", "-t", "all"), "\n"); n != 1 {
+		t.Errorf("%d jobs were made of one submission", n)
+	}
+}
+
+// sbatch that is refused for now asks again, and may be let in before it is ended: that job
+// is the one that was asked for.
+func TestLetInAtLast(t *testing.T) {
+	slurmtest.Whole(t)
+	w := newWorld(t, slurmtest.Options{})
+	real, err := exec.LookPath("sbatch")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	script := "#!/bin/sh\n" + real + " \"$@\" >/dev/null\necho 'sbatch: error: Slurm temporarily unable to accept job, sleeping and retrying' >&2\nexec sleep 600\n"
+	if err := os.WriteFile(filepath.Join(dir, "sbatch"), []byte(script), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
+	b := New(w.home)
+	as := w.submit(b, w.request("late", 1, nil))
 	defer b.Cancel(w.ctx(), [][]byte{as[0].Handle})
 	w.await(b, as, isRunning)
 	if n := strings.Count(w.OK(t, "squeue", "-h", "-t", "all"), "\n"); n != 1 {

@@ -266,6 +266,16 @@ func (b *Backend) submit(ctx context.Context, q request, j job) (record, error) 
 	}
 	if k := errs.KindOf(err); k == errs.Unavailable || k == errs.Timeout || k == errs.Cancelled {
 		return rec, err // it may have worked: Find asks
+	} else if k == errs.Exhausted {
+		// It asks again by itself, and may have been let in before it was ended.
+		s, err2 := b.look(ctx, time.Now())
+		if err2 != nil {
+			return rec, err2
+		}
+		if es := s.byName[rec.Name]; len(es) > 0 {
+			rec.Job = es[0].id
+			return rec, rec.write()
+		}
 	}
 	rec.forget()
 	return rec, err
