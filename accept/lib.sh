@@ -78,7 +78,7 @@ rootpoint() {
 nettest() { beside netpoint "$@"; }
 netpoint() {
 	local out=$WORK/$1.out
-	tests "$out" ./launcher "^$2\$" timeout 290
+	LIMIT=280s tests "$out" ./launcher "^$2\$" timeout 290 # it says where it hangs before it is ended
 	if grep -qE '^--- PASS' "$out"; then
 		pass "$1" "$2 ($(sed -nE 's/^--- PASS: [^ ]+ \((.*)\)/\1/p' "$out")) $(sed -nE 's/^ +e2e_[a-z_]+\.go:[0-9]+: //p' "$out")"
 	elif grep -qE '^--- SKIP' "$out"; then
