@@ -1,9 +1,11 @@
 package head
 
 import (
+	"bytes"
 	"fmt"
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
 	"time"
 
@@ -96,4 +98,43 @@ func TestOutputsDown(t *testing.T) {
 	case <-time.After(testBound):
 		t.Error("it does not end")
 	}
+}
+
+// TestTreesBesideEachOther: what the ranks of a gang give comes at the same time into one
+// directory, and what one of them has only half is nothing to the others.
+func TestTreesBesideEachOther(t *testing.T) {
+	from := t.TempDir()
+	for i := range 4 {
+		if err := os.WriteFile(filepath.Join(from, fmt.Sprint(i)), []byte("text"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var packed bytes.Buffer
+	z, err := bundle.Compress(&packed)
+	if err == nil {
+		err = bundle.PackAll(t.Context(), z, from)
+	}
+	if err == nil {
+		err = z.Close()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	to := t.TempDir()
+	var wg sync.WaitGroup
+	for rank := range 8 {
+		wg.Go(func() {
+			for range 8 {
+				at := filepath.Join(to, "0.a1", fmt.Sprint(rank))
+				if err := takeTree(bytes.NewReader(packed.Bytes()), at); err != nil {
+					t.Error(err)
+					return
+				}
+				if ents, err := os.ReadDir(at); len(ents) != 4 {
+					t.Errorf("rank %d: %d files came, %v", rank, len(ents), err)
+				}
+			}
+		})
+	}
+	wg.Wait()
 }

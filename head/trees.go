@@ -158,17 +158,19 @@ func takeTree(r io.Reader, to string) error {
 	if err := os.Rename(whole, to); err != nil {
 		return err
 	}
-	return syncTree(filepath.Dir(to), to)
+	// Only the names: beside it others are taken, and what they have half is removed.
+	if err := disk.Sync(filepath.Dir(to)); err != nil {
+		return err
+	}
+	return disk.Sync(filepath.Dir(filepath.Dir(to)))
 }
 
-// syncTree makes what is below a directory safe; what is below but needs no look is skip.
-func syncTree(dir string, skip ...string) error {
+// syncTree makes what is below a directory safe.
+func syncTree(dir string) error {
 	return filepath.WalkDir(dir, func(p string, d fs.DirEntry, err error) error {
 		switch {
 		case err != nil:
 			return err
-		case slices.Contains(skip, p):
-			return fs.SkipDir
 		case !d.IsDir() && !d.Type().IsRegular():
 			return nil
 		}
