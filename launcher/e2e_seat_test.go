@@ -113,6 +113,17 @@ func jobOfNode(t *testing.T, h *testkit.Home, node string) string {
 	return ""
 }
 
+// awaitBoth waits until the head has heard of both nodes, and so knows where else it may go.
+func awaitBoth(t *testing.T, h *testkit.Home) {
+	t.Helper()
+	testkit.Eventually(t, testkit.Bound, func() string {
+		if status := h.OK("status"); !strings.Contains(status, "2 of 2 nodes up") {
+			return status
+		}
+		return ""
+	})
+}
+
 // A head goes into the pool and on with it: from a node that is drained, over its own death
 // and that of its supervisor, and home at the end; an array meanwhile does each task once.
 func TestHeadMoves(t *testing.T) {
@@ -140,6 +151,7 @@ func TestHeadMoves(t *testing.T) {
 		}
 		return ""
 	})
+	awaitBoth(t, h)
 	h.OK("drain", first)
 	second := awaitSeat(t, h, first)
 	if _, moves := seatOf(t, h); second == "" || moves != 2 {
@@ -261,7 +273,7 @@ func TestSlurmHeadMoves(t *testing.T) {
 	cmd := h.Cmd(t.Context(), "run", "--array", "0-199", "--", "sh", "-c", "sleep 0.2; echo $LAUNCHER_TASK_INDEX")
 	out := make(chan testkit.Result, 1)
 	go func() { out <- testkit.Finish(cmd) }()
-	h.OK("nodes") // it has begun there: one that had not would be lost with its node
+	awaitBoth(t, h)
 	c.OK(t, "scancel", jobOfNode(t, h, first))
 	second := awaitSeat(t, h, first)
 	if _, moves := seatOf(t, h); moves != 2 {

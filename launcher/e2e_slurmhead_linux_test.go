@@ -158,6 +158,7 @@ func TestSlurmHeadFront(t *testing.T) {
 
 	// Nobody is there who would start it again: work goes on, and the head moves.
 	h.OK("run", "--detach", "--array", "0-39", "--cpus", "0.5", "--", "sh", "-c", "test $LAUNCHER_TASK_INDEX -lt 4 || until test -e gate; do sleep 0.1; done; echo $LAUNCHER_TASK_INDEX >> detached")
+	awaitBoth(t, h)
 	job := jobOfNode(t, h, first)
 	killFront(t, h)
 	h.Write("gate", "")
