@@ -235,7 +235,9 @@ func (r *ring) send(ctx context.Context, lane int) {
 	to := (r.self + r.hops[lane]) % r.size
 	conn, err := r.dial(ctx, to, lane)
 	if err != nil {
-		r.fail("node %s cannot reach node %s: %v", r.name(r.self), r.name(to), err)
+		if ctx.Err() == nil { // else nobody wants it any more
+			r.fail("node %s cannot reach node %s: %v", r.name(r.self), r.name(to), err)
+		}
 		return
 	}
 	defer conn.Close()
