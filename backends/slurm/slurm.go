@@ -272,13 +272,22 @@ func (b *Backend) submit(ctx context.Context, q request, j job) (record, error) 
 		if err2 != nil {
 			return rec, err2
 		}
-		if es := s.byName[rec.Name]; len(es) > 0 {
-			rec.Job = es[0].id
-			return rec, rec.write()
+		if found, err2 := rec.findIn(s); found {
+			return rec, err2
 		}
 	}
 	rec.forget()
 	return rec, err
+}
+
+// findIn takes a job of the record's name in the queue for the record's.
+func (rec *record) findIn(s *snapshot) (bool, error) {
+	es := s.byName[rec.Name]
+	if len(es) == 0 {
+		return false, nil
+	}
+	rec.Job = es[0].id
+	return true, rec.write()
 }
 
 // inFlight is how long after it was asked for a job that is not in the queue may still
@@ -324,9 +333,8 @@ func (b *Backend) settle(ctx context.Context, rec *record) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	if es := s.byName[rec.Name]; len(es) > 0 {
-		rec.Job = es[0].id
-		return true, rec.write()
+	if found, err := rec.findIn(s); found {
+		return true, err
 	}
 	b.mu.Lock()
 	sure := b.heard.sure()
