@@ -87,7 +87,7 @@ func (c *Core) mustMove() string {
 }
 
 // workLeaves reports whether the head waits for work that has been told to save and leave its
-// node: which ranks have reported their last step a head forgets when it moves.
+// node, so that its last steps are counted here and need not be told to the next head again.
 func (c *Core) workLeaves() bool {
 	n := c.nodes[c.cfg.Seat]
 	if n == nil || !n.conn || c.d.st.Down != nil {
