@@ -78,7 +78,7 @@ func dialOnce(ctx context.Context, t target) (*client, error) {
 func downError(t target) error {
 	e := errs.New(errs.NotFound, "cluster %s is not up", t.name)
 	if hc, err := readHeadConfig(t.dir); err == nil {
-		return e.Hint("`launcher up %s` brings it back", shellJoin([]string{hc.SpecPath}))
+		return e.Hint("`launcher up %s` brings it back", shellJoin(hc.SpecPath))
 	}
 	return e.Hint("`launcher up SPEC` brings it back")
 }

@@ -234,7 +234,7 @@ func (a *app) waitOne(ctx context.Context, id wire.JobID) (wire.JobInfo, error) 
 	}
 	if !src.up() {
 		return j, errs.New(errs.Unavailable, "job %d had not ended when cluster %s went down", id, src.target.name).
-			Hint("`launcher up %s` brings the cluster back, and the job goes on", shellJoin([]string{src.spec()}))
+			Hint("`launcher up %s` brings the cluster back, and the job goes on", shellJoin(src.spec()))
 	}
 	f := &follower{a: a, target: src.target, job: id, task: -1, rank: -1}
 	if j, err = f.run(ctx, src.take()); err == nil {

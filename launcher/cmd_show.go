@@ -76,7 +76,7 @@ func (a *app) printStatus(i wire.ClusterInfo, up bool) {
 	if !up {
 		fmt.Fprintf(w, "cluster   %s, down\nspec      %s\n", i.Name, i.SpecPath)
 		fmt.Fprintf(w, "jobs      %s\n", countsText(i.Jobs))
-		a.note("hint: `launcher up %s` brings it back; `launcher forget %s` drops its record", shellJoin([]string{i.SpecPath}), i.Name)
+		a.note("hint: `launcher up %s` brings it back; `launcher forget %s` drops its record", shellJoin(i.SpecPath), i.Name)
 		return
 	}
 	state := "up " + since(i.Started)
@@ -328,7 +328,7 @@ func (a *app) cmdJobs() *cobra.Command {
 			}
 			rows := [][]string{{"JOB", "KIND", "STATE", "TASKS", "USES", "TIME", "NAME", "COMMAND"}}
 			for _, j := range jobs {
-				rows = append(rows, []string{fmt.Sprint(j.ID), string(j.Kind), stateText(j), tasksText(j), usesText(j.Uses), took(j.Started, j.Ended), cut(j.Name, 24), cut(shellJoin(j.Command), 60)})
+				rows = append(rows, []string{fmt.Sprint(j.ID), string(j.Kind), stateText(j), tasksText(j), usesText(j.Uses), took(j.Started, j.Ended), cut(j.Name, 24), cut(shellJoin(j.Command...), 60)})
 			}
 			a.table(rows)
 			if len(jobs) == 0 && !all && src.up() {

@@ -76,7 +76,7 @@ func (a *app) emit(spec, dir string) error {
 		a.printJSON(doc{"cluster": cl.Name, "script": path, "nodes": n})
 		return nil
 	}
-	fmt.Fprintf(a.out, "%s %s CMD [ARG...]\n", run, shellJoin([]string{path}))
+	fmt.Fprintf(a.out, "%s %s CMD [ARG...]\n", run, shellJoin(path))
 	return nil
 }
 
@@ -148,7 +148,7 @@ fi
 "$launcher" up "$dir/%[1]s.toml" || exit
 echo "use it with: LAUNCHER_HOME='$LAUNCHER_HOME' '$launcher' --cluster %[1]s run CMD"
 echo "end it with: LAUNCHER_HOME='$LAUNCHER_HOME' '$launcher' down %[1]s"
-`, name, shellJoin([]string{bin}), shellJoin([]string{dir}))
+`, name, shellJoin(bin), shellJoin(dir))
 }
 
 // insideSpec is the spec for such a head. Of the pool that its job is of, what is asked of

@@ -54,7 +54,7 @@ func (a *app) launch(ctx context.Context, l launch) (err error) {
 	if l.on != "" {
 		if l.detach {
 			return errs.New(errs.Invalid, "--on and --detach exclude each other: somebody must bring the cluster down").
-				Hint("launcher up %s, then the same command with --detach", shellJoin([]string{l.on}))
+				Hint("launcher up %s, then the same command with --detach", shellJoin(l.on))
 		}
 		t, started, uerr := a.bringUp(ctx, l.on, upOptions{})
 		if uerr != nil && !started {

@@ -103,7 +103,7 @@ func TestBar(t *testing.T) {
 }
 
 func TestText(t *testing.T) {
-	if got := shellJoin([]string{"sh", "-c", "echo $HOME", "it's", ""}); got != `sh -c 'echo $HOME' 'it'\''s' ''` {
+	if got := shellJoin("sh", "-c", "echo $HOME", "it's", ""); got != `sh -c 'echo $HOME' 'it'\''s' ''` {
 		t.Error(got)
 	}
 	for d, want := range map[time.Duration]string{320 * time.Millisecond: "0.32s", 4100 * time.Millisecond: "4.1s", 185 * time.Second: "3m05s", 130 * time.Minute: "2h10m", 76 * time.Hour: "3d4h"} {

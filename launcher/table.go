@@ -101,7 +101,7 @@ func number(f float64) string {
 }
 
 // shellJoin is a command as one could type it.
-func shellJoin(argv []string) string {
+func shellJoin(argv ...string) string {
 	out := make([]string, len(argv))
 	for i, s := range argv {
 		if s != "" && strings.Trim(s, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-+=./:,@%{}") == "" {

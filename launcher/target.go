@@ -207,7 +207,7 @@ func noneUp(recs []clusterDir) error {
 	if len(recs) > 0 {
 		spec := "SPEC"
 		if hc, err := readHeadConfig(recs[0].dir); err == nil && len(recs) == 1 {
-			spec = shellJoin([]string{hc.SpecPath})
+			spec = shellJoin(hc.SpecPath)
 		}
 		return e.Hint("`launcher up %s` brings %s back", spec, strings.Join(recordNames(recs), " or ")).
 			Hint("or do both at once: launcher run --on SPEC -- CMD...")
